@@ -1,0 +1,1 @@
+"""Text-to-image diffusion that a person can own whole."""
