@@ -1,0 +1,91 @@
+"""The pieces that every network here is built from. Activations are (B, C, H, W) in channels-last memory, so that the
+views (B, H·W, C) taken by attention cost nothing."""
+
+import math
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+FEW_KEYS = 64  # up to here explicit products train faster on a CPU than the fused kernel, whose backward is slow
+
+
+def sinusoids(clock: Tensor, width: int) -> Tensor:
+    """Embed the times clock (B,) as (B, width): cosines, then sines, of periods from 2π to 2π·10⁴ (Ho et al. 2020)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, dtype=torch.float32, device=clock.device))
+    angles = clock.float()[:, None] * frequencies  # (B, half)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention: query (B, N, C), key and value (B, M, C), mask (B, M) True = may be seen; returns (B, N, C)."""
+    batch, count, width = query.shape
+    query, key, value = (a.unflatten(2, (heads, width // heads)).transpose(1, 2) for a in (query, key, value))
+    seen = None if mask is None else mask[:, None, None, :]
+    if query.device.type == "cpu" and key.shape[2] <= FEW_KEYS and torch.is_grad_enabled():
+        score = (query * (width // heads) ** -0.5) @ key.transpose(2, 3)  # (B, heads, N, M)
+        if seen is not None:
+            score = score.masked_fill(~seen, -1e4)  # finite in every precision
+        result = score.softmax(dim=3) @ value
+    else:
+        result = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    return result.transpose(1, 2).reshape(batch, count, width)
+
+
+def silenced(layer: Layer) -> Layer:
+    """The layer with weights and bias at zero: a residual branch that begins as nothing."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class PlaceNorm(nn.LayerNorm):
+    """Layer normalisation of (B, C, H, W) at each place over its channels; in channels-last memory a contiguous row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def norm(width: int, groups: int, eps: float = 1e-5) -> nn.Module:
+    """Group normalisation (Wu & He 2018), or with groups = 0 a PlaceNorm."""
+    return nn.GroupNorm(groups, width, eps) if groups else PlaceNorm(width, eps)
+
+
+class Attention(nn.Module):
+    """Attention of pictures (B, N, C) to themselves, or to words whose keys and values were made beforehand."""
+
+    def __init__(self, width: int, heads: int, source_width: int | None = None) -> None:
+        super().__init__()
+        source = width if source_width is None else source_width
+        self.heads = heads
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(source, width, bias=False)
+        self.value = nn.Linear(source, width, bias=False)
+        self.out = silenced(nn.Linear(width, width))
+
+    def keys_values(self, source: Tensor) -> Tensor:
+        """(B, M, source_width) -> (B, M, 2·C)."""
+        return torch.cat([self.key(source), self.value(source)], dim=2)
+
+    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
+        key, value = keys_values.chunk(2, dim=2)
+        out: Tensor = self.out(attend(self.query(x), key, value, self.heads, mask))
+        return out
+
+
+class GatedFeedForward(nn.Module):
+    """out(a · gelu(b)), four times as wide inside (Shazeer 2020, GEGLU)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.enter = nn.Linear(width, 8 * width)
+        self.out = silenced(nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.enter(x).chunk(2, dim=-1)
+        out: Tensor = self.out(value * F.gelu(gate))
+        return out
