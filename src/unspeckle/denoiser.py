@@ -1,0 +1,104 @@
+"""The one thing that knows what its network predicts: (x_t, t, given) to the expected picture."""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from unspeckle.errors import InputError
+from unspeckle.schedule import VE, Schedule
+
+
+class Given(NamedTuple):
+    """What a picture is drawn from; row i belongs to picture i."""
+
+    tokens: Tensor  # (B, L, D), or what a network's prepare made of it
+    mask: Tensor | None = None  # (B, L) bool, True = word, no row all False; None = attend to all
+    vector: Tensor | None = None  # (B, P): pooled text, sizes, image embedding
+    beside: Tensor | None = None  # (B, C', H, W), joined to the network's input only
+    prepared: bool = False
+
+
+class Network(Protocol):
+    """An nn.Module: what is learned, knowing nothing of schedules or predictions."""
+
+    def prepare(self, given: Given) -> Given:
+        """All that does not depend on t (keys, values), computed once a drawing."""
+        ...
+
+    def __call__(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
+        """F: (B, C, H, W), (B,) to the shape of x."""
+        ...
+
+
+Clock = Callable[[Tensor, Schedule], Tensor]  # t (B,) to what the network is told
+
+CLOCKS: dict[str, Clock] = {
+    "t": lambda t, schedule: t,
+    "index": lambda t, schedule: 1000 * t - 1,  # foreign discrete models count their 1,000 entries from 0
+    "log_sigma": lambda t, schedule: _ratio(t, schedule).log() / 4,  # Karras et al. 2022, Table 1: c_noise
+}
+PREDICTIONS = ("x", "eps", "v", "flow")
+
+
+def _ratio(t: Tensor, schedule: Schedule) -> Tensor:
+    alpha, sigma = schedule(t)
+    return (sigma / alpha).clamp(1e-9, 1e9)
+
+
+def coefficients(prediction: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """(c_skip, c_out) of a network that predicts x, eps, v = (alpha·eps - sigma·x) / √(alpha² + sigma²) or eps - x."""
+    if prediction == "x":
+        return torch.zeros_like(alpha), torch.ones_like(alpha)
+    if prediction == "eps":
+        return 1 / alpha, -sigma / alpha
+    if prediction == "v":  # Salimans & Ho 2022, appendix D
+        square = alpha**2 + sigma**2
+        return alpha / square, -sigma / square.sqrt()
+    return 1 / (alpha + sigma), -sigma / (alpha + sigma)
+
+
+class Denoiser(nn.Module):
+    """E[x | x_t]: a network with its schedule, its prediction and its clock ("t", "index", "log_sigma" or a function).
+
+    InputError where the prediction says nothing about x at t = 1 (eps with alpha_1 = 0) or a name is unknown.
+    """
+
+    def __init__(self, network: Network, schedule: Schedule, prediction: str, clock: str | Clock = "t") -> None:
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            raise InputError(f"prediction {prediction!r} is unknown; choose one of {', '.join(PREDICTIONS)}")
+        if isinstance(clock, str) and clock not in CLOCKS:
+            raise InputError(f"clock {clock!r} is unknown; choose one of {', '.join(CLOCKS)}")
+        if prediction == "eps" and schedule(torch.ones((), dtype=torch.float64))[0] == 0:
+            raise InputError("prediction 'eps' is undefined where alpha is 0, as at the end of this schedule; choose v")
+        self.network, self.schedule, self.prediction, self.clock = network, schedule, prediction, clock
+
+    def prepare(self, given: Given) -> Given:
+        """What never depends on t, once a drawing; a prepared Given comes back as it is."""
+        return given if given.prepared else self.network.prepare(self._cast(given))
+
+    def forward(self, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
+        """x̂ (B, C, H, W) for t (B,) or (): float32, or float64 where x_t is float64. Casts only at this border."""
+        precision = torch.float64 if x_t.dtype == torch.float64 else torch.float32
+        t = t.expand(len(x_t))
+        clock = CLOCKS[self.clock] if isinstance(self.clock, str) else self.clock
+        told = clock(t, self.schedule).to(x_t.device, torch.float32)
+        alpha, sigma = (level.to(x_t.device, precision).view(-1, 1, 1, 1) for level in self.schedule(t))
+        c_skip, c_out = coefficients(self.prediction, alpha, sigma)
+        x_t = x_t.to(precision)
+        c_in = (alpha**2 + sigma**2) ** -0.5 if isinstance(self.schedule, VE) else None
+        x = x_t if c_in is None else c_in * x_t
+        output = self.network(x.to(self._dtype(precision)), told, self._cast(given))
+        return c_skip * x_t + c_out * output.to(precision)
+
+    def _dtype(self, default: torch.dtype) -> torch.dtype:
+        parameters = self.network.parameters() if isinstance(self.network, nn.Module) else iter(())
+        return next((p.dtype for p in parameters if p.is_floating_point()), default)
+
+    def _cast(self, given: Given) -> Given:
+        dtype = self._dtype(given.tokens.dtype)
+        vector = None if given.vector is None else given.vector.to(dtype)
+        beside = None if given.beside is None else given.beside.to(dtype)
+        return given._replace(tokens=given.tokens.to(dtype), vector=vector, beside=beside)

@@ -1,0 +1,211 @@
+"""How a picture turns into noise: the pair (alpha_t, sigma_t) as a function of the time t.
+
+The one law, everywhere in this package:
+
+    x_t = alpha_t · x + sigma_t · eps          t = 0 is the picture, t = 1 is pure noise
+    x̂ = c_skip · x_t + c_out · F(c_in · x_t, clock(t), given)
+
+x is standardised (unit variance) at the autoencoder's border, eps is standard normal. sigma_0 = 0 exactly. A network's
+kind is only its (c_skip, c_out), see `denoiser.py`; guidance scale 1 means no guidance, see `guidance.py`. Other
+conventions are translated where foreign checkpoints are read. The ratio sigma/alpha is Karras' sigma, log(alpha/sigma)
+is half the log-SNR.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from unspeckle.errors import InputError
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A frozen dataclass of numbers and names. Results have t's shape, dtype and device."""
+
+    def __call__(self, t: Tensor, /) -> tuple[Tensor, Tensor]:
+        """(alpha_t, sigma_t) for t in [0, 1]."""
+        ...
+
+    def inverse(self, ratio: Tensor, /) -> Tensor:
+        """The t in [0, 1] at which sigma/alpha comes nearest to ratio, which may be 0 or infinite."""
+        ...
+
+
+def of_ratio(ratio: Tensor) -> tuple[Tensor, Tensor]:
+    """The (alpha, sigma) of sigma/alpha = ratio with alpha² + sigma² = 1; ratio may be 0 or infinite."""
+    return (1 + ratio**2) ** -0.5, (1 + ratio**-2) ** -0.5
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The variance-preserving diffusion with beta(t) linear in continuous time. Song et al. 2021, eq. 32."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_alpha = -t * (self.beta_min / 2 + t * (self.beta_max - self.beta_min) / 4)
+        return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+
+    def inverse(self, ratio: Tensor) -> Tensor:
+        integral = torch.log1p(ratio**2)  # of beta from 0 to t
+        slope = self.beta_max - self.beta_min
+        return ((self.beta_min**2 + 2 * slope * integral).sqrt() - self.beta_min).div(slope).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """alpha = cos(angle), scaled to begin at 1; alpha_1 = 0. Nichol & Dhariwal 2021, eq. 17, in continuous time."""
+
+    offset: float = 0.008
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        quarter, first = math.pi / 2 / (1 + self.offset), self._first
+        alpha = torch.sin(quarter * (1 - t)) / math.cos(first)
+        sigma = (torch.sin(quarter * t) * torch.sin(quarter * t + 2 * first)).sqrt() / math.cos(first)
+        return alpha, sigma
+
+    def inverse(self, ratio: Tensor) -> Tensor:
+        angle = torch.atan((ratio**2 + math.sin(self._first) ** 2).sqrt() / math.cos(self._first))
+        return ((angle - self._first) * (1 + self.offset) / (math.pi / 2)).clamp(0, 1)
+
+    @property
+    def _first(self) -> float:
+        return math.pi / 2 * self.offset / (1 + self.offset)
+
+
+@dataclass(frozen=True)
+class Sigmoid:
+    """alpha² falls as a sigmoid from 1 to 0 between `start` and `end`. Jabri et al. 2022, Alg. 1 (tau = 1)."""
+
+    start: float = -3.0
+    end: float = 3.0
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        width = self.end - self.start
+        noise = torch.sinh(width / 2 * t) * math.cosh(self.end / 2)
+        return of_ratio((noise / (torch.sinh(width / 2 * (1 - t)) * math.cosh(self.start / 2))).sqrt())
+
+    def inverse(self, ratio: Tensor) -> Tensor:
+        width = self.end - self.start
+        quotient = ratio**2 * math.cosh(self.start / 2) / math.cosh(self.end / 2)
+        return torch.log1p(math.expm1(width) / (1 + math.exp(width / 2) / quotient)) / width
+
+
+@dataclass(frozen=True)
+class VE:
+    """The picture keeps its size while sigma grows as t^7: uniform t is Karras' grid. Karras et al. 2022, eq. 5."""
+
+    sigma_max: float = 80.0
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), self.sigma_max * t**7
+
+    def inverse(self, ratio: Tensor) -> Tensor:
+        return (ratio / self.sigma_max).clamp(0, 1) ** (1 / 7)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Straight lines from picture to noise: alpha = 1 - t, sigma = t. Lipman et al. 2023; Liu et al. 2023."""
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - t, t
+
+    def inverse(self, ratio: Tensor) -> Tensor:
+        return 1 - 1 / (1 + ratio)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A discrete model's betas: entry k is t = (k + 1) / count, and t = 0 is the picture itself.
+
+    Between entries log(sigma/alpha) is linear, below the first sigma/alpha is. curve: "linear" (Ho et al. 2020),
+    "scaled_linear" (Stable Diffusion), "cosine" (Nichol & Dhariwal 2021; start and end unused). zero_snr rescales the
+    alphas so that the last is 0 (Lin et al. 2024, Alg. 1); towards it alpha/sigma is linear.
+    """
+
+    curve: str = "linear"
+    start: float = 1e-4
+    end: float = 0.02
+    count: int = 1000
+    zero_snr: bool = False
+
+    def __post_init__(self) -> None:
+        if self.curve not in ("linear", "scaled_linear", "cosine") or self.count < 3:
+            raise InputError(f"a table's curve is linear, scaled_linear or cosine, not {self.curve!r}; count is over 2")
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        ratios = _ratios(self, t.device).to(t.dtype)
+        place = t * self.count - 1
+        low = place.floor().long().clamp(0, self.count - 2)
+        near, far, part = ratios[low], ratios[low + 1], place - low
+        ratio = torch.where(far.isinf(), near / (1 - part), torch.exp(torch.lerp(near.log(), far.log(), part)))
+        return of_ratio(torch.where(place < 0, ratios[0] * (place + 1), ratio))
+
+    def inverse(self, ratio: Tensor) -> Tensor:
+        ratios = _ratios(self, ratio.device).to(ratio.dtype)
+        low = (torch.searchsorted(ratios, ratio.contiguous()) - 1).clamp(0, self.count - 2)
+        near, far = ratios[low], ratios[low + 1]
+        part = torch.where(far.isinf(), 1 - near / ratio, (ratio / near).log() / (far / near).log())
+        place = torch.where(ratio < ratios[0], ratio / ratios[0] - 1, low + part)
+        return ((place + 1) / self.count).clamp(0, 1)
+
+    def ratios(self) -> Tensor:
+        """sigma/alpha of every entry, (count,) float64."""
+        return _ratios(self, torch.device("cpu")).clone()
+
+
+DDPM = Table()
+STABLE_DIFFUSION = Table("scaled_linear", 0.00085, 0.012)
+
+
+@lru_cache(maxsize=16)
+def _ratios(table: Table, device: torch.device) -> Tensor:
+    step = torch.arange(table.count, dtype=torch.float64)
+    if table.curve == "linear":
+        betas = torch.linspace(table.start, table.end, table.count, dtype=torch.float64)
+    elif table.curve == "scaled_linear":
+        betas = torch.linspace(table.start**0.5, table.end**0.5, table.count, dtype=torch.float64) ** 2
+    else:
+        edges = torch.linspace(0.008, 1.008, table.count + 1, dtype=torch.float64).div(1.008).mul(math.pi / 2).cos()
+        betas = (1 - (edges[1:] / edges[:-1]) ** 2).clamp(max=0.999)
+    log_alpha = torch.log1p(-betas).cumsum(0) / 2
+    ratios = (-torch.expm1(2 * log_alpha)).sqrt() / log_alpha.exp()
+    if table.zero_snr:
+        alpha = log_alpha.exp()
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
+        ratios = (1 - alpha**2).sqrt() / alpha.where(step < table.count - 1, torch.zeros_like(alpha))
+    return ratios.to(device)
+
+
+KINDS: dict[str, type[Any]] = {
+    "linear": Linear, "cosine": Cosine, "sigmoid": Sigmoid, "ve": VE, "flow": Flow, "table": Table
+}  # fmt: skip
+
+
+def to_config(schedule: Schedule) -> dict[str, Any]:
+    """The schedule as JSON: its kind and its fields."""
+    kind = next(name for name, cls in KINDS.items() if type(schedule) is cls)
+    return {"kind": kind, **asdict(schedule)}  # type: ignore[call-overload]
+
+
+def from_config(config: dict[str, Any]) -> Schedule:
+    """The schedule that `to_config` wrote down. InputError on an unknown kind or field, or a value of a wrong type."""
+    values = dict(config)
+    kind = KINDS.get(str(values.pop("kind", None)))
+    if kind is None:
+        raise InputError(f"schedule kind {config.get('kind')!r} is unknown; choose one of {', '.join(KINDS)}")
+    types = {field.name: type(field.default) for field in fields(kind)}
+    for name, value in values.items():
+        if name not in types:
+            raise InputError(f"schedule field {name!r} is unknown; {config['kind']} has {', '.join(types) or 'none'}")
+        number = types[name] is float and type(value) in (int, float) and math.isfinite(value)
+        if not number and type(value) is not types[name]:
+            raise InputError(f"schedule field {name!r} must be a {types[name].__name__}, not {value!r}")
+    schedule: Schedule = kind(**values)
+    return schedule
