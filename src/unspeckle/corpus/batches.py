@@ -1,0 +1,94 @@
+"""Examples for training, each a pure function of (seed, position)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unspeckle.corpus.splits import Split
+from unspeckle.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_ORDER, _WORDING, _TOP, _LEFT, _MIRROR = range(1, 6)  # what a number is drawn for
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+class Batch(NamedTuple):
+    """Examples of the global positions `indices`."""
+
+    pictures: Tensor  # uint8 (B, 3, H, W), channels last in memory
+    captions: list[str]
+    indices: Tensor  # int64 (B,), start, start + 1, …
+
+
+def batches(split: Split, size: int, *, seed: int, start: int = 0, flips: bool = True) -> Iterator[Batch]:
+    """Batches of `size` examples without end, from global position `start` (the number of examples already seen).
+
+    Each epoch shows every picture once, in an order of its own. An example's picture, wording, crop and mirroring
+    hang on (seed, position) alone, not on `size` or `start`. Half of the pictures are mirrored, never one of
+    whose wordings says left or right; `flips=False` mirrors none. Raises InputError for an empty split or bad numbers.
+    """
+    if len(split) == 0:
+        raise InputError("the corpus has no pictures to train on; give a folder with more pictures")
+    if size < 1 or start < 0:
+        raise InputError(f"batch of {size} from {start}: give a size of at least 1 and a start of at least 0")
+    return _endless(split, size, seed, start, flips)
+
+
+def _endless(split: Split, size: int, seed: int, start: int, flips: bool) -> Iterator[Batch]:
+    import torch
+
+    count = len(split)
+    mirrorable = split.mirrorable() if flips else np.zeros(count, np.bool_)
+    variety = np.array([len(words) for words in split.wordings], np.int64)
+    epoch, order = -1, np.empty(0, np.int64)
+    while True:
+        positions = np.arange(start, start + size, dtype=np.int64)
+        chosen = np.empty(size, np.int64)
+        for turn in range(start // count, (start + size - 1) // count + 1):
+            if turn != epoch:
+                epoch, order = turn, permutation(count, seed, turn)
+            mine = positions // count == turn
+            chosen[mine] = order[positions[mine] % count]
+        tall, wide = split.spare(chosen)
+        pictures = split.crops(
+            chosen,
+            _below(tall + 1, seed, _TOP, positions),
+            _below(wide + 1, seed, _LEFT, positions),
+            mirrorable[chosen] & (hashed(seed, _MIRROR, positions) >> np.uint64(63) == 0),
+        )
+        wording = _below(variety[chosen], seed, _WORDING, positions).tolist()
+        captions = [split.wordings[i][w] for i, w in zip(chosen.tolist(), wording, strict=True)]
+        yield Batch(pictures, captions, torch.from_numpy(positions))
+        start += size
+
+
+def permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """An order of range(count) that hangs on (seed, epoch) alone."""
+    key = int(hashed(seed, _ORDER, np.array([epoch], np.int64))[0])
+    return np.argsort(hashed(key, _ORDER, np.arange(count, dtype=np.int64)), kind="stable").astype(np.int64)
+
+
+def hashed(seed: int, purpose: int, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """64 random bits for each position: two rounds of SplitMix64 (Steele et al. 2014) on seed and purpose, one more
+    on the position. (B,) -> (B,)"""
+    key = _mix(np.array([seed % 2**64], np.uint64) + np.uint64(purpose * _GOLDEN % 2**64))
+    key = _mix(key + np.uint64(_GOLDEN))
+    return _mix(key + positions.astype(np.uint64) * np.uint64(_GOLDEN))
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _below(bounds: NDArray[np.int64], seed: int, purpose: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A whole number in [0, bound) for each position: (B,), (B,) -> (B,)."""
+    high = hashed(seed, purpose, positions) >> np.uint64(32)
+    return (high * bounds.astype(np.uint64) >> np.uint64(32)).astype(np.int64)

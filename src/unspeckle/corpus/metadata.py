@@ -1,0 +1,97 @@
+"""Captions from metadata.jsonl and metadata.csv, the imagefolder convention: `file_name` and `text`."""
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from unspeckle.errors import InputError
+
+COLUMNS = ("text", "texts", "caption", "captions")
+
+
+def decode(raw: bytes) -> str:
+    """Text from bytes: UTF-8, or UTF-16 with its mark. Raises UnicodeDecodeError."""
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return raw.decode("utf-16")
+    return raw.decode("utf-8-sig")
+
+
+def rows(folder: Path, path: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield (picture's path relative to `folder`, its captions as written) for each row of `folder / path`.
+
+    Captions stand in `text` or `caption` (a string or a list) and `texts` or `captions`; several rows may name one
+    picture. A row without any of them yields an empty list. Raises InputError naming the file and the line where a
+    row cannot be read or leads out of the folder.
+    """
+    try:
+        text = decode((folder / path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); mend it or take it away") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    read = _csv_rows if path.lower().endswith(".csv") else _json_rows
+    for line, row in read(text, path):
+        yield _picture(row, path, line), _captions(row, path, line)
+
+
+def _json_rows(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, entry in enumerate(text.split("\n"), start=1):
+        if not entry.strip():
+            continue
+        try:
+            row = json.loads(entry)
+        except (ValueError, RecursionError) as error:
+            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "unreadable"
+            raise InputError(f"{path} line {line}: not JSON ({why}); mend or delete the line") from error
+        if not isinstance(row, dict):
+            raise InputError(f'{path} line {line}: not an object like {{"file_name": "a.jpg", "text": "a frog"}}')
+        yield line, row
+
+
+def _csv_rows(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    head = text.split("\n", 1)[0]
+    delimiter = next((sign for sign in (",", ";", "\t") if sign in head), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    line = 1
+    try:
+        for row in reader:
+            first, line = line, reader.line_num + 1
+            if not row:
+                continue
+            if header is None:
+                header = [name.strip() for name in row]
+                continue
+            if len(row) > len(header):
+                mend = "put captions that hold a comma in double quotes"
+                raise InputError(f"{path} line {first}: {len(row)} fields under {len(header)} headings; {mend}")
+            yield first, dict(zip(header, row, strict=False))
+    except csv.Error as error:
+        raise InputError(f"{path} line {line}: {error}; mend the quotes there") from error
+
+
+def _picture(row: dict[str, Any], path: str, line: int) -> str:
+    name = row.get("file_name")
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"{path} line {line}: no file_name; give the picture's path relative to {path}")
+    name = name.replace("\\", "/")
+    joined = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
+    if name.startswith("/") or name[1:3] == ":/" or joined.split("/")[0] == "..":
+        raise InputError(f"{path} line {line}: file_name {name!r} leads out of the folder; give a path inside it")
+    return joined
+
+
+def _captions(row: dict[str, Any], path: str, line: int) -> list[str]:
+    captions: list[str] = []
+    for column in COLUMNS:
+        value = row.get(column)
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, str):
+                captions.append(entry)
+            elif entry is not None:
+                raise InputError(f"{path} line {line}: {column} is not text; give a string or a list of strings")
+    return captions
