@@ -21,30 +21,29 @@ class Given(NamedTuple):
 
 
 class Network(Protocol):
-    """An nn.Module: what is learned, knowing nothing of schedules or predictions."""
+    """An nn.Module, knowing nothing of schedules or predictions: F, from (B, C, H, W) and (B,) to the shape of x.
+    `prepare` computes what does not depend on t (keys and values), once a drawing."""
 
-    def prepare(self, given: Given) -> Given:
-        """All that does not depend on t (keys, values), computed once a drawing."""
-        ...
-
-    def __call__(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
-        """F: (B, C, H, W), (B,) to the shape of x."""
-        ...
+    def prepare(self, given: Given) -> Given: ...
+    def __call__(self, x: Tensor, clock: Tensor, given: Given) -> Tensor: ...
 
 
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t (B,)) to x̂, all else bound
 Clock = Callable[[Tensor, Schedule], Tensor]  # t (B,) to what the network is told
+
+PREDICTIONS = ("x", "eps", "v", "flow")
+
+
+def _log_sigma(t: Tensor, schedule: Schedule) -> Tensor:
+    alpha, sigma = schedule(t)
+    return (sigma / alpha).clamp(1e-9, 1e9).log() / 4  # c_noise of Karras et al. 2022, Table 1
+
 
 CLOCKS: dict[str, Clock] = {
     "t": lambda t, schedule: t,
     "index": lambda t, schedule: 1000 * t - 1,  # foreign discrete models count their 1,000 entries from 0
-    "log_sigma": lambda t, schedule: _ratio(t, schedule).log() / 4,  # Karras et al. 2022, Table 1: c_noise
+    "log_sigma": _log_sigma,
 }
-PREDICTIONS = ("x", "eps", "v", "flow")
-
-
-def _ratio(t: Tensor, schedule: Schedule) -> Tensor:
-    alpha, sigma = schedule(t)
-    return (sigma / alpha).clamp(1e-9, 1e9)
 
 
 def coefficients(prediction: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,17 +87,14 @@ class Denoiser(nn.Module):
         alpha, sigma = (level.to(x_t.device, precision).view(-1, 1, 1, 1) for level in self.schedule(t))
         c_skip, c_out = coefficients(self.prediction, alpha, sigma)
         x_t = x_t.to(precision)
-        c_in = (alpha**2 + sigma**2) ** -0.5 if isinstance(self.schedule, VE) else None
-        x = x_t if c_in is None else c_in * x_t
+        x = x_t * (alpha**2 + sigma**2) ** -0.5 if isinstance(self.schedule, VE) else x_t  # c_in
         output = self.network(x.to(self._dtype(precision)), told, self._cast(given))
         return c_skip * x_t + c_out * output.to(precision)
 
     def _dtype(self, default: torch.dtype) -> torch.dtype:
-        parameters = self.network.parameters() if isinstance(self.network, nn.Module) else iter(())
-        return next((p.dtype for p in parameters if p.is_floating_point()), default)
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), default)
 
     def _cast(self, given: Given) -> Given:
         dtype = self._dtype(given.tokens.dtype)
-        vector = None if given.vector is None else given.vector.to(dtype)
-        beside = None if given.beside is None else given.beside.to(dtype)
+        vector, beside = (None if field is None else field.to(dtype) for field in (given.vector, given.beside))
         return given._replace(tokens=given.tokens.to(dtype), vector=vector, beside=beside)

@@ -5,16 +5,15 @@ The one law, everywhere in this package:
     x_t = alpha_t · x + sigma_t · eps          t = 0 is the picture, t = 1 is pure noise
     x̂ = c_skip · x_t + c_out · F(c_in · x_t, clock(t), given)
 
-x is standardised (unit variance) at the autoencoder's border, eps is standard normal. sigma_0 = 0 exactly. A network's
-kind is only its (c_skip, c_out), see `denoiser.py`; guidance scale 1 means no guidance, see `guidance.py`. Other
-conventions are translated where foreign checkpoints are read. The ratio sigma/alpha is Karras' sigma, log(alpha/sigma)
-is half the log-SNR.
+x has unit variance from the autoencoder on, eps is standard normal, sigma_0 = 0 exactly. A network's kind is only its
+(c_skip, c_out), see `denoiser.py`. The ratio sigma/alpha is Karras' sigma, log(alpha/sigma) half the log-SNR. Guidance
+scale 1 means no guidance. Foreign conventions are translated at the edge, in `formats/`.
 """
 
 import math
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,17 +21,12 @@ from torch import Tensor
 from unspeckle.errors import InputError
 
 
-@runtime_checkable
 class Schedule(Protocol):
-    """A frozen dataclass of numbers and names. Results have t's shape, dtype and device."""
+    """A frozen dataclass of numbers and names. `schedule(t)` is (alpha_t, sigma_t) for t in [0, 1], shaped as t and of
+    its dtype; `inverse` gives the t in [0, 1] at which sigma/alpha is nearest to ratio, 0 and infinity included."""
 
-    def __call__(self, t: Tensor, /) -> tuple[Tensor, Tensor]:
-        """(alpha_t, sigma_t) for t in [0, 1]."""
-        ...
-
-    def inverse(self, ratio: Tensor, /) -> Tensor:
-        """The t in [0, 1] at which sigma/alpha comes nearest to ratio, which may be 0 or infinite."""
-        ...
+    def __call__(self, t: Tensor, /) -> tuple[Tensor, Tensor]: ...
+    def inverse(self, ratio: Tensor, /) -> Tensor: ...
 
 
 def of_ratio(ratio: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,18 +58,17 @@ class Cosine:
     offset: float = 0.008
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        quarter, first = math.pi / 2 / (1 + self.offset), self._first
+        quarter = math.pi / 2 / (1 + self.offset)
+        first = quarter * self.offset
         alpha = torch.sin(quarter * (1 - t)) / math.cos(first)
         sigma = (torch.sin(quarter * t) * torch.sin(quarter * t + 2 * first)).sqrt() / math.cos(first)
         return alpha, sigma
 
     def inverse(self, ratio: Tensor) -> Tensor:
-        angle = torch.atan((ratio**2 + math.sin(self._first) ** 2).sqrt() / math.cos(self._first))
-        return ((angle - self._first) * (1 + self.offset) / (math.pi / 2)).clamp(0, 1)
-
-    @property
-    def _first(self) -> float:
-        return math.pi / 2 * self.offset / (1 + self.offset)
+        quarter = math.pi / 2 / (1 + self.offset)
+        first = quarter * self.offset
+        angle = torch.atan((ratio**2 + math.sin(first) ** 2).sqrt() / math.cos(first))
+        return ((angle - first) / quarter).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -155,10 +148,6 @@ class Table:
         place = torch.where(ratio < ratios[0], ratio / ratios[0] - 1, low + part)
         return ((place + 1) / self.count).clamp(0, 1)
 
-    def ratios(self) -> Tensor:
-        """sigma/alpha of every entry, (count,) float64."""
-        return _ratios(self, torch.device("cpu")).clone()
-
 
 DDPM = Table()
 STABLE_DIFFUSION = Table("scaled_linear", 0.00085, 0.012)
@@ -166,32 +155,25 @@ STABLE_DIFFUSION = Table("scaled_linear", 0.00085, 0.012)
 
 @lru_cache(maxsize=16)
 def _ratios(table: Table, device: torch.device) -> Tensor:
-    step = torch.arange(table.count, dtype=torch.float64)
-    if table.curve == "linear":
-        betas = torch.linspace(table.start, table.end, table.count, dtype=torch.float64)
-    elif table.curve == "scaled_linear":
-        betas = torch.linspace(table.start**0.5, table.end**0.5, table.count, dtype=torch.float64) ** 2
-    else:
+    power = 0.5 if table.curve == "scaled_linear" else 1.0
+    betas = torch.linspace(table.start**power, table.end**power, table.count, dtype=torch.float64) ** (1 / power)
+    if table.curve == "cosine":
         edges = torch.linspace(0.008, 1.008, table.count + 1, dtype=torch.float64).div(1.008).mul(math.pi / 2).cos()
         betas = (1 - (edges[1:] / edges[:-1]) ** 2).clamp(max=0.999)
     log_alpha = torch.log1p(-betas).cumsum(0) / 2
-    ratios = (-torch.expm1(2 * log_alpha)).sqrt() / log_alpha.exp()
+    alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
     if table.zero_snr:
-        alpha = log_alpha.exp()
-        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])
-        ratios = (1 - alpha**2).sqrt() / alpha.where(step < table.count - 1, torch.zeros_like(alpha))
-    return ratios.to(device)
+        alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])  # 0 exactly at the last
+        sigma = (1 - alpha**2).sqrt()
+    return (sigma / alpha).to(device)
 
 
-KINDS: dict[str, type[Any]] = {
-    "linear": Linear, "cosine": Cosine, "sigmoid": Sigmoid, "ve": VE, "flow": Flow, "table": Table
-}  # fmt: skip
+KINDS: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Linear, Cosine, Sigmoid, VE, Flow, Table)}
 
 
 def to_config(schedule: Schedule) -> dict[str, Any]:
     """The schedule as JSON: its kind and its fields."""
-    kind = next(name for name, cls in KINDS.items() if type(schedule) is cls)
-    return {"kind": kind, **asdict(schedule)}  # type: ignore[call-overload]
+    return {"kind": type(schedule).__name__.lower(), **asdict(schedule)}  # type: ignore[call-overload]
 
 
 def from_config(config: dict[str, Any]) -> Schedule:
@@ -202,10 +184,7 @@ def from_config(config: dict[str, Any]) -> Schedule:
         raise InputError(f"schedule kind {config.get('kind')!r} is unknown; choose one of {', '.join(KINDS)}")
     types = {field.name: type(field.default) for field in fields(kind)}
     for name, value in values.items():
-        if name not in types:
-            raise InputError(f"schedule field {name!r} is unknown; {config['kind']} has {', '.join(types) or 'none'}")
-        number = types[name] is float and type(value) in (int, float) and math.isfinite(value)
-        if not number and type(value) is not types[name]:
-            raise InputError(f"schedule field {name!r} must be a {types[name].__name__}, not {value!r}")
+        if type(value) is not types.get(name) and not (types.get(name) is float and type(value) is int):
+            raise InputError(f"schedule {config['kind']!r} has no field {name!r} of value {value!r}")
     schedule: Schedule = kind(**values)
     return schedule

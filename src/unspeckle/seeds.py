@@ -28,11 +28,12 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
     return [a, b, c, d]
 
 
-def key(seed: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """A seed as Philox's key. InputError unless 0 <= seed < 2^64."""
-    if not 0 <= seed < 2**64:
-        raise InputError(f"seed {seed} is out of range; choose one from 0 to {2**64 - 1}")
-    return torch.tensor(seed & _WORD, device=device), torch.tensor(seed >> 32, device=device)
+def _key(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    for seed in seeds:
+        if not 0 <= seed < 2**64:
+            raise InputError(f"seed {seed} is out of range; choose one from 0 to {2**64 - 1}")
+    words = torch.tensor([[seed & _WORD, seed >> 32] for seed in seeds], device=device)
+    return words[:, :1], words[:, 1:]
 
 
 def _uniform(word: Tensor, dtype: torch.dtype) -> Tensor:
@@ -41,20 +42,20 @@ def _uniform(word: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _normal(words: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Box & Muller 1958: four words (B, blocks) to (B, 4 · blocks) standard normals, float32."""
-    radius, angle = torch.stack(tuple(words[0::2]), -1), torch.stack(tuple(words[1::2]), -1)
-    r, phi = (-2 * _uniform(radius, dtype).log()).sqrt(), 2 * math.pi * _uniform(angle, dtype)
+    radius, angle = (_uniform(torch.stack(tuple(half), -1), dtype) for half in (words[0::2], words[1::2]))
+    r, phi = (-2 * radius.log()).sqrt(), 2 * math.pi * angle
     return torch.stack((r * phi.cos(), r * phi.sin()), -1).flatten(1).float()
 
 
 def noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
-    """Noise of a drawing, (len(seeds), *shape) float32: row i depends on seeds[i], step and draw alone."""
-    low, high = (torch.stack(words).unsqueeze(1) for words in zip(*(key(seed, device) for seed in seeds), strict=True))
-    size = math.prod(shape)
+    """Noise of a drawing, (len(seeds), *shape) float32: row i depends on seeds[i], step and draw alone.
+
+    InputError unless each seed is in [0, 2^64)."""
+    key, size = _key(seeds, device), math.prod(shape)
     block = torch.arange(-(-size // 4), device=device).unsqueeze(0)
-    zero = torch.zeros_like(block)
 
     def draw(step: int, draw: int) -> Tensor:
-        words = philox((block, zero + (step & _WORD), zero + draw, zero), (low, high))
+        words = philox((block, block * 0 + (step & _WORD), block * 0 + draw, block * 0), key)
         return _normal(words, torch.float64)[:, :size].reshape(len(seeds), *shape)
 
     return draw
@@ -62,25 +63,21 @@ def noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str
 
 def ecosystem_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
     """The noise that other programs draw: a CPU torch.Generator for each picture, asked in order, whatever the step."""
-    for seed in seeds:
-        key(seed)
+    _key(seeds)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return lambda step, draw: torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)
 
 
 class Stream:
-    """Training's randomness: a function of the seed, each example's global index (B,) int64 >= 0, and the purpose.
-
-    A purpose is any small integer; other purposes are independent, and so is every drawing's noise.
-    """
+    """Training's randomness: a function of the seed, each example's global index (B,) int64 >= 0, and the purpose, any
+    small integer. Purposes are independent of each other and of every drawing's noise."""
 
     def __init__(self, seed: int, indices: Tensor) -> None:
-        self.indices, self._key = indices.unsqueeze(1), key(seed, indices.device)
+        self.indices, self._key = indices.unsqueeze(1), _key([seed], indices.device)
 
     def _words(self, purpose: int, blocks: int) -> list[Tensor]:
         block = torch.arange(blocks, device=self.indices.device).unsqueeze(0)
-        place = (self.indices & _WORD, torch.full_like(block, purpose), 1 + (self.indices >> 32))
-        return philox((block, *place), self._key)
+        return philox((block, self.indices & _WORD, block * 0 + purpose, 1 + (self.indices >> 32)), self._key)
 
     def uniform(self, purpose: int) -> Tensor:
         """(B,) float32 in (0, 1]."""
