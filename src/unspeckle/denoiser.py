@@ -32,17 +32,10 @@ Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t (B,)) to xÌ
 Clock = Callable[[Tensor, Schedule], Tensor]  # t (B,) to what the network is told
 
 PREDICTIONS = ("x", "eps", "v", "flow")
-
-
-def _log_sigma(t: Tensor, schedule: Schedule) -> Tensor:
-    alpha, sigma = schedule(t)
-    return (sigma / alpha).clamp(1e-9, 1e9).log() / 4  # c_noise of Karras et al. 2022, Table 1
-
-
 CLOCKS: dict[str, Clock] = {
     "t": lambda t, schedule: t,
     "index": lambda t, schedule: 1000 * t - 1,  # foreign discrete models count their 1,000 entries from 0
-    "log_sigma": _log_sigma,
+    "log_sigma": lambda t, schedule: -torch.div(*schedule(t)).clamp(1e-9, 1e9).log() / 4,  # EDM's c_noise, Karras 2022
 }
 
 
@@ -53,23 +46,19 @@ def coefficients(prediction: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor,
     if prediction == "eps":
         return 1 / alpha, -sigma / alpha
     if prediction == "v":  # Salimans & Ho 2022, appendix D
-        square = alpha**2 + sigma**2
-        return alpha / square, -sigma / square.sqrt()
+        return alpha / (alpha**2 + sigma**2), -sigma / (alpha**2 + sigma**2).sqrt()
     return 1 / (alpha + sigma), -sigma / (alpha + sigma)
 
 
 class Denoiser(nn.Module):
     """E[x | x_t]: a network with its schedule, its prediction and its clock ("t", "index", "log_sigma" or a function).
-
-    InputError where the prediction says nothing about x at t = 1 (eps with alpha_1 = 0) or a name is unknown.
-    """
+    InputError where the prediction says nothing about x at t = 1 (eps with alpha_1 = 0) or a name is unknown."""
 
     def __init__(self, network: Network, schedule: Schedule, prediction: str, clock: str | Clock = "t") -> None:
         super().__init__()
-        if prediction not in PREDICTIONS:
-            raise InputError(f"prediction {prediction!r} is unknown; choose one of {', '.join(PREDICTIONS)}")
-        if isinstance(clock, str) and clock not in CLOCKS:
-            raise InputError(f"clock {clock!r} is unknown; choose one of {', '.join(CLOCKS)}")
+        for name, names in ((prediction, PREDICTIONS), (clock, CLOCKS)):
+            if isinstance(name, str) and name not in names:
+                raise InputError(f"{name!r} is unknown to a denoiser; choose one of {', '.join(names)}")
         if prediction == "eps" and schedule(torch.ones((), dtype=torch.float64))[0] == 0:
             raise InputError("prediction 'eps' is undefined where alpha is 0, as at the end of this schedule; choose v")
         self.network, self.schedule, self.prediction, self.clock = network, schedule, prediction, clock

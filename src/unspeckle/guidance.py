@@ -1,6 +1,7 @@
 """What the estimates for several captions become: rules that combine them, wraps that bound the result."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -13,16 +14,12 @@ Rule = Callable[[First, Tensor], Tensor]  # First, t (B,) to x̂
 
 def combine(denoiser: Denoiser, givens: Sequence[Given], rule: Rule) -> Denoise:
     """A Denoise that asks for all the givens that its rule needs by ONE call on the joined batch, givens[0] first.
-
-    The givens are alike in shape and in which fields they have; what never depends on t is prepared once.
-    """
-    joined: dict[int, Given] = {}
+    The givens are alike in shape and in which fields they have; what never depends on t is prepared once."""
+    prepared = cache(lambda n: denoiser.prepare(join(givens[:n])))
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         def first(n: int) -> Tensor:
-            if n not in joined:
-                joined[n] = denoiser.prepare(join(givens[:n]))
-            estimates: Tensor = denoiser(x_t.repeat(n, 1, 1, 1), t.expand(len(x_t)).repeat(n), joined[n])
+            estimates: Tensor = denoiser(torch.cat([x_t] * n), t.expand(len(x_t)).repeat(n), prepared(n))
             return estimates.view(n, *x_t.shape)
 
         return rule(first, t)
@@ -38,32 +35,24 @@ def join(givens: Sequence[Given]) -> Given:
 
 
 def cfg(scale: float, rescale: float = 0.0) -> Rule:
-    """Classifier-free guidance, Ho & Salimans 2022: givens are the wanted one and the empty or negative one.
-
-    Scale 1 is no guidance and runs the wanted one only. rescale in [0, 1] brings each estimate's deviation back towards
-    the wanted one's. Lin et al. 2024, eq. 15-16.
-    """
+    """Classifier-free guidance, Ho & Salimans 2022: givens are the wanted one and the empty or negative one. Scale 1 is
+    no guidance and runs the wanted one alone. rescale in [0, 1] brings an estimate's deviation back to the wanted one's
+    (Lin et al. 2024, eq. 15-16)."""
 
     def rule(first: First, t: Tensor) -> Tensor:
         if scale == 1:
             return first(1)[0]
         wanted, unwanted = first(2)
-        guided: Tensor = unwanted + scale * (wanted - unwanted)
-        if rescale == 0:
-            return guided
-        back: Tensor = wanted.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True).clamp(min=1e-12)
-        return guided * (1 + rescale * (back - 1))
+        guided = unwanted + scale * (wanted - unwanted)
+        back = wanted.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        return torch.mul(guided, 1 + rescale * (back - 1))
 
     return rule
 
 
 def interval(rule: Rule, low: float, high: float) -> Rule:
     """The rule at times low <= t <= high; elsewhere the wanted one alone is run. Kynkäänniemi et al. 2024."""
-
-    def within(first: First, t: Tensor) -> Tensor:
-        return rule(first, t) if low <= float(t.flatten()[0]) <= high else first(1)[0]
-
-    return within
+    return lambda first, t: rule(first, t) if low <= float(t.flatten()[0]) <= high else first(1)[0]
 
 
 def clamp(denoise: Denoise, low: float, high: float) -> Denoise:
@@ -73,9 +62,7 @@ def clamp(denoise: Denoise, low: float, high: float) -> Denoise:
 
 def dynamic_threshold(denoise: Denoise, low: float, high: float, percentile: float = 0.995) -> Denoise:
     """x̂ of each picture shrunk about the middle until that share of its values lies within [low, high], the rest cut.
-
-    Saharia et al. 2022, section 2.3. percentile in (0, 1].
-    """
+    Saharia et al. 2022, section 2.3. percentile in (0, 1]."""
     middle, half = (low + high) / 2, (high - low) / 2
 
     def bounded(x_t: Tensor, t: Tensor) -> Tensor:

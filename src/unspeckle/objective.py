@@ -11,22 +11,19 @@ from unspeckle.seeds import Stream
 
 TIMES = ("uniform", "logit_normal", "edm")
 WEIGHTS = ("plain", "v", "min_snr", "soft")
-
-_TIME, _NOISE, _DROP = 0, 1, 2  # purposes; others are free for whoever shares the Stream
+_TIME, _NOISE, _DROP = 0, 1, 2  # a Stream's purposes; the others are free
 
 
 @dataclass(frozen=True)
 class Objective:
     """times: uniform in t; logit_normal, sigmoid(mean + std·n) (Esser et al. 2024, eq. 19); edm, log(sigma/alpha) is
     normal (Karras et al. 2022, Table 1; their mean -1.2 is -0.5 for x of unit variance, std 1.2).
-
     weight of the error of x̂, ratio = sigma/alpha:
       plain    1 / c_out²: the error of what the network itself puts out (DDPM's simple loss for eps)
       v        the same as though it put out v, or the flow's velocity on a flow (Salimans & Ho 2022)
       min_snr  min(1 / ratio², gamma) (Hang et al. 2023, eq. 8)
       soft     1 / (ratio² + 1 / gamma) (Crowson et al. 2024, eq. 13): also the sigmoid weighting with bias log(gamma)
-    |c_out| counts as at least `floor`. `drop` is the share of examples that lose their captions.
-    """
+    |c_out| counts as at least `floor`. `drop` is the share of examples that lose their captions."""
 
     times: str = "logit_normal"
     mean: float = 0.0
@@ -37,10 +34,9 @@ class Objective:
     drop: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.times not in TIMES:
-            raise InputError(f"training times {self.times!r} are unknown; choose one of {', '.join(TIMES)}")
-        if self.weight not in WEIGHTS:
-            raise InputError(f"loss weight {self.weight!r} is unknown; choose one of {', '.join(WEIGHTS)}")
+        for name, names in ((self.times, TIMES), (self.weight, WEIGHTS)):
+            if name not in names:
+                raise InputError(f"{name!r} is no objective; choose one of {', '.join(names)}")
 
     def __call__(self, denoiser: Denoiser, x: Tensor, given: Given, rng: Stream) -> Tensor:
         """The loss of each example, (B,) float32, at its own time and noise. x is (B, C, H, W)."""
@@ -50,8 +46,7 @@ class Objective:
         """The loss (B,) at times t (B,) with noise eps."""
         alpha, sigma = (level.to(x.dtype).view(-1, 1, 1, 1) for level in denoiser.schedule(t))
         error = denoiser(alpha * x + sigma * eps, t, given) - x
-        loss: Tensor = error.square().mean((1, 2, 3)) * self.weigh(t, denoiser.schedule, denoiser.prediction)
-        return loss
+        return self.weigh(t, denoiser.schedule, denoiser.prediction) * error.square().mean((1, 2, 3))
 
     def draw(self, rng: Stream, schedule: Schedule) -> Tensor:
         """Times (B,) in [0, 1]."""

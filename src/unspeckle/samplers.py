@@ -1,10 +1,7 @@
 """From noise to a picture: samplers as generators of steps, and the times at which they stop on the way.
 
-Every sampler sees (x_t, t) -> x̂ alone and works on every schedule. Each move but Heun's is the one law, `_move`, with
-some x̂ and some share of fresh noise.
-"""
+Every sampler sees (x_t, t) -> x̂ alone and works on every schedule. Each move but Heun's is the one law, `_move`."""
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -48,22 +45,35 @@ def _levels(schedule: Schedule, times: Tensor) -> list[_Level]:
 
 def _move(x: Tensor, estimate: Tensor, here: _Level, there: _Level, eta: float = 0, eps: Tensor | float = 0) -> Tensor:
     """x_s = alpha_s x̂ + kept (x_t - alpha_t x̂) / sigma_t + fresh eps, where kept² + fresh² = sigma_s².
-    eta 0 is the ODE, eta 1 the ancestral step (Song et al. 2021, eq. 16), at eta infinite all noise is fresh."""
+    eta 0 is the ODE, eta 1 the ancestral step (Song et al. 2021, eq. 16); with a huge eta all noise is fresh."""
     shrink = here.alpha * there.sigma / (here.sigma * there.alpha)
-    fresh = there.sigma * (min(eta, 1e9) * (1 - shrink**2).clamp(min=0).sqrt()).clamp(max=1)
+    fresh = there.sigma * (eta * (1 - shrink**2).clamp(min=0).sqrt()).clamp(max=1)
     kept = (there.sigma**2 - fresh**2).sqrt()
     return there.alpha * estimate + kept / here.sigma * (x - here.alpha * estimate) + fresh * eps
 
 
+def _ahead(estimate: Tensor, older: Tensor | None, levels: list[_Level]) -> Tensor:
+    """x̂ extrapolated to the middle of the last of these steps; as it is where it is the first, or ends in a picture."""
+    if older is None or levels[-1].sigma == 0:
+        return estimate
+    return estimate + (levels[-1] - levels[-2]) / (levels[-2] - levels[-3]) / 2 * (estimate - older)
+
+
 @torch.no_grad()
-def ddim(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, eta: float = 0.0) -> Steps:
-    """Song et al. 2021. Euler's method in sigma/alpha, and on a flow in t, is eta 0; ancestral Euler and DDPM with its
-    small variance (Ho et al. 2020) are eta 1; a consistency model's steps (Song et al. 2023) are eta infinite."""
+def ddim(
+    denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, eta: float = 0.0, order: int = 1
+) -> Steps:
+    """Song et al. 2021. With eta 0 it is Euler's method in sigma/alpha, and on a flow in t; with eta 1 ancestral Euler,
+    and DDPM with its small variance (Ho et al. 2020); with a huge eta a consistency model's (Song et al. 2023).
+    order 2 extrapolates x̂: DPM++ 2M (Lu et al. 2022, "DPM-Solver++", Alg. 2), with eta 1 its SDE (midpoint)."""
     levels = _levels(schedule, times)
+    older = None
     for i, (here, there) in enumerate(pairwise(levels)):
         estimate = denoise(x, here.t.expand(len(x)))
         yield Step(here.t, x, estimate)
-        x = _move(x, estimate, here, there, eta, noise(i, 0) if eta else 0)
+        ahead = _ahead(estimate, older, levels[: i + 2])
+        x = _move(x, ahead, here, there, eta, noise(i, 0) if eta else 0)
+        older = estimate if order == 2 else None
     yield Step(levels[-1].t, x, x)
 
 
@@ -78,32 +88,10 @@ def heun(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: 
         if here.alpha > 0 and there.sigma > 0:
             again = denoise(guess, there.t.expand(len(x)))
             eps = (x - here.alpha * estimate) / here.sigma + (guess - there.alpha * again) / there.sigma
-            change = there.sigma / there.alpha - here.sigma / here.alpha
-            guess = there.alpha * (x / here.alpha + change * eps / 2)
+            scale = there.alpha / here.alpha
+            guess = scale * x + (there.sigma - scale * here.sigma) * eps / 2
         x = guess
     yield Step(levels[-1].t, x, x)
-
-
-@torch.no_grad()
-def dpmpp_2m(
-    denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, eta: float = 0.0
-) -> Steps:
-    """Lu et al. 2022, "DPM-Solver++", Alg. 2: the law with x̂ extrapolated from two; eta 1 is its SDE (midpoint)."""
-    levels = _levels(schedule, times)
-    older = None
-    for i, (here, there) in enumerate(pairwise(levels)):
-        estimate = denoise(x, here.t.expand(len(x)))
-        yield Step(here.t, x, estimate)
-        ahead = _ahead(estimate, older, levels[: i + 2])
-        x, older = _move(x, ahead, here, there, eta, noise(i, 0) if eta else 0), estimate
-    yield Step(levels[-1].t, x, x)
-
-
-def _ahead(estimate: Tensor, older: Tensor | None, levels: list[_Level]) -> Tensor:
-    """x̂ extrapolated to the middle of the last of these steps; as it is where it is the first, or ends in a picture."""
-    if older is None or levels[-1].sigma == 0:
-        return estimate
-    return estimate + (levels[-1] - levels[-2]) / (levels[-2] - levels[-3]) / 2 * (estimate - older)
 
 
 @torch.no_grad()
@@ -149,8 +137,7 @@ def _correct(x: Tensor, estimates: list[Tensor], levels: list[_Level]) -> Tensor
     bend = 0.5 * (estimates[-1] - estimates[-2])
     if len(estimates) > 2:
         r = (levels[-3] - levels[-2]) / h
-        b_1 = (1 - reach / h) / reach
-        b_2 = (1 - 2 * (1 - reach / h) / h) / reach
+        b_1, b_2 = (1 - reach / h) / reach, (1 - 2 * (1 - reach / h) / h) / reach
         rho = (b_2 - b_1) / (r - 1)
         bend = rho / r * (estimates[-3] - estimates[-2]) + (b_1 - rho) * (estimates[-1] - estimates[-2])
     return _move(x, estimates[-2], levels[-2], levels[-1]) + levels[-1].alpha * reach * bend
@@ -162,11 +149,11 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": ddim,
     "euler_a": partial(ddim, eta=1.0),
     "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_2m_sde": partial(dpmpp_2m, eta=1.0),
+    "dpmpp_2m": partial(ddim, order=2),
+    "dpmpp_2m_sde": partial(ddim, eta=1.0, order=2),
     "dpmpp_sde": dpmpp_sde,
     "unipc": unipc,
-    "lcm": partial(ddim, eta=math.inf),
+    "lcm": partial(ddim, eta=1e9),
 }
 GRIDS = ("uniform", "leading", "trailing", "linspace", "karras", "exponential")
 
@@ -180,10 +167,8 @@ def sampler(name: str) -> Sampler:
 
 def times(grid: str, schedule: Schedule, steps: int, start: float = 1.0) -> Tensor:
     """(steps + 1,) float64 times from about `start` in (0, 1] to exactly 0; picture to picture is a later start.
-
     uniform in t; leading, trailing, linspace as discrete models space their 1,000 entries (Lin et al. 2024, Table 2);
-    karras, exponential in sigma/alpha down to t = 1/1000 and at least 0.002, beginning below t = 1 where alpha_1 is 0.
-    """
+    karras, exponential in sigma/alpha down to t = 1/1000, at least 0.002, beginning below t = 1 where alpha_1 is 0."""
     if grid not in GRIDS:
         raise InputError(f"time grid {grid!r} is unknown; choose one of {', '.join(GRIDS)}")
     if not 1 <= steps <= 1000 * start <= 1000:
@@ -210,8 +195,6 @@ def ramp(first: Tensor, last: Tensor, steps: int, grid: str) -> Tensor:
 def entries(spacing: str, count: int, steps: int) -> Tensor:
     """(steps,) falling entries of a table of `count`; those of linspace are fractions."""
     down = torch.arange(steps, dtype=torch.float64)
-    if spacing == "leading":
-        return (steps - 1 - down) * (count // steps)
-    if spacing == "trailing":
-        return (count - down * (count / steps)).round() - 1
-    return torch.linspace(count - 1, 0, steps, dtype=torch.float64)
+    if spacing == "linspace":
+        return torch.linspace(count - 1, 0, steps, dtype=torch.float64)
+    return (steps - 1 - down) * (count // steps) if spacing == "leading" else (count - down * count / steps).round() - 1

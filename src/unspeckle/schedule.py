@@ -46,9 +46,8 @@ class Linear:
         return log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
 
     def inverse(self, ratio: Tensor) -> Tensor:
-        integral = torch.log1p(ratio**2)  # of beta from 0 to t
         slope = self.beta_max - self.beta_min
-        return ((self.beta_min**2 + 2 * slope * integral).sqrt() - self.beta_min).div(slope).clamp(0, 1)
+        return (((self.beta_min**2 + 2 * slope * torch.log1p(ratio**2)).sqrt() - self.beta_min) / slope).clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,9 @@ class Cosine:
     offset: float = 0.008
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        quarter = math.pi / 2 / (1 + self.offset)
-        first = quarter * self.offset
-        alpha = torch.sin(quarter * (1 - t)) / math.cos(first)
-        sigma = (torch.sin(quarter * t) * torch.sin(quarter * t + 2 * first)).sqrt() / math.cos(first)
-        return alpha, sigma
+        angle = math.pi / 2 / (1 + self.offset) * t
+        sigma = (torch.sin(angle) * torch.sin(angle + self.offset * math.pi / (1 + self.offset))).sqrt()
+        return of_ratio(sigma / torch.sin(math.pi / 2 / (1 + self.offset) * (1 - t)))
 
     def inverse(self, ratio: Tensor) -> Tensor:
         quarter = math.pi / 2 / (1 + self.offset)
@@ -115,12 +112,10 @@ class Flow:
 
 @dataclass(frozen=True)
 class Table:
-    """A discrete model's betas: entry k is t = (k + 1) / count, and t = 0 is the picture itself.
-
-    Between entries log(sigma/alpha) is linear, below the first sigma/alpha is. curve: "linear" (Ho et al. 2020),
-    "scaled_linear" (Stable Diffusion), "cosine" (Nichol & Dhariwal 2021; start and end unused). zero_snr rescales the
-    alphas so that the last is 0 (Lin et al. 2024, Alg. 1); towards it alpha/sigma is linear.
-    """
+    """A discrete model's betas: entry k is t = (k + 1) / count. Between entries log(sigma/alpha) is linear, below the
+    first sigma/alpha is. curve: "linear" (Ho et al. 2020), "scaled_linear" (Stable Diffusion) or "cosine" (Nichol &
+    Dhariwal 2021; no start and end). zero_snr: alphas rescaled to end at 0 (Lin et al. 2024, Alg. 1), where alpha/sigma
+    is linear."""
 
     curve: str = "linear"
     start: float = 1e-4
@@ -149,7 +144,6 @@ class Table:
         return ((place + 1) / self.count).clamp(0, 1)
 
 
-DDPM = Table()
 STABLE_DIFFUSION = Table("scaled_linear", 0.00085, 0.012)
 
 

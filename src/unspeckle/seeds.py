@@ -14,17 +14,14 @@ _WORD = 0xFFFFFFFF
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
-    """Philox4x32-10, Salmon et al. 2011: four words of counter and two of key to four random words.
-
-    Words are int64 tensors in [0, 2^32) whose shapes broadcast. Products wrap at 2^64, as the algorithm needs.
-    """
+    """Philox4x32-10, Salmon et al. 2011: four words of counter and two of key to four random words, all int64 tensors
+    in [0, 2^32) whose shapes broadcast. Products wrap at 2^64, as the algorithm needs."""
     a, b, c, d = counter
     low, high = key
-    for round in range(10):
-        if round:
-            low, high = (low + 0x9E3779B9) & _WORD, (high + 0xBB67AE85) & _WORD
+    for _ in range(10):
         left, right = a * 0xD2511F53, c * 0xCD9E8D57
         a, b, c, d = (right >> 32) & _WORD ^ b ^ low, right & _WORD, (left >> 32) & _WORD ^ d ^ high, left & _WORD
+        low, high = (low + 0x9E3779B9) & _WORD, (high + 0xBB67AE85) & _WORD
     return [a, b, c, d]
 
 
@@ -36,21 +33,15 @@ def _key(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tens
     return words[:, :1], words[:, 1:]
 
 
-def _uniform(word: Tensor, dtype: torch.dtype) -> Tensor:
-    return (word.to(dtype) + 0.5) * 2.0**-32  # in (0, 1), though float32 may round up to 1
-
-
 def _normal(words: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Box & Muller 1958: four words (B, blocks) to (B, 4 · blocks) standard normals, float32."""
-    radius, angle = (_uniform(torch.stack(tuple(half), -1), dtype) for half in (words[0::2], words[1::2]))
+    radius, angle = ((torch.stack(tuple(pair), -1).to(dtype) + 0.5) * 2.0**-32 for pair in (words[0::2], words[1::2]))
     r, phi = (-2 * radius.log()).sqrt(), 2 * math.pi * angle
     return torch.stack((r * phi.cos(), r * phi.sin()), -1).flatten(1).float()
 
 
 def noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
-    """Noise of a drawing, (len(seeds), *shape) float32: row i depends on seeds[i], step and draw alone.
-
-    InputError unless each seed is in [0, 2^64)."""
+    """A drawing's noise, (len(seeds), *shape) float32: row i depends on seeds[i] in [0, 2^64), step and draw alone."""
     key, size = _key(seeds, device), math.prod(shape)
     block = torch.arange(-(-size // 4), device=device).unsqueeze(0)
 
@@ -81,7 +72,7 @@ class Stream:
 
     def uniform(self, purpose: int) -> Tensor:
         """(B,) float32 in (0, 1]."""
-        return _uniform(self._words(purpose, 1)[0][:, 0], torch.float32)
+        return (self._words(purpose, 1)[0][:, 0].float() + 0.5) * 2.0**-32
 
     def normal(self, purpose: int, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) float32 standard normal."""

@@ -1,0 +1,1 @@
+"""Foreign checkpoints and their conventions, translated at this edge."""
