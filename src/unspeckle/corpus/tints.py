@@ -1,0 +1,86 @@
+"""Colours with names: what colours a picture has, and a picture recoloured so that a person names the new one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Shade = tuple[int, int, int]
+
+TINTS: dict[str, tuple[Shade, Shade, Shade]] = {  # dark, middle, light
+    "red": ((70, 0, 0), (222, 30, 38), (255, 190, 180)),
+    "orange": ((95, 35, 0), (250, 130, 15), (255, 218, 170)),
+    "yellow": ((105, 75, 0), (252, 214, 20), (255, 250, 200)),
+    "green": ((0, 50, 8), (42, 165, 60), (205, 245, 190)),
+    "blue": ((0, 15, 85), (35, 105, 230), (195, 222, 255)),
+    "purple": ((45, 0, 75), (140, 55, 200), (228, 200, 255)),
+    "pink": ((110, 10, 65), (250, 115, 185), (255, 222, 240)),
+    "brown": ((40, 18, 4), (135, 82, 44), (230, 205, 180)),
+}
+"""The colours an object may take; its luminance runs along the three shades."""
+
+BACKGROUNDS: dict[str, Shade] = {
+    "white": (255, 255, 255),
+    "grey": (158, 160, 164),
+    "black": (20, 20, 24),
+    "red": (205, 52, 52),
+    "orange": (244, 152, 66),
+    "yellow": (250, 226, 110),
+    "green": (104, 184, 108),
+    "blue": (112, 176, 238),
+    "purple": (158, 112, 206),
+    "pink": (248, 178, 210),
+    "brown": (142, 98, 64),
+}
+
+_HUES = (("red", -18, 13), ("orange", 13, 42), ("yellow", 42, 68), ("green", 68, 168), ("blue", 168, 252))
+_HUES += (("purple", 252, 292), ("pink", 292, 342))
+_EDGE = 7  # degrees: a hue this near to a border counts for both of its colours
+
+
+def own_colours(picture: Image.Image) -> dict[str, float]:
+    """The shares of a picture's opaque area by colour name; areas between two names count for both."""
+    pixels = np.asarray(picture.convert("RGBA").resize((48, 48), Image.Resampling.BOX)).reshape(-1, 4)
+    pixels = pixels[pixels[:, 3] > 128]
+    if len(pixels) == 0:
+        return {}
+    hue, saturation, value = _hsv(pixels[:, :3].astype(np.float64) / 255)
+    black = value < 0.25
+    pale = ~black & (saturation < 0.16)
+    vivid = ~black & ~pale
+    found = {"black": black, "white": pale & (value > 0.82), "grey": pale & (value <= 0.9)}
+    for name, low, high in _HUES:
+        inside = (hue - (low - _EDGE)) % 360 <= (high - low + 2 * _EDGE)
+        found[name] = vivid & inside
+    warm = found["red"] | found["orange"]
+    dull = warm & (value < 0.72)
+    found["brown"] = dull
+    found["red"] = found["red"] & ~(dull & (value < 0.6) & (saturation < 0.75))
+    found["orange"] = found["orange"] & ~(dull & (value < 0.6))
+    found["pink"] = found["pink"] | (found["red"] & (saturation < 0.6) & (value > 0.75))
+    return {name: float(mask.mean()) for name, mask in found.items() if mask.mean() > 0.02}
+
+
+def _hsv(rgb: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    high, low = rgb.max(1), rgb.min(1)
+    span = np.where(high > low, high - low, 1.0)
+    red, green, blue = rgb.T
+    hue = np.where(high == red, (green - blue) / span, np.where(high == green, 2 + (blue - red) / span, 0))
+    hue = np.where((high == blue) & (high != red) & (high != green), 4 + (red - green) / span, hue)
+    return (hue * 60) % 360, np.where(high > 0, (high - low) / np.maximum(high, 1e-9), 0.0), high
+
+
+def tinted(picture: Image.Image, tint: str) -> Image.Image:
+    """The picture in one colour: its luminance, stretched so that its commonest takes the tint's middle shade."""
+    pixels = np.asarray(picture.convert("RGBA")).astype(np.float64)
+    luminance = pixels[..., :3] @ np.array([0.299, 0.587, 0.114]) / 255
+    opaque = pixels[..., 3] > 128
+    middle = float(np.median(luminance[opaque])) if opaque.any() else 0.5
+    low, high = min(0.1, middle - 0.25), max(0.95, middle + 0.25)
+    place = np.interp(luminance, [low, middle, high], [0.0, 0.5, 1.0])
+    shades = np.array(TINTS[tint], dtype=np.float64)
+    colour = np.stack([np.interp(place, [0.0, 0.5, 1.0], shades[:, channel]) for channel in range(3)], axis=-1)
+    return Image.fromarray(np.dstack([colour.round(), pixels[..., 3]]).astype(np.uint8), "RGBA")
