@@ -1,0 +1,45 @@
+"""Files that are either the old one or the whole new one, whatever kills the process."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes the place of `path` when the block ends well, else it vanishes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
+    try:
+        yield beside
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, replacing what stood there."""
+    with replacing(path) as beside:
+        beside.write_bytes(data)
+
+
+def write_new(path: Path, data: bytes) -> bool:
+    """Write `data` to `path` if nothing stands there; False (and nothing written) if something does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
+    try:
+        beside.write_bytes(data)
+        try:
+            os.link(beside, path)  # fails where the name is taken, unlike a rename
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            beside.replace(path)
+        return True
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""Frozen dataclasses as JSON and back, strictly: what a file says is checked field by field before anything is built."""
+
+from dataclasses import MISSING, fields, is_dataclass
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+
+Config = TypeVar("Config")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass as JSON values; tuples become lists."""
+    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
+
+
+def from_json(kind: type[Config], values: Any, where: str) -> Config:
+    """The dataclass `kind` from JSON values. InputError, naming `where`, on a missing, spare or ill-typed field."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: must be an object, not {type(values).__name__}")
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise InputError(f"{where}: unknown field {name!r}; it may come from a newer unspeckle")
+    for name, field in known.items():
+        if name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise InputError(f"{where}: lacks the field {name!r}")
+    hints = get_type_hints(kind)
+    return kind(**{name: _typed(value, hints[name], f"{where}: field {name!r}") for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_json(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """The value as `hint` wants it, lists made into tuples; InputError where it does not fit."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, UnionType):
+        for choice in inner:
+            try:
+                return _typed(value, choice, where)
+            except InputError:
+                continue
+    elif hint is type(None):
+        if value is None:
+            return None
+    elif origin is tuple and isinstance(value, list | tuple):
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        if len(kinds) == len(value):
+            return tuple(_typed(item, kind, where) for item, kind in zip(value, kinds, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return {str(key): _typed(item, inner[1], where) for key, item in value.items()}
+    elif isinstance(hint, type) and is_dataclass(hint):
+        return from_json(hint, value, where)
+    elif hint is float and type(value) in (int, float):
+        return float(value)
+    elif type(value) is hint:
+        return value
+    wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise InputError(f"{where}: must be {wanted}, not {str(value)[:40]!r}")

@@ -1,0 +1,265 @@
+"""A model is one .safetensors file: every tensor, and all that explains them as JSON in its metadata.
+
+Nothing that can run code is ever loaded, and loading is strict: a tensor that is missing, spare or of another shape is
+an error that names it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from . import configuration, schedule
+from .atomic import replacing
+from .denoiser import CLOCKS, Denoiser
+from .errors import InputError
+from .networks import AUTOENCODERS, KINDS
+from .text.encoder import TextConfig, TextEncoder
+from .text.tokenizer import Tokenizer
+
+FORMAT = 1
+KEY = "unspeckle"
+FILE = "model.safetensors"  # in a RUN
+_STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_TEXTS: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {"transformer": (TextConfig, TextEncoder)}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a person should know of a model, and what a drawing takes where its ask says nothing."""
+
+    name: str = "unnamed"
+    licence: str = ""
+    sampler: str = "dpmpp_2m"
+    grid: str = "karras"
+    steps: int = 30
+    scale: float = 3.0
+    size: tuple[int, int] = (64, 64)  # width, height in pixels
+    clamp: bool = True  # keep the estimate within the autoencoder's bounds: for models of pixels
+    vocabulary: tuple[str, ...] = ()  # words worth suggesting
+    recipe: str = ""  # the commands that made it
+    corpus: dict[str, Any] = field(default_factory=dict)  # summary of what it saw
+
+
+@dataclass
+class Model:
+    """All that a drawing needs. text, tokenizer: words -> Given; autoencoder: pictures <-> x."""
+
+    denoiser: Denoiser
+    tokenizer: Tokenizer
+    text: nn.Module
+    autoencoder: nn.Module
+    card: Card
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules whose tensors are stored, by the prefix of their names."""
+        return {"network": self.network, "text": self.text, "autoencoder": self.autoencoder}
+
+    @property
+    def network(self) -> nn.Module:
+        assert isinstance(self.denoiser.network, nn.Module)
+        return self.denoiser.network
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def to(self, device: str | torch.device) -> "Model":
+        """Move every part to the device, in place."""
+        for part in self.parts().values():
+            part.to(device)
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every stored tensor by its full name, such as "network.enter.weight"."""
+        return {f"{p}.{k}": v.detach() for p, part in self.parts().items() for k, v in part.state_dict().items()}
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits of what decides the pictures: tensors and configuration, but not the card's words."""
+        said = _describe(self)
+        del said["card"]
+        digest = hashlib.sha256(json.dumps([said, self.card.clamp], sort_keys=True).encode())
+        for name, tensor in sorted(self.tensors().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            plain = tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
+            digest.update(memoryview(plain.numpy().reshape(-1).view("u1")))
+        return digest.hexdigest()[:12]
+
+
+def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
+    """Write the model as one file, atomically. dtype: how weights are stored, "float32" or "bfloat16" (half as large)."""
+    if dtype not in _STORED:
+        raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(_STORED)}")
+    tensors = {
+        name: tensor.to("cpu", _STORED[dtype] if tensor.is_floating_point() else tensor.dtype).contiguous().clone()
+        for name, tensor in model.tensors().items()
+    }
+    with replacing(Path(path)) as beside:
+        save_file(tensors, beside, {KEY: json.dumps(_describe(model))})
+
+
+def load(path: str | Path | None = None, device: str | torch.device = "cpu") -> Model:
+    """Read a .safetensors file of ours or a RUN's; without a path, the model inside the package. Weights as float32.
+
+    InputError, one line, where the file is not there, not ours, damaged, or does not fit its own configuration.
+    """
+    if path is None:
+        with as_file(files("unspeckle") / "models" / "embedded.safetensors") as inside:
+            if not inside.is_file():
+                raise InputError("this installation has no embedded model; name one with --model")
+            return load(inside, device)
+    file = locate(Path(path))
+    said, tensors = _read(file)
+    try:
+        model = _build(said, tensors, file)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
+        raise InputError(f"{file}: its configuration makes no model ({type(e).__name__}: {str(e)[:100]})") from e
+    return model.to(device)
+
+
+def locate(path: Path) -> Path:
+    """The model file that `path` means: itself, or the one of a RUN folder. InputError where there is none."""
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; --model takes a .safetensors file or a RUN of `train`")
+    if (path / FILE).is_file():
+        return path / FILE
+    if (path / "plan.json").exists() or (path / "checkpoints").exists():
+        raise InputError(f"{path}: this run has no {FILE} yet; give the same train command again and let it finish")
+    raise InputError(f"{path}: holds no {FILE}; --model takes a .safetensors file or a RUN of `train`")
+
+
+def _describe(model: Model) -> dict[str, Any]:
+    denoiser = model.denoiser
+    if not isinstance(denoiser.clock, str):
+        raise InputError(f"a clock that is a function cannot be stored; choose one of {', '.join(CLOCKS)}")
+    return {
+        "format": FORMAT,
+        "network": _configured(model.network, KINDS),
+        "schedule": schedule.to_config(denoiser.schedule),
+        "prediction": denoiser.prediction,
+        "clock": denoiser.clock,
+        "text": _configured(model.text, _TEXTS),
+        "tokenizer": model.tokenizer.to_json(),
+        "autoencoder": _configured(model.autoencoder, AUTOENCODERS),
+        "card": configuration.to_json(model.card),
+    }
+
+
+def _configured(module: Any, kinds: dict[str, tuple[type, Any]]) -> dict[str, Any]:
+    name = next((name for name, (_, make) in kinds.items() if type(module) is make), None)
+    if name is None:
+        raise InputError(f"{type(module).__name__} is of no kind that can be stored; choose one of {', '.join(kinds)}")
+    return {"kind": name, **configuration.to_json(module.config)}
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON and the tensors, as stored, of a file that may be anything."""
+    with file.open("rb") as opened:
+        begins = opened.read(9)
+    if not begins:
+        raise InputError(f"{file}: the file is empty; copy or train the model again")
+    if begins[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise InputError(f"{file}: is a pickle, which can run code and is never loaded; get it as .safetensors")
+    if begins[8:] != b"{":
+        raise InputError(f"{file}: is no .safetensors file; --model takes a .safetensors file or a RUN of `train`")
+    try:
+        with safe_open(file, framework="pt") as opened_file:
+            text = (opened_file.metadata() or {}).get(KEY)
+            if text is None:
+                raise InputError(f"{file}: is a .safetensors file, but no model of unspeckle; --model takes only those")
+            tensors = {name: opened_file.get_tensor(name) for name in opened_file.keys()}  # noqa: SIM118
+        said = json.loads(text)
+    except SafetensorError as e:
+        raise InputError(f"{file}: is damaged or cut off ({str(e)[:100]}); copy or train it again") from e
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{file}: its metadata are damaged ({str(e)[:100]}); copy or train it again") from e
+    if not isinstance(said, dict) or type(said.get("format")) is not int:
+        raise InputError(f"{file}: its metadata are damaged (no format number); copy or train it again")
+    if said["format"] > FORMAT:
+        raise InputError(f"{file}: was written by a newer unspeckle (format {said['format']}); update unspeckle")
+    return said, tensors
+
+
+def _build(said: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Model:
+    parts = {"network": KINDS, "text": _TEXTS, "autoencoder": AUTOENCODERS}
+    lacks = [name for name in (*parts, "schedule", "prediction", "clock", "tokenizer", "card") if name not in said]
+    if lacks:
+        raise InputError(f"{file}: its metadata lack {', '.join(lacks)}; copy or train it again")
+    spare = [name for name in tensors if name.split(".")[0] not in parts]
+    if spare:
+        raise InputError(f"{file}: has a spare tensor {spare[0]!r} that belongs to no part of the model")
+    network, text, autoencoder = (_part(said[part], kinds, tensors, part, file) for part, kinds in parts.items())
+    return Model(
+        denoiser=Denoiser(network, schedule.from_config(said["schedule"]), said["prediction"], said["clock"]),
+        tokenizer=Tokenizer.from_json(said["tokenizer"]),
+        text=text,
+        autoencoder=autoencoder,
+        card=configuration.from_json(Card, said["card"], f"{file}: card"),
+    )
+
+
+def _part(
+    config: dict[str, Any], kinds: dict[str, tuple[type, Any]], tensors: dict[str, Tensor], part: str, file: Path
+) -> Any:
+    """Build one part without initial values and give it the file's tensors as its own."""
+    values = dict(config)
+    kind = values.pop("kind", None)
+    if kind not in kinds:
+        raise InputError(f"{file}: {part} kind {kind!r} is unknown; this unspeckle knows {', '.join(kinds)}")
+    config_class, make = kinds[kind]
+    made = configuration.from_json(config_class, values, f"{file}: {part}")
+    with _Unfilled():
+        module = make(made)
+    wanted = module.state_dict()
+    held = {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+    _compare(wanted, held, part, file)
+    module.load_state_dict({name: _float32(tensor) for name, tensor in held.items()}, assign=True)
+    return module.eval()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Modules built inside leave their parameters as memory came: the file's tensors take their place."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
+
+
+def _compare(wanted: dict[str, Tensor], held: dict[str, Tensor], part: str, file: Path) -> None:
+    for name in sorted(wanted.keys() | held.keys()):
+        if name not in held:
+            raise InputError(f"{file}: lacks the tensor '{part}.{name}'; copy or train it again")
+        if name not in wanted:
+            raise InputError(f"{file}: has a spare tensor '{part}.{name}' that its configuration does not know")
+        if wanted[name].shape != held[name].shape:
+            stored, shape = tuple(held[name].shape), tuple(wanted[name].shape)
+            raise InputError(f"{file}: tensor '{part}.{name}' is {stored}, its configuration says {shape}")
+        if wanted[name].is_floating_point() != held[name].is_floating_point():
+            raise InputError(f"{file}: tensor '{part}.{name}' holds {held[name].dtype}, which does not fit")
+        if not held[name].isfinite().all():
+            raise InputError(f"{file}: tensor '{part}.{name}' holds values that are not finite; train it again")
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    """A copy off the file's memory map; pictures' layers in channels-last order, in which they run fastest."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    order = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+    return tensor.to(torch.float32, copy=True).contiguous(memory_format=order)

@@ -1,0 +1,164 @@
+"""A drawing seen in the terminal: pictures in colour half-blocks where that is possible, plain progress where not.
+
+All of it goes to standard error; standard output is for the paths of results.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TextIO
+
+from PIL import Image
+
+HALF = "▀"  # its foreground is the upper pixel, its background the lower one
+FRAMES_PER_SECOND = 12.0
+
+
+def colours(stream: TextIO) -> int:
+    """How many colours the stream's terminal shows half-blocks in: 2²⁴, 256, or 0 where pictures are not possible."""
+    term = os.environ.get("TERM", "")
+    if not stream.isatty() or os.environ.get("NO_COLOR") or term in ("dumb", "unknown"):
+        return 0
+    if "utf" not in (stream.encoding or "").lower():
+        return 0
+    if os.environ.get("COLORTERM", "").lower() in ("truecolor", "24bit") or term.endswith("-direct"):
+        return 1 << 24
+    if os.name == "nt":
+        return 1 << 24 if _windows_escapes() else 0
+    return 256 if "256" in term or term in ("xterm-kitty", "alacritty", "foot") else 0
+
+
+def half_blocks(image: Image.Image, colours: int) -> list[str]:
+    """The picture as lines of text, one character a pixel wide and half as many lines as it is high."""
+    pixels = image.convert("RGB")
+    if pixels.height % 2:
+        taller = Image.new("RGB", (pixels.width, pixels.height + 1))
+        taller.paste(pixels)
+        pixels = taller
+    code: Callable[[tuple[int, ...]], str] = _direct if colours > 256 else _cube
+    data = pixels.tobytes()
+    row = 3 * pixels.width
+    lines = []
+    for y in range(0, pixels.height, 2):
+        line, before = [], None
+        for x in range(y * row, (y + 1) * row, 3):
+            pair = (data[x : x + 3], data[x + row : x + row + 3])
+            if pair != before:
+                line.append(f"\x1b[38;{code(tuple(pair[0]))};48;{code(tuple(pair[1]))}m")
+                before = pair
+            line.append(HALF)
+        lines.append("".join(line) + "\x1b[0m")
+    return lines
+
+
+def fitted(images: Sequence[Image.Image], columns: int, rows: int) -> Image.Image:
+    """As many pictures side by side as fit into columns × rows of text at a size that can be read.
+
+    Small pictures are enlarged by whole factors, large ones reduced.
+    """
+    width, height = images[0].size
+    high = 2 * rows
+    few = next((n for n in range(len(images), 1, -1) if (columns - n + 1) // n >= min(width, 32)), 1)
+    wide = (columns - few + 1) // few
+    scale = min(wide / width, high / height)
+    scale = min(4.0, float(int(scale))) if scale >= 1 else scale
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
+    sheet = Image.new("RGB", (few * (size[0] + 1) - 1, size[1]))
+    for i, image in enumerate(images[:few]):
+        sheet.paste(image.resize(size, how), (i * (size[0] + 1), 0))
+    return sheet
+
+
+class Show:
+    """What a person sees while a drawing runs; a context manager. show(done, total, label, frame) after each step.
+
+    frame makes the pictures of the step, and is called only when they will be looked at.
+    """
+
+    def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self.quiet = quiet
+        self.colours = 0 if quiet else colours(self.stream)
+        self.alive = not quiet and self.stream.isatty()
+        self._lines = 0
+        self._shown = 0.0
+        self._quarter = -1
+
+    def __enter__(self) -> "Show":
+        if self.colours:
+            self._write("\x1b[?25l")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.colours:
+            self._write("\x1b[0m\x1b[?25h")
+        elif self._lines:
+            self._write("\n")
+
+    def show(self, done: int, total: int, label: str, frame: Callable[[], Sequence[Image.Image]]) -> None:
+        """Say that `done` of `total` steps are done. The first and the last frame are always shown."""
+        last = done >= total
+        if self.quiet:
+            return
+        if not self.alive:  # a file or a pipe: five lines, not a screen
+            if (quarter := 4 * done // max(total, 1)) != self._quarter:
+                self._quarter = -1 if last else quarter
+                self._write(f"{label}: step {done} of {total}\n")
+            return
+        now = time.monotonic()
+        if not last and now - self._shown < 1 / FRAMES_PER_SECOND:
+            return
+        self._shown = now
+        size = os.get_terminal_size(self.stream.fileno())
+        bar = _bar(done, total, label, max(20, size.columns - 1))
+        if self.colours:
+            lines = half_blocks(fitted(frame(), max(8, size.columns - 1), max(4, size.lines - 3)), self.colours)
+            back = f"\x1b[{self._lines}A\r" if self._lines else ""
+            self._write(back + "".join(f"{line}\x1b[K\n" for line in [*lines, bar]) + "\x1b[J")
+            self._lines = 0 if last else len(lines) + 1
+        else:
+            self._write(f"\r{bar}" + ("\n" if last else ""))
+            self._lines = 0 if last else 1
+
+    def say(self, line: str) -> None:
+        """A note of one line, above what follows."""
+        if not self.quiet:
+            self._write(line + "\n")
+
+    def _write(self, text: str) -> None:
+        encoding = self.stream.encoding or "utf-8"
+        self.stream.write(text.encode(encoding, "replace").decode(encoding))
+        self.stream.flush()
+
+
+def _bar(done: int, total: int, label: str, columns: int) -> str:
+    count = f" {done}/{total}"
+    room = columns - len(count) - 3
+    label = "".join(c for c in label if c.isprintable())[: max(0, room - 12)]
+    wide = max(8, min(40, room - len(label)))
+    full = wide * done // max(total, 1)
+    return f"{label} [{'#' * full}{'.' * (wide - full)}]{count}"
+
+
+def _direct(rgb: tuple[int, ...]) -> str:
+    return f"2;{rgb[0]};{rgb[1]};{rgb[2]}"
+
+
+def _cube(rgb: tuple[int, ...]) -> str:
+    """The nearest of the 6 × 6 × 6 colours that every 256-colour terminal has, whose levels are 0, 95, 135, … 255."""
+    levels = [0 if c < 48 else 1 if c < 115 else (c - 35) // 40 for c in rgb]
+    return f"5;{16 + 36 * levels[0] + 6 * levels[1] + levels[2]}"
+
+
+def _windows_escapes() -> bool:
+    """Switch a Windows console to escape sequences; False where it has none."""
+    if sys.platform == "win32":
+        import ctypes
+
+        kernel = ctypes.windll.kernel32
+        handle, mode = kernel.GetStdHandle(-12), ctypes.c_ulong()
+        return bool(kernel.GetConsoleMode(handle, ctypes.byref(mode)) and kernel.SetConsoleMode(handle, mode.value | 4))
+    return False

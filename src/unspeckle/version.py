@@ -1,0 +1,11 @@
+"""The version that is installed."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def installed() -> str:
+    """For example "0.1.0"; "unknown" where the package runs without being installed."""
+    try:
+        return version("unspeckle")
+    except PackageNotFoundError:
+        return "unknown"
