@@ -23,7 +23,7 @@ _HOMES = {"Ask": "draw", "steps": "draw", "Card": "model", "Model": "model", "lo
 
 
 class _Package(ModuleType):
-    """Python binds a submodule to its package under its own name once it is imported; here `draw` stays the function."""
+    """An imported submodule is bound to its package by name; here `draw` stays the function."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in _HOMES:

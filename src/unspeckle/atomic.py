@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` when the block ends well, else it vanishes."""
+    """Yield a path to write to; it takes the place of `path` when the block ends well, else it vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
     try:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON and back, strictly: what a file says is checked field by field before anything is built."""
+"""Frozen dataclasses as JSON and back, strictly: every field is checked before anything is built from it."""
 
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType

@@ -1,4 +1,4 @@
-"""From an ask to pictures: the one door. The command line, scores, training's sample grids and notebooks go through `steps`."""
+"""From an ask to pictures: the one door, for command line, scores, training's sample grids and notebooks alike."""
 
 import math
 from collections.abc import Iterator
@@ -103,8 +103,8 @@ def steps(model: Model, ask: Ask | Order) -> Iterator[Step]:
 
 @torch.no_grad()
 def _steps(model: Model, order: Order) -> Iterator[Step]:
-    width, height = (side // int(model.autoencoder.factor) for side in order.size)  # type: ignore[arg-type]
-    shape = (int(model.autoencoder.channels), height, width)  # type: ignore[arg-type]
+    width, height = (side // model.autoencoder.factor for side in order.size)
+    shape = (model.autoencoder.channels, height, width)
     noise = seeds.noise(range(order.seed, order.seed + order.count), shape, model.device)
     way = times(order.grid, model.denoiser.schedule, order.steps)
     _, sigma = model.denoiser.schedule(way[0])
@@ -117,15 +117,16 @@ def _denoise(model: Model, order: Order) -> Denoise:
     if order.scale != 1:
         givens.append(_given(model, order.negative, order.count))
     denoise = guidance.combine(model.denoiser, givens, guidance.cfg(order.scale))
-    bounds = model.autoencoder.bounds if model.card.clamp else None
-    return denoise if bounds is None else guidance.clamp(denoise, *bounds)  # type: ignore[arg-type]  # of each channel
+    bounds: Any = model.autoencoder.bounds if model.card.clamp else None
+    return denoise if bounds is None else guidance.clamp(denoise, *bounds)
 
 
 def _given(model: Model, words: str, count: int) -> Given:
     """The words as `count` rows; encoded and prepared as one, so that they do not depend on the batch."""
     one: Given = model.denoiser.prepare(model.text(model.tokenizer.encode([words]).to(model.device)))
-    rows = {name: held.expand(count, *held.shape[1:]) for name, held in one._asdict().items() if torch.is_tensor(held)}
-    return one._replace(**rows)
+    tokens, mask, vector, beside = (None if h is None else h.expand(count, *h.shape[1:]) for h in one[:4])
+    assert tokens is not None
+    return Given(tokens, mask, vector, beside, one.prepared)
 
 
 def draw(model: Model, ask: Ask | Order) -> list[Image.Image]:
@@ -141,8 +142,7 @@ def draw(model: Model, ask: Ask | Order) -> list[Image.Image]:
 @torch.no_grad()
 def pictures(model: Model, x: Tensor) -> list[Image.Image]:
     """x (B, C, H, W), of any time, as RGB pictures."""
-    decoded: Tensor = model.autoencoder.decode(x.float())  # type: ignore[operator]
-    data = ((decoded.nan_to_num().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+    data = ((model.autoencoder.decode(x.float()).nan_to_num().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
     return [Image.fromarray(one) for one in data.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
@@ -165,7 +165,7 @@ def signed(model: Model, order: Order, last: Step) -> list[Image.Image]:
 
 
 def asked(record: dict[str, Any]) -> tuple[Ask, int]:
-    """The ask that a picture's record tells of, and the picture's place in its batch. InputError where it makes none."""
+    """The ask that a record tells of, and its picture's place in the batch. InputError where it makes none."""
     try:
         first, count = record["batch"]
         width, height = record["size"]
@@ -194,7 +194,8 @@ def _named(option: str, name: Any, known: Any) -> str:
 
 def _fitting(model: Model, size: int | tuple[int, int]) -> tuple[int, int]:
     """(width, height) if the network can draw it; the InputError names the nearest size that it can."""
-    unit = int(model.network.config.factor * model.autoencoder.factor)  # type: ignore[operator, union-attr]
+    config: Any = model.network.config
+    unit = int(config.factor) * model.autoencoder.factor
     least = -(-16 // unit) * unit
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or any(type(side) is not int for side in sides):

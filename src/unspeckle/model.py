@@ -6,7 +6,7 @@ an error that names it.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -23,14 +23,17 @@ from .atomic import replacing
 from .denoiser import CLOCKS, Denoiser
 from .errors import InputError
 from .networks import AUTOENCODERS, KINDS
+from .networks.autoencoder import Autoencoder
 from .text.encoder import TextConfig, TextEncoder
 from .text.tokenizer import Tokenizer
+
+Kinds = Mapping[str, tuple[type[Any], Any]]  # by name: (configuration, module)
 
 FORMAT = 1
 KEY = "unspeckle"
 FILE = "model.safetensors"  # in a RUN
 _STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_TEXTS: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {"transformer": (TextConfig, TextEncoder)}
+_TEXTS: Kinds = {"transformer": (TextConfig, TextEncoder)}
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Model:
     denoiser: Denoiser
     tokenizer: Tokenizer
     text: nn.Module
-    autoencoder: nn.Module
+    autoencoder: Autoencoder
     card: Card
 
     def parts(self) -> dict[str, nn.Module]:
@@ -92,12 +95,12 @@ class Model:
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             plain = tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
-            digest.update(memoryview(plain.numpy().reshape(-1).view("u1")))
+            digest.update(plain.numpy().data)
         return digest.hexdigest()[:12]
 
 
 def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
-    """Write the model as one file, atomically. dtype: how weights are stored, "float32" or "bfloat16" (half as large)."""
+    """Write the model as one file, atomically. dtype: how weights are stored, "float32" or "bfloat16"."""
     if dtype not in _STORED:
         raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(_STORED)}")
     tensors = {
@@ -159,7 +162,7 @@ def _describe(model: Model) -> dict[str, Any]:
     }
 
 
-def _configured(module: Any, kinds: dict[str, tuple[type, Any]]) -> dict[str, Any]:
+def _configured(module: Any, kinds: Kinds) -> dict[str, Any]:
     name = next((name for name, (_, make) in kinds.items() if type(module) is make), None)
     if name is None:
         raise InputError(f"{type(module).__name__} is of no kind that can be stored; choose one of {', '.join(kinds)}")
@@ -195,7 +198,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _build(said: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Model:
-    parts = {"network": KINDS, "text": _TEXTS, "autoencoder": AUTOENCODERS}
+    parts: dict[str, Kinds] = {"network": KINDS, "text": _TEXTS, "autoencoder": AUTOENCODERS}
     lacks = [name for name in (*parts, "schedule", "prediction", "clock", "tokenizer", "card") if name not in said]
     if lacks:
         raise InputError(f"{file}: its metadata lack {', '.join(lacks)}; copy or train it again")
@@ -212,9 +215,7 @@ def _build(said: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Mode
     )
 
 
-def _part(
-    config: dict[str, Any], kinds: dict[str, tuple[type, Any]], tensors: dict[str, Tensor], part: str, file: Path
-) -> Any:
+def _part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor], part: str, file: Path) -> Any:
     """Build one part without initial values and give it the file's tensors as its own."""
     values = dict(config)
     kind = values.pop("kind", None)

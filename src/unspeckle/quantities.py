@@ -28,7 +28,8 @@ def count(text: str, option: str) -> int:
     if found is None:
         raise InputError(f"{option} {text!r}: is no count; write it like 5000, 150k or 2M")
     whole, _, part = found[1].partition(".")
-    value, rest = divmod(int(whole + part) * _MANY[found[2]], 10 ** len(part))
+    many: int = 10 ** len(part)
+    value, rest = divmod(int(whole + part) * _MANY[found[2]], many)
     if rest or not 1 <= value <= 10**15:
         raise InputError(f"{option} {text}: must be a whole number of at least 1")
     return value
