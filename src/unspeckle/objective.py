@@ -46,7 +46,8 @@ class Objective:
         """The loss (B,) at times t (B,) with noise eps."""
         alpha, sigma = (level.to(x.dtype).view(-1, 1, 1, 1) for level in denoiser.schedule(t))
         error = denoiser(alpha * x + sigma * eps, t, given) - x
-        return self.weigh(t, denoiser.schedule, denoiser.prediction) * error.square().mean((1, 2, 3))
+        loss: Tensor = self.weigh(t, denoiser.schedule, denoiser.prediction) * error.square().mean((1, 2, 3))
+        return loss
 
     def draw(self, rng: Stream, schedule: Schedule) -> Tensor:
         """Times (B,) in [0, 1]."""

@@ -107,7 +107,7 @@ class Flow:
         return 1 - t, t
 
     def inverse(self, ratio: Tensor) -> Tensor:
-        return 1 - 1 / (1 + ratio)
+        return 1 / (1 + 1 / ratio)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+import pytest
+import torch
+from oracle import SCHEDULES
+from torch import nn
+
+from unspeckle.denoiser import PREDICTIONS, Denoiser, Given
+from unspeckle.errors import InputError
+from unspeckle.schedule import VE, Cosine, Flow, Linear, Table
+
+ALL = {**SCHEDULES, "ve": VE()}
+GIVEN = Given(torch.zeros(7, 1, 1))
+T = torch.tensor([1e-3, 0.02, 0.1, 0.37, 0.5, 0.9, 0.999], dtype=torch.float64)
+
+
+class Perfect:
+    """A network that always puts out the right answer, and notes what it was told."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def prepare(self, given):
+        return given._replace(prepared=True)
+
+    def __call__(self, x, clock, given):
+        self.x, self.clock, self.given = x, clock, given
+        return self.answer
+
+
+def answers(x, eps, alpha, sigma):
+    alpha, sigma = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
+    return {"x": x, "eps": eps, "v": (alpha * eps - sigma * x) / (alpha**2 + sigma**2).sqrt(), "flow": eps - x}
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_prediction_gives_back_the_picture(name, prediction, dtype):
+    schedule = ALL[name]
+    if prediction == "eps" and schedule(torch.ones(1))[0] == 0:
+        pytest.skip("refused, see below")
+    generator = torch.Generator().manual_seed(1)
+    x, eps = (torch.randn(7, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    alpha, sigma = schedule(T)
+    x_t = alpha.view(-1, 1, 1, 1) * x + sigma.view(-1, 1, 1, 1) * eps
+    network = Perfect(answers(x, eps, alpha, sigma)[prediction].to(dtype))
+    estimate = Denoiser(network, schedule, prediction)(x_t.to(dtype), T, GIVEN)
+    assert estimate.dtype == dtype
+    # a rounding error of x_t counts 1/alpha times where eps is predicted, sigma/(alpha + sigma) times x_t elsewhere
+    growth = (1 + sigma) / alpha if prediction == "eps" else 1 + sigma
+    error = (estimate.double() - x).abs().flatten(1).amax(1)
+    assert (error < 30 * torch.finfo(dtype).eps * growth).all(), error / growth
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), Flow(), Table(zero_snr=True)])
+def test_eps_is_refused_where_it_says_nothing(schedule):
+    with pytest.raises(InputError, match="choose v"):
+        Denoiser(Perfect(None), schedule, "eps")
+
+
+@pytest.mark.parametrize("bad", [{"prediction": "noise"}, {"prediction": "x", "clock": "sundial"}])
+def test_unknown_names_are_refused(bad):
+    with pytest.raises(InputError, match="choose one of"):
+        Denoiser(Perfect(None), Linear(), **bad)
+
+
+def test_clocks():
+    x_t = torch.zeros(7, 1, 1, 1)
+    network = Perfect(x_t)
+    for clock, told in {"t": T, "index": 1000 * T - 1, "log_sigma": (80 * T**7).clamp(min=1e-9).log() / 4}.items():
+        Denoiser(network, VE(), "x", clock)(x_t, T, GIVEN)
+        torch.testing.assert_close(network.clock, told.float(), rtol=1e-5, atol=1e-6)
+    Denoiser(network, VE(), "x", lambda t, schedule: 7 * t)(x_t, T, GIVEN)
+    torch.testing.assert_close(network.clock, 7 * T.float())
+
+
+def test_a_discrete_models_clock_is_its_entry_exactly():
+    k = torch.arange(1000)
+    network = Perfect(torch.zeros(1000, 1, 1, 1))
+    Denoiser(network, Table(), "eps", "index")(network.answer, (k + 1).double() / 1000, Given(torch.zeros(1000, 1, 1)))
+    assert (network.clock.round() == k).all() and (network.clock - k).abs().max() < 1e-9
+
+
+def test_the_input_is_scaled_on_ve_alone():
+    x_t = torch.ones(7, 1, 1, 1)
+    network = Perfect(x_t)
+    Denoiser(network, VE(), "v")(x_t, T, GIVEN)
+    torch.testing.assert_close(network.x.flatten(), ((1 + (80 * T**7) ** 2) ** -0.5).float())
+    Denoiser(network, Flow(), "v")(x_t, T, GIVEN)
+    assert (network.x == 1).all()
+
+
+def test_v_on_ve_is_karras_preconditioning():
+    """Karras et al. 2022, Table 1 with sigma_data = 1; their F is -v."""
+    sigma = torch.tensor([0.01, 1.0, 50.0], dtype=torch.float64)
+    x_t = torch.tensor([0.3, -2.0, 40.0], dtype=torch.float64).view(-1, 1, 1, 1)
+    output = torch.tensor([1.0, 0.5, -0.7], dtype=torch.float64).view(-1, 1, 1, 1)
+    estimate = Denoiser(Perfect(-output), VE(), "v")(x_t, VE().inverse(sigma), Given(torch.zeros(3, 1, 1)))
+    s = sigma.view(-1, 1, 1, 1)
+    torch.testing.assert_close(estimate, x_t / (s**2 + 1) + s / (s**2 + 1).sqrt() * output)
+
+
+class Convolution(nn.Module):
+    def __init__(self, dtype):
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 3, padding=1, dtype=dtype)
+
+    def prepare(self, given):
+        return given._replace(tokens=given.tokens * 2, prepared=True)
+
+    def forward(self, x, clock, given):
+        assert x.dtype == given.tokens.dtype == given.vector.dtype == self.layer.weight.dtype
+        assert x.is_contiguous(memory_format=torch.channels_last) and given.mask.dtype == torch.bool
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_casts_happen_at_the_border(weights, dtype):
+    network = Convolution(weights)
+    x_t = torch.randn(2, 4, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    given = Given(torch.randn(2, 3, 5), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 6))
+    estimate = Denoiser(network, Flow(), "flow")(x_t, torch.tensor(0.25), given)
+    precise = torch.float64 if dtype == torch.float64 else torch.float32
+    assert estimate.dtype == precise
+    torch.testing.assert_close(estimate, x_t.to(precise) - 0.25 * network.layer(x_t.to(weights)).to(precise))
+
+
+def test_prepare_is_done_once():
+    denoiser = Denoiser(Convolution(torch.float32), Flow(), "x")
+    once = denoiser.prepare(Given(torch.ones(1, 1, 1)))
+    assert once.tokens.item() == 2 and denoiser.prepare(once) is once

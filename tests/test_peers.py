@@ -1,0 +1,181 @@
+"""Our samplers on foreign grids against the diffusers schedulers of the same names: float64, same outputs and noise."""
+
+import math
+import sys
+
+import pytest
+import torch
+from diffusers import schedulers as peers
+
+from unspeckle.denoiser import Denoiser, Given
+from unspeckle.errors import InputError
+from unspeckle.formats.grids import grid
+from unspeckle.samplers import SAMPLERS
+from unspeckle.schedule import Table
+from unspeckle.seeds import noise
+
+TABLE = Table("scaled_linear", 0.00085, 0.012)
+ZERO_SNR = Table("scaled_linear", 0.00085, 0.012, zero_snr=True)
+SHAPE = (2, 3, 4, 4)
+DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
+PEERS = {  # ours: family of grids, the peer, its settings
+    "ddpm": ("ddim", peers.DDPMScheduler, {"variance_type": "fixed_small", "clip_sample": False}),
+    "ddim": ("ddim", peers.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": True}),
+    "euler": ("euler", peers.EulerDiscreteScheduler, {}),
+    "euler_a": ("euler", peers.EulerAncestralDiscreteScheduler, {}),
+    "heun": ("euler", peers.HeunDiscreteScheduler, {"clip_sample": False}),
+    "dpmpp_2m": ("dpm", peers.DPMSolverMultistepScheduler, DPM),
+    "dpmpp_2m_sde": ("dpm", peers.DPMSolverMultistepScheduler, DPM | {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("dpm", peers.UniPCMultistepScheduler, {"solver_order": 2, "solver_type": "bh2", "predict_x0": True}),
+    "lcm": ("lcm", peers.LCMScheduler, {"clip_sample": False, "original_inference_steps": 50}),
+}
+KARRAS = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
+
+
+class Network:
+    """Smooth in x and in the clock, the same for both."""
+
+    def prepare(self, given):
+        return given
+
+    def __call__(self, x, clock, given):
+        clock = clock.double().view(-1, 1, 1, 1)
+        return torch.tanh(x + 0.3 * x.roll(1, 1)) * torch.cos(clock / 300) + 0.2 * torch.sin(x.roll(1, 2) - clock / 90)
+
+
+def exact(peer, table):
+    """The peer's table in float64; its own is a float32 product."""
+    alpha, _ = table(torch.arange(1, table.count + 1, dtype=torch.float64) / table.count)
+    peer.alphas_cumprod = alpha**2
+    if table.zero_snr and not isinstance(peer, peers.DDIMScheduler):
+        peer.alphas_cumprod[-1] = 2**-24  # as these peers do themselves
+    if hasattr(peer, "final_alpha_cumprod") and not getattr(peer.config, "set_alpha_to_one", True):
+        peer.final_alpha_cumprod = peer.alphas_cumprod[0]
+    return peer
+
+
+def drawn_by_peer(peer, steps, start, draw, monkeypatch, **options):
+    noises = (draw(i, 0).double() for i in range(10**6))
+    module = sys.modules[type(peer).__module__]
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: next(noises))
+    peer.set_timesteps(steps)
+    x = start * peer.init_noise_sigma
+    for t in peer.timesteps:
+        x_in = peer.scale_model_input(x, t) if hasattr(peer, "scale_model_input") else x
+        output = Network()(x_in.double(), torch.as_tensor(t).expand(len(x)), None)
+        x = peer.step(output, t, x, **options).prev_sample
+    return x.double()
+
+
+def compare(
+    name, monkeypatch, *, spacing, prediction, steps, karras=False, table=TABLE, offset=0, end="zero", **settings
+):
+    family, cls, fixed = PEERS[name]
+    settings = fixed | settings | {"prediction_type": {"eps": "epsilon", "v": "v_prediction"}[prediction]}
+    settings |= {"beta_schedule": table.curve, "beta_start": table.start, "beta_end": table.end}
+    if family != "lcm":
+        settings |= {"timestep_spacing": spacing, "steps_offset": offset}
+    if karras:
+        settings["use_karras_sigmas"] = True
+    if table.zero_snr:
+        settings["rescale_betas_zero_snr"] = True
+    peer = exact(cls(**settings), table)
+    draw = noise([1, 2], SHAPE[1:])
+    start = draw(-1, 0).double()
+    theirs = drawn_by_peer(peer, steps, start, draw, monkeypatch)
+
+    ours = grid(family, table, steps, spacing, offset=offset, karras=karras, end=end)
+    denoiser = Denoiser(Network(), table, prediction, ours.clock)
+    given = Given(torch.zeros(2, 1, 1, dtype=torch.float64))
+    clocks = torch.as_tensor(peer.timesteps, dtype=torch.float64)
+    torch.testing.assert_close(
+        ours.clocks, clocks[[0, *range(1, len(clocks), 2)]] if name == "heun" else clocks, rtol=1e-5, atol=1e-3
+    )
+    path = list(SAMPLERS[name](lambda x, t: denoiser(x, t, given), table, ours.times, ours.scale * start, draw))
+    assert len(path) == steps + 1
+    error = float((path[-1].x - theirs).abs().max() / theirs.square().mean().sqrt())
+    assert error <= 1e-5, error
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("name", PEERS)
+def test_spacings(name, spacing, prediction, monkeypatch):
+    offset = 1 if spacing == "leading" else 0
+    compare(name, monkeypatch, spacing=spacing, prediction=prediction, steps=4 if name == "lcm" else 20, offset=offset)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize("name", KARRAS)
+def test_karras(name, spacing, prediction, monkeypatch):
+    compare(name, monkeypatch, spacing=spacing, prediction=prediction, steps=16, karras=True, offset=1)
+
+
+@pytest.mark.parametrize("name", ["euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
+def test_linspace(name, monkeypatch):
+    compare(name, monkeypatch, spacing="linspace", prediction="eps", steps=20)
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m", "unipc"])
+def test_zero_terminal_snr(name, monkeypatch):
+    compare(name, monkeypatch, spacing="trailing", prediction="v", steps=20, table=ZERO_SNR)
+
+
+def test_stable_diffusions_ddim_ends_on_entry_0(monkeypatch):
+    compare(
+        "ddim",
+        monkeypatch,
+        spacing="leading",
+        prediction="eps",
+        steps=50,
+        offset=1,
+        end="first",
+        set_alpha_to_one=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m", "euler_a"])
+def test_on_the_table_of_ddpm(name, monkeypatch):
+    compare(name, monkeypatch, spacing="leading", prediction="eps", steps=25, table=Table())
+
+
+def test_eta(monkeypatch):
+    peer = exact(
+        peers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False), TABLE
+    )
+    draw = noise([1, 2], SHAPE[1:])
+    start = draw(-1, 0).double()
+    theirs = drawn_by_peer(peer, 20, start, draw, monkeypatch, eta=0.6)
+    ours = grid("ddim", TABLE, 20, "leading")
+    denoiser, given = Denoiser(Network(), TABLE, "eps", ours.clock), Given(torch.zeros(2, 1, 1, dtype=torch.float64))
+    path = list(SAMPLERS["ddim"](lambda x, t: denoiser(x, t, given), TABLE, ours.times, start, draw, eta=0.6))
+    assert (path[-1].x - theirs).abs().max() <= 1e-5 * theirs.square().mean().sqrt()
+
+
+def test_where_a_drawing_starts():
+    """Euler's x is y = x / alpha: √(sigma² + 1) · noise is unit noise here, sigma · noise is less."""
+    alpha, sigma = TABLE(torch.tensor(1.0, dtype=torch.float64))
+    assert grid("euler", TABLE, 20, "leading").scale == grid("dpm", TABLE, 20, "trailing").scale == 1
+    assert grid("euler", TABLE, 20, "trailing").scale == pytest.approx(float(sigma))
+    assert float(sigma / alpha) == pytest.approx(14.6146, rel=1e-5)
+
+
+def test_clocks_between_the_stops():
+    ours = grid("dpm", TABLE, 10, "trailing", karras=True)
+    between = (ours.times[0] + ours.times[1]) / 2
+    told = ours.clock(torch.stack((ours.times[0], ours.times[5], between)), TABLE)
+    assert told.tolist() == [999, float(ours.clocks[5]), pytest.approx(float(between * 1000 - 1))]
+    assert (ours.clocks == ours.clocks.round()).all() and not math.isclose(told[2] % 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "options"),
+    [(("plms", 10, "leading"), {}), (("ddim", 10, "zigzag"), {}), (("ddim", 0, "leading"), {}), (("lcm", 51, "leading"), {}),
+     (("ddim", 10, "leading"), {"karras": True}), (("dpm", 1001, "trailing"), {}), (("dpm", 9, "leading"), {"end": "x"})],
+)  # fmt: skip
+def test_bad_grids_are_refused(bad, options):
+    family, steps, spacing = bad
+    with pytest.raises(InputError):
+        grid(family, TABLE, steps, spacing, **options)

@@ -1,0 +1,217 @@
+import itertools
+import math
+from functools import partial
+
+import pytest
+import torch
+from oracle import SCHEDULES, one_lump, two_lumps
+
+from unspeckle import samplers
+from unspeckle.errors import InputError
+from unspeckle.samplers import GRIDS, SAMPLERS, sampler, times
+from unspeckle.schedule import VE, Flow, Linear
+from unspeckle.seeds import noise
+
+ALL = {**SCHEDULES, "ve": VE()}
+DETERMINISTIC = {"ddim": 1, "euler": 1, "heun": 2, "dpmpp_2m": 2, "unipc": 2}  # orders
+NONE = partial(pytest.fail, "a deterministic sampler asked for noise")
+
+
+def last(steps):
+    return list(steps)[-1].x
+
+
+def in_log_snr(schedule, steps, high=8.0, low=0.1):
+    """Times uniform in log-SNR between two ratios sigma/alpha > 0."""
+    return schedule.inverse(torch.linspace(math.log(high), math.log(low), steps + 1, dtype=torch.float64).exp())
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid", "flow", "scaled_linear", "ve"])
+@pytest.mark.parametrize("method", DETERMINISTIC)
+def test_convergence_order(method, name):
+    schedule, mixture = ALL[name], two_lumps()
+    denoise = mixture.denoise(schedule)
+    first = in_log_snr(schedule, 1)[:1]
+    alpha, sigma = schedule(first)
+    generator = torch.Generator().manual_seed(0)
+    x = alpha * mixture.draw(64, generator) + sigma * torch.randn(64, 2, 1, 1, generator=generator, dtype=torch.float64)
+    exact = last(SAMPLERS["heun"](denoise, schedule, in_log_snr(schedule, 1500), x, NONE))
+    doubled = [20, 40, 80, 160]
+    errors = []
+    for steps in doubled:
+        found = last(SAMPLERS[method](denoise, schedule, in_log_snr(schedule, steps), x, NONE))
+        errors.append((found - exact).square().mean().sqrt().log2())
+    slopes = [float(coarse - fine) for coarse, fine in itertools.pairwise(errors)]
+    assert sum(slopes) / len(slopes) >= DETERMINISTIC[method] - 0.2, slopes
+    assert slopes[-1] >= DETERMINISTIC[method] - 0.2, slopes
+
+
+@pytest.mark.parametrize("name", ["linear", "flow", "zero_snr", "ve"])
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [("ddpm", 600), ("euler_a", 600), ("ddim_half", 600), ("dpmpp_2m_sde", 120), ("dpmpp_sde", 120)],
+)
+def test_moments_of_stochastic_samplers(method, steps, name):
+    """Means, variances, the share of each lump and fourth moments, within 4 standard errors of 6,000 pictures."""
+    schedule, mixture, count = ALL[name], two_lumps(), 6000
+    method = partial(samplers.ddim, eta=0.5) if method == "ddim_half" else SAMPLERS[method]
+    grid = times("uniform" if name == "ve" else "exponential", schedule, steps)
+    alpha, sigma = schedule(grid[:1])
+    generator = torch.Generator().manual_seed(5)
+    eps = torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
+    x = alpha * mixture.draw(count, generator) + sigma * eps
+    draw = noise(range(count), (2, 1, 1))
+    found = last(method(mixture.denoise(schedule), schedule, grid, x, draw))
+    truth = mixture.draw(400_000, generator)
+    moments = [lambda x: x, lambda x: x**2, lambda x: x**4, lambda x: (x > -0.3).double(), lambda x: x * x.flip(1)]
+    for moment in moments:
+        ours, theirs = moment(found.flatten(1)), moment(truth.flatten(1))
+        error = theirs.std(0) / math.sqrt(count)
+        assert ((ours.mean(0) - theirs.mean(0)).abs() < 4 * error).all(), (ours.mean(0) - theirs.mean(0)) / error
+
+
+@pytest.mark.parametrize("name", ["linear", "flow", "ve"])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_consistency_steps_draw_the_distribution(name, steps):
+    """Given the exact consistency function, (x - alpha m) · s / √(alpha² s² + sigma²) + m, any number of steps is exact."""
+    schedule, count, mean, deviation = ALL[name], 20000, 0.5, 0.4
+
+    def consistent(x_t, t):
+        alpha, sigma = (level.view(-1, 1, 1, 1) for level in schedule(t))
+        return mean + deviation * (x_t - alpha * mean) / (alpha**2 * deviation**2 + sigma**2).sqrt()
+
+    grid = times("karras", schedule, steps)
+    alpha, sigma = schedule(grid[:1])
+    generator = torch.Generator().manual_seed(2)
+    x = alpha * one_lump(mean, deviation).draw(count, generator)
+    x = x + sigma * torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
+    found = last(SAMPLERS["lcm"](consistent, schedule, grid, x, noise(range(count), (2, 1, 1)))).flatten()
+    assert abs(found.mean() - mean) < 4 * deviation / math.sqrt(2 * count)
+    assert abs(found.std() - deviation) < 4 * deviation / math.sqrt(4 * count)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_a_single_picture_is_found_exactly(method, name):
+    """Data of one point: x̂ is that point, and every sampler lands on it, also from alpha = 0 and down to sigma = 0."""
+    schedule = ALL[name]
+    point = torch.tensor([0.3, -0.7], dtype=torch.float64).view(1, 2, 1, 1).expand(3, 2, 1, 1)
+    draw = noise(range(3), (2, 1, 1))
+    for grid, steps in itertools.product(GRIDS, (1, 2, 7)):
+        stops = times(grid, schedule, steps)
+        x = schedule(stops[0])[1] * torch.randn(3, 2, 1, 1, dtype=torch.float64)
+        path = list(SAMPLERS[method](lambda x, t: point, schedule, stops, x, draw))
+        assert [float(step.t) for step in path] == stops.tolist()
+        assert torch.equal(path[-1].x, path[-1].estimate)
+        torch.testing.assert_close(path[-1].x, point, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["flow", "zero_snr", "cosine", "sigmoid"])
+@pytest.mark.parametrize("method", [*DETERMINISTIC, "dpmpp_sde", "dpmpp_2m_sde", "ddpm"])
+def test_from_pure_noise_to_the_picture(method, name):
+    """From alpha = 0 to sigma = 0: of a Gaussian the ODE is x_0 = m + s x_1, and all samplers keep its moments."""
+    schedule, mean, deviation = ALL[name], 0.5, 0.4
+    count = 4000
+    x = torch.randn(count, 2, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    draw = noise(range(count), (2, 1, 1))
+    denoise = one_lump(mean, deviation).denoise(schedule)
+    found = last(SAMPLERS[method](denoise, schedule, times("uniform", schedule, 250), x, draw))
+    if method in DETERMINISTIC:
+        assert (found - (mean + deviation * x)).abs().max() < 0.06 / DETERMINISTIC[method]
+    assert abs(found.mean() - mean) < 4 * deviation / math.sqrt(2 * count) + 0.003
+    assert abs(found.std() - deviation) < 4 * deviation / math.sqrt(4 * count) + 0.004
+
+
+def test_a_step_is_x_before_the_move_with_its_estimate():
+    schedule, mixture = Linear(), two_lumps()
+    denoise = mixture.denoise(schedule)
+    x = torch.randn(4, 2, 1, 1, dtype=torch.float64)
+    for method in SAMPLERS.values():
+        path = list(method(denoise, schedule, times("karras", schedule, 5), x, noise(range(4), (2, 1, 1))))
+        assert len(path) == 6 and torch.equal(path[0].x, x)
+        for step in path[:-1]:
+            assert torch.equal(step.estimate, denoise(step.x, step.t.expand(4)))
+        assert torch.equal(path[-1].estimate, path[-1].x) and path[-1].t == 0
+
+
+def test_euler_on_a_flow_is_the_straight_step():
+    """x_s = x_t + (s - t) v with v = (x_t - x̂) / t."""
+    schedule, mixture = Flow(), two_lumps()
+    denoise = mixture.denoise(schedule)
+    x = torch.randn(4, 2, 1, 1, dtype=torch.float64)
+    stops = times("uniform", schedule, 5)
+    expected = x
+    for t, s in itertools.pairwise(stops):
+        expected = expected + (s - t) * (expected - denoise(expected, t.expand(4))) / t
+    torch.testing.assert_close(last(SAMPLERS["euler"](denoise, schedule, stops, x, NONE)), expected)
+
+
+def test_dpmpp_sde_is_k_diffusions():
+    """sample_dpmpp_sde (eta 1, s_noise 1, r 1/2) written down in its own coordinates, y = x / alpha, with its Brownian
+    noise: increments over [mid, from] and [to, from], divided by their deviations, correlate by √(Δ_mid / Δ_to)."""
+    schedule, mixture = SCHEDULES["scaled_linear"], two_lumps()
+    denoise, draw = mixture.denoise(schedule), noise(range(8), (2, 1, 1))
+    stops = times("karras", schedule, 9)
+    alpha, sigma = schedule(stops)
+    ratio = sigma / alpha
+    start = torch.randn(8, 2, 1, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * sigma[0]
+
+    def model(y, s):
+        t = schedule.inverse(s)
+        return denoise(schedule(t)[0] * y, t.expand(8))
+
+    def ancestral(s_from, s_to):
+        up = min(s_to, (s_to**2 * (s_from**2 - s_to**2) / s_from**2) ** 0.5)
+        return (s_to**2 - up**2) ** 0.5, up
+
+    y = start / alpha[0]
+    for i, (s_from, s_to) in enumerate(itertools.pairwise(ratio)):
+        denoised = model(y, s_from)
+        if s_to == 0:
+            y = y + (y - denoised) / s_from * (s_to - s_from)
+            continue
+        mid = (-(-s_from.log() - s_to.log()) / 2).exp()
+        first = draw(i, 0).double()
+        whole = ((s_from - mid) / (s_from - s_to)).sqrt() * first + ((mid - s_to) / (s_from - s_to)).sqrt() * draw(i, 1)
+        down, up = ancestral(s_from, mid)
+        guess = down / s_from * y - (down.log() - s_from.log()).expm1() * denoised + up * first
+        down, up = ancestral(s_from, s_to)
+        y = down / s_from * y - (down.log() - s_from.log()).expm1() * model(guess, mid) + up * whole
+    found = last(SAMPLERS["dpmpp_sde"](denoise, schedule, stops, start, draw))
+    assert (found - y).abs().max() < 1e-5 * y.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_grids(name):
+    schedule = ALL[name]
+    for grid, steps, start in itertools.product(GRIDS, (1, 2, 30, 250), (1.0, 0.6)):
+        stops = times(grid, schedule, steps, start)
+        assert stops.dtype == torch.float64 and len(stops) == steps + 1
+        assert stops[-1] == 0 and stops[0] <= start + 1e-12 and (stops.diff() < 0).all()
+        assert stops[0] >= start - 1.1e-3 or grid == "leading"
+    alpha, sigma = schedule(times("karras", schedule, 10))
+    roots = (sigma / alpha)[:-1] ** (1 / 7)
+    torch.testing.assert_close(roots.diff(), roots.diff()[:1].expand(9), rtol=1e-6, atol=1e-9)
+    alpha, sigma = schedule(times("exponential", schedule, 10))
+    logs = (sigma / alpha)[:-1].log()
+    torch.testing.assert_close(logs.diff(), logs.diff()[:1].expand(9), rtol=1e-6, atol=1e-9)
+
+
+def test_discrete_grids():
+    """Lin et al. 2024, Table 2: T = 1000, 10 steps."""
+    entries = {name: (times(name, Flow(), 10)[:-1] * 1000 - 1).round().int().tolist() for name in GRIDS[1:4]}
+    assert entries["leading"] == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
+    assert entries["trailing"] == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
+    assert entries["linspace"] == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
+
+
+@pytest.mark.parametrize("bad", [("zigzag", 10, 1.0), ("uniform", 0, 1.0), ("karras", 10, 0.0), ("uniform", 5, 1.5)])
+def test_bad_grids_are_refused(bad):
+    grid, steps, start = bad
+    with pytest.raises(InputError, match="choose"):
+        times(grid, Flow(), steps, start)
+
+
+def test_unknown_sampler_is_refused_with_the_names():
+    with pytest.raises(InputError, match="ddpm, ddim, euler, euler_a, heun, dpmpp_2m"):
+        sampler("plms")
