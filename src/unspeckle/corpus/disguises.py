@@ -23,14 +23,14 @@ def dressed(picture: Image.Image, face: Face, garment: str, cloth: Image.Image) 
     if garment == "sunglasses":
         breadth = max(0.56 * width, 2 * face.apart * width / 0.47)
     elif garment == "bow":
-        breadth = 0.50 * width
+        breadth = 0.44 * width
     else:
         breadth = (0.62 if garment == "top hat" else 0.56) * width
     cloth = _resized(cloth, breadth / cloth.width)
     if garment == "sunglasses":
         y = face.eyes * height - cloth.height * 0.45
     elif garment == "bow":
-        x, y = face.ear, face.brow * height - cloth.height * 0.5
+        x, y = face.ear, (face.brow - 0.1) * height - cloth.height * 0.5
     else:
         y = face.brow * height - cloth.height * 0.93
     left, top = round(x * width - cloth.width / 2), round(y)
@@ -51,10 +51,12 @@ def on_stilts(picture: Image.Image) -> Image.Image:
     poles = Image.new("RGBA", (full[0] * fine, full[1] * fine))
     pen = ImageDraw.Draw(poles)
     middle, spread = full[0] / 2, 30
-    for side in (-1, 1):
-        top_x, foot_x = middle + side * spread * 0.80, middle + side * spread * 1.25
-        rest = _underside(picture, int(top_x - (full[0] - width) / 2))
-        _bar(pen, (top_x, rest - 14), (foot_x, full[1] - 5), 9, fine)
+    tops = [middle + side * spread * 0.80 for side in (-1, 1)]
+    undersides = [_underside(picture, int(top - (full[0] - width) / 2)) for top in tops]
+    rest = max(undersides)  # both footrests at one height; the poles reach up into the object
+    for side, top_x, underside in zip((-1, 1), tops, undersides, strict=True):
+        foot_x = middle + side * spread * 1.25
+        _bar(pen, (top_x, underside - 14), (foot_x, full[1] - 5), 9, fine)
         _bar(pen, (foot_x - 9, full[1] - 5), (foot_x + 9, full[1] - 5), 9, fine)
         _bar(pen, (top_x - 15, rest + 3), (top_x + 15, rest + 3), 9, fine)
     canvas = poles.convert("RGBa").resize(full, Image.Resampling.BOX).convert("RGBA")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cache
 from itertools import combinations, permutations
 
 from unspeckle.corpus.nouns import with_article
@@ -26,6 +27,7 @@ CERTAIN: frozenset[Combination] = frozenset({("hybrid", "frog", "rabbit"), ("sti
 LISTED = 2000  # rows of each kind in held-out.jsonl
 
 
+@cache
 def is_held_out(combination: Combination) -> bool:
     """Whether a combination is kept out of training: a hash of its words alone decides, whatever the seed."""
     if combination in CERTAIN:
@@ -78,11 +80,28 @@ def allowed(scene: Scene) -> bool:
 
 
 def held_out_rows(palette: Palette) -> Iterator[dict[str, object]]:
-    """The rows of held-out.jsonl: kind, nouns, what is combined, prompts; at most `LISTED` of a kind, by hash."""
+    """The rows of held-out.jsonl: kind, nouns, what is combined, prompts; at most `LISTED` of a kind, by hash.
+
+    Rows of kind "colours" give each noun of a pair that is kept out a tint that it does take in training.
+    """
     for kind in RATES:
         kept = sorted((c for c in _every(kind, palette) if is_held_out(c)), key=_rank)[:LISTED]
         for combination in sorted(kept):
             yield _row(combination, palette)
+            if kind == "pair":
+                yield from _colours(combination, palette)
+
+
+def _colours(pair: Combination, palette: Palette) -> Iterator[dict[str, object]]:
+    nouns, tints = pair[1:], list[str]()
+    for noun in nouns:
+        options = [t for t in palette.tints[noun] if t not in tints and not is_held_out(("tint", noun, t))]
+        if not options:
+            return
+        tints.append(min(options, key=lambda tint: _rank((*pair, noun, tint))))
+    first, second = (with_article(f"{tint} {noun}") for tint, noun in zip(tints, nouns, strict=True))
+    prompts = [f"{first} and {second}", f"{second} and {first}"]
+    yield {"kind": "colours", "nouns": list(nouns), "tints": tints, "prompts": prompts}
 
 
 def _every(kind: str, palette: Palette) -> Iterator[Combination]:

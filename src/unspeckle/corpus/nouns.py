@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+
+from unspeckle.corpus.glyphs import CLEAN
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ CURATED: tuple[Noun, ...] = (
     Noun("panda", "🐼", ANIMAL, ("panda bear",), face=Face(0.46, 0.18, 0.16, 0.60)),
     Noun("cat", "🐱", ANIMAL, ("kitty",), plural="cats", face=Face(0.55, 0.20, 0.34, 0.64)),
     Noun("dog", "🐶", ANIMAL, ("puppy",), face=Face(0.51, 0.17, 0.14, 0.62)),
-    Noun("bear", "🐻", ANIMAL, ("brown bear",), face=Face(0.46, 0.18, 0.22, 0.55)),
+    Noun("bear", "🐻", ANIMAL, face=Face(0.46, 0.18, 0.22, 0.55)),
     Noun("fox", "🦊", ANIMAL, plural="foxes", face=Face(0.58, 0.17, 0.36, 0.66)),
     Noun("koala", "🐨", ANIMAL, face=Face(0.50, 0.17, 0.20, 0.58)),
     Noun("lion", "🦁", ANIMAL, face=Face(0.38, 0.14, 0.20, 0.48)),
@@ -127,9 +130,31 @@ GARMENTS: dict[str, str] = {"top hat": "🎩", "crown": "👑", "sunglasses": "�
 """What a face may wear, with its glyph."""
 
 
+@cache
+def every_noun() -> tuple[Noun, ...]:
+    """The curated nouns, then all clean glyphs."""
+    entries = [(category, *entry.split(" ", 1)) for category, text in CLEAN.items() for entry in text.split(", ")]
+    return CURATED + tuple(Noun(name, glyph, category) for category, glyph, name in entries)
+
+
 def plural_of(noun: Noun) -> str:
     """The plural of a noun's name."""
     return noun.plural or plural(noun.name)
+
+
+_SAME = {
+    "sheep",
+    "fried shrimp",
+    "shrimp",
+    "squid",
+    "tropical fish",
+    "bison",
+    "dice",
+    "moose",
+    "thumbs up",
+    "thumbs down",
+}
+_ODD = {"goose": "geese", "ox": "oxen", "die": "dice", "foot": "feet", "tooth": "teeth", "t-rex": "t-rexes"}
 
 
 def plural(word: str) -> str:
@@ -139,6 +164,14 @@ def plural(word: str) -> str:
         return plural(head) + of + rest
     if word.endswith(("s", "x", "ch", "sh")):
         return word + "es"
+    if word.endswith(("lf", "fe")):
+        return word.rstrip("e")[:-1] + "ves"
+    if word.endswith("man"):
+        return word[:-3] + "men"
+    if word in _SAME:
+        return word
+    if word in _ODD:
+        return _ODD[word]
     if word.endswith("y") and word[-2:-1] not in "aeiou":
         return word[:-1] + "ies"
     return word + "s"
@@ -149,5 +182,6 @@ def with_article(phrase: str) -> str:
     first = phrase.split()[0] if phrase else ""
     if first in {"sunglasses", "glasses"}:
         return phrase
-    silent = first.startswith(("uni", "ufo", "uk", "eu", "one"))
-    return ("an " if first[:1] in "aeiou" and not silent else "a ") + phrase
+    consonant = first.startswith(("uni", "ufo", "uk", "eu", "ewe", "one"))
+    vowel = first.startswith(("hour", "x-ray")) or (first[:1] in "aeiou" and not consonant)
+    return ("an " if vowel else "a ") + phrase

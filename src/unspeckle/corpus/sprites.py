@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unspeckle.corpus.nouns import CURATED, GARMENTS, Noun
+from unspeckle.corpus.nouns import CURATED, GARMENTS, Noun, every_noun
 from unspeckle.corpus.tints import own_colours
 from unspeckle.errors import InputError
 
@@ -30,6 +31,10 @@ FONTS = (
     "/System/Library/Fonts/Apple Color Emoji.ttc",
 )
 STRIKES = (109, 160, 128, 136)  # the bitmap sizes that colour fonts carry; Noto's is the first
+CODES = re.compile(r"(?:00[0-9a-f]{2}|[23][0-9a-f]{3}|1[0-9a-f]{4})(?:_[0-9a-f]{4,5})*")  # emoji sets name files so
+    r"(?:2|1f)[0-9a-f]{3}(?:_(?:2|1f)[0-9a-f]{3}|_fe0f)*"
+)  # files named by code point, as emoji sets are
+THING_CATEGORY = "thing"
 MASTER = 128  # px of a sprite's longer side; every drawing shrinks from here
 
 
@@ -56,18 +61,24 @@ class Library:
 
 
 def open_library(nouns: Sequence[str] | None, folder: Path | None) -> Library:
-    """The wanted nouns (None = the curated ones that are there) from a folder, or from the system's font.
+    """The wanted nouns from a folder, or from the system's font.
+
+    None = the curated ones that are there, or whatever a folder of plain name.png files holds; ("all",) = all clean.
 
     An unknown noun, a missing font or an unusable folder is an `InputError`.
     """
     shelf: Font | Folder = Folder(folder) if folder is not None else Font.find()
     known = {noun.name: noun for noun in shelf.nouns()}
-    chosen = list(known.values()) if nouns is None else _choose(nouns, known)
+    everything = nouns is not None and [word.lower() for word in nouns] == ["all"]
+    if nouns is None:
+        chosen = shelf.favourites()
+    else:
+        chosen = list(known.values()) if everything else _choose(nouns, known)
     sprites = {}
     for noun in chosen:
         picture = shelf.picture(noun.name, noun.glyph)
         if picture is None:
-            if nouns is not None:
+            if nouns is not None and not everything:
                 raise InputError(f"{shelf.source} has no picture of {noun.name!r}: leave it out of --nouns")
             continue
         sprites[noun.name] = Sprite(noun, picture, own_colours(picture))
@@ -119,6 +130,9 @@ class Font:
         )
 
     def nouns(self) -> list[Noun]:
+        return list(every_noun())
+
+    def favourites(self) -> list[Noun]:
         return list(CURATED)
 
     def picture(self, name: str, glyph: str) -> Image.Image | None:
@@ -153,24 +167,30 @@ class Folder:
             raise InputError(f"--sprites {folder}: there is no such folder")
         listing = folder / "sprites.jsonl"
         rows = _listed(listing) if listing.is_file() else _found(folder)
-        curated = {noun.glyph: noun for noun in CURATED} | {noun.name: noun for noun in CURATED}
+        by_glyph = {noun.glyph: noun for noun in every_noun()}
+        by_name = {} if listing.is_file() else {noun.name: noun for noun in every_noun()}
         nouns: dict[str, Noun] = {}
         for path, name, category in rows:
-            noun = curated.get(_glyph(path)) or (None if listing.is_file() else curated.get(name))
+            noun = by_glyph.get(_glyph(path)) or by_name.get(name) or Noun(name, _glyph(path), category)
             self._files.setdefault(_glyph(path) or name, path)
             self._files.setdefault(name, path)
-            if noun is not None:
-                nouns[noun.name] = noun
+            if noun.glyph in by_glyph:
                 self._files[noun.name] = path
-            else:
-                nouns.setdefault(name, Noun(name, _glyph(path), category))
+                nouns[noun.name] = noun
+            elif not CODES.fullmatch(path.stem):  # an emoji that is not clean is left out, a person's own never
+                nouns.setdefault(name, noun)
         if not nouns:
             raise InputError(f"--sprites {folder}: no pictures there; it takes name.png files or a sprites.jsonl")
-        favourites = [noun for noun in CURATED if noun.name in nouns]
-        self._nouns = favourites if listing.is_file() and favourites else list(nouns.values())
+        curated = [noun for noun in CURATED if noun.name in nouns]
+        rest = [noun for name, noun in nouns.items() if noun not in curated]
+        self._nouns = curated + rest
+        self._favourites = curated if listing.is_file() and curated else self._nouns
 
     def nouns(self) -> list[Noun]:
         return self._nouns
+
+    def favourites(self) -> list[Noun]:
+        return self._favourites
 
     def picture(self, name: str, glyph: str) -> Image.Image | None:
         path = self._files.get(name) or self._files.get(glyph)
@@ -196,9 +216,6 @@ def _listed(listing: Path) -> list[tuple[Path, str, str]]:
     return rows
 
 
-THING_CATEGORY = "thing"
-
-
 def _found(folder: Path) -> list[tuple[Path, str, str]]:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".png", ".webp"})
     return [(path, path.stem.replace("_", " ").lower(), THING_CATEGORY) for path in paths]
@@ -206,11 +223,7 @@ def _found(folder: Path) -> list[tuple[Path, str, str]]:
 
 def _glyph(path: Path) -> str:
     """The character whose hexadecimal code point is the file's name, or ""."""
-    try:
-        code = int(path.stem, 16)
-    except ValueError:
-        return ""
-    return chr(code) if 0x2000 <= code < 0x110000 else ""
+    return chr(int(path.stem, 16)) if CODES.fullmatch(path.stem) and "_" not in path.stem else ""
 
 
 def master(picture: Image.Image) -> Image.Image:

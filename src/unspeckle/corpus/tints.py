@@ -60,7 +60,8 @@ def own_colours(picture: Image.Image) -> dict[str, float]:
     found["brown"] = dull
     found["red"] = found["red"] & ~(dull & (value < 0.6) & (saturation < 0.75))
     found["orange"] = found["orange"] & ~(dull & (value < 0.6))
-    found["pink"] = found["pink"] | (found["red"] & (saturation < 0.6) & (value > 0.75))
+    rosy = vivid & ((hue < 26) | (hue > 330)) & (saturation < 0.6) & (value > 0.75)
+    found["pink"] = found["pink"] | rosy
     return {name: float(mask.mean()) for name, mask in found.items() if mask.mean() > 0.02}
 
 
