@@ -32,8 +32,6 @@ FONTS = (
 )
 STRIKES = (109, 160, 128, 136)  # the bitmap sizes that colour fonts carry; Noto's is the first
 CODES = re.compile(r"(?:00[0-9a-f]{2}|[23][0-9a-f]{3}|1[0-9a-f]{4})(?:_[0-9a-f]{4,5})*")  # emoji sets name files so
-    r"(?:2|1f)[0-9a-f]{3}(?:_(?:2|1f)[0-9a-f]{3}|_fe0f)*"
-)  # files named by code point, as emoji sets are
 THING_CATEGORY = "thing"
 MASTER = 128  # px of a sprite's longer side; every drawing shrinks from here
 
