@@ -1,8 +1,8 @@
 import pytest
 import torch
-from oracle import SCHEDULES
 from torch import nn
 
+from oracle import SCHEDULES
 from unspeckle.denoiser import PREDICTIONS, Denoiser, Given
 from unspeckle.errors import InputError
 from unspeckle.schedule import VE, Cosine, Flow, Linear, Table

@@ -172,8 +172,9 @@ def test_clocks_between_the_stops():
 
 @pytest.mark.parametrize(
     ("bad", "options"),
-    [(("plms", 10, "leading"), {}), (("ddim", 10, "zigzag"), {}), (("ddim", 0, "leading"), {}), (("lcm", 51, "leading"), {}),
-     (("ddim", 10, "leading"), {"karras": True}), (("dpm", 1001, "trailing"), {}), (("dpm", 9, "leading"), {"end": "x"})],
+    [(("plms", 10, "leading"), {}), (("ddim", 10, "zigzag"), {}), (("ddim", 0, "leading"), {}),
+     (("lcm", 51, "leading"), {}), (("dpm", 1001, "trailing"), {}), (("dpm", 9, "leading"), {"end": "x"}),
+     (("ddim", 10, "leading"), {"karras": True})],
 )  # fmt: skip
 def test_bad_grids_are_refused(bad, options):
     family, steps, spacing = bad

@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 import torch
-from oracle import SCHEDULES, one_lump, two_lumps
 
+from oracle import SCHEDULES, one_lump, two_lumps
 from unspeckle import samplers
 from unspeckle.errors import InputError
 from unspeckle.samplers import GRIDS, SAMPLERS, sampler, times
@@ -35,7 +35,7 @@ def test_convergence_order(method, name):
     alpha, sigma = schedule(first)
     generator = torch.Generator().manual_seed(0)
     x = alpha * mixture.draw(64, generator) + sigma * torch.randn(64, 2, 1, 1, generator=generator, dtype=torch.float64)
-    exact = last(SAMPLERS["heun"](denoise, schedule, in_log_snr(schedule, 1500), x, NONE))
+    exact = last(SAMPLERS["heun"](denoise, schedule, in_log_snr(schedule, 1000), x, NONE))
     doubled = [20, 40, 80, 160]
     errors = []
     for steps in doubled:
@@ -49,11 +49,11 @@ def test_convergence_order(method, name):
 @pytest.mark.parametrize("name", ["linear", "flow", "zero_snr", "ve"])
 @pytest.mark.parametrize(
     ("method", "steps"),
-    [("ddpm", 600), ("euler_a", 600), ("ddim_half", 600), ("dpmpp_2m_sde", 120), ("dpmpp_sde", 120)],
+    [("ddpm", 400), ("euler_a", 400), ("ddim_half", 400), ("dpmpp_2m_sde", 120), ("dpmpp_sde", 120)],
 )
 def test_moments_of_stochastic_samplers(method, steps, name):
-    """Means, variances, the share of each lump and fourth moments, within 4 standard errors of 6,000 pictures."""
-    schedule, mixture, count = ALL[name], two_lumps(), 6000
+    """Means, variances, the share of each lump and fourth moments, within 4 standard errors of 4,000 pictures."""
+    schedule, mixture, count = ALL[name], two_lumps(), 4000
     method = partial(samplers.ddim, eta=0.5) if method == "ddim_half" else SAMPLERS[method]
     grid = times("uniform" if name == "ve" else "exponential", schedule, steps)
     alpha, sigma = schedule(grid[:1])
@@ -73,7 +73,7 @@ def test_moments_of_stochastic_samplers(method, steps, name):
 @pytest.mark.parametrize("name", ["linear", "flow", "ve"])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_consistency_steps_draw_the_distribution(name, steps):
-    """Given the exact consistency function, (x - alpha m) · s / √(alpha² s² + sigma²) + m, any number of steps is exact."""
+    """Given the exact consistency function, m + s (x - alpha m) / √(alpha² s² + sigma²), any number of steps is exact."""
     schedule, count, mean, deviation = ALL[name], 20000, 0.5, 0.4
 
     def consistent(x_t, t):

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from oracle import SCHEDULES
 
+from oracle import SCHEDULES
 from unspeckle.errors import InputError
 from unspeckle.schedule import VE, Cosine, Flow, Linear, Sigmoid, Table, from_config, to_config
 
@@ -125,8 +125,9 @@ def test_config_round_trip(name):
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"kind": "warp"}, {"kind": "flow", "shift": 3.0}, {"kind": "ve", "sigma_max": "80"}, {"kind": "ve", "inverse": 1},
-     {"kind": "table", "curve": "bumpy"}, {"kind": "table", "count": 1000.0}, {"kind": "table", "zero_snr": 1}],
+    [{}, {"kind": "warp"}, {"kind": "flow", "shift": 3.0}, {"kind": "ve", "sigma_max": "80"},
+     {"kind": "ve", "inverse": 1}, {"kind": "table", "curve": "bumpy"}, {"kind": "table", "count": 1000.0},
+     {"kind": "table", "zero_snr": 1}, {"kind": ["ve"]}],
 )  # fmt: skip
 def test_bad_config_is_refused_in_one_line(config):
     with pytest.raises(InputError) as error:

@@ -104,7 +104,7 @@ def test_streams_differ_by_seed_index_and_purpose_and_from_drawings():
 
 def test_uniform_is_uniform():
     u = Stream(3, torch.arange(20000)).uniform(2).double().sort().values
-    assert 0 < u[0] and u[-1] <= 1
+    assert u[0] > 0 and u[-1] <= 1
     assert (u - (torch.arange(20000) + 0.5) / 20000).abs().max() < 1.95 / math.sqrt(20000)
 
 

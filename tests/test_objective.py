@@ -1,0 +1,164 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from oracle import SCHEDULES
+from unspeckle.denoiser import Denoiser, Given
+from unspeckle.errors import InputError
+from unspeckle.objective import Objective
+from unspeckle.schedule import VE, Flow, Linear, Table
+from unspeckle.seeds import Stream
+
+T = torch.tensor([0.01, 0.05, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
+LATE = T.clamp(min=0.2)  # before, VE's sigma drowns in the rounding of x_t
+GIVEN = Given(torch.zeros(6, 1, 1))
+
+
+class Guess:
+    def prepare(self, given):
+        return given
+
+    def __call__(self, x, clock, given):
+        self.output = torch.sin(3 * x) + clock.view(-1, 1, 1, 1)
+        return self.output
+
+
+def case(schedule, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x, eps = (torch.randn(6, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    alpha, sigma = (level.view(-1, 1, 1, 1) for level in schedule(LATE))
+    v = (alpha * eps - sigma * x) / (alpha**2 + sigma**2).sqrt()
+    return x, eps, {"x": x, "eps": eps, "v": v, "flow": eps - x}
+
+
+def mse(a, b):
+    return (a - b).square().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "prediction"),
+    [(schedule, prediction) for schedule in (Linear(), Table(), VE()) for prediction in ("x", "eps", "v")]
+    + [(Flow(), prediction) for prediction in ("x", "v", "flow")],
+)
+def test_plain_is_the_error_of_what_the_network_puts_out(schedule, prediction):
+    network = Guess()
+    x, eps, answers = case(schedule)
+    loss = Objective(weight="plain", floor=0.0).at(Denoiser(network, schedule, prediction), x, GIVEN, LATE, eps)
+    torch.testing.assert_close(loss, mse(network.output, answers[prediction]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("prediction", ["x", "eps", "v", "flow"])
+@pytest.mark.parametrize("schedule", [Linear(), VE(), Flow()])
+def test_v_is_the_error_of_the_velocity_whatever_is_predicted(schedule, prediction):
+    if prediction == "eps" and schedule == Flow():
+        pytest.skip("refused by the denoiser")
+    x, eps, answers = case(schedule)
+    denoiser = Denoiser(Guess(), schedule, prediction)
+    alpha, sigma = (level.view(-1, 1, 1, 1) for level in schedule(LATE))
+    x_t = alpha * x + sigma * eps
+    estimate = denoiser(x_t, LATE, GIVEN)
+    eps_hat = (x_t - alpha * estimate) / sigma
+    velocity = (alpha * eps_hat - sigma * estimate) / (alpha**2 + sigma**2).sqrt()
+    velocity, truth = (eps_hat - estimate, eps - x) if schedule == Flow() else (velocity, answers["v"])
+    loss = Objective(weight="v", floor=0.0).at(denoiser, x, GIVEN, LATE, eps)
+    torch.testing.assert_close(loss, mse(velocity, truth), rtol=1e-6, atol=0)
+
+
+def test_on_a_flow_the_v_loss_divides_by_t_but_never_by_less_than_the_floor():
+    weight = Objective().weigh(T, Flow(), "x")
+    torch.testing.assert_close(weight, T.clamp(min=0.05) ** -2)
+
+
+@pytest.mark.parametrize("name", [*SCHEDULES, "ve"])
+def test_min_snr_and_soft(name):
+    schedule = SCHEDULES.get(name, VE())
+    t = torch.cat((torch.zeros(1, dtype=torch.float64), T, torch.ones(1, dtype=torch.float64)))
+    alpha, sigma = schedule(t)
+    snr = (alpha / sigma) ** 2
+    torch.testing.assert_close(Objective(weight="min_snr", gamma=5).weigh(t, schedule, "x"), snr.clamp(max=5))
+    soft = Objective(weight="soft", gamma=4).weigh(t, schedule, "x")
+    torch.testing.assert_close(soft, 1 / (1 / snr + 1 / 4))
+    sigmoid_on_eps = torch.sigmoid(math.log(4) - snr.log())[1:-1]  # its weight on the error of eps, b = log 4
+    torch.testing.assert_close(soft[1:-1], sigmoid_on_eps * snr[1:-1])
+
+
+def follows(values, cdf):
+    """Kolmogorov-Smirnov, one in a thousand."""
+    values, n = values.double().sort().values, len(values)
+    assert ((cdf(values) - (torch.arange(n) + 0.5) / n).abs().max() + 0.5 / n) < 1.95 / math.sqrt(n)
+
+
+def test_time_distributions():
+    rng = Stream(1, torch.arange(20000))
+    normal = torch.special.ndtr
+    follows(Objective(times="uniform").draw(rng, Flow()), lambda t: t)
+    follows(Objective(mean=0.3, std=0.8).draw(rng, Flow()), lambda t: normal((t.logit() - 0.3) / 0.8))
+    edm = Objective(times="edm", mean=-0.5, std=1.2)
+    for schedule in (VE(), Flow(), Linear()):
+        follows(edm.draw(rng, schedule), lambda t, s=schedule: normal((torch.div(*s(t)).log().neg() + 0.5) / 1.2))
+
+
+@pytest.mark.parametrize("times", ["uniform", "logit_normal", "edm"])
+def test_the_loss_of_an_example_is_its_own_however_the_batch_is_split(times):
+    objective, denoiser = Objective(times=times), Denoiser(Guess(), Flow(), "x")
+    x = torch.randn(6, 3, 4, 4)
+    indices = torch.tensor([4, 5, 6, 1000, 2**33, 0])
+
+    def losses(rows):
+        return objective(denoiser, x[rows], GIVEN._replace(tokens=GIVEN.tokens[rows]), Stream(3, indices[rows]))
+
+    whole = losses(slice(0, 6))
+    assert whole.dtype == torch.float32
+    torch.testing.assert_close(torch.cat((losses(slice(0, 1)), losses(slice(1, 4)), losses(slice(4, 6)))), whole)
+    assert len(whole.unique()) == 6
+
+
+def test_captions_are_dropped_example_by_example():
+    indices = torch.arange(20000)
+    dropped = Objective().drops(Stream(2, indices))
+    assert abs(dropped.float().mean() - 0.1) < 4 * math.sqrt(0.09 / 20000)
+    assert torch.equal(dropped[50:60], Objective().drops(Stream(2, indices[50:60])))
+    t = Objective(times="uniform").draw(Stream(2, indices), Flow())
+    assert abs(t[dropped].mean() - 0.5) < 4 * math.sqrt(1 / 12 / 2000)  # independent of the time
+    assert not Objective(drop=0.0).drops(Stream(2, indices)).any()
+    assert Objective(drop=1.0).drops(Stream(2, indices)).all()
+
+
+@pytest.mark.parametrize("weight", ["plain", "v", "min_snr", "soft"])
+@pytest.mark.parametrize("prediction", ["x", "eps", "v", "flow"])
+def test_the_best_network_for_every_objective_is_the_best_denoiser(weight, prediction):
+    """x of one Gaussian (m, s): where x̂ = E[x | x_t] the loss has no slope, and its value is w · var(x | x_t)."""
+    schedule, mean, deviation = Linear(), 0.5, 0.4
+    t = torch.full((40000,), 0.4, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    x, eps = (torch.randn(40000, 1, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2))
+    x = mean + deviation * x
+    alpha, sigma = (float(level) for level in schedule(t[:1].clone()))
+    gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
+
+    class Best(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.off = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+        def forward(self, x_t, clock, given):
+            best = mean + gain * (x_t - alpha * mean) + self.off
+            noise = (x_t - alpha * best) / sigma
+            return {"x": best, "eps": noise, "v": alpha * noise - sigma * best, "flow": noise - best}[prediction]
+
+    network = Best()
+    objective = Objective(weight=weight)
+    loss = objective.at(Denoiser(network, schedule, prediction), x, Given(torch.zeros(40000, 1, 1)), t, eps)
+    loss.mean().backward()
+    w = float(objective.weigh(t[:1], schedule, prediction))
+    variance = deviation**2 * sigma**2 / (alpha**2 * deviation**2 + sigma**2)
+    assert float(loss.mean()) == pytest.approx(w * variance, rel=4 * math.sqrt(2 / 40000))
+    assert abs(float(network.off.grad)) < 4 * 2 * w * math.sqrt(variance / 40000)
+
+
+@pytest.mark.parametrize("bad", [{"times": "lunch"}, {"weight": "heavy"}])
+def test_unknown_names_are_refused(bad):
+    with pytest.raises(InputError, match="choose one of"):
+        Objective(**bad)
