@@ -73,7 +73,7 @@ def test_moments_of_stochastic_samplers(method, steps, name):
 @pytest.mark.parametrize("name", ["linear", "flow", "ve"])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_consistency_steps_draw_the_distribution(name, steps):
-    """Given the exact consistency function, m + s (x - alpha m) / √(alpha² s² + sigma²), any number of steps is exact."""
+    """With the exact consistency function, m + s (x - alpha m) / √(alpha² s² + sigma²), any number of steps is exact."""
     schedule, count, mean, deviation = ALL[name], 20000, 0.5, 0.4
 
     def consistent(x_t, t):
@@ -215,3 +215,21 @@ def test_bad_grids_are_refused(bad):
 def test_unknown_sampler_is_refused_with_the_names():
     with pytest.raises(InputError, match="ddpm, ddim, euler, euler_a, heun, dpmpp_2m"):
         sampler("plms")
+
+
+@pytest.mark.parametrize("method", SAMPLERS)
+def test_a_consumer_keeps_its_gradients_and_float32_its_precision(method):
+    """A `with torch.no_grad()` around a yield would leak; float64 scalars must not lift x."""
+    schedule = Flow()
+    exact = two_lumps().denoise(schedule)
+
+    def denoise(x, t):
+        assert not torch.is_grad_enabled() and x.dtype == torch.float32 and t.dtype == torch.float64
+        return exact(x, t)
+
+    x, draw = noise([1, 2], (2, 1, 1))(-1, 0), noise([1, 2], (2, 1, 1))
+    stops = times("uniform", schedule, 6)
+    for step in SAMPLERS[method](denoise, schedule, stops, x, draw):
+        assert torch.is_grad_enabled() and step.x.dtype == step.estimate.dtype == torch.float32
+    precise = last(SAMPLERS[method](exact, schedule, stops, x.double(), draw))
+    torch.testing.assert_close(step.x.double(), precise, rtol=1e-4, atol=1e-5)
