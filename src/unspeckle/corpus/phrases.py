@@ -28,7 +28,7 @@ def wordings(rng: Random, scene: Scene, palette: Palette) -> list[str]:
     full = Speaker(rng, palette, plain=True)
     captions = [_with_background(full, scene, full.said(scene), always=scene.background != "white")]
     wanted = 3 + int(rng.random() * 4)
-    for _ in range(4 * wanted):
+    for _ in range(50):
         if len(captions) >= wanted:
             break
         free = Speaker(rng, palette, plain=False)

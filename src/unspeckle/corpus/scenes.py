@@ -17,6 +17,7 @@ SHARES = {  # how often each kind of scene is chosen
 }
 TINTED = {"single": 0.45, "two": 0.35, "group": 0.1, "count": 0.3, "stilts": 0.3, "wearing": 0.2, "hybrid": 0.0}
 WHITE = 0.4  # the share of white backgrounds
+WORN_COLOURS = {"top hat": "black", "sunglasses": "black", "bow": "red", "crown": "yellow"}
 RELATIONS = ("left of", "right of", "above", "below", "next to", "")
 
 
@@ -229,8 +230,8 @@ def _on_background(rng: Random, palette: Palette, scene: Scene) -> Scene:
     taken = {thing.tint for thing in scene.things}
     suited = [set(palette.backgrounds[noun]) for thing in scene.things if not thing.tint for noun in _parts(thing)]
     options = [n for n in palette.backgrounds[""] if n not in taken and all(n in names for names in suited)]
-    if scene.kind == "stilts" and "brown" in options:
-        options.remove("brown")
+    drawn = [WORN_COLOURS.get(thing.wearing, "brown" if thing.stilts else "") for thing in scene.things]
+    options = [name for name in options if name not in drawn]
     glow = (_between(rng, -1, 1), _between(rng, -1, 1))
     if "white" in options and rng.random() < WHITE:
         return replace(scene, background="white", glow=glow)
