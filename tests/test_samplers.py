@@ -73,7 +73,7 @@ def test_moments_of_stochastic_samplers(method, steps, name):
 @pytest.mark.parametrize("name", ["linear", "flow", "ve"])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_consistency_steps_draw_the_distribution(name, steps):
-    """With the exact consistency function, m + s (x - alpha m) / √(alpha² s² + sigma²), any number of steps is exact."""
+    """With the exact consistency function, m + s (x - alpha m) / √(alpha² s² + sigma²), all steps are exact."""
     schedule, count, mean, deviation = ALL[name], 20000, 0.5, 0.4
 
     def consistent(x_t, t):
