@@ -9,7 +9,6 @@ from torch import Tensor
 from unspeckle.errors import InputError
 
 Noise = Callable[[int, int], Tensor]  # (step, draw) -> (B, C, H, W) standard normal; step -1 is the start of a drawing
-
 _WORD = 0xFFFFFFFF
 
 
@@ -60,8 +59,8 @@ def ecosystem_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.de
 
 
 class Stream:
-    """Training's randomness: a function of the seed, each example's global index (B,) int64 >= 0, and the purpose, any
-    small integer. Purposes are independent of each other and of every drawing's noise."""
+    """Training's randomness: a function of the seed, each example's global index (B,) int64 >= 0, and a purpose, any
+    small integer; independent of every drawing's noise."""
 
     def __init__(self, seed: int, indices: Tensor) -> None:
         self.indices, self._key = indices.unsqueeze(1), _key([seed], indices.device)
@@ -76,7 +75,8 @@ class Stream:
 
     def normal(self, purpose: int, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) float32 standard normal."""
-        size, on_cpu = math.prod(shape), self.indices.device.type == "cpu"
-        parts = self.indices.split(max(1, 2**17 // size) if on_cpu else len(self.indices))  # twice as fast in the cache
+        size, rows = math.prod(shape), len(self.indices)
+        at_once = max(1, 2**17 // size) if self.indices.is_cpu else rows  # twice as fast in the cache
+        parts = (self.indices[i : i + at_once] for i in range(0, rows, at_once))
         words = (self._words(purpose, -(-size // 4), part) for part in parts)
         return torch.cat([_normal(word, torch.float32)[:, :size] for word in words]).reshape(-1, *shape)
