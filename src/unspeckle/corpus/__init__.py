@@ -2,6 +2,7 @@
 
 from unspeckle.corpus.batches import Batch, batches
 from unspeckle.corpus.captions import Captioned, Listing, read
+from unspeckle.corpus.checking import Findings, check
 from unspeckle.corpus.splits import Corpus, Split, open_corpus
 
-__all__ = ["Batch", "Captioned", "Corpus", "Listing", "Split", "batches", "open_corpus", "read"]
+__all__ = ["Batch", "Captioned", "Corpus", "Findings", "Listing", "Split", "batches", "check", "open_corpus", "read"]

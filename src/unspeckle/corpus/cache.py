@@ -8,12 +8,9 @@ import shutil
 import struct
 import time
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspeckle.corpus import decoding
+from unspeckle.corpus.parallel import in_order
 from unspeckle.errors import InputError
 
 VERSION = 1
@@ -38,7 +36,6 @@ RECORD = np.dtype(
 _FOOTER = struct.Struct("<8sQQQ16s")  # magic, bytes of pixels, records, bytes of JSON, hash of records + JSON
 _MAGIC = b"unspeck\n"
 _PROVED = 1 << 26  # bytes of pixels whose checksums are compared at opening
-_CHUNK = 8
 
 Progress = Callable[[int, int], None]  # (done, total)
 
@@ -165,10 +162,13 @@ def _build(target: Path, folder: Path, paths: Sequence[str], size: tuple[int, in
 def _write(
     file: BinaryIO, folder: Path, paths: Sequence[str], size: tuple[int, int], progress: Progress | None
 ) -> None:
+    def decode(listed: int) -> _Decoded | Unread:
+        return _decode(folder, paths, listed, size)
+
     records = np.zeros(len(paths), RECORD)
     unread: list[Unread] = []
     kept = offset = 0
-    for done, outcome in enumerate(_decoded(folder, paths, size), start=1):
+    for done, outcome in enumerate(in_order(decode, len(paths)), start=1):
         if isinstance(outcome, Unread):
             unread.append(outcome)
         else:
@@ -187,28 +187,6 @@ def _write(
 
 
 _Decoded = tuple[int, NDArray[np.uint8], bytes, bool]
-
-
-def _decoded(folder: Path, paths: Sequence[str], size: tuple[int, int]) -> Iterator[_Decoded | Unread]:
-    """In order, some chunks ahead, in threads: Pillow lets go of the interpreter while it decodes and resizes."""
-    workers = min(16, os.cpu_count() or 1)
-
-    def chunk(start: int) -> list[_Decoded | Unread]:
-        return [_decode(folder, paths, i, size) for i in range(start, min(start + _CHUNK, len(paths)))]
-
-    starts = iter(range(0, len(paths), _CHUNK))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    try:
-        ahead: deque[Future[list[_Decoded | Unread]]] = deque(
-            pool.submit(chunk, start) for start in islice(starts, 3 * workers)
-        )
-        while ahead:
-            ready = ahead.popleft().result()
-            for start in islice(starts, 1):
-                ahead.append(pool.submit(chunk, start))
-            yield from ready
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _decode(folder: Path, paths: Sequence[str], listed: int, size: tuple[int, int]) -> _Decoded | Unread:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # and no other decoder, whatever a file pretends to be
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # and no other decoder, whatever a file pretends to be
 LARGEST_FILE = 1 << 29
 LARGEST_PICTURE = 178_956_970  # pixels; beyond it is a bomb
 LONGEST = 2  # the long side is kept up to this many times what a crop needs
