@@ -1,27 +1,73 @@
-"""Named sizes, as one table each. The counts of parameters are those of the network alone, measured."""
+"""Named sizes, as one table each. The millions of parameters are the network's own; a test holds the table to them."""
 
-from .networks.unet import UNetConfig
+from dataclasses import dataclass, replace
+from typing import Any
 
-_T, _F = True, False
-
-# name    patch width multipliers   blocks depths        middle sees_itself          feed   head  text
-_OWN = {
-    "atom":  (4,  32, (1, 2),       1, (1, 1),       1, (_F, _T),          _F,  32,  128),
-}  # fmt: skip
+from unspeckle.errors import InputError
+from unspeckle.networks.unet import UNetConfig
 
 
-def _stable(**changes: object) -> UNetConfig:
-    common = dict(
-        channels=4, width=320, multipliers=(1, 2, 4, 4), depths=(1, 1, 1, 0), middle_depth=1, sees_itself=(_T,) * 4,
-        feed_forward=True, projection="linear", head_width=64, scale_shift=False, clock_scale=1.0,
+@dataclass(frozen=True)
+class Preset:
+    """A network trained here and its text encoder, before the picture's size decides the patch."""
+
+    name: str
+    millions: float
+    network: UNetConfig
+    text_layers: int
+
+    def at(self, size: tuple[int, int]) -> UNetConfig:
+        """The network for pictures of (width, height): pixels are folded until about 16 places a side are left."""
+        short = min(size)
+        patch = 4 if short >= 64 else 2 if short >= 32 else 1
+        return replace(self.network, patch=patch)
+
+
+_F, _T = False, True
+# name     millions width multipliers blocks self-attention  feed head text layers
+_TABLE = (
+    ("nano",   0.5,  24, (1, 2),       1, (_F, _F),          _F, 24,  64, 1),
+    ("micro",  1.5,  40, (1, 2),       1, (_F, _T),          _F, 20,  96, 1),
+    ("tiny",   5.0,  64, (1, 2),       2, (_F, _T),          _F, 32, 128, 2),
+    ("small", 11.0,  96, (1, 2),       2, (_F, _T),          _F, 32, 128, 2),
+    ("base",  30.0, 128, (1, 2, 2),    2, (_F, _T, _T),      _F, 64, 256, 4),
+    ("large", 70.0, 160, (1, 2, 2),    2, (_F, _T, _T),      _T, 40, 384, 6),
+    ("huge", 150.0, 192, (1, 2, 3),    2, (_F, _T, _T),      _T, 64, 512, 8),
+)  # fmt: skip
+
+
+def _own(
+    name: str, millions: float, width: int, multipliers: tuple[int, ...], blocks: int, sees: tuple[bool, ...],
+    feed: bool, head: int, text: int, layers: int,
+) -> Preset:  # fmt: skip
+    network = UNetConfig(
+        width=width, multipliers=multipliers, blocks=blocks, depths=(1,) * len(multipliers), sees_itself=sees,
+        feed_forward=feed, head_width=head, text_width=text, vector_width=text, groups=0,
     )  # fmt: skip
-    return UNetConfig(**{**common, **changes})  # type: ignore[arg-type]
+    return Preset(name, millions, network, layers)
 
 
-STABLE = {  # Rombach et al. 2022; Stability AI 2022; Podell et al. 2023
-    "sd-1.5": _stable(projection="conv", heads=8, text_width=768),
-    "sd-2.1": _stable(text_width=1024),
-    "sd-xl": _stable(
-        multipliers=(1, 2, 4), depths=(0, 2, 10), middle_depth=10, sees_itself=(_T,) * 3, text_width=2048, vector_width=2816
-    ),
-}
+PRESETS = {row[0]: _own(*row) for row in _TABLE}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; InputError with the names there are."""
+    if name not in PRESETS:
+        raise InputError(f"--preset {name}: unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _stable(**changes: Any) -> UNetConfig:
+    common = UNetConfig(
+        channels=4, width=320, multipliers=(1, 2, 4, 4), depths=(1, 1, 1, 0), sees_itself=(_T,) * 4, feed_forward=True,
+        projection="linear", head_width=64, scale_shift=False, clock_scale=1.0,
+    )  # fmt: skip
+    return replace(common, **changes)
+
+
+STABLE_DIFFUSION = {  # Rombach et al. 2022; Stability AI 2022; Podell et al. 2023
+    "1.5": _stable(projection="conv", heads=8, text_width=768),
+    "2.1": _stable(text_width=1024),
+    "xl":  _stable(multipliers=(1, 2, 4), depths=(0, 2, 10), middle_depth=10, sees_itself=(_T,) * 3, text_width=2048,
+                   vector_width=2816),
+}  # fmt: skip

@@ -1,6 +1,6 @@
-"""Between pictures and what is denoised. Every autoencoder gives unit variance, so that no schedule needs to know it."""
+"""Between pictures and what is denoised. Unit variance always, so that no schedule need know it."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +24,26 @@ class Autoencoder(nn.Module):
         return None
 
 
+@dataclass(frozen=True)
+class IdentityConfig:
+    """Mean and deviation of red, green and blue over the corpus, in pictures' units of [-1, 1]."""
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
 class Identity(Autoencoder):
-    """Pixel space: only the corpus's mean and deviation of each colour channel stand between."""
+    """Pixel space: only the corpus's mean and deviation of each colour stand between."""
 
     channels, factor = 3, 1
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, mean: Sequence[float] = (0.0,) * 3, deviation: Sequence[float] = (0.5,) * 3) -> None:
+    def __init__(self, config: IdentityConfig) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
-        self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32)[:, None, None])
+        self.config = config
+        self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor(config.deviation)[:, None, None], persistent=False)
 
     def encode(self, pictures: Tensor) -> Tensor:
         return (pictures - self.mean) / self.deviation

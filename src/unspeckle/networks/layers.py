@@ -21,7 +21,7 @@ def sinusoids(clock: Tensor, width: int) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention: query (B, N, C), key and value (B, M, C), mask (B, M) True = may be seen; returns (B, N, C)."""
+    """Softmax attention: query (B, N, C), key and value (B, M, C), mask (B, M) True = seen; returns (B, N, C)."""
     batch, count, width = query.shape
     query, key, value = (a.unflatten(2, (heads, width // heads)).transpose(1, 2) for a in (query, key, value))
     seen = None if mask is None else mask[:, None, None, :]

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..denoiser import Given
-from .layers import Attention, GatedFeedForward, norm, silenced, sinusoids
+from unspeckle.denoiser import Given
+from unspeckle.networks.layers import Attention, GatedFeedForward, norm, silenced, sinusoids
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Stage(nn.Module):
 
     def __init__(self, enter: int, leave: int, depth: int, sees_itself: bool, config: UNetConfig) -> None:
         super().__init__()
-        self.block = ResBlock(enter, leave, config)
+        self.block, self.depth = ResBlock(enter, leave, config), depth
         self.transformer = SpatialTransformer(leave, depth, sees_itself, config) if depth else None
 
     def forward(self, x: Tensor, time: Tensor, words: list[Tensor], mask: Tensor | None) -> Tensor:
@@ -134,7 +134,7 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """Ronneberger et al. 2015, as Ho et al. 2020 and Rombach et al. 2022 use it.
 
-    forward(x (B, channels, H, W), clock (B,), given) -> (B, channels, H, W); given.tokens (B, L, text_width) or prepared.
+    forward(x (B, channels, H, W), clock (B,), given) -> (B, channels, H, W); given.tokens are (B, L, text_width).
     """
 
     def __init__(self, config: UNetConfig) -> None:
@@ -194,7 +194,7 @@ class UNet(nn.Module):
         if not given.prepared:
             given = self.prepare(given)
         time = self.embed(clock, given)
-        words = iter(given.tokens.split([2 * r.query.out_features for r in self.readers()], dim=2))
+        words = iter(torch.split(given.tokens, [2 * r.query.out_features for r in self.readers()], dim=2))
         if given.beside is not None:
             x = torch.cat([x, given.beside.to(x.dtype)], dim=1)
         x = F.pixel_unshuffle(x, config.patch) if config.patch > 1 else x
@@ -202,9 +202,8 @@ class UNet(nn.Module):
         kept = [h]
 
         def through(stage: nn.Module, h: Tensor) -> Tensor:
-            depth = 0 if stage.transformer is None else len(stage.transformer.layers)
-            out: Tensor = stage(h, time, [next(words) for _ in range(depth)], given.mask)
-            return out
+            assert isinstance(stage, Stage)
+            return stage(h, time, [next(words) for _ in range(stage.depth)], given.mask)  # type: ignore[no-any-return]
 
         for i, stage in enumerate(self.down, 1):
             h = through(stage, h)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..denoiser import Given
-from ..networks.layers import Attention, GatedFeedForward
-from .tokenizer import PAD
+from unspeckle.denoiser import Given
+from unspeckle.networks.layers import Attention, GatedFeedForward
+from unspeckle.text.tokenizer import PAD
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TextLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """ids (B, L) int64 -> Given with tokens (B, L, width), mask (B, L) and vector (B, width), the mean over the words."""
+    """ids (B, L) int64 -> Given with tokens (B, L, width), mask (B, L) and vector (B, width), their mean."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()

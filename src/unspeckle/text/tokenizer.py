@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from ..errors import InputError
+from unspeckle.errors import InputError
 
 PAD, START, UNKNOWN = 0, 1, 2
 LONGEST = 64  # tokens a caption may keep
@@ -36,11 +36,11 @@ class Tokenizer:
         if not counted:
             raise InputError("no captions to learn words from: give the pictures captions, or use --caption")
         bpe = BPE(models.BPE(unk_token="<unknown>"))
-        bpe.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])  # type: ignore[assignment]
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        bpe.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        bpe.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
         )
-        bpe.decoder = decoders.BPEDecoder()  # type: ignore[assignment]
+        bpe.decoder = decoders.BPEDecoder()
         trainer = trainers.BpeTrainer(
             vocab_size=size, special_tokens=["<pad>", "<start>", "<unknown>"], show_progress=False, limit_alphabet=400
         )
@@ -49,7 +49,7 @@ class Tokenizer:
         longest = max(len(e.ids) for e in bpe.encode_batch(texts)) + 1
         heard: Counter[str] = Counter()
         for text, times in counted.items():
-            heard.update({word: times for word in words(text)})
+            heard.update(dict.fromkeys(words(text), times))
         return cls(bpe, min(longest, LONGEST), (w for w, _ in heard.most_common(WORDS_KEPT)))
 
     @property
@@ -83,4 +83,6 @@ class Tokenizer:
             held = json.loads(text)
             return cls(BPE.from_str(json.dumps(held["bpe"])), int(held["length"]), [str(w) for w in held["known"]])
         except Exception as error:  # tokenizers raises bare Exceptions
-            raise InputError(f"the tokenizer cannot be read ({error}): the file is damaged or of another program") from error
+            raise InputError(
+                f"the tokenizer cannot be read ({error}): the file is damaged or of another program"
+            ) from error

@@ -1,0 +1,53 @@
+"""Everything that a run needs to go on where it was, bit for bit, as one file that is either whole or absent."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from unspeckle.atomic import replacing
+
+KEPT = 2
+
+
+class Checkpoint(NamedTuple):
+    """Tensors by name, and the counters beside them. Randomness needs no state: it is a function of the position."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    counters: Mapping[str, float]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write folder/step-00000123.safetensors atomically, then drop all but the newest KEPT."""
+    path = folder / f"step-{checkpoint.step:08d}.safetensors"
+    metadata = {"unspeckle-checkpoint": json.dumps({"step": checkpoint.step, "counters": checkpoint.counters})}
+    with replacing(path) as beside:
+        safetensors.torch.save_file({k: t.contiguous() for k, t in checkpoint.tensors.items()}, beside, metadata)
+    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
+        old.unlink()
+    return path
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that can be read, or None."""
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        try:
+            with safe_open(path, framework="pt") as file:
+                held = json.loads((file.metadata() or {})["unspeckle-checkpoint"])
+                return Checkpoint(int(held["step"]), {k: file.get_tensor(k) for k in file.keys()}, held["counters"])  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError):
+            continue
+    return None
+
+
+def restore(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into those of the same names; KeyError where the names differ."""
+    if missing := into.keys() ^ tensors.keys():
+        raise KeyError(f"the checkpoint and the plan differ in {sorted(missing)[0]}")
+    for name, tensor in into.items():
+        tensor.copy_(tensors[name])

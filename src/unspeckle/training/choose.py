@@ -1,0 +1,181 @@
+"""From a person's options and a measured machine to a plan."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+
+from unspeckle.corpus import Batch, Corpus, batches
+from unspeckle.errors import InputError
+from unspeckle.model import Model
+from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.networks.unet import UNetConfig
+from unspeckle.presets import PRESETS, Preset, preset
+from unspeckle.text.encoder import TextConfig
+from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training import measure
+from unspeckle.training.options import TrainOptions
+from unspeckle.training.plan import Plan, asked
+
+PICTURES_A_PARAMETER = 0.012  # to learn from, before a larger network pays; from runs of 30 minutes on two cores
+COMPILES_AFTER = 600.0  # seconds of training below which compiling is not tried
+RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
+CLOSING = 20.0  # seconds at the end: choosing an average, the last samples
+PRECISIONS = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
+
+Say = Callable[[str], None]
+
+
+def choose(
+    options: TrainOptions, size: tuple[int, int], corpus: Corpus, tokenizer: Tokenizer, autoencoder: Autoencoder,
+    origin: Model | None, started: float, say: Say,
+) -> Plan:  # fmt: skip
+    """Measure, then decide all that was left open. `started` is the time.monotonic() from which `--for` counts."""
+    check(options)
+    if options.device is None or options.precision is None:
+        say("measuring this machine …")
+    device, precision = measure.device_and_precision(options.device, PRECISIONS.get(options.precision or ""))
+    seed = 0 if options.seed is None else options.seed
+    batch = options.batch or (256 if device.startswith("cuda") else 64)
+
+    def data() -> Iterator[Batch]:
+        return batches(corpus.training, batch, seed=seed, start=0)
+
+    def plan_for(name: str) -> Plan:
+        network, text = _sizes(PRESETS.get(name), size, tokenizer, origin)
+        return Plan(
+            asked=asked(options), corpus=corpus.fingerprint, size=size, preset=name, network=network, text=text,
+            steps=10**6, batch=batch, seed=seed, device=device, precision=precision, compile=False,
+            threads=torch.get_num_threads(), parameters=0, rate=0, seconds=0, memory=0, disk=0,
+        )  # fmt: skip
+
+    if origin is not None:
+        plan = plan_for("as --from")
+    elif options.preset is not None:
+        plan = plan_for(preset(options.preset).name)
+    else:
+        plan = plan_for(
+            _fitting(options, size, tokenizer, lambda name: _rate(plan_for(name), data(), tokenizer, autoencoder))
+        )
+    fits(size, plan.network)
+    plan = replace(plan, parameters=sum(p.numel() for p in measure.fresh(plan).parameters()))
+    measured = measure.training(plan, data(), tokenizer, autoencoder, 4.0)
+    wish = options.seconds or (options.pictures or (options.steps or 0) * batch) / measured.rate
+    if _compiles(options, wish, say):
+        plan, measured = _compiled(plan, measured, data(), tokenizer, autoencoder, say, options.compile is True)
+    return _finished(plan, measured, options, started)
+
+
+def check(options: TrainOptions) -> None:
+    """InputError for choices that cannot be, before any long work."""
+    if [options.seconds, options.pictures, options.steps].count(None) != 2:
+        raise InputError("say how long to train by exactly one of --for 30m, --pictures 2M, --steps N")
+    if options.preset is not None:
+        preset(options.preset)
+    if options.preset is not None and options.from_model is not None:
+        raise InputError("--preset and --from exclude each other: a model brings its own size; leave one of them out")
+    if options.precision is not None and options.precision not in PRECISIONS:
+        raise InputError(f"--precision {options.precision}: unknown; choose one of {', '.join(PRECISIONS)}")
+    for flag, count in (("--batch", options.batch), ("--steps", options.steps), ("--pictures", options.pictures)):
+        if count is not None and count < 1:
+            raise InputError(f"{flag} {count}: must be at least 1")
+    if options.device is not None:
+        try:
+            torch.empty(1, device=options.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {options.device}: cannot be used here; leave it out, or take cpu") from error
+
+
+def fits(size: tuple[int, int], network: UNetConfig) -> None:
+    """InputError, naming the nearest size that does, where the network cannot halve the pictures evenly."""
+    factor = network.factor
+    if any(side % factor for side in size):
+        near = "x".join(str(max(factor, round(side / factor) * factor)) for side in size)
+        raise InputError(f"--size {size[0]}x{size[1]}: both sides must be multiples of {factor} here; try {near}")
+
+
+def _sizes(chosen: Preset | None, size: tuple[int, int], tokenizer: Tokenizer, origin: Model | None) -> tuple:  # type: ignore[type-arg]
+    if origin is not None:
+        return origin.network.config, origin.text.config
+    assert chosen is not None
+    network = chosen.at(size)
+    text = TextConfig(tokenizer.size, tokenizer.length, network.text_width, chosen.text_layers)
+    return network, text
+
+
+def _rate(plan: Plan, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder) -> float:
+    return measure.training(plan, data, tokenizer, autoencoder, 0.0).rate
+
+
+def _fitting(options: TrainOptions, size: tuple[int, int], tokenizer: Tokenizer, rate: Callable[[str], float]) -> str:
+    """The largest preset that will see PICTURES_A_PARAMETER pictures for each of its parameters."""
+    names, measured_name = list(PRESETS), "tiny"
+    cost = {name: measure.flops(PRESETS[name].at(size), size, tokenizer.length) for name in names}
+    base = rate(measured_name) if options.seconds else 0.0
+    best = names[0]
+    for name in names:
+        pictures = options.pictures or (options.steps or 0) * (options.batch or 64)
+        if options.seconds:  # larger networks run nearer to the machine's peak
+            pictures = round(options.seconds * base * (cost[measured_name] / cost[name]) ** 0.85)
+        if pictures >= PICTURES_A_PARAMETER * PRESETS[name].millions * 1e6:
+            best = name
+    return best
+
+
+def _compiles(options: TrainOptions, seconds: float, say: Say) -> bool:
+    if options.compile is False or options.plan_only or (options.compile is None and seconds < COMPILES_AFTER):
+        return False
+    if not measure.compiler():
+        say("no C++ compiler found, so torch.compile is not used (on Debian: apt-get install g++)")
+        return False
+    return True
+
+
+def _compiled(
+    plan: Plan, eager: measure.Measured, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder,
+    say: Say, forced: bool,
+) -> tuple[Plan, measure.Measured]:  # fmt: skip
+    """The plan with compiled steps if these are the faster ones, measured."""
+    say("compiling the network, to see whether it pays …")
+    try:
+        fast = measure.training(replace(plan, compile=True), data, tokenizer, autoencoder, 4.0)
+    except Exception as error:  # whatever a compiler can do wrong
+        say(f"torch.compile failed ({type(error).__name__}), so it is not used")
+        return plan, eager
+    pays = forced or fast.rate > 1.05 * eager.rate
+    say(f"compiled {fast.rate:.1f} pictures/s, eager {eager.rate:.1f}: {'compiled' if pays else 'eager'} it is")
+    return (replace(plan, compile=True), fast) if pays else (plan, eager)
+
+
+def _finished(plan: Plan, measured: measure.Measured, options: TrainOptions, started: float) -> Plan:
+    spent = time.monotonic() - started
+    if options.steps:
+        steps = options.steps
+    elif options.pictures:
+        steps = -(-options.pictures // plan.batch)
+    else:
+        assert options.seconds is not None
+        again = 0.3 * measured.ready  # what was compiled is found again, but not for nothing
+        left = (options.seconds - spent - min(CLOSING, 0.1 * options.seconds) - again) * (1 - RESERVE)
+        steps = max(1, int(left * measured.rate / plan.batch))
+    seconds = options.seconds or spent + steps * plan.batch / measured.rate * (1 + RESERVE)
+    disk = plan.parameters * 4 * (2 * (3 + len(plan.averages)) + 1)
+    room = shutil.disk_usage(_existing(options)).free
+    if disk > room:
+        raise InputError(
+            f"{options.out}: the run needs {disk / 2**30:.1f} GiB, {room / 2**30:.1f} GiB are free; "
+            "free some, or choose a smaller --preset"
+        )
+    return replace(
+        plan, steps=steps, warmup=max(1, min(200, steps // 20)), rate=measured.rate, seconds=seconds,
+        memory=measured.memory, disk=disk,
+    )  # fmt: skip
+
+
+def _existing(options: TrainOptions) -> str:
+    path = options.out.absolute()
+    while not path.exists():
+        path = path.parent
+    return str(path)

@@ -1,0 +1,230 @@
+"""`unspeckle train`: from a folder to RUN/model.safetensors, or from where it was stopped."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from unspeckle import configuration, quantities
+from unspeckle.corpus import Corpus, open_corpus, read
+from unspeckle.errors import InputError
+from unspeckle.model import FILE, Card, Model, load
+from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
+from unspeckle.text.tokenizer import Tokenizer, words
+from unspeckle.training import measure
+from unspeckle.training import plan as plans
+from unspeckle.training.choose import check, choose
+from unspeckle.training.learner import Weights
+from unspeckle.training.log import Log
+from unspeckle.training.loop import Failed, Training, train
+from unspeckle.training.options import TrainOptions
+from unspeckle.training.plan import Plan
+from unspeckle.training.view import View, judged, table
+
+DONE, FAILED, STOPPED = 0, 1, 130
+PROMPTS = 16
+
+
+class Materials(NamedTuple):
+    """What a plan is made for."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    autoencoder: Autoencoder
+    origin: Model | None
+
+
+def run(options: TrainOptions) -> int:
+    """Do what was asked; returns the exit code. InputError where the options or the folder do not allow it."""
+    started = time.monotonic()
+    console = Console(stderr=True, quiet=options.quiet)
+    plan = plans.load(options.out)
+    if plan is not None and not options.plan_only:
+        plans.refuse_changes(plan, options)
+        if (options.out / FILE).exists():
+            console.print(f"this run is finished; draw with --model {options.out}", highlight=False, soft_wrap=True)
+            print((options.out / FILE).absolute())
+            return DONE
+    else:
+        check(options)
+        plan = None
+    _usable(options)
+    with _alone(options):
+        materials = gather(options, plan, console)
+        if plan is None:
+            size = materials.corpus.training.size
+            plan = choose(options, size, *materials, started, lambda line: console.print(line, highlight=False))
+        elif plan.corpus != materials.corpus.fingerprint:
+            raise InputError(
+                f"{options.folder}: its pictures or captions have changed since {options.out} began; "
+                "give another --out (with --from, it can go on from another run's model)"
+            )
+        console.print(table(plan))
+        if options.plan_only:
+            if options.json:
+                print(json.dumps(configuration.to_json(plan)))
+            return DONE
+        return _carry_out(options, plan, materials, console)
+
+
+def _usable(options: TrainOptions) -> None:
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out}: is a file; give a folder")
+    foreign = options.out.is_dir() and not (options.out / plans.FILE).exists() and any(options.out.iterdir())
+    if foreign and {entry.name for entry in options.out.iterdir()} - {".lock"}:
+        raise InputError(f"--out {options.out}: holds other things; give a new or empty folder")
+
+
+@contextmanager
+def _alone(options: TrainOptions) -> Iterator[None]:
+    """Let no second process train into the same RUN; the lock falls with the process."""
+    if options.plan_only:
+        yield
+        return
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        file = (options.out / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"--out {options.out}: cannot be written ({error.strerror}); give another folder") from error
+    with file:
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # Windows
+        except OSError as error:
+            raise InputError(f"{options.out}: another process trains there; wait, or give another --out") from error
+        yield
+
+
+def gather(options: TrainOptions, plan: Plan | None, console: Console) -> Materials:
+    """Read the folder, and take or learn the words."""
+    origin = None if options.from_model is None else load(options.from_model)
+    listing = read(options.folder, options.captions, options.caption, options.template)
+    if plan is None:
+        for line in listing.describe():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if plan is not None:
+        size = plan.size
+    elif options.size is not None:
+        size = quantities.size(options.size)
+    else:
+        size = origin.card.size if origin is not None else (128, 128) if torch.cuda.is_available() else (64, 64)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("decoding pictures")
+        corpus = open_corpus(
+            listing,
+            size,
+            cache=cache(),
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    tokenizer = Tokenizer.learn(corpus.captions()) if origin is None else origin.tokenizer
+    if plan is None:
+        for line in corpus.describe():
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        _warn_of_cuts(corpus, tokenizer, console)
+    autoencoder = origin.autoencoder if origin is not None else _standard(corpus)
+    assert isinstance(autoencoder, Autoencoder)
+    return Materials(corpus, tokenizer, autoencoder, origin)
+
+
+def cache() -> Path:
+    """Where decoded pictures lie, for every run to find."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unspeckle" / "pictures"
+
+
+def _standard(corpus: Corpus) -> Identity:
+    """Pixel space, standardised by the colours of at most 1,024 training pictures."""
+    split = corpus.training
+    count = min(len(split), 1024)
+    pixels = split.pictures(np.arange(count) * len(split) // count).double() / 127.5 - 1
+    mean, deviation = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=0.05)
+    red, green, blue = ([round(float(v), 4) for v in pair] for pair in zip(mean, deviation, strict=True))
+    return Identity(IdentityConfig((red[0], green[0], blue[0]), (red[1], green[1], blue[1])))
+
+
+def _warn_of_cuts(corpus: Corpus, tokenizer: Tokenizer, console: Console) -> None:
+    captions = list(dict.fromkeys(corpus.captions()))
+    cut = [caption for caption, lost in zip(captions, tokenizer.cut(captions), strict=True) if lost]
+    if cut:
+        console.print(
+            f"{len(cut):,} captions are longer than {tokenizer.length - 1} tokens and lose their ends: {cut[0][:100]}…",
+            highlight=False, markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console: Console) -> int:
+    if not (options.out / plans.FILE).exists():
+        plan.save(options.out)
+    if plan.threads != torch.get_num_threads() and plan.device == "cpu":
+        torch.set_num_threads(plan.threads)
+    corpus, tokenizer, autoencoder, origin = materials
+    weights = measure.fresh(plan) if origin is None else Weights(origin.network, origin.text)
+    heard = [word for caption in islice(corpus.captions(), 20_000) for word in words(caption)]
+    summary = {**corpus.summary, "seed": plan.seed, "pictures_seen": plan.pictures, "steps": plan.steps}
+    card = Card(
+        name=options.out.absolute().name, size=plan.size, grid="uniform", corpus=summary,
+        vocabulary=tuple(dict.fromkeys(heard))[:200], recipe=_recipe(options),
+    )  # fmt: skip
+    distinct = tuple(dict.fromkeys(corpus.heldout.captions(range(len(corpus.heldout))) or corpus.captions()))
+    training = Training(plan, options.out, corpus, tokenizer, autoencoder, card, distinct[:PROMPTS], weights)
+    asked_to_stop = _listen()
+    training.stop = lambda: bool(asked_to_stop)
+    log = Log(options.out)
+    if log.events is None:
+        console.print("no TensorBoard events (pip install tensorboard for them); log.jsonl is written all the same")
+    try:
+        with View(plan, console, options.quiet) as view:
+            for report in train(training):
+                log.write(report, report.step * plan.batch)
+                view.show(report)
+    except Failed as failure:
+        print(f"{options.out}: {failure}", file=sys.stderr)
+        return FAILED
+    finally:
+        log.close()
+    if not (options.out / FILE).exists():
+        console.print("stopped at a clean point; the same command goes on from here", highlight=False)
+        return STOPPED
+    if report.held is not None:
+        console.print(judged(report.held), highlight=False)
+    print((options.out / FILE).absolute())
+    return DONE
+
+
+def _recipe(options: TrainOptions) -> str:
+    """The command, without paths."""
+    given = {k: v for k, v in asdict(replace(options, folder=Path(), out=Path())).items() if v not in (None, False)}
+    for gone in ("folder", "out", "from_model"):
+        given.pop(gone, None)
+    return "unspeckle train FOLDER " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in given.items())
+
+
+def _listen() -> list[int]:
+    """A list that fills when the person or the system asks to stop; the second Ctrl-C stops at once."""
+    heard: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if heard:
+            raise KeyboardInterrupt
+        heard.append(number)
+        print("\nstopping after this step, with a checkpoint; Ctrl-C again stops at once", file=sys.stderr)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(ValueError):  # not in the main thread: whoever called listens
+            signal.signal(number, note)
+    return heard

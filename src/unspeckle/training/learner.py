@@ -1,0 +1,111 @@
+"""One training step: float32 weights, a copy of them in which the work is done, and the optimiser between."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unspeckle.corpus import Batch
+from unspeckle.denoiser import Denoiser
+from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.objective import Objective
+from unspeckle.schedule import from_config
+from unspeckle.seeds import Stream
+from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training import optimizer
+from unspeckle.training.plan import Plan
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Weights(nn.Module):
+    """The two parts that learn, as one module: network.* and text.*"""
+
+    network: nn.Module
+    text: nn.Module
+
+    def __init__(self, network: nn.Module, text: nn.Module) -> None:
+        super().__init__()
+        self.network, self.text = network, text
+
+
+class Outcome(NamedTuple):
+    """Of one step: mean loss, the gradient's norm before clipping, and whether the weights moved."""
+
+    loss: float
+    norm: float
+    moved: bool
+
+
+def pictures_in(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> Tensor:
+    """x (B, C, H, W) of a batch's bytes."""
+    pixels = batch.pictures.to(device, non_blocking=True)
+    return autoencoder.encode(pixels.float() / 127.5 - 1)
+
+
+class Learner:
+    """weights: the float32 masters. working: what computes, in the plan's precision; the same module in float32."""
+
+    def __init__(self, plan: Plan, weights: Weights, tokenizer: Tokenizer, autoencoder: Autoencoder) -> None:
+        self.plan, self.tokenizer, self.device = plan, tokenizer, torch.device(plan.device)
+        self.autoencoder = autoencoder.to(self.device)
+        self.weights = weights.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.weights.train().requires_grad_(True)
+        self.working: Weights = self.weights
+        if plan.precision != "float32":
+            self.working = copy.deepcopy(self.weights).to(DTYPES[plan.precision])
+        self.optimizer = optimizer.optimizer(self.weights, plan)
+        self.denoiser = Denoiser(
+            self.working.network, from_config({"kind": plan.schedule}), plan.prediction, plan.clock
+        )
+        self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
+        self.nothing = tokenizer.encode([""]).to(self.device)
+        if plan.compile:
+            self.working.network.compile(dynamic=False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.weights.parameters())
+
+    def tensors(self) -> list[Tensor]:
+        """The masters, in the order of parameters(), as plain tensors."""
+        return [p.detach() for p in self.parameters()]
+
+    def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        return zip(self.weights.parameters(), self.working.parameters(), strict=True)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Bring the working copy up to the masters."""
+        if self.working is not self.weights:
+            for master, worker in self._pairs():
+                worker.copy_(master)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch, captions dropped example by example."""
+        stream = Stream(self.plan.seed, batch.indices.to(self.device))
+        ids = self.tokenizer.encode(batch.captions).to(self.device)
+        ids = torch.where(self.objective.drops(stream)[:, None], self.nothing, ids)
+        x = pictures_in(batch, self.autoencoder, self.device)
+        return self.objective(self.denoiser, x, self.working.text(ids), stream).mean()
+
+    def step(self, batch: Batch, step: int) -> Outcome:
+        """Learn from a batch as step 1…plan.steps. A step whose loss or gradient is not finite moves nothing."""
+        loss = self.loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.working is not self.weights:
+            for master, worker in self._pairs():
+                master.grad = None if worker.grad is None else worker.grad.float()
+                worker.grad = None
+        norm = optimizer.clipped(self.parameters(), self.plan.clip)
+        value = float(loss.detach())
+        moved = math.isfinite(norm) and math.isfinite(value)
+        if moved:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.plan.learning_rate * optimizer.pace(step, self.plan)
+            self.optimizer.step()
+            self.refresh()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Outcome(value, norm, moved)

@@ -1,0 +1,206 @@
+"""The run: steps, averages, held-out losses, samples and checkpoints, as a stream of reports."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unspeckle import atomic
+from unspeckle.corpus import Corpus, batches
+from unspeckle.denoiser import Denoiser
+from unspeckle.draw import Ask, draw
+from unspeckle.errors import InputError
+from unspeckle.model import FILE, Card, Model, save
+from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.schedule import from_config
+from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training import checkpoint, measure, optimizer
+from unspeckle.training.checkpoint import Checkpoint
+from unspeckle.training.ema import PowerAverage
+from unspeckle.training.heldout import HeldOut, HeldOutLoss
+from unspeckle.training.learner import DTYPES, Learner, Weights
+from unspeckle.training.plan import Plan
+
+SKIPS = 20  # steps in a row that may be skipped
+LOOK_EVERY = 180.0  # seconds between held-out losses and samples
+SAVE_EVERY = 240.0  # seconds between checkpoints
+REPORT_EVERY = 1.0
+HELD_OUT = 128  # pictures
+
+
+class Failed(Exception):
+    """Training cannot go on; one line says why and what to try."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a run stands. loss: mean since the last report. rate: pictures/s of this process so far."""
+
+    step: int
+    steps: int
+    loss: float
+    norm: float
+    rate: float
+    left: float  # seconds
+    skipped: int  # steps whose loss or gradient was not finite, in all
+    held: HeldOutLoss | None = None
+    samples: Path | None = None
+    saved: Path | None = None  # a checkpoint, or at the end the model
+
+
+@dataclass
+class Training:
+    """All that a run holds in memory."""
+
+    plan: Plan
+    run: Path
+    corpus: Corpus
+    tokenizer: Tokenizer
+    autoencoder: Autoencoder
+    card: Card
+    prompts: tuple[str, ...]
+    weights: Weights
+    stop: Callable[[], bool] = lambda: False
+    skipped: int = 0
+    learner: Learner = field(init=False)
+    averages: list[PowerAverage] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.learner = Learner(self.plan, self.weights, self.tokenizer, self.autoencoder)
+        self.averages = [PowerAverage(width, self.learner.parameters()) for width in self.plan.averages]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that a checkpoint keeps, by name: the very ones, to save or to copy into."""
+        module, names = self.learner.weights, [name for name, _ in self.learner.weights.named_parameters()]
+        kept = {f"weights.{name}": p.data for name, p in module.named_parameters()}
+        kept |= {f"optimizer.{name}": t for name, t in optimizer.memory(self.learner.optimizer, module).items()}
+        for average in self.averages:
+            kept |= {f"average-{average.width}.{n}": t for n, t in zip(names, average.average, strict=True)}
+        return kept
+
+    def save(self, step: int) -> Path:
+        counters = {"skipped": self.skipped, **{f"seen-{a.width}": a.seen for a in self.averages}}
+        tensors = {name: tensor.detach().cpu() for name, tensor in self.tensors().items()}
+        return checkpoint.save(self.run / "checkpoints", Checkpoint(step, tensors, counters))
+
+    def resume(self) -> int:
+        """Take up the newest checkpoint, if there is one; returns the steps done."""
+        found = checkpoint.latest(self.run / "checkpoints")
+        if found is None:
+            return 0
+        try:
+            with torch.no_grad():
+                checkpoint.restore(self.tensors(), found.tensors)
+        except (KeyError, RuntimeError) as error:
+            raise InputError(
+                f"{self.run}: its checkpoint does not fit its plan ({error}); give another --out"
+            ) from error
+        self.learner.refresh()
+        self.skipped = int(found.counters["skipped"])
+        for average in self.averages:
+            average.seen = int(found.counters[f"seen-{average.width}"])
+        return found.step
+
+    def candidates(self) -> dict[str, list[Tensor]]:
+        """The weights a model may end with."""
+        raw = {"raw": self.learner.tensors()}
+        return raw | {f"EMA {a.width:g}": a.average for a in self.averages if a.seen}
+
+    def model(self, tensors: list[Tensor], precision: str = "float32") -> Model:
+        """A model of these weights, apart from the ones that learn."""
+        weights = measure.fresh(self.plan).to(self.learner.device)
+        with torch.no_grad():
+            for parameter, tensor in zip(weights.parameters(), tensors, strict=True):
+                parameter.copy_(tensor)
+        weights = weights.to(DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weights.eval().requires_grad_(False)
+        plan = self.plan
+        denoiser = Denoiser(weights.network, from_config({"kind": plan.schedule}), plan.prediction, plan.clock)
+        return Model(denoiser, self.tokenizer, weights.text, self.autoencoder, self.card)
+
+
+def train(training: Training) -> Iterator[Report]:
+    """Run the plan from its newest checkpoint to its end, leaving RUN/model.safetensors.
+
+    Stops at a clean point, with a checkpoint, where training.stop() turns true. Failed where the loss stays infinite.
+    """
+    plan, run = training.plan, training.run
+    done = training.resume()
+    judged = training.corpus.heldout if len(training.corpus.heldout) else training.corpus.training
+    held = HeldOut(judged, training.tokenizer, training.autoencoder, training.learner.device, HELD_OUT)
+    data = batches(training.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch)
+    began = reported = saved = looked = time.monotonic()
+    first, losses, in_a_row = done, [], 0
+    for step in range(done + 1, plan.steps + 1):
+        outcome = training.learner.step(next(data), step)
+        in_a_row = 0 if outcome.moved else in_a_row + 1
+        training.skipped += not outcome.moved
+        if in_a_row >= SKIPS:
+            raise Failed(f"step {step}: the loss has not been finite for {SKIPS} steps; try --precision float32")
+        losses.append(outcome.loss)
+        if step % plan.average_every == 0 or step == plan.steps:
+            for average in training.averages:
+                average.update(training.learner.parameters(), step)
+        now, stopping = time.monotonic(), training.stop()
+        look = now - looked > LOOK_EVERY and step < plan.steps
+        due = stopping or now - saved > SAVE_EVERY or step == plan.steps
+        if look or due or now - reported > REPORT_EVERY:
+            rate = (step - first) * plan.batch / max(1e-9, now - began)
+            finite = [value for value in losses if math.isfinite(value)]
+            report = Report(
+                step, plan.steps, sum(finite) / max(1, len(finite)), outcome.norm, rate,
+                (plan.steps - step) * plan.batch / max(1e-9, rate), training.skipped,
+                held=_look(training, held) if look else None,
+                samples=_samples(training, step) if look else None,
+                saved=training.save(step) if due else None,
+            )  # fmt: skip
+            losses, reported = [], time.monotonic()
+            looked = reported if look else looked
+            saved = reported if due else saved
+            yield report
+        if stopping and step < plan.steps:
+            return
+    yield _finish(training, held, run)
+
+
+def _look(training: Training, held: HeldOut) -> HeldOutLoss:
+    model = training.model(training.learner.tensors(), training.plan.precision)
+    return held(model.denoiser, model.text)
+
+
+def _samples(training: Training, step: int, model: Model | None = None) -> Path:
+    """Draw the fixed prompts from fixed seeds as one PNG; training's own randomness is not touched."""
+    chosen = training.averages[0].average if training.averages[0].seen else training.learner.tensors()
+    model = model or training.model(chosen, training.plan.precision)
+    pictures = [draw(model, Ask(prompt, seed=i, steps=20))[0] for i, prompt in enumerate(training.prompts)]
+    width, height = training.plan.size
+    columns = math.ceil(math.sqrt(len(pictures)))
+    grid = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
+    for i, picture in enumerate(pictures):
+        grid.paste(picture, (i % columns * width, i // columns * height))
+    path = training.run / "samples" / f"step-{step:08d}.png"
+    with atomic.replacing(path) as beside:
+        grid.save(beside, "PNG")
+    return path
+
+
+def _finish(training: Training, held: HeldOut, run: Path) -> Report:
+    """Keep the weights that do best on held-out pictures."""
+    best: tuple[HeldOutLoss, str, list[Tensor]] | None = None
+    for name, tensors in training.candidates().items():
+        model = training.model(tensors, training.plan.precision)
+        loss = held(model.denoiser, model.text)
+        if best is None or loss.total < best[0].total:
+            best = loss, name, tensors
+    assert best is not None
+    samples = _samples(training, training.plan.steps, training.model(best[2], training.plan.precision))
+    model = training.model(best[2])
+    model.card = replace(model.card, corpus={**model.card.corpus, "weights": best[1]})
+    save(model, run / FILE)
+    plan = training.plan
+    return Report(plan.steps, plan.steps, math.nan, math.nan, 0, 0, training.skipped, best[0], samples, run / FILE)

@@ -1,0 +1,106 @@
+"""What this machine can do, found by doing it for some seconds."""
+
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from unspeckle.corpus import Batch
+from unspeckle.denoiser import Given
+from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.networks.unet import UNet, UNetConfig
+from unspeckle.text.encoder import TextEncoder
+from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training.learner import Learner, Weights
+from unspeckle.training.plan import Plan
+
+
+class Measured(NamedTuple):
+    """rate in pictures/s of whole steps; memory in bytes at their peak; ready, the seconds before the first."""
+
+    rate: float
+    memory: int
+    ready: float
+
+
+def device_and_precision(device: str | None, precision: str | None) -> tuple[str, str]:
+    """Where to work and in what: bfloat16 where the hardware multiplies it faster than float32."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if precision is None:
+        precision = (
+            "bfloat16" if _seconds(device, torch.bfloat16) < 0.8 * _seconds(device, torch.float32) else "float32"
+        )
+    return device, precision
+
+
+def _seconds(device: str, dtype: torch.dtype) -> float:
+    """Of a convolution as the networks here have them, the best of five."""
+    x = torch.randn(32, 128, 16, 16, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    layer = torch.nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    taken = []
+    with torch.no_grad():
+        for _ in range(6):
+            start = time.perf_counter()
+            layer(x)
+            _wait(device)
+            taken.append(time.perf_counter() - start)
+    return min(taken[1:])
+
+
+def compiler() -> bool:
+    """Is there what `torch.compile` needs?"""
+    return sys.platform != "win32" and any(map(shutil.which, ("c++", "g++", "clang++")))
+
+
+def flops(config: UNetConfig, size: tuple[int, int], length: int) -> float:
+    """Floating-point operations of one training picture: three times those of the forward pass."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counted:
+        given = Given(torch.empty(1, length, config.text_width), None, torch.empty(1, config.vector_width))
+        UNet(config)(torch.empty(1, config.channels, size[1], size[0]), torch.empty(1), given)
+    return 3.0 * float(counted.get_total_flops())
+
+
+def fresh(plan: Plan) -> Weights:
+    """Untrained weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        return Weights(UNet(plan.network), TextEncoder(plan.text))
+
+
+def training(
+    plan: Plan, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder, seconds: float
+) -> Measured:
+    """Train throwaway weights for about `seconds`, at least two steps, after one that does not count."""
+    start = time.perf_counter()
+    learner = Learner(replace(plan, warmup=10**9), fresh(plan), tokenizer, autoencoder)
+    learner.step(next(data), 1)
+    _wait(plan.device)
+    begun = time.perf_counter()
+    taken: list[float] = []
+    while len(taken) < 2 or time.perf_counter() - begun < seconds:
+        before = time.perf_counter()
+        learner.step(next(data), 1)
+        _wait(plan.device)
+        taken.append(time.perf_counter() - before)
+    median = sorted(taken)[len(taken) // 2]
+    return Measured(plan.batch / median, _peak(plan.device), begun - start)
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    elif device == "mps":
+        torch.mps.synchronize()
+
+
+def _peak(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,106 @@
+"""Training as a person watches it: a live panel in a terminal, a line now and then elsewhere. All on standard error."""
+
+import time
+from datetime import datetime, timedelta
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from unspeckle.training.heldout import LEVELS, HeldOutLoss
+from unspeckle.training.loop import Report
+from unspeckle.training.plan import Plan
+
+LINE_EVERY = 30.0  # seconds, where there is no terminal
+
+
+def spoken(seconds: float) -> str:
+    """A duration as people say it: 42 s, 7 min, 1 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def table(plan: Plan) -> Table:
+    """The plan, before the first step."""
+    width, height = plan.size
+    end = datetime.now() + timedelta(seconds=plan.steps * plan.batch / max(plan.rate, 1e-9))
+    work = f"{plan.device}, {plan.precision}, {'compiled' if plan.compile else 'eager'}"
+    rows = {
+        "works on": f"{work}, {plan.rate:.0f} pictures/s measured",
+        "network": f"{plan.preset}, {plan.parameters / 1e6:.1f} M parameters with its words",
+        "pictures": f"{width}x{height}, {plan.pictures:,} in {plan.steps:,} steps of {plan.batch}",
+        "memory": f"{plan.memory / 2**30:.1f} GiB at the peak",
+        "disk": f"{plan.disk / 2**20:,.0f} MiB in the run's folder",
+        "time": f"{spoken(plan.seconds)}, until about {end:%H:%M}",
+    }
+    shown = Table.grid(padding=(0, 2))
+    for name, value in rows.items():
+        shown.add_row(Text(name, style="bold"), value)
+    return shown
+
+
+class View:
+    """A context manager: `with View(plan, quiet) as view: view.show(report)`."""
+
+    def __init__(self, plan: Plan, console: Console, quiet: bool) -> None:
+        self.plan, self.console, self.quiet = plan, console, quiet
+        self.held: HeldOutLoss | None = None
+        self.spoke = 0.0
+        self.progress = Progress(
+            BarColumn(bar_width=None), TextColumn("{task.percentage:3.0f} %"), TextColumn("{task.description}"),
+            console=console, expand=True,
+        )  # fmt: skip
+        self.bar = self.progress.add_task("", total=plan.steps)
+        self.live = Live(console=console, transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> "View":
+        if self.console.is_terminal and not self.quiet:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if not self.quiet:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    def show(self, report: Report) -> None:
+        if report.held is not None:
+            self.held = report.held
+        if self.quiet:
+            return
+        now = (
+            f"{report.rate:.0f} pictures/s · loss {report.loss:.4f} · {spoken(report.left)} left"
+            + (f" · {report.skipped} steps skipped" if report.skipped else "")
+        )  # fmt: skip
+        if self.live.is_started:
+            self.progress.update(self.bar, completed=report.step, description=now)
+            self.live.update(self._panel())
+        elif report.held is not None or time.monotonic() - self.spoke > LINE_EVERY:
+            self.spoke = time.monotonic()
+            held = "" if report.held is None else f" · {judged(report.held)}"
+            self.say(f"{100 * report.step / report.steps:3.0f} % · step {report.step:,} · {now}{held}")
+        if report.samples is not None:
+            self.say(f"samples: {report.samples}")
+
+    def _panel(self) -> RenderableType:
+        if self.held is None:
+            return self.progress
+        levels = Table("noise", "held-out error, of predicting the mean picture", box=None, expand=False)
+        for level, share in zip(LEVELS, self.held.shares, strict=True):
+            bar = "█" * round(30 * min(share, 1.0))
+            levels.add_row(f"{level:4.2f}", f"{share:6.1%} {bar}")
+        return Group(self.progress, Text(judged(self.held)), levels)
+
+
+def judged(held: HeldOutLoss) -> str:
+    """The held-out loss in a few words."""
+    middle = held.shares[len(held.shares) // 2]
+    level = LEVELS[len(LEVELS) // 2]
+    return f"held-out loss {held.total:.4f}; at noise {level:g} it errs {middle:.0%} of the mean picture's error"
