@@ -119,14 +119,15 @@ def _with_package() -> dict[str, str]:
 
 
 def test_the_half_written_file_of_a_living_process_stays(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "in", 9)
-    store = tmp_path / "cache"
-    store.mkdir()
-    with (store / "living.part").open("xb") as file:
-        cache._lock(file)
-        os.utime(store / "living.part", (time.time() - 3600,) * 2)
-        opened(folder, store)
-        assert (store / "living.part").exists()
+    def sweep(done: int, total: int) -> None:
+        (part,) = (tmp_path / "cache").iterdir()
+        os.utime(part, (time.time() - 3600,) * 2)
+        cache._sweep(tmp_path / "cache")
+        assert part.exists()
+
+    listing = read(folder_of(tmp_path / "in", 9), caption="c")
+    open_corpus(listing, 8, cache=tmp_path / "cache", progress=sweep)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".pixels"]
 
 
 def test_ctrl_c_leaves_no_file(tmp_path: Path) -> None:
