@@ -71,7 +71,7 @@ def write(image: Image.Image, path: Path) -> None:
 def keep(image: Image.Image, folder: Path, suffix: str = "") -> Path:
     """Write the picture into the folder under a name of its prompt and seed; returns the path.
 
-    A file of that name is replaced only by a picture of the same record; another makes room with -2, -3, ….
+    A file of that name is replaced only by a picture of the same ask and model; another gets -2, -3, ….
     """
     said, data = record(image), encode(image)
     stem = f"{slug(str(said.get('prompt', '')))}-{said.get('seed', 0)}{suffix}"
@@ -80,7 +80,7 @@ def keep(image: Image.Image, folder: Path, suffix: str = "") -> Path:
         path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
         if atomic.write_new(path, data):
             return path
-        if said and _record_of(path) == said:
+        if said and _ask(_record_of(path)) == _ask(said):
             atomic.write(path, data)
             return path
         number += 1
@@ -120,6 +120,10 @@ def slug(prompt: str) -> str:
     while len(name.encode("utf-8", "ignore")) > 120:
         name = name[:-1]
     return name.encode("utf-8", "ignore").decode().strip("-") or "picture"
+
+
+def _ask(said: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in said.items() if name not in ("batch", "version")}
 
 
 def _record_of(path: Path) -> dict[str, Any]:

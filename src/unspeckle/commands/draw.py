@@ -1,0 +1,79 @@
+"""`unspeckle draw`: words to PNG files, seen while they emerge."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from ..draw import Ask, parts, pictures, signed, steps
+from ..errors import InputError
+from ..film import Film
+from ..model import Model, load
+from ..picture import keep, record, stamp
+from ..samplers import Step
+from ..terminal import Show
+
+
+def run(ask: Ask, model: Path | None, out: Path, strip: bool, quiet: bool, device: str | None) -> int:
+    """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
+    _writable(out)
+    drawer = load(model, place(device))
+    orders = parts(drawer, ask)
+    total, done = sum(order.steps + 1 for order in orders), 0
+    with Show(quiet=quiet) as show:
+        strange = drawer.tokenizer.unknown(ask.prompt)
+        if strange:
+            show.say(f"words the model never saw: {', '.join(strange)}")
+        for order in orders:
+            film = Film(drawer, order.steps)
+            for step in steps(drawer, order):
+                if strip:
+                    film.see(step)
+                done += 1
+                show.show(done, total, ask.prompt, _frame(drawer, step))
+            _save(signed(drawer, order, step), film if strip else None, out)
+    return 0
+
+
+def place(device: str | None) -> str:
+    """The device that is meant: the one asked for, or a CUDA GPU where there is one. InputError where there is none."""
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"--device {device!r}: unknown; choose cpu or cuda")
+    index = device.partition(":")[2] or "0"
+    if device != "cpu" and not (index.isdecimal() and int(index) < torch.cuda.device_count()):
+        raise InputError(f"--device {device}: there is no such device here; choose cpu")
+    return device
+
+
+def _writable(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file; give a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"--out {out}: cannot be made ({e.strerror}); give a folder that can be written") from e
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out}: cannot be written; give another folder")
+
+
+def _frame(model: Model, step: Step) -> Callable[[], list[Image.Image]]:
+    def frame() -> list[Image.Image]:
+        alpha, sigma = (float(level) for level in model.denoiser.schedule(step.t))
+        return pictures(model, step.x * (alpha**2 + sigma**2) ** -0.5)  # at the contrast of a picture
+
+    return frame
+
+
+def _save(drawn: list[Image.Image], film: Film | None, out: Path) -> None:
+    for at, image in enumerate(drawn):
+        paths = [keep(image, out)]
+        if film is not None:
+            paths.append(keep(stamp(film.strip(at), {**record(image), "film": True}), out, "-strip"))
+        for path in paths:
+            print(path.absolute())
+        sys.stdout.flush()
