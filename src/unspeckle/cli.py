@@ -8,8 +8,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from . import quantities
-from .errors import InputError
+from unspeckle import quantities
+from unspeckle.errors import InputError
 
 DONE, BAD_INPUT, STOPPED = 0, 2, 130
 
@@ -34,7 +34,7 @@ Captions = Annotated[str, typer.Option(help="Where they lie: auto, txt, metadata
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from .version import installed
+        from unspeckle.version import installed
 
         print(f"unspeckle {installed()}")
         raise typer.Exit()
@@ -67,8 +67,8 @@ def draw(
     """Draw pictures from words, and see them emerge from noise."""
     sides = None if size is None else quantities.size(size)
     _share_the_cores()
-    from .commands.draw import run
-    from .draw import Ask
+    from unspeckle.commands.draw import run
+    from unspeckle.draw import Ask
 
     ask = Ask(" ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides)
     return run(ask, model, out, strip, quiet, device)
@@ -83,7 +83,7 @@ def replay(
 ) -> int:
     """Draw a picture again from the ask in its file, and print the largest pixel difference."""
     _share_the_cores()
-    from .commands.replay import run
+    from unspeckle.commands.replay import run
 
     return run(picture, model, quiet, device)
 
@@ -110,7 +110,7 @@ def emoji(
     chosen = None if nouns is None else [noun.strip() for noun in nouns.split(",") if noun.strip()]
     if chosen == []:
         raise InputError(f"--nouns {nouns!r}: names none; write it like frog,rabbit,pizza")
-    from .commands.make_corpus import run
+    from unspeckle.commands.make_corpus import run
 
     return run(out, many, seed, chosen, size, sprites, quiet)
 
@@ -141,7 +141,7 @@ def train(
 
     Ctrl-C stops at a clean point; the same command goes on from there, bit for bit.
     """
-    from .training.options import TrainOptions
+    from unspeckle.training.options import TrainOptions
 
     options = TrainOptions(
         folder=folder,
@@ -164,7 +164,7 @@ def train(
         json=json,
         quiet=quiet,
     )
-    from .training.command import run
+    from unspeckle.training.command import run
 
     return run(options)
 
@@ -180,7 +180,7 @@ def check(
 ) -> int:
     """Look through a folder of captioned pictures before training on it."""
     sides = quantities.size(size)
-    from .commands.check import run
+    from unspeckle.commands.check import run
 
     return run(folder, captions, caption, template, sides, json)
 

@@ -4,7 +4,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .errors import InputError
+from unspeckle.errors import InputError
 
 Config = TypeVar("Config")
 

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import guidance, seeds
-from .denoiser import Denoise, Given
-from .errors import InputError
-from .model import Model
-from .picture import stamp
-from .samplers import GRIDS, SAMPLERS, Step, times
-from .version import installed
+from unspeckle import guidance, seeds
+from unspeckle.denoiser import Denoise, Given
+from unspeckle.errors import InputError
+from unspeckle.model import Model
+from unspeckle.picture import stamp
+from unspeckle.samplers import GRIDS, SAMPLERS, Step, times
+from unspeckle.version import installed
 
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
 _MOST = 1 << 24  # pixels of one picture

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .draw import pictures
-from .model import Model
-from .samplers import Step
+from unspeckle.draw import pictures
+from unspeckle.model import Model
+from unspeckle.samplers import Step
 
 COLUMNS = 8
 SMALLEST = 96  # pixels that a frame's shorter side is enlarged to, so that it and its label can be read

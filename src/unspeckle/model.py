@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from . import configuration, schedule
-from .atomic import replacing
-from .denoiser import CLOCKS, Denoiser
-from .errors import InputError
-from .networks import AUTOENCODERS, KINDS
-from .networks.autoencoder import Autoencoder
-from .text.encoder import TextConfig, TextEncoder
-from .text.tokenizer import Tokenizer
+from unspeckle import configuration, schedule
+from unspeckle.atomic import replacing
+from unspeckle.denoiser import CLOCKS, Denoiser
+from unspeckle.errors import InputError
+from unspeckle.networks import AUTOENCODERS, KINDS
+from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.text.encoder import TextConfig, TextEncoder
+from unspeckle.text.tokenizer import Tokenizer
 
 Kinds = Mapping[str, tuple[type[Any], Any]]  # by name: (configuration, module)
 
@@ -43,7 +43,7 @@ class Card:
     name: str = "unnamed"
     licence: str = ""
     sampler: str = "dpmpp_2m"
-    grid: str = "karras"
+    grid: str = "uniform"
     steps: int = 30
     scale: float = 3.0
     size: tuple[int, int] = (64, 64)  # width, height in pixels

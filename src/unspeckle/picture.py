@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image, ImageChops, PngImagePlugin, UnidentifiedImageError
 
-from . import atomic
-from .errors import InputError
-from .version import installed
+from unspeckle import atomic
+from unspeckle.errors import InputError
+from unspeckle.version import installed
 
 KEY = "unspeckle"  # of the chunk that holds the ask as JSON
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"

@@ -2,7 +2,7 @@
 
 import re
 
-from .errors import InputError
+from unspeckle.errors import InputError
 
 _SECONDS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}
 _MANY = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000, "b": 1_000_000_000}

@@ -64,7 +64,7 @@ def fitted(images: Sequence[Image.Image], columns: int, rows: int) -> Image.Imag
     wide = (columns - few + 1) // few
     scale = min(wide / width, high / height)
     scale = min(4.0, float(int(scale))) if scale >= 1 else scale
-    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    size = (max(1, int(width * scale)), max(2, int(height * scale) // 2 * 2))
     how = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.BOX
     sheet = Image.new("RGB", (few * (size[0] + 1) - 1, size[1]))
     for i, image in enumerate(images[:few]):

@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from ..corpus import read
-from ..corpus.checking import check
+from unspeckle.corpus import read
+from unspeckle.corpus.checking import check
 
 GOOD, FOUND = 0, 1
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..draw import Ask, parts, pictures, signed, steps
-from ..errors import InputError
-from ..film import Film
-from ..model import Model, load
-from ..picture import keep, record, stamp
-from ..samplers import Step
-from ..terminal import Show
+from unspeckle.draw import Ask, parts, pictures, signed, steps
+from unspeckle.errors import InputError
+from unspeckle.film import Film
+from unspeckle.model import Model, load
+from unspeckle.picture import keep, record, stamp
+from unspeckle.samplers import Step
+from unspeckle.terminal import Show
 
 
 def run(ask: Ask, model: Path | None, out: Path, strip: bool, quiet: bool, device: str | None) -> int:

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ..draw import asked, settle, signed, steps
-from ..errors import InputError
-from ..model import load
-from ..picture import difference, read, record
-from ..terminal import Show
-from .draw import place
+from unspeckle.commands.draw import place
+from unspeckle.draw import asked, settle, signed, steps
+from unspeckle.errors import InputError
+from unspeckle.model import load
+from unspeckle.picture import difference, read, record
+from unspeckle.terminal import Show
 
 SAME, DIFFERENT = 0, 1
 

@@ -1,0 +1,209 @@
+"""The command line's contract: results on standard output, one line and exit code 2 for what a person can mend."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import unspeckle
+from tiny import random_model, saved
+from unspeckle.cli import main
+from unspeckle.model import save
+from unspeckle.picture import read, record, write
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(saved(tmp_path_factory.mktemp("model")))
+
+
+def test_draw_prints_absolute_paths_and_nothing_else(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["draw", "a", "frog", "-m", model, "--count", "3", "--seed", "7", "--out", "new/folder"]) == 0
+    said = capsys.readouterr()
+    expected = [tmp_path / "new" / "folder" / f"a-frog-{seed}.png" for seed in (7, 8, 9)]
+    assert said.out.splitlines() == [str(path) for path in expected]
+    ours = unspeckle.draw(random_model(), unspeckle.Ask("a frog", seed=7, count=3))
+    assert [read(path).tobytes() for path in expected] == [image.tobytes() for image in ours]
+    assert said.err.splitlines()[-1] == "a frog: step 5 of 5"
+    assert main(["draw", "a frog", "-m", model, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"{tmp_path / 'a-frog-0.png'}\n", "")
+
+
+def test_every_option_reaches_the_picture(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--seed 5 --steps 3 --sampler heun --grid karras --scale 2.5 --negative pizza --size 32x16 --strip -q"
+    assert main(["draw", "-m", model, "-o", str(tmp_path), *options.split(), "--", "-frog"]) == 0
+    picture, film = (Path(line) for line in capsys.readouterr().out.splitlines())
+    said = record(read(picture))
+    assert read(picture).size == (32, 16)
+    del said["version"], said["model"]
+    assert said == {
+        "prompt": "-frog", "negative": "pizza", "seed": 5, "steps": 3, "sampler": "heun", "grid": "karras",
+        "scale": 2.5, "size": [32, 16], "batch": [5, 1],
+    }  # fmt: skip
+    assert film.name == "frog-5-strip.png" and record(read(film))["film"] is True
+    assert main(["replay", str(film), "-m", model]) == 2
+    assert "replay the picture itself" in capsys.readouterr().err
+
+
+def test_replay(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["draw", "a frog", "-m", model, "-n", "3", "--sampler", "euler_a", "-o", str(tmp_path), "-q"]) == 0
+    path = Path(capsys.readouterr().out.splitlines()[2])
+    assert main(["replay", str(path), "-m", model]) == 0
+    assert capsys.readouterr().out == "largest pixel difference: 0\n"
+    picture = read(path)
+    red, green, blue = picture.getpixel((3, 4))  # type: ignore[misc]
+    picture.putpixel((3, 4), (red, green - 9 if green > 100 else green + 9, blue))
+    write(picture, path)
+    assert main(["replay", str(path), "-m", model, "-q"]) == 1
+    assert capsys.readouterr().out == "largest pixel difference: 9\n"
+
+
+def test_replay_knows_another_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = random_model()
+    next(other.text.parameters()).data.add_(1)
+    save(other, tmp_path / "other.safetensors")
+    assert main(["draw", "a frog", "-m", model, "-o", str(tmp_path), "-q"]) == 0
+    path = capsys.readouterr().out.strip()
+    assert main(["replay", path, "-m", str(tmp_path / "other.safetensors")]) == 2
+    said = capsys.readouterr().err
+    assert random_model().hash in said and other.hash in said and "--model" in said and len(said.splitlines()) == 1
+
+
+def test_strange_words_are_named(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["draw", "a wug on blorb stilts", "-m", model, "-o", str(tmp_path)])
+    assert capsys.readouterr().err.splitlines()[0] == "words the model never saw: wug, blorb"
+
+
+BAD = [
+    ("dra frog", "'dra'"),
+    ("--nonsense", "--nonsense"),
+    ("draw frog --sede 3", "--sede"),
+    ("draw", "PROMPT"),
+    ("draw frog --steps many", "--steps"),
+    ("draw frog -m MODEL --steps 0", "steps 0"),
+    ("draw frog -m MODEL --count 0", "count 0"),
+    ("draw frog -m MODEL --seed -1", "seed -1"),
+    ("draw frog -m MODEL --sampler magic", "dpmpp_2m"),
+    ("draw frog -m MODEL --grid magic", "karras"),
+    ("draw frog -m MODEL --scale inf", "scale inf"),
+    ("draw frog -m MODEL --size 30", "32x32"),
+    ("draw frog --size huge", "write 64 or"),
+    ("draw frog -m MODEL --device abacus", "abacus"),
+    ("draw frog -m MODEL --out HERE/text", "HERE/text"),
+    ("draw frog -m MODEL --out HERE/text/below", "HERE/text"),
+    ("draw frog -m HERE/text", "HERE/text"),
+    ("draw frog -m HERE/nothing", "HERE/nothing"),
+    ("draw frog -m HERE", "model.safetensors"),
+    ("replay HERE/nothing.png", "HERE/nothing.png"),
+    ("replay HERE/text", "HERE/text"),
+    ("make-corpus", "Missing command"),
+    ("make-corpus emoji HERE/new --scenes none", "--scenes"),
+    ("make-corpus emoji HERE/new --scenes 0", "--scenes 0"),
+    ("make-corpus emoji HERE/new --nouns ,", "--nouns"),
+    ("check HERE/nothing", "HERE/nothing"),
+    ("train", "folder"),
+    ("train HERE --out HERE/run --for 45", "write 45m"),
+    ("train HERE --out HERE/run --pictures few", "--pictures"),
+    ("train HERE --out HERE/run --steps 0", "--steps 0"),
+]
+
+
+@pytest.mark.parametrize(("line", "names"), BAD)
+def test_bad_input(
+    line: str,
+    names: str,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_text("Dear model, please draw me a frog.\n")
+    words = [word.replace("MODEL", model).replace("HERE", str(tmp_path)) for word in line.split()]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert names.replace("HERE", str(tmp_path)) in said.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["text"]
+
+
+def test_odd_names_stay_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["draw", "x", "-m", f"{tmp_path}/two\nlines\x1b[31m"]) == 2
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and "\x1b" not in said
+
+
+def test_a_folder_that_cannot_be_written(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["draw", "x", "-m", model, "-o", "/proc/nowhere"]) == 2
+    said = capsys.readouterr().err
+    assert "/proc/nowhere" in said and len(said.splitlines()) == 1
+
+
+def test_train_parses_what_people_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    command = ModuleType("unspeckle.training.command")
+    command.run = lambda options: seen.append(options) or 0  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "unspeckle.training.command", command)
+    line = (
+        "train pictures --out run --for 1h30m --size 96x64 --preset atom --captions folders --from m.safetensors"
+        " --seed 3 --batch 32 --device cpu --precision bfloat16 --no-compile --plan --json"
+    )
+    assert main([*line.split(), "--template", "a {}", "--caption", ""]) == 0
+    assert main(["train", "pictures", "--out", "run", "--pictures", "2M"]) == 0
+    assert main(["train", "pictures", "--out", "run", "--steps", "1.5k"]) == 0
+    first, second, third = seen
+    from unspeckle.training.options import TrainOptions
+
+    assert first == TrainOptions(
+        folder=Path("pictures"), out=Path("run"), seconds=5400.0, size="96x64", preset="atom", captions="folders",
+        caption="", template="a {}", from_model=Path("m.safetensors"), seed=3, batch=32, device="cpu",
+        precision="bfloat16", compile=False, plan_only=True, json=True,
+    )  # fmt: skip
+    assert second == TrainOptions(folder=Path("pictures"), out=Path("run"), pictures=2_000_000)
+    assert third == TrainOptions(folder=Path("pictures"), out=Path("run"), steps=1500)
+
+
+def test_check_says_what_is_amiss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
+            tmp_path / f"{i}.png"
+        )
+        (tmp_path / f"{i}.txt").write_text(f"a frog, number {i}")
+    assert main(["check", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == ""
+    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:400])
+    assert main(["check", str(tmp_path), "--json"]) == 1
+    said = capsys.readouterr()
+    assert '"kind": "unreadable"' in said.out and "2.png" in said.out and len(said.out.splitlines()) == 1
+    assert "2.png" in said.err
+
+
+def test_ctrl_c_is_130_and_leaves_nothing_half_done(model: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "unspeckle", "draw", "frog", "-m", model, "--steps", "1000", "-n", "64"]
+    with subprocess.Popen([*line, "-o", str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stderr is not None
+        running.stderr.readline()  # a first step is done
+        time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert b"Traceback" not in err and out == b""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("unspeckle ")
+    assert main([]) == 0
+    assert "make-corpus" in capsys.readouterr().out

@@ -1,0 +1,186 @@
+"""The one door: what is drawn is what was asked, alone or in company."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tiny import random_model, told_model
+from unspeckle.draw import Ask, asked, draw, parts, pictures, settle, steps
+from unspeckle.errors import InputError
+from unspeckle.film import COLUMNS, Film
+from unspeckle.picture import difference, record
+from unspeckle.samplers import SAMPLERS
+
+
+def last(model, ask):
+    for step in steps(model, ask):
+        found = step
+    return found
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_known_answer_is_reached_by_every_sampler(sampler: str) -> None:
+    """A denoiser that always says "grey 0.375" must end there exactly, whatever the noise on the way."""
+    found = last(told_model(), Ask("0.375", seed=5, count=2, sampler=sampler))
+    assert found.t == 0
+    assert torch.allclose(found.x, torch.full_like(found.x, 0.375), atol=1e-6)
+
+
+def test_guidance_is_one_call_and_its_formula() -> None:
+    model = told_model()
+    found = last(model, Ask("0.4", negative="0.1", scale=3.0, count=3))
+    assert torch.allclose(found.x, torch.full_like(found.x, 0.1 + 3 * (0.4 - 0.1)), atol=1e-6)
+    assert model.network.rows == [6] * 5
+
+
+def test_no_guidance_is_half_the_work_and_words_are_read_once() -> None:
+    model = told_model()
+    last(model, Ask("0.4", count=3))
+    assert model.network.rows == [3] * 5
+    assert (model.text.calls, model.network.prepared) == (1, 1)
+
+
+def test_estimates_stay_within_what_a_picture_can_be() -> None:
+    model = told_model()  # its colours have deviation 0.5: white is x = 2
+    assert last(model, Ask("1.5", scale=4.0)).x.max() == 2
+    model.card = replace(model.card, clamp=False)
+    assert torch.allclose(last(model, Ask("1.5", scale=4.0)).x, torch.tensor(6.0))
+
+
+def test_greys_are_rounded_to_the_nearest() -> None:
+    model = told_model()
+    x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 9.0, torch.nan]).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
+    assert [image.getpixel((0, 0))[0] for image in pictures(model, x)] == [0, 64, 128, 191, 255, 255, 128]
+
+
+def test_drawn_twice_is_the_same() -> None:
+    model, ask = random_model(), Ask("a frog", seed=11)
+    assert difference(draw(model, ask)[0], draw(model, ask)[0]) == 0
+
+
+def test_alone_as_in_company() -> None:
+    model = random_model(steps=12)
+    together = draw(model, Ask("a frog", seed=20, count=5, sampler="euler_a"))
+    for i, picture in enumerate(together):
+        alone = draw(model, Ask("a frog", seed=20 + i, sampler="euler_a"))[0]
+        apart = np.abs(np.asarray(alone, dtype=int) - np.asarray(picture, dtype=int))
+        assert apart.mean() <= 0.5 and apart.max() <= 8
+    assert difference(together[0], together[1]) > 50
+
+
+def test_words_negative_scale_and_seed_matter() -> None:
+    model = random_model()
+    plain = Ask("a frog", seed=1)
+    for other in (
+        replace(plain, prompt="two red rabbits"),
+        replace(plain, negative="a pizza"),
+        replace(plain, scale=1.0),
+        replace(plain, seed=2),
+        replace(plain, steps=5),
+        replace(plain, grid="karras"),
+    ):
+        assert difference(draw(model, plain)[0], draw(model, other)[0]) > 0, other
+
+
+def test_size_is_width_then_height() -> None:
+    assert draw(random_model(), Ask(size=(32, 16)))[0].size == (32, 16)
+    assert draw(random_model(), Ask(size=24))[0].size == (24, 24)
+
+
+def test_large_asks_are_cut_and_lose_no_seed() -> None:
+    orders = parts(random_model(), Ask(seed=2**64 - 1000, count=1000))
+    assert [seed for o in orders for seed in range(o.seed, o.seed + o.count)] == list(range(2**64 - 1000, 2**64))
+    assert all(o.count * 16 * 16 <= 1 << 16 for o in orders) and len(orders) == 4
+    assert [o.count for o in parts(random_model(), Ask(count=2, size=512))] == [1, 1]
+
+
+def test_a_step_leaves_the_consumers_gradients_on() -> None:
+    for step in steps(random_model(), Ask()):
+        assert torch.is_grad_enabled() and not step.x.requires_grad
+
+
+def test_the_random_state_is_left_alone() -> None:
+    model = random_model()
+    before = torch.get_rng_state()
+    draw(model, Ask(sampler="euler_a"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (Ask(steps=0), "steps 0: must be a whole number from 1"),
+        (Ask(steps=2.5), "steps 2.5"),  # type: ignore[arg-type]
+        (Ask(steps=True), "steps True"),
+        (Ask(count=0), "count 0"),
+        (Ask(seed=-1), "seed -1"),
+        (Ask(seed=2**64), "seed 18446744073709551616"),
+        (Ask(seed=2**64 - 1, count=2), "seeds end"),
+        (Ask(sampler="magic"), "choose one of ddpm, ddim"),
+        (Ask(grid="magic"), "choose one of uniform"),
+        (Ask(scale=float("nan")), "scale nan"),
+        (Ask(scale="3"), "scale '3'"),  # type: ignore[arg-type]
+        (Ask(size=30), "the nearest that fits is 32x32"),
+        (Ask(size=(33, 16)), "the nearest that fits is 32x16"),
+        (Ask(size=(0, -5)), "the nearest that fits is 16x16"),
+        (Ask(size=(16, 16, 3)), "a pair"),  # type: ignore[arg-type]
+        (Ask(size=1 << 20), "smaller"),
+        (Ask(prompt="a \udcff frog"), "Unicode"),
+        (Ask(prompt=None), "prompt"),  # type: ignore[arg-type]
+        (Ask(negative="x" * 200_000), "negative"),
+    ],
+)
+def test_asks_that_cannot_be_drawn(ask: Ask, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        steps(random_model(), ask)  # at once, not at the first step
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_record_gives_its_ask_again() -> None:
+    model = random_model()
+    ask = Ask("ein Frösch 🐸", negative="x", seed=2**63, count=3, steps=3, sampler="heun", scale=2, size=(16, 32))
+    for place, image in enumerate(draw(model, ask)):
+        again, found = asked(record(image))
+        assert (settle(model, again), found) == (settle(model, ask), place)
+        assert record(image)["seed"] == 2**63 + place
+        assert record(image)["model"] == {"name": "tiny", "hash": model.hash}
+
+
+@pytest.mark.parametrize("broken", [{"batch": 3}, {"size": None}, {"seed": "x"}, {"seed": 7}, {"batch": None}])
+def test_broken_records(broken: dict) -> None:
+    whole = record(draw(random_model(steps=1), Ask())[0])
+    with pytest.raises(InputError):
+        asked({**whole, **broken})
+
+
+def test_the_film_shows_the_law() -> None:
+    """x_t = (1 - t) x + t eps, with x known: the frames of the film are those values."""
+    model, film = told_model(), Film(told_model(), 5)
+    for step in steps(model, Ask("0.5", count=2)):
+        film.see(step)
+    assert len(film.kept) == 6 and film.kept[-1].t == 0
+    strip = film.strip(1)
+    first = pictures(model, film.kept[0].x[1:])[0]
+    eps = film.kept[0].x  # at t = 1 all is noise
+    seen = np.asarray(strip)
+    frames = [np.asarray(p.resize((96, 96), 0)) for p in (first, pictures(model, eps[1:])[0])]
+    for frame in frames:
+        assert any(
+            np.array_equal(seen[y : y + 96, x : x + 96], frame)
+            for y in range(strip.height - 95)
+            for x in range(60, 160)
+            if x + 96 <= strip.width and np.array_equal(seen[y, x], frame[0, 0])
+        )
+    grey = pictures(model, torch.full((1, 3, 2, 2), 0.5))[0].getpixel((0, 0))
+    assert strip.getpixel((strip.width - 50, strip.height - 50)) == grey
+
+
+def test_a_film_has_few_columns_and_the_ends() -> None:
+    film, ask = Film(random_model(), 30), Ask(steps=30)
+    every = list(steps(random_model(), ask))
+    for step in every:
+        film.see(step)
+    assert len(film.kept) == COLUMNS
+    assert film.kept[0] is every[0] and film.kept[-1] is every[-1]

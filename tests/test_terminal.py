@@ -1,0 +1,102 @@
+"""What a terminal is sent."""
+
+import io
+import itertools
+import re
+
+import pytest
+from PIL import Image
+
+from unspeckle.terminal import Show, _cube, colours, fitted, half_blocks
+
+
+class Screen(io.StringIO):
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_half_blocks_are_the_picture() -> None:
+    picture = Image.new("RGB", (3, 2))
+    picture.putdata([(1, 2, 3), (1, 2, 3), (7, 8, 9), (4, 5, 6), (4, 5, 6), (250, 0, 0)])
+    assert half_blocks(picture, 1 << 24) == ["\x1b[38;2;1;2;3;48;2;4;5;6m▀▀\x1b[38;2;7;8;9;48;2;250;0;0m▀\x1b[0m"]
+
+
+def test_every_pixel_is_there() -> None:
+    picture = Image.effect_noise((10, 7), 90).convert("RGB")
+    lines = half_blocks(picture, 1 << 24)
+    seen = Image.new("RGB", (10, 8))
+    for y, line in enumerate(lines):
+        x = 0
+        for code, blocks in re.findall(r"\x1b\[([0-9;]+)m(▀*)", line):
+            numbers = [int(n) for n in code.split(";")]
+            for _ in blocks:
+                seen.putpixel((x, 2 * y), tuple(numbers[2:5]))
+                seen.putpixel((x, 2 * y + 1), tuple(numbers[7:10]))
+                x += 1
+        assert x == 10
+    assert seen.crop((0, 0, 10, 7)).tobytes() == picture.tobytes()
+
+
+def test_256_colours_are_the_nearest_of_the_cube() -> None:
+    levels = (0, 95, 135, 175, 215, 255)
+    for rgb in itertools.product(range(0, 256, 17), repeat=3):
+        code = int(_cube(rgb).removeprefix("5;")) - 16
+        chosen = (levels[code // 36], levels[code // 6 % 6], levels[code % 6])
+        for value, level in zip(rgb, chosen, strict=True):
+            assert abs(value - level) == min(abs(value - other) for other in levels)
+
+
+@pytest.mark.parametrize(
+    ("environment", "many"),
+    [
+        ({"TERM": "xterm-256color"}, 256),
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, 1 << 24),
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor", "NO_COLOR": "1"}, 0),
+        ({"TERM": "dumb", "COLORTERM": "truecolor"}, 0),
+        ({"TERM": "vt100"}, 0),
+    ],
+)
+def test_which_terminals_show_pictures(environment: dict, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TERM", "COLORTERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert colours(Screen()) == many
+    assert colours(io.StringIO()) == 0
+
+
+@pytest.mark.parametrize("columns", [10, 40, 79, 200])
+@pytest.mark.parametrize("rows", [4, 20, 60])
+@pytest.mark.parametrize(("size", "number"), [((64, 64), 1), ((64, 64), 9), ((16, 32), 2), ((512, 256), 3)])
+def test_pictures_fit_their_room(columns: int, rows: int, size: tuple[int, int], number: int) -> None:
+    sheet = fitted([Image.new("RGB", size)] * number, columns, rows)
+    assert sheet.width <= columns and sheet.height <= 2 * rows
+
+
+def test_small_pictures_are_enlarged_by_whole_factors() -> None:
+    picture = Image.effect_noise((16, 16), 90).convert("RGB")
+    assert fitted([picture], 79, 21).tobytes() == picture.resize((32, 32), Image.Resampling.NEAREST).tobytes()
+
+
+def test_a_pipe_gets_five_lines_and_quiet_none() -> None:
+    pipe, silent = io.StringIO(), Screen()
+    with Show(pipe) as show:
+        for done in range(1, 41):
+            show.show(done, 40, "a frog", lambda: pytest.fail("nobody looks"))
+    steps = (1, 10, 20, 30, 40)
+    assert pipe.getvalue().splitlines() == [f"a frog: step {done} of 40" for done in steps]
+    with Show(silent, quiet=True) as show:
+        show.say("psst")
+        show.show(40, 40, "a frog", list)
+    assert silent.getvalue() == ""
+
+
+def test_the_cursor_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    screen = Screen()
+    with pytest.raises(KeyboardInterrupt), Show(screen):
+        raise KeyboardInterrupt
+    assert screen.getvalue() == "\x1b[?25l\x1b[0m\x1b[?25h"

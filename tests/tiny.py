@@ -1,0 +1,81 @@
+"""Models small enough for tests: one with learnable parts and random weights, and one whose answer is known."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from unspeckle.denoiser import Denoiser, Given
+from unspeckle.model import Card, Model, save
+from unspeckle.networks import Identity, IdentityConfig, UNet, UNetConfig
+from unspeckle.schedule import Flow
+from unspeckle.text.encoder import TextConfig, TextEncoder
+from unspeckle.text.tokenizer import Tokenizer
+
+CAPTIONS = ("a frog on stilts", "a blue rabbit left of a pizza", "two red frogs")
+
+
+def random_model(steps: int = 4) -> Model:
+    """A U-Net with random weights everywhere, 16 px, so that every part of it matters to the picture."""
+    tokenizer = Tokenizer.learn(CAPTIONS, size=120)
+    torch.manual_seed(0)
+    config = UNetConfig(patch=2, width=16, blocks=1, head_width=16, text_width=32, groups=8)
+    network, text = UNet(config), TextEncoder(TextConfig(tokenizer.size, tokenizer.length, 32, layers=1))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.1)
+    identity = Identity(IdentityConfig((0.1, 0.0, -0.1), (0.5, 0.4, 0.6)))
+    card = Card(name="tiny", licence="CC0", steps=steps, size=(16, 16), vocabulary=("frog",), corpus={"pictures": 3})
+    return Model(Denoiser(network, Flow(), "v"), tokenizer, text, identity, card)
+
+
+def saved(folder: Path, dtype: str = "float32") -> Path:
+    path = folder / "tiny.safetensors"
+    save(random_model(), path, dtype)
+    return path
+
+
+class Told(nn.Module):
+    """A network that predicts x to be one grey, the first number of the first token; counts how it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = UNetConfig(patch=1, multipliers=(1, 2))  # its factor is 2
+        self.one = nn.Parameter(torch.ones(()))
+        self.rows: list[int] = []
+        self.prepared = 0
+
+    def prepare(self, given: Given) -> Given:
+        self.prepared += 1
+        return given._replace(prepared=True)
+
+    def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
+        self.rows.append(len(x))
+        return self.one * given.tokens[:, 0, 0].view(-1, 1, 1, 1).expand_as(x)
+
+
+class Words(nn.Module):
+    """Captions are numbers: "0.25" becomes the token 0.25, the empty one 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, ids: Tensor) -> Given:
+        self.calls += 1
+        return Given(ids[:, :, None].double().div(1000).float())
+
+
+class Numbers:
+    def encode(self, captions: list[str]) -> Tensor:
+        return torch.tensor([[round(1000 * float(words or 0))] for words in captions])
+
+    def unknown(self, prompt: str) -> list[str]:
+        return []
+
+
+def told_model() -> Model:
+    """Draws a picture that is one grey, whose x is the number that is its prompt."""
+    card = Card(name="told", steps=5, size=(16, 16), scale=1.0)
+    return Model(Denoiser(Told(), Flow(), "x"), Numbers(), Words(), Identity(IdentityConfig()), card)  # type: ignore[arg-type]
