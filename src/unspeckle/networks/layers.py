@@ -23,7 +23,7 @@ def sinusoids(clock: Tensor, width: int) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Softmax attention: query (B, N, C), key and value (B, M, C), mask (B, M) True = seen; returns (B, N, C)."""
     batch, count, width = query.shape
-    query, key, value = (a.unflatten(2, (heads, width // heads)).transpose(1, 2) for a in (query, key, value))
+    query, key, value = (a.view(batch, -1, heads, width // heads).transpose(1, 2) for a in (query, key, value))
     seen = None if mask is None else mask[:, None, None, :]
     if query.device.type == "cpu" and key.shape[2] <= FEW_KEYS and torch.is_grad_enabled():
         score = (query * (width // heads) ** -0.5) @ key.transpose(2, 3)  # (B, heads, N, M)
@@ -32,7 +32,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
         result = score.softmax(dim=3) @ value
     else:
         result = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-    return result.transpose(1, 2).reshape(batch, count, width)
+    out: Tensor = result.transpose(1, 2).reshape(batch, count, width)
+    return out
 
 
 def silenced(layer: Layer) -> Layer:

@@ -39,7 +39,7 @@ class UNetConfig:
     @property
     def factor(self) -> int:
         """Height and width of x must be multiples of this."""
-        return self.patch * 2 ** (len(self.multipliers) - 1)
+        return self.patch << (len(self.multipliers) - 1)
 
 
 class ResBlock(nn.Module):
@@ -101,7 +101,7 @@ class SpatialTransformer(nn.Module):
         if self.projected:
             self.norm = norm(width, config.groups, eps=1e-6)
             self.enter = nn.Conv2d(width, width, 1) if self.conv else nn.Linear(width, width)
-            self.leave = silenced(nn.Conv2d(width, width, 1) if self.conv else nn.Linear(width, width))
+            self.leave = silenced(nn.Conv2d(width, width, 1)) if self.conv else silenced(nn.Linear(width, width))
         self.layers = nn.ModuleList(Layer(width, heads, sees_itself, config) for _ in range(depth))
 
     def forward(self, x: Tensor, words: list[Tensor], mask: Tensor | None) -> Tensor:
@@ -113,9 +113,10 @@ class SpatialTransformer(nn.Module):
         for layer, keys_values in zip(self.layers, words, strict=True):
             h = layer(h, keys_values, mask)
         h = self.leave(h) if self.projected and not self.conv else h
-        h = h.unflatten(1, (high, wide)).permute(0, 3, 1, 2)  # (B, C, H, W)
+        h = h.view(len(h), high, wide, -1).permute(0, 3, 1, 2)  # (B, C, H, W)
         h = self.leave(h) if self.conv else h
-        return x + h if self.projected else h
+        out: Tensor = x + h if self.projected else h
+        return out
 
 
 class Stage(nn.Module):
@@ -128,7 +129,9 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, words: list[Tensor], mask: Tensor | None) -> Tensor:
         x = self.block(x, time)
-        return x if self.transformer is None else self.transformer(x, words, mask)
+        if self.transformer is not None:
+            x = self.transformer(x, words, mask)
+        return x
 
 
 class UNet(nn.Module):

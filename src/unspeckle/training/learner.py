@@ -3,13 +3,13 @@
 import copy
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from unspeckle.corpus import Batch
-from unspeckle.denoiser import Denoiser
+from unspeckle.denoiser import Denoiser, Network
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.objective import Objective
 from unspeckle.schedule import from_config
@@ -58,9 +58,8 @@ class Learner:
         if plan.precision != "float32":
             self.working = copy.deepcopy(self.weights).to(DTYPES[plan.precision])
         self.optimizer = optimizer.optimizer(self.weights, plan)
-        self.denoiser = Denoiser(
-            self.working.network, from_config({"kind": plan.schedule}), plan.prediction, plan.clock
-        )
+        network = cast(Network, self.working.network)
+        self.denoiser = Denoiser(network, from_config({"kind": plan.schedule}), plan.prediction, plan.clock)
         self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
         self.nothing = tokenizer.encode([""]).to(self.device)
         if plan.compile:

@@ -1,0 +1,38 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PROMPT ?= a frog on stilts
+.PHONY: draw test bench lint wheel clean
+
+draw: $(READY)
+	$(BIN)/unspeckle draw "$(PROMPT)" --out drawn
+
+test: .venv/.ready-dev
+	$(BIN)/ruff check src tests recipes benchmarks
+	$(BIN)/ruff format --check src tests recipes benchmarks
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: .venv/.ready-dev
+	$(BIN)/python -m pytest -m slow
+	$(BIN)/python benchmarks/training_step.py
+
+lint: .venv/.ready-dev
+	$(BIN)/ruff format src tests recipes benchmarks
+	$(BIN)/ruff check --fix src tests recipes benchmarks
+
+wheel: .venv/.ready-dev
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+# The core alone is what drawing needs; the tools of the tests come on top of it.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.ready-dev: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv dist build drawn

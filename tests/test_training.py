@@ -1,0 +1,311 @@
+"""Training: the same weights however it is interrupted, averages as their formula says, nothing bad let through."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unspeckle.errors import InputError
+from unspeckle.model import load
+from unspeckle.training import checkpoint, choose, command, loop, optimizer
+from unspeckle.training import plan as plans
+from unspeckle.training.checkpoint import Checkpoint
+from unspeckle.training.ema import PowerAverage, exponent
+from unspeckle.training.learner import Learner
+from unspeckle.training.options import TrainOptions
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 pictures of 16 × 16 in three colours, with captions in class folders."""
+    root, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir()
+        for i in range(20):
+            pixels = np.clip(np.array(colour) + rng.integers(-20, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
+
+
+def options(folder: Path, out: Path, **changes: object) -> TrainOptions:
+    asked = TrainOptions(folder, out, steps=12, size="16", preset="nano", batch=8, quiet=True, precision="float32")
+    return replace(asked, **changes)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Ctrl-C, as it were, during the given step."""
+    real = Learner.step
+
+    def step(self: Learner, batch: object, number: int) -> object:
+        if number == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, batch, number)
+
+    monkeypatch.setattr(Learner, "step", step)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody interrupted."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        assert command.run(options(folder, out)) == 0
+    return out
+
+
+def final(run: Path) -> dict[str, Tensor]:
+    found = checkpoint.latest(run / "checkpoints")
+    assert found is not None
+    return {**found.tensors, **load_file(run / "model.safetensors")}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_stopped_and_resumed_is_bit_for_bit_the_same(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    for last in (3, 9):
+        with monkeypatch.context() as patch:
+            stop_after(patch, last)
+            assert command.run(options(folder, out)) == 130
+        assert checkpoint.latest(out / "checkpoints").step == last
+        assert not (out / "model.safetensors").exists()
+    assert command.run(options(folder, out)) == 0
+    assert equal(final(out), final(whole))
+
+
+def test_killed_at_once_and_resumed_is_bit_for_bit_the_same(folder: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    program = (
+        "import sys; from pathlib import Path; from unspeckle.training import loop, command, learner\n"
+        "from unspeckle.training.options import TrainOptions\n"
+        "import time; real = learner.Learner.step; loop.SAVE_EVERY = 0\n"
+        "saved = Path(sys.argv[2]) / 'checkpoints'\n"
+        "learner.Learner.step = lambda s, b, n: time.sleep(0.3 * saved.exists()) or real(s, b, n)\n"
+        "command.run(TrainOptions(Path(sys.argv[1]), Path(sys.argv[2]), steps=12, size='16', preset='nano', batch=8,"
+        " quiet=True, precision='float32'))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(folder), str(out)])
+    give_up = time.monotonic() + 60
+    while len(list((out / "checkpoints").glob("step-*"))) < 2 and time.monotonic() < give_up:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (out / "model.safetensors").exists()
+    assert command.run(options(folder, out)) == 0
+    assert equal(final(out), final(whole))
+
+
+def test_a_finished_run_says_so(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.run(options(folder, whole, quiet=False)) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == str(whole / "model.safetensors")
+    assert "finished" in said.err
+
+
+def test_changed_options_are_refused_by_name(folder: Path, whole: Path) -> None:
+    with pytest.raises(InputError, match="--batch 8, not 4"):
+        command.run(options(folder, whole, batch=4))
+
+
+def test_a_changed_folder_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, other = tmp_path / "run", tmp_path / "other"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        command.run(options(folder, out))
+    for i in range(18):
+        path = other / ("red", "blue")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (200, i, 0)).save(path)
+    with pytest.raises(InputError, match="have changed"):
+        command.run(options(other, out))
+
+
+def test_the_run_holds_what_the_contract_says(whole: Path) -> None:
+    assert plans.load(whole).steps == 12
+    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 12 and lines[-1]["pictures"] == 96 and lines[-1]["held_out"] > 0
+    with Image.open(sorted((whole / "samples").glob("*.png"))[-1]) as grid:
+        assert grid.size[0] % 16 == 0 and len(grid.getcolors(100_000)) > 10
+    model = load(whole)
+    assert model.card.size == (16, 16) and "red" in model.card.vocabulary
+    assert str(whole) not in json.dumps(model.card.corpus) + model.card.recipe
+
+
+def test_the_model_is_the_best_candidate(folder: Path, whole: Path) -> None:
+    held = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()][-1]["held_out"]
+    materials = command.gather(options(folder, whole), plans.load(whole), command.Console(quiet=True))
+    training = loop.Training(
+        plans.load(whole), whole, materials.corpus, materials.tokenizer, materials.autoencoder, load(whole).card, (),
+        loop.measure.fresh(plans.load(whole)),
+    )  # fmt: skip
+    training.resume()
+    judge = loop.HeldOut(materials.corpus.heldout, materials.tokenizer, materials.autoencoder, "cpu", loop.HELD_OUT)
+    losses = {}
+    for name, tensors in training.candidates().items():
+        model = training.model(tensors)
+        losses[name] = judge(model.denoiser, model.text).total
+    assert len(losses) == 3
+    assert held == pytest.approx(min(losses.values()), rel=1e-6)
+    assert load(whole).card.corpus["weights"] == min(losses, key=losses.__getitem__)
+
+
+def test_it_learns_which_colour_a_word_means(folder: Path, tmp_path: Path) -> None:
+    from unspeckle.draw import Ask, draw
+
+    out = tmp_path / "run"
+    assert command.run(options(folder, out, steps=250, batch=32, precision=None)) == 0
+    model = load(out)
+    for name, colour in COLOURS.items():
+        pixels = np.asarray(draw(model, Ask(f"a photo of {name}", steps=12, scale=2.0))[0], np.float64)
+        seen = pixels.mean((0, 1))
+        nearest = min(COLOURS, key=lambda other: float(np.abs(seen - COLOURS[other]).sum()))
+        assert nearest == name, (name, seen, colour)
+
+
+def test_steps_that_are_not_finite_move_nothing_and_are_bounded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, before = Learner.loss, {}
+
+    def loss(self: Learner, batch: object) -> Tensor:
+        start = int(batch.indices[0]) // 8 + 1
+        if start == 5:
+            before["weights"] = [t.clone() for t in self.tensors()]
+        if start == 6:
+            assert all(torch.equal(a, b) for a, b in zip(before["weights"], self.tensors(), strict=True))
+        value = real(self, batch)
+        return value * math.inf if start == 5 or (bad and start > 20) else value
+
+    monkeypatch.setattr(Learner, "loss", loss)
+    bad = False
+    assert command.run(options(folder, tmp_path / "one")) == 0
+    assert json.loads((tmp_path / "one/log.jsonl").read_text().splitlines()[-1])["skipped"] == 1
+    bad = True
+    assert command.run(options(folder, tmp_path / "many", steps=60)) == 1
+    assert "not been finite for 20 steps" in capsys.readouterr().err
+
+
+def test_going_on_from_a_model_begins_where_it_ended(folder: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = options(folder, out, steps=1, preset=None, from_model=whole)
+    assert command.run(asked) == 0
+    before, after = load_file(whole / "model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    moved = max(float((before[k] - after[k]).abs().max()) for k in before)
+    assert 0 < moved < 2e-3  # one step of Adam at the learning rate's start
+
+
+def test_power_average_is_its_formula() -> None:
+    steps, gamma = 40, exponent(0.1)
+    values = torch.randn(steps, dtype=torch.float64)
+    average = PowerAverage(0.1, [torch.zeros((), dtype=torch.float64)])
+    for step, value in enumerate(values, 1):
+        average.update([value], step)
+    ends = torch.arange(steps + 1, dtype=torch.float64) ** (gamma + 1)
+    expected = (values * ends.diff()).sum() / ends[-1]  # the integral of s^gamma over each step
+    assert float(average.average[0]) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
+def test_power_average_has_the_width_it_claims(width: float) -> None:
+    gamma, s = exponent(width), torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    weight = s**gamma / (s**gamma).sum()
+    mean = (weight * s).sum()
+    assert float(((weight * (s - mean) ** 2).sum()).sqrt()) == pytest.approx(width, rel=1e-3)
+
+
+def test_the_pace_rises_stays_and_falls_to_zero(whole: Path) -> None:
+    plan = replace(plans.load(whole), steps=1000, warmup=100, decay=0.4)
+    pace = [optimizer.pace(step, plan) for step in range(1, 1001)]
+    assert pace[0] == 0.01 and pace[99:600] == [1.0] * 501
+    assert pace[799] == pytest.approx(0.5, abs=0.01) and pace[999] == 1 / 400
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, Checkpoint(step, {"a": torch.tensor([float(step)])}, {"skipped": 0}))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-00000002.safetensors", "step-00000003.safetensors"]
+    newest = tmp_path / names[1]
+    newest.write_bytes(newest.read_bytes()[:-2])
+    assert checkpoint.latest(tmp_path).step == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": None}, "--for 30m"),
+        ({"seconds": 60.0}, "exactly one"),
+        ({"steps": 0}, "--steps 0"),
+        ({"preset": "gigantic"}, "nano, micro"),
+        ({"precision": "int3"}, "--precision int3"),
+        ({"device": "abacus"}, "--device abacus"),
+        ({"size": "17"}, "multiples of 2 here; try 16x16"),
+        ({"batch": 0}, "--batch 0"),
+    ],
+)
+def test_bad_options_are_named_with_their_mend(
+    folder: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        command.run(options(folder, tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "plan.json").exists()
+
+
+def test_two_processes_do_not_train_into_one_run(folder: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    out = tmp_path / "run"
+    out.mkdir()
+    with (out / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process"):
+            command.run(options(folder, out))
+
+
+def test_a_folder_with_other_things_is_not_trained_into(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other things"):
+        command.run(options(folder, tmp_path))
+
+
+def test_more_time_never_chooses_a_smaller_network(folder: Path, tmp_path: Path) -> None:
+    from unspeckle.text.tokenizer import Tokenizer
+
+    tokenizer, names = Tokenizer.learn(["a frog"]), list(choose.PRESETS)
+    picked = [
+        names.index(
+            choose._fitting(options(folder, tmp_path, steps=None, seconds=s), (64, 64), tokenizer, lambda _: 200)
+        )
+        for s in (10.0, 300.0, 3000.0, 30_000.0, 3e6)
+    ]
+    assert picked == sorted(picked) and picked[0] == 0 and picked[-1] == len(names) - 1
