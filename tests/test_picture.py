@@ -52,6 +52,7 @@ def test_nothing_else_is_told(tmp_path: Path) -> None:
     picture = sample()
     picture.info["dpi"] = (72, 72)
     picture.info["exif"] = b"Exif\0\0home"
+    picture.info["icc_profile"] = b"bought by a person"
     write(picture, tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     assert [kind for kind, _ in chunks(data)] == ["IHDR", "tEXt", "iTXt", "tEXt", "iTXt", "IDAT", "IEND"]
