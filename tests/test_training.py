@@ -162,7 +162,9 @@ def test_the_run_holds_what_the_contract_says(whole: Path) -> None:
 
 def test_the_model_is_the_best_candidate(folder: Path, whole: Path) -> None:
     held = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()][-1]["held_out"]
-    materials = command.gather(options(folder, whole), plans.load(whole), command.Console(quiet=True))
+    materials = command.gather(
+        command.read(folder), options(folder, whole), plans.load(whole), command.Console(quiet=True)
+    )
     training = loop.Training(
         plans.load(whole), whole, materials.corpus, materials.tokenizer, materials.autoencoder, load(whole).card, (),
         loop.measure.fresh(plans.load(whole)),

@@ -2,4 +2,4 @@
 
 
 class InputError(Exception):
-    """Bad input: one line that names the file or the option and the mend. The command line prints it and exits with 2."""
+    """Bad input: one line that names the file or the option and the mend; the command line exits with 2."""

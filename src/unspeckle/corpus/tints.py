@@ -36,8 +36,15 @@ BACKGROUNDS: dict[str, Shade] = {
     "brown": (142, 98, 64),
 }
 
-_HUES = (("red", -18, 13), ("orange", 13, 42), ("yellow", 42, 68), ("green", 68, 168), ("blue", 168, 252))
-_HUES += (("purple", 252, 292), ("pink", 292, 342))
+_HUES = (
+    ("red", -18, 13),
+    ("orange", 13, 42),
+    ("yellow", 42, 68),
+    ("green", 68, 168),
+    ("blue", 168, 252),
+    ("purple", 252, 292),
+    ("pink", 292, 342),
+)
 _EDGE = 7  # degrees: a hue this near to a border counts for both of its colours
 
 

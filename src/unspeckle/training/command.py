@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unspeckle import configuration, quantities
-from unspeckle.corpus import Corpus, open_corpus, read
+from unspeckle.corpus import Corpus, Listing, open_corpus, read
 from unspeckle.errors import InputError
 from unspeckle.model import FILE, Card, Model, load
 from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
@@ -62,8 +62,9 @@ def run(options: TrainOptions) -> int:
         check(options)
         plan = None
     _usable(options)
+    listing = read(options.folder, options.captions, options.caption, options.template)
     with _alone(options):
-        materials = gather(options, plan, console)
+        materials = gather(listing, options, plan, console)
         if plan is None:
             size = materials.corpus.training.size
             plan = choose(options, size, *materials, started, lambda line: console.print(line, highlight=False))
@@ -111,10 +112,9 @@ def _alone(options: TrainOptions) -> Iterator[None]:
         yield
 
 
-def gather(options: TrainOptions, plan: Plan | None, console: Console) -> Materials:
-    """Read the folder, and take or learn the words."""
+def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: Console) -> Materials:
+    """Decode the pictures, and take or learn the words."""
     origin = None if options.from_model is None else load(options.from_model)
-    listing = read(options.folder, options.captions, options.caption, options.template)
     if plan is None:
         for line in listing.describe():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -186,7 +186,7 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
     training.stop = lambda: bool(asked_to_stop)
     log = Log(options.out)
     if log.events is None:
-        console.print("no TensorBoard events (pip install tensorboard for them); log.jsonl is written all the same")
+        console.print("no TensorBoard events without the package tensorboard; log.jsonl has the same", soft_wrap=True)
     try:
         with View(plan, console, options.quiet) as view:
             for report in train(training):

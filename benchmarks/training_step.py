@@ -1,0 +1,183 @@
+"""Training throughput in one run: ours, the same network in a plain bf16-autocast loop, and diffusers' UNet2DModel.
+
+    python benchmarks/training_step.py [--preset small] [--size 64] [--batch 64] [--rounds 7]
+
+The peer's widths are chosen so that its parameters and its FLOPs per picture (counted, not claimed) come nearest to
+ours. The three take turns, so that a machine whose speed drifts is fair to all; medians and ratios are printed.
+"""
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from unspeckle.corpus import Batch, batches, open_corpus, read
+from unspeckle.networks.autoencoder import Identity, IdentityConfig
+from unspeckle.networks.unet import UNet, UNetConfig
+from unspeckle.presets import preset
+from unspeckle.text.encoder import TextConfig, TextEncoder
+from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training.learner import Learner, Weights
+from unspeckle.training.plan import Plan
+
+Step = Callable[[Batch], None]
+
+
+def corpus(folder: Path, size: int, count: int = 512):  # type: ignore[no-untyped-def]
+    """Noise with captions of a dozen words: what is in the pictures does not change the speed."""
+    rng = np.random.default_rng(0)
+    words = ["frog", "rabbit", "stilts", "red", "blue", "left", "of", "a", "wearing", "hat", "on", "background"]
+    for i in range(count):
+        Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(" ".join(rng.permutation(words)))
+    return open_corpus(read(folder), size, cache=folder / "cache")
+
+
+def plan_for(name: str, size: int, batch: int, tokenizer: Tokenizer) -> Plan:
+    chosen = preset(name)
+    network = chosen.at((size, size))
+    text = TextConfig(tokenizer.size, tokenizer.length, network.text_width, chosen.text_layers)
+    return Plan(
+        asked={}, corpus="", size=(size, size), preset=name, network=network, text=text, steps=10**6, batch=batch,
+        seed=0, device="cpu", precision="bfloat16", compile=False, threads=torch.get_num_threads(), parameters=0,
+        rate=0, seconds=0, memory=0, disk=0,
+    )  # fmt: skip
+
+
+def ours(plan: Plan, tokenizer: Tokenizer) -> Step:
+    learner = Learner(plan, Weights(UNet(plan.network), TextEncoder(plan.text)), tokenizer, Identity(IdentityConfig()))
+    count = itertools.count(1)
+    return lambda batch: learner.step(batch, next(count)) and None
+
+
+def plain(plan: Plan, tokenizer: Tokenizer, groups: int) -> Step:
+    """The same network as anybody would train it: float32 weights, autocast, AdamW, contiguous memory."""
+    weights = Weights(UNet(replace(plan.network, groups=groups)), TextEncoder(plan.text))
+    optimizer = torch.optim.AdamW(weights.parameters(), lr=1e-4)
+
+    def step(batch: Batch) -> None:
+        x = batch.pictures.contiguous().float() / 127.5 - 1
+        t, eps = torch.rand(len(x)), torch.randn_like(x)
+        level = t.view(-1, 1, 1, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            estimate = weights.network((1 - level) * x + level * eps, t, weights.text(tokenizer.encode(batch.captions)))
+        loss = ((estimate.float() - x) / level.clamp(min=0.05)).square().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def flops(network: torch.nn.Module, *inputs: object) -> float:
+    with FlopCounterMode(display=False) as counted, torch.device("meta"):
+        network(*inputs)
+    return float(counted.get_total_flops())
+
+
+def ours_cost(config: UNetConfig, size: int, length: int) -> tuple[float, int]:
+    from unspeckle.denoiser import Given
+
+    with torch.device("meta"):
+        network = UNet(config)
+        given = Given(torch.empty(1, length, config.text_width), None, torch.empty(1, config.vector_width))
+        cost = flops(network, torch.empty(1, 3, size, size), torch.empty(1), given)
+    return cost, sum(p.numel() for p in network.parameters())
+
+
+def peer(size: int, wanted: tuple[float, int]):  # type: ignore[no-untyped-def]
+    """The UNet2DModel nearest to the wanted FLOPs and parameters among plain ones of three or four levels."""
+    from diffusers import UNet2DModel
+
+    def made(widths: tuple[int, ...], layers: int, device: str):  # type: ignore[no-untyped-def]
+        with torch.device(device):
+            return UNet2DModel(
+                sample_size=size, layers_per_block=layers, block_out_channels=widths, norm_num_groups=8,
+                down_block_types=("DownBlock2D",) * (len(widths) - 1) + ("AttnDownBlock2D",),
+                up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (len(widths) - 1),
+            )  # fmt: skip
+
+    best = None
+    for first, deep, levels, layers in itertools.product(
+        (16, 24, 32, 40), (96, 128, 160, 192, 224, 256), (4, 5), (1, 2)
+    ):
+        widths = (first, *(min(deep, first * 2**i) for i in range(1, levels - 1)), deep)
+        network = made(widths, layers, "meta")
+        cost = flops(network, torch.empty(1, 3, size, size, device="meta"), torch.empty(1, device="meta"))
+        count = sum(p.numel() for p in network.parameters())
+        off = abs(np.log(cost / wanted[0])) + abs(np.log(count / wanted[1]))
+        if best is None or off < best[0]:
+            best = (off, widths, layers, cost, count)
+    assert best is not None
+    _, widths, layers, cost, count = best
+    return made(widths, layers, "cpu"), cost, count, widths
+
+
+def diffusers_step(network: torch.nn.Module) -> Step:
+    """Its unconditional training example's loop, in float32."""
+    from diffusers import DDPMScheduler
+
+    noise = DDPMScheduler(num_train_timesteps=1000)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
+
+    def step(batch: Batch) -> None:
+        x = batch.pictures.contiguous().float() / 127.5 - 1
+        t, eps = torch.randint(0, 1000, (len(x),)), torch.randn_like(x)
+        loss = torch.nn.functional.mse_loss(network(noise.add_noise(x, eps, t), t).sample, eps)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        opened = corpus(Path(folder), args.size)
+        tokenizer = Tokenizer.learn(opened.captions())
+        plan = plan_for(args.preset, args.size, args.batch, tokenizer)
+        cost, count = ours_cost(plan.network, args.size, tokenizer.length)
+        network, peer_cost, peer_count, widths = peer(args.size, (cost, count))
+        print(f"ours       {count / 1e6:6.2f} M parameters, {cost / 1e9:.2f} GFLOP a picture forward")
+        print(f"diffusers  {peer_count / 1e6:6.2f} M parameters, {peer_cost / 1e9:.2f} GFLOP, widths {widths}")
+        steps = {
+            "ours": ours(plan, tokenizer),
+            "same network, plain autocast": plain(plan, tokenizer, groups=0),
+            "same with group norm, plain autocast": plain(plan, tokenizer, groups=32),
+            "diffusers UNet2DModel, float32": diffusers_step(network),
+        }
+        taken: dict[str, list[float]] = {name: [] for name in steps}
+        data = batches(opened.training, args.batch, seed=0, start=0)
+        for turn in range(args.rounds + 1):
+            for name, step in steps.items():
+                batch = next(data)
+                start = time.perf_counter()
+                step(batch)
+                if turn:
+                    taken[name].append(time.perf_counter() - start)
+    first = statistics.median(taken["ours"])
+    for name, times in taken.items():
+        median = statistics.median(times)
+        print(f"{name:38s} {args.batch / median:7.1f} pictures/s   ours is {median / first:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Put a trained model into the package: bfloat16, with its licence and the recipe that made it."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from unspeckle.model import load, save
+
+INSIDE = Path(__file__).parents[1] / "src/unspeckle/models/embedded.safetensors"
+LICENCE = "Apache-2.0. Trained on scenes drawn from Noto Color Emoji (Google, SIL Open Font License 1.1)."
+LARGEST = 24_000_000  # bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="a RUN or a .safetensors file")
+    parser.add_argument("--corpus-seed", type=int, required=True)
+    parser.add_argument("--steps", type=int, default=24, help="of a drawing, where the ask says nothing")
+    parser.add_argument("--scale", type=float, default=3.0)
+    parser.add_argument("--out", type=Path, default=INSIDE)
+    args = parser.parse_args()
+    model = load(args.model)
+    corpus = {**model.card.corpus, "made_by": "unspeckle make-corpus emoji", "corpus_seed": args.corpus_seed}
+    model.card = replace(
+        model.card, name="unspeckle emoji 64", licence=LICENCE, recipe="recipes/embedded.sh", corpus=corpus,
+        steps=args.steps, scale=args.scale,
+    )  # fmt: skip
+    save(model, args.out, "bfloat16")
+    size = args.out.stat().st_size
+    if size > LARGEST:
+        raise SystemExit(f"{args.out}: {size:,} bytes, more than {LARGEST:,}")
+    print(f"{args.out}: {size:,} bytes, hash {load(args.out).hash}")
+
+
+if __name__ == "__main__":
+    main()
