@@ -1,11 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-PROMPT ?= a frog on stilts
+export PROMPT ?= a frog on stilts
 .PHONY: draw test bench lint wheel clean
 
 draw: $(READY)
-	$(BIN)/unspeckle draw "$(PROMPT)" --out drawn
+	$(BIN)/unspeckle draw "$$PROMPT" --out drawn
 
 test: .venv/.ready-dev
 	$(BIN)/ruff check src tests recipes benchmarks

@@ -49,14 +49,18 @@ def plan_for(name: str, size: int, batch: int, tokenizer: Tokenizer) -> Plan:
     return Plan(
         asked={}, corpus="", size=(size, size), preset=name, network=network, text=text, steps=10**6, batch=batch,
         seed=0, device="cpu", precision="bfloat16", compile=False, threads=torch.get_num_threads(), parameters=0,
-        rate=0, seconds=0, memory=0, disk=0,
+        rate=0, seconds=0, memory=0, disk=0, autoencoder=IdentityConfig(),
     )  # fmt: skip
 
 
 def ours(plan: Plan, tokenizer: Tokenizer) -> Step:
     learner = Learner(plan, Weights(UNet(plan.network), TextEncoder(plan.text)), tokenizer, Identity(IdentityConfig()))
     count = itertools.count(1)
-    return lambda batch: learner.step(batch, next(count)) and None
+
+    def step(batch: Batch) -> None:
+        learner.step(batch, next(count))
+
+    return step
 
 
 def plain(plan: Plan, tokenizer: Tokenizer, groups: int) -> Step:

@@ -25,10 +25,13 @@ def main() -> None:
         model.card, name="unspeckle emoji 64", licence=LICENCE, recipe="recipes/embedded.sh", corpus=corpus,
         steps=args.steps, scale=args.scale,
     )  # fmt: skip
-    save(model, args.out, "bfloat16")
-    size = args.out.stat().st_size
+    beside = args.out.with_suffix(".new")
+    save(model, beside, "bfloat16")
+    size = beside.stat().st_size
     if size > LARGEST:
-        raise SystemExit(f"{args.out}: {size:,} bytes, more than {LARGEST:,}")
+        beside.unlink()
+        raise SystemExit(f"{args.model}: {size:,} bytes in bfloat16, more than {LARGEST:,}")
+    beside.replace(args.out)
     print(f"{args.out}: {size:,} bytes, hash {load(args.out).hash}")
 
 

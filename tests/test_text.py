@@ -1,5 +1,9 @@
 """Words to ids and ids to what a network is given."""
 
+import hashlib
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -18,7 +22,33 @@ def tokenizer() -> Tokenizer:
 def test_captions_come_back(tokenizer: Tokenizer) -> None:
     for caption in CAPTIONS:
         ids = [int(i) for i in tokenizer.encode([caption])[0] if i > START]
-        assert tokenizer.bpe.decode(ids).replace(" ", "") == caption.lower().replace(" ", "")
+        assert tokenizer.bpe.decode(ids).replace("1 2", "12") == caption.lower()  # digits stand alone
+
+
+def test_word_boundaries_count(tokenizer: Tokenizer) -> None:
+    rows = tokenizer.encode(["a frogon stilts", "a frog on stilts", "a  frog\ton stilts"])
+    assert not torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[1], rows[2])
+
+
+def test_special_tokens_cannot_be_typed(tokenizer: Tokenizer) -> None:
+    for again in (tokenizer, Tokenizer.from_json(tokenizer.to_json())):
+        row = again.encode(["frog <pad> frog <start>"])[0]
+        words = row[row != 0]
+        assert (row[: len(words)] != 0).all() and (words == START).sum() == 1
+
+
+def test_learning_is_the_same_in_another_process() -> None:
+    hanzi = [chr(0x4E00 + i) + chr(0x4E00 + (i * 7) % 900) for i in range(900)]
+    program = (
+        "from unspeckle.text.tokenizer import Tokenizer; import hashlib\n"
+        "hanzi = [chr(0x4E00 + i) + chr(0x4E00 + (i * 7) % 900) for i in range(900)]\n"
+        "print(hashlib.md5(Tokenizer.learn(hanzi).to_json().encode()).hexdigest())"
+    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    learnt = Tokenizer.learn(hanzi)
+    assert hashlib.md5(learnt.to_json().encode()).hexdigest() == other
+    assert (learnt.encode(hanzi) == 2).sum() == 0  # no character is unknown
 
 
 def test_case_and_unicode_forms_do_not_matter(tokenizer: Tokenizer) -> None:

@@ -132,7 +132,7 @@ def test_a_finished_run_says_so(folder: Path, whole: Path, capsys: pytest.Captur
 
 
 def test_changed_options_are_refused_by_name(folder: Path, whole: Path) -> None:
-    with pytest.raises(InputError, match="--batch 8, not 4"):
+    with pytest.raises(InputError, match="--batch 8, not with --batch 4"):
         command.run(options(folder, whole, batch=4))
 
 
@@ -167,10 +167,17 @@ def test_the_model_is_the_best_candidate(folder: Path, whole: Path) -> None:
     )
     training = loop.Training(
         plans.load(whole), whole, materials.corpus, materials.tokenizer, materials.autoencoder, load(whole).card, (),
-        loop.measure.fresh(plans.load(whole)),
+        loop.fresh(plans.load(whole)),
     )  # fmt: skip
     training.resume()
-    judge = loop.HeldOut(materials.corpus.heldout, materials.tokenizer, materials.autoencoder, "cpu", loop.HELD_OUT)
+    judge = loop.HeldOut(
+        materials.corpus.heldout,
+        materials.tokenizer,
+        materials.autoencoder,
+        training.learner.objective,
+        "cpu",
+        loop.HELD_OUT,
+    )
     losses = {}
     for name, tensors in training.candidates().items():
         model = training.model(tensors)
@@ -306,7 +313,7 @@ def test_more_time_never_chooses_a_smaller_network(folder: Path, tmp_path: Path)
     tokenizer, names = Tokenizer.learn(["a frog"]), list(choose.PRESETS)
     picked = [
         names.index(
-            choose._fitting(options(folder, tmp_path, steps=None, seconds=s), (64, 64), tokenizer, lambda _: 200)
+            choose._fitting(options(folder, tmp_path, steps=None, seconds=s), (64, 64), 64, tokenizer, lambda _: 200)
         )
         for s in (10.0, 300.0, 3000.0, 30_000.0, 3e6)
     ]

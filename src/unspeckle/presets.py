@@ -17,7 +17,7 @@ class Preset:
     text_layers: int
 
     def at(self, size: tuple[int, int]) -> UNetConfig:
-        """The network for pictures of (width, height): pixels are folded until about 16 places a side are left."""
+        """The network for pictures of (width, height): 16 places a side at 64 pixels, more above."""
         short = min(size)
         patch = 4 if short >= 64 else 2 if short >= 32 else 1
         return replace(self.network, patch=patch)

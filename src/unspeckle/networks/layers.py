@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+Affine = TypeVar("Affine", nn.Conv2d, nn.Linear)
 FEW_KEYS = 64  # up to here explicit products train faster on a CPU than the fused kernel, whose backward is slow
 
 
@@ -36,7 +36,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
     return out
 
 
-def silenced(layer: Layer) -> Layer:
+def silenced(layer: Affine) -> Affine:
     """The layer with weights and bias at zero: a residual branch that begins as nothing."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

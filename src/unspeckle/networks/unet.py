@@ -1,7 +1,7 @@
 """The U-Net: one code for the small convolutional networks trained here and for Stable Diffusion's three."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +144,9 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
+        # All but the time's embedding, whose two last biases have one gradient: inductor (torch 2.13) then writes a
+        # bfloat16 reduction into C++ twice under one name, so that the whole does not compile.
+        self.compiled_trunk: Callable[..., Tensor] | None = None
         widths = [config.width * m for m in config.multipliers]
         deepest = len(widths) - 1
         self.time1 = nn.Linear(config.width, 4 * config.width)
@@ -189,24 +192,19 @@ class UNet(nn.Module):
         """What every residual block is told: the time, and the given vector, as (B, 4·width)."""
         wave = sinusoids(clock * self.config.clock_scale, self.config.width).to(self.time1.weight.dtype)
         time: Tensor = self.time2(F.silu(self.time1(wave)))
-        if self.config.vector_width and given.vector is not None:
+        if self.config.vector_width:
+            if given.vector is None:
+                raise ValueError(f"this network wants given.vector of {self.config.vector_width} values a picture")
             time = time + self.vector2(F.silu(self.vector1(given.vector.to(wave.dtype))))
         return F.silu(time)
-
-    def compile(self, *args: Any, **options: Any) -> None:
-        """Compile all but the embedding of the time, in place.
-
-        The embedding's two last biases have the same gradient, and inductor (torch 2.13) then writes a bfloat16
-        reduction into C++ twice under one name.
-        """
-        self.trunk = torch.compile(self.trunk, *args, **options)  # type: ignore[method-assign]
 
     def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
         if not given.prepared:
             given = self.prepare(given)
         if given.beside is not None:
             x = torch.cat([x, given.beside.to(x.dtype)], dim=1)
-        return self.trunk(x, self.embed(clock, given), given.tokens, given.mask)
+        trunk = self.compiled_trunk or self.trunk
+        return trunk(x, self.embed(clock, given), given.tokens, given.mask)
 
     def trunk(self, x: Tensor, time: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
         """Down, through the middle and up again. time (B, 4·width); keys_values (B, L, Σ 2·C) of all readers."""

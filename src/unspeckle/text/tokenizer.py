@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import torch
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from unspeckle.errors import InputError
 
 PAD, START, UNKNOWN = 0, 1, 2
 LONGEST = 64  # tokens a caption may keep
+ALPHABET = 4000  # characters that get tokens of their own
 WORDS_KEPT = 20_000
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 
@@ -36,15 +37,23 @@ class Tokenizer:
         if not counted:
             raise InputError("no captions to learn words from: give the pictures captions, or use --caption")
         bpe = BPE(models.BPE(unk_token="<unknown>"))
-        bpe.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+        bpe.encode_special_tokens = True  # a caption that says <pad> means the characters
+        bpe.normalizer = normalizers.Sequence(
+            [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        )
+        begins = pre_tokenizers.Metaspace(prepend_scheme="always")  # so that "butter fly" is not "butterfly"
         bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
+            [pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True), begins]
         )
-        bpe.decoder = decoders.BPEDecoder()
-        trainer = trainers.BpeTrainer(
-            vocab_size=size, special_tokens=["<pad>", "<start>", "<unknown>"], show_progress=False, limit_alphabet=400
-        )
+        bpe.decoder = decoders.Metaspace(prepend_scheme="always")
         texts = sorted(counted)
+        letters = Counter(c for text in texts for c in bpe.normalizer.normalize_str(text) if not c.isspace())
+        letters["▁"] = len(texts)
+        alphabet = sorted(letters, key=lambda c: (-letters[c], c))[:ALPHABET]  # the trainer's own choice is not fixed
+        trainer = trainers.BpeTrainer(
+            vocab_size=max(size, 2 * len(alphabet) + 1024), special_tokens=["<pad>", "<start>", "<unknown>"],
+            show_progress=False, initial_alphabet=alphabet, limit_alphabet=len(alphabet),
+        )  # fmt: skip
         bpe.train_from_iterator(texts, trainer)
         longest = max(len(e.ids) for e in bpe.encode_batch(texts)) + 1
         heard: Counter[str] = Counter()
@@ -81,7 +90,9 @@ class Tokenizer:
     def from_json(cls, text: str) -> "Tokenizer":
         try:
             held = json.loads(text)
-            return cls(BPE.from_str(json.dumps(held["bpe"])), int(held["length"]), [str(w) for w in held["known"]])
+            bpe = BPE.from_str(json.dumps(held["bpe"]))
+            bpe.encode_special_tokens = True
+            return cls(bpe, int(held["length"]), [str(w) for w in held["known"]])
         except Exception as error:  # tokenizers raises bare Exceptions
             raise InputError(
                 f"the tokenizer cannot be read ({error}): the file is damaged or of another program"

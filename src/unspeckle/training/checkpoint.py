@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unspeckle.atomic import replacing
+from unspeckle.errors import InputError
 
 KEPT = 2
 
@@ -34,7 +35,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read, or None."""
+    """The newest checkpoint that can be read, or None where there is none. InputError where none can be read."""
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
             with safe_open(path, framework="pt") as file:
@@ -42,7 +43,14 @@ def latest(folder: Path) -> Checkpoint | None:
                 return Checkpoint(int(held["step"]), {k: file.get_tensor(k) for k in file.keys()}, held["counters"])  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, ValueError):
             continue
+    if any(folder.glob("step-*.safetensors")):
+        raise InputError(f"{folder}: no checkpoint there can be read; delete the folder to begin anew")
     return None
+
+
+def steps_done(folder: Path) -> int:
+    """The step of the newest checkpoint by its name, 0 where there is none."""
+    return max((int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors")), default=0)
 
 
 def restore(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

@@ -4,32 +4,36 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
+from unspeckle import quantities
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.errors import InputError
 from unspeckle.model import Model
-from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.networks.autoencoder import Identity
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.presets import PRESETS, Preset, preset
+from unspeckle.schedule import to_config
 from unspeckle.text.encoder import TextConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import measure
+from unspeckle.training.learner import fresh
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.plan import Plan, asked
 
 PICTURES_A_PARAMETER = 0.012  # to learn from, before a larger network pays; from runs of 30 minutes on two cores
 COMPILES_AFTER = 600.0  # seconds of training below which compiling is not tried
 RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
-CLOSING = 20.0  # seconds at the end: choosing an average, the last samples
+CLOSING = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
 PRECISIONS = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
 Say = Callable[[str], None]
 
 
 def choose(
-    options: TrainOptions, size: tuple[int, int], corpus: Corpus, tokenizer: Tokenizer, autoencoder: Autoencoder,
+    options: TrainOptions, size: tuple[int, int], corpus: Corpus, tokenizer: Tokenizer, autoencoder: Identity,
     origin: Model | None, started: float, say: Say,
 ) -> Plan:  # fmt: skip
     """Measure, then decide all that was left open. `started` is the time.monotonic() from which `--for` counts."""
@@ -49,6 +53,7 @@ def choose(
             asked=asked(options), corpus=corpus.fingerprint, size=size, preset=name, network=network, text=text,
             steps=10**6, batch=batch, seed=seed, device=device, precision=precision, compile=False,
             threads=torch.get_num_threads(), parameters=0, rate=0, seconds=0, memory=0, disk=0,
+            autoencoder=autoencoder.config, **_kind(origin),
         )  # fmt: skip
 
     if origin is not None:
@@ -57,10 +62,12 @@ def choose(
         plan = plan_for(preset(options.preset).name)
     else:
         plan = plan_for(
-            _fitting(options, size, tokenizer, lambda name: _rate(plan_for(name), data(), tokenizer, autoencoder))
+            _fitting(
+                options, size, batch, tokenizer, lambda name: _rate(plan_for(name), data(), tokenizer, autoencoder)
+            )
         )
     fits(size, plan.network)
-    plan = replace(plan, parameters=sum(p.numel() for p in measure.fresh(plan).parameters()))
+    plan = replace(plan, parameters=sum(p.numel() for p in fresh(plan).parameters()))
     measured = measure.training(plan, data(), tokenizer, autoencoder, 4.0)
     wish = options.seconds or (options.pictures or (options.steps or 0) * batch) / measured.rate
     if _compiles(options, wish, say):
@@ -72,8 +79,17 @@ def check(options: TrainOptions) -> None:
     """InputError for choices that cannot be, before any long work."""
     if [options.seconds, options.pictures, options.steps].count(None) != 2:
         raise InputError("say how long to train by exactly one of --for 30m, --pictures 2M, --steps N")
-    if options.preset is not None:
+    if options.preset is not None and options.size is not None:
+        size = quantities.size(options.size)
+        fits(size, preset(options.preset).at(size))
+    elif options.preset is not None:
         preset(options.preset)
+    if options.seed is not None and not 0 <= options.seed < 2**64:
+        raise InputError(f"--seed {options.seed}: must lie between 0 and {2**64 - 1}")
+    if options.out.resolve().is_relative_to(options.folder.resolve()):
+        raise InputError(
+            f"--out {options.out}: lies inside {options.folder}, whose pictures it would join; choose another"
+        )
     if options.preset is not None and options.from_model is not None:
         raise InputError("--preset and --from exclude each other: a model brings its own size; leave one of them out")
     if options.precision is not None and options.precision not in PRECISIONS:
@@ -86,6 +102,14 @@ def check(options: TrainOptions) -> None:
             torch.empty(1, device=options.device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device {options.device}: cannot be used here; leave it out, or take cpu") from error
+
+
+def _kind(origin: Model | None) -> dict[str, Any]:
+    """What the origin's network predicts, on which schedule: it goes on so."""
+    if origin is None:
+        return {}
+    denoiser = origin.denoiser
+    return {"schedule": to_config(denoiser.schedule), "prediction": denoiser.prediction, "clock": denoiser.clock}
 
 
 def fits(size: tuple[int, int], network: UNetConfig) -> None:
@@ -105,18 +129,23 @@ def _sizes(chosen: Preset | None, size: tuple[int, int], tokenizer: Tokenizer, o
     return network, text
 
 
-def _rate(plan: Plan, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder) -> float:
+def _rate(plan: Plan, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Identity) -> float:
     return measure.training(plan, data, tokenizer, autoencoder, 0.0).rate
 
 
-def _fitting(options: TrainOptions, size: tuple[int, int], tokenizer: Tokenizer, rate: Callable[[str], float]) -> str:
+def _fitting(
+    options: TrainOptions, size: tuple[int, int], batch: int, tokenizer: Tokenizer, rate: Callable[[str], float]
+) -> str:
     """The largest preset that will see PICTURES_A_PARAMETER pictures for each of its parameters."""
-    names, measured_name = list(PRESETS), "tiny"
-    cost = {name: measure.flops(PRESETS[name].at(size), size, tokenizer.length) for name in names}
+    measured_name = "tiny"
+    names = [name for name in PRESETS if all(side % PRESETS[name].at(size).factor == 0 for side in size)]
+    if not names:
+        fits(size, PRESETS[measured_name].at(size))
+    cost = {n: measure.flops(PRESETS[n].at(size), size, tokenizer.length) for n in {*names, measured_name}}
     base = rate(measured_name) if options.seconds else 0.0
     best = names[0]
     for name in names:
-        pictures = options.pictures or (options.steps or 0) * (options.batch or 64)
+        pictures = options.pictures or (options.steps or 0) * batch
         if options.seconds:  # larger networks run nearer to the machine's peak
             pictures = round(options.seconds * base * (cost[measured_name] / cost[name]) ** 0.85)
         if pictures >= PICTURES_A_PARAMETER * PRESETS[name].millions * 1e6:
@@ -134,7 +163,7 @@ def _compiles(options: TrainOptions, seconds: float, say: Say) -> bool:
 
 
 def _compiled(
-    plan: Plan, eager: measure.Measured, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder,
+    plan: Plan, eager: measure.Measured, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Identity,
     say: Say, forced: bool,
 ) -> tuple[Plan, measure.Measured]:  # fmt: skip
     """The plan with compiled steps if these are the faster ones, measured."""
@@ -158,10 +187,12 @@ def _finished(plan: Plan, measured: measure.Measured, options: TrainOptions, sta
     else:
         assert options.seconds is not None
         again = 0.3 * measured.ready  # what was compiled is found again, but not for nothing
-        left = (options.seconds - spent - min(CLOSING, 0.1 * options.seconds) - again) * (1 - RESERVE)
+        left = (options.seconds - spent - min(CLOSING / measured.rate, 0.2 * options.seconds) - again) * (1 - RESERVE)
+        if left <= 0:
+            raise InputError(f"--for {options.seconds:g}s: was used up by preparing; give more time, or --steps")
         steps = max(1, int(left * measured.rate / plan.batch))
     seconds = options.seconds or spent + steps * plan.batch / measured.rate * (1 + RESERVE)
-    disk = plan.parameters * 4 * (2 * (3 + len(plan.averages)) + 1)
+    disk = plan.parameters * 4 * (3 * (3 + len(plan.averages)) + 1)  # a third checkpoint while it is written
     room = shutil.disk_usage(_existing(options)).free
     if disk > room:
         raise InputError(

@@ -5,9 +5,9 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -18,16 +18,16 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from unspeckle import configuration, quantities
+from unspeckle import atomic, configuration, quantities
 from unspeckle.corpus import Corpus, Listing, open_corpus, read
 from unspeckle.errors import InputError
 from unspeckle.model import FILE, Card, Model, load
-from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
+from unspeckle.networks.autoencoder import Identity, IdentityConfig
 from unspeckle.text.tokenizer import Tokenizer, words
-from unspeckle.training import measure
+from unspeckle.training import checkpoint
 from unspeckle.training import plan as plans
 from unspeckle.training.choose import check, choose
-from unspeckle.training.learner import Weights
+from unspeckle.training.learner import Weights, fresh
 from unspeckle.training.log import Log
 from unspeckle.training.loop import Failed, Training, train
 from unspeckle.training.options import TrainOptions
@@ -36,6 +36,7 @@ from unspeckle.training.view import View, judged, table
 
 DONE, FAILED, STOPPED = 0, 1, 130
 PROMPTS = 16
+WORDS = "tokenizer.json"
 
 
 class Materials(NamedTuple):
@@ -43,7 +44,7 @@ class Materials(NamedTuple):
 
     corpus: Corpus
     tokenizer: Tokenizer
-    autoencoder: Autoencoder
+    autoencoder: Identity
     origin: Model | None
 
 
@@ -62,6 +63,7 @@ def run(options: TrainOptions) -> int:
         check(options)
         plan = None
     _usable(options)
+    done = plan is not None
     listing = read(options.folder, options.captions, options.caption, options.template)
     with _alone(options):
         materials = gather(listing, options, plan, console)
@@ -73,7 +75,7 @@ def run(options: TrainOptions) -> int:
                 f"{options.folder}: its pictures or captions have changed since {options.out} began; "
                 "give another --out (with --from, it can go on from another run's model)"
             )
-        console.print(table(plan))
+        console.print(table(plan, checkpoint.steps_done(options.out / "checkpoints") if done else 0))
         if options.plan_only:
             if options.json:
                 print(json.dumps(configuration.to_json(plan)))
@@ -85,7 +87,7 @@ def _usable(options: TrainOptions) -> None:
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out}: is a file; give a folder")
     foreign = options.out.is_dir() and not (options.out / plans.FILE).exists() and any(options.out.iterdir())
-    if foreign and {entry.name for entry in options.out.iterdir()} - {".lock"}:
+    if foreign and not all(entry.name.startswith((".lock", ".unspeckle-")) for entry in options.out.iterdir()):
         raise InputError(f"--out {options.out}: holds other things; give a new or empty folder")
 
 
@@ -107,14 +109,17 @@ def _alone(options: TrainOptions) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except ImportError:
             pass  # Windows
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"{options.out}: another process trains there; wait, or give another --out") from error
+        for torn in options.out.rglob(".unspeckle-*.part"):  # of a process that was killed
+            torn.unlink()
         yield
 
 
 def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: Console) -> Materials:
     """Decode the pictures, and take or learn the words."""
-    origin = None if options.from_model is None else load(options.from_model)
+    resumed = plan is not None and checkpoint.steps_done(options.out / "checkpoints") > 0
+    origin = None if options.from_model is None or resumed else load(options.from_model)
     if plan is None:
         for line in listing.describe():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -132,14 +137,25 @@ def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: 
             cache=cache(),
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    tokenizer = Tokenizer.learn(corpus.captions()) if origin is None else origin.tokenizer
+    if plan is not None:
+        tokenizer, autoencoder = _kept_tokenizer(options.out), Identity(plan.autoencoder)
+    elif origin is not None:
+        assert isinstance(origin.autoencoder, Identity)
+        tokenizer, autoencoder = origin.tokenizer, origin.autoencoder
+    else:
+        tokenizer, autoencoder = Tokenizer.learn(corpus.captions()), _standard(corpus)
     if plan is None:
         for line in corpus.describe():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         _warn_of_cuts(corpus, tokenizer, console)
-    autoencoder = origin.autoencoder if origin is not None else _standard(corpus)
-    assert isinstance(autoencoder, Autoencoder)
     return Materials(corpus, tokenizer, autoencoder, origin)
+
+
+def _kept_tokenizer(run: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_json((run / WORDS).read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{run / WORDS}: cannot be read ({error.strerror}); give another --out") from error
 
 
 def cache() -> Path:
@@ -151,8 +167,15 @@ def _standard(corpus: Corpus) -> Identity:
     """Pixel space, standardised by the colours of at most 1,024 training pictures."""
     split = corpus.training
     count = min(len(split), 1024)
-    pixels = split.pictures(np.arange(count) * len(split) // count).double() / 127.5 - 1
-    mean, deviation = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=0.05)
+    chosen = np.arange(count) * len(split) // count
+    sums, squares, places = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    for some in np.array_split(chosen, -(-count // 64)):
+        pixels = split.pictures(some).double() / 127.5 - 1
+        sums += pixels.sum((0, 2, 3))
+        squares += pixels.square().sum((0, 2, 3))
+        places += pixels[:, 0].numel()
+    mean = sums / places
+    deviation = (squares / places - mean**2).clamp(min=0).sqrt().clamp(min=0.05)
     red, green, blue = ([round(float(v), 4) for v in pair] for pair in zip(mean, deviation, strict=True))
     return Identity(IdentityConfig((red[0], green[0], blue[0]), (red[1], green[1], blue[1])))
 
@@ -169,22 +192,27 @@ def _warn_of_cuts(corpus: Corpus, tokenizer: Tokenizer, console: Console) -> Non
 
 def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console: Console) -> int:
     if not (options.out / plans.FILE).exists():
+        atomic.write(options.out / WORDS, materials.tokenizer.to_json().encode())
         plan.save(options.out)
     if plan.threads != torch.get_num_threads() and plan.device == "cpu":
         torch.set_num_threads(plan.threads)
     corpus, tokenizer, autoencoder, origin = materials
-    weights = measure.fresh(plan) if origin is None else Weights(origin.network, origin.text)
-    heard = [word for caption in islice(corpus.captions(), 20_000) for word in words(caption)]
+    weights = fresh(plan) if origin is None else Weights(origin.network, origin.text)
+    heard = Counter(word for caption in islice(corpus.captions(), 20_000) for word in words(caption) if len(word) > 2)
     summary = {**corpus.summary, "seed": plan.seed, "pictures_seen": plan.pictures, "steps": plan.steps}
     card = Card(
         name=options.out.absolute().name, size=plan.size, grid="uniform", corpus=summary,
-        vocabulary=tuple(dict.fromkeys(heard))[:200], recipe=_recipe(options),
+        vocabulary=tuple(word for word, _ in heard.most_common(200)), recipe=_recipe(options),
     )  # fmt: skip
     distinct = tuple(dict.fromkeys(corpus.heldout.captions(range(len(corpus.heldout))) or corpus.captions()))
     training = Training(plan, options.out, corpus, tokenizer, autoencoder, card, distinct[:PROMPTS], weights)
     asked_to_stop = _listen()
     training.stop = lambda: bool(asked_to_stop)
-    log = Log(options.out)
+    if len(corpus.heldout) == 0:
+        console.print(
+            "too few pictures to hold some out: the held-out loss is one of training pictures", soft_wrap=True
+        )
+    log = Log(options.out, checkpoint.steps_done(options.out / "checkpoints"))
     if log.events is None:
         console.print("no TensorBoard events without the package tensorboard; log.jsonl has the same", soft_wrap=True)
     try:
@@ -208,10 +236,9 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
 
 def _recipe(options: TrainOptions) -> str:
     """The command, without paths."""
-    given = {k: v for k, v in asdict(replace(options, folder=Path(), out=Path())).items() if v not in (None, False)}
-    for gone in ("folder", "out", "from_model"):
-        given.pop(gone, None)
-    return "unspeckle train FOLDER " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in given.items())
+    given = {**plans.asked(options), "from_model": None if options.from_model is None else "MODEL"}
+    given = {name: value for name, value in given.items() if (name, value) != ("captions", "auto")}
+    return " ".join(["unspeckle train FOLDER --out RUN", *filter(None, (plans.flag(k, v) for k, v in given.items()))])
 
 
 def _listen() -> list[int]:

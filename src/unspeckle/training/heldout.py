@@ -8,28 +8,36 @@ from torch import Tensor, nn
 from unspeckle.corpus import Split
 from unspeckle.denoiser import Denoiser
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.objective import Objective
 from unspeckle.seeds import Stream
 from unspeckle.text.tokenizer import Tokenizer
 
-LEVELS = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.0)  # times
+LEVELS = 8  # of noise
 SHARE = 64  # pictures a call of the network
-FLOOR = 0.05
 
 
 class HeldOutLoss(NamedTuple):
-    """Mean squared errors of x̂ at LEVELS, as shares of what predicting the mean picture would err; and one number.
-
-    `total` is the loss in v-space, averaged over the levels: what training minimises, on fixed times.
-    """
+    """total: what training minimises, on fixed times. shares: at each of `times`, the mean squared error of x̂, as a
+    share of what predicting the mean picture would err."""
 
     total: float
+    times: tuple[float, ...]
     shares: tuple[float, ...]
 
 
 class HeldOut:
-    """Fixed pictures, captions, times and noise, so that two moments of a run compare."""
+    """Fixed pictures, captions, times and noise, so that two moments of a run compare.
 
-    def __init__(self, split: Split, tokenizer: Tokenizer, autoencoder: Autoencoder, device: torch.device, most: int):
+    The times are the middles of LEVELS equal shares of the objective's own, which must be logit-normal.
+    """
+
+    def __init__(
+        self, split: Split, tokenizer: Tokenizer, autoencoder: Autoencoder, objective: Objective, device: torch.device,
+        most: int,
+    ) -> None:  # fmt: skip
+        self.objective = objective
+        middles = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
+        self.times = (objective.mean + objective.std * torch.special.ndtri(middles)).sigmoid().float().to(device)
         count = min(most, len(split))
         chosen = torch.arange(count) * len(split) // count
         pixels = split.pictures(chosen)
@@ -38,20 +46,22 @@ class HeldOut:
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, text: nn.Module) -> HeldOutLoss:
-        errors = torch.zeros(len(LEVELS), dtype=torch.float64)
+        errors = torch.zeros(LEVELS, dtype=torch.float64)
         for first in range(0, len(self.x), SHARE):
             x, ids = self.x[first : first + SHARE], self.ids[first : first + SHARE]
             given = denoiser.prepare(text(ids))
             stream = Stream(0, torch.arange(first, first + len(x), device=x.device))
-            for i, level in enumerate(LEVELS):
-                t = torch.full((len(x),), level, device=x.device)
-                alpha, sigma = denoiser.schedule(t[0])
+            for i, level in enumerate(self.times):
+                t = level.expand(len(x))
+                alpha, sigma = denoiser.schedule(level)
                 x_t = alpha * x + sigma * stream.normal(i, x.shape[1:])
                 errors[i] += _error(denoiser(x_t, t, given), x)
         errors /= len(self.x)
         zero = float(self.x.square().mean())
-        weights = torch.tensor([max(level, FLOOR) for level in LEVELS], dtype=torch.float64) ** -2
-        return HeldOutLoss(float((errors * weights).mean()), tuple((errors / zero).tolist()))
+        weights = self.objective.weigh(self.times, denoiser.schedule, denoiser.prediction).double().cpu()
+        return HeldOutLoss(
+            float((errors * weights).mean()), tuple(self.times.tolist()), tuple((errors / zero).tolist())
+        )
 
 
 def _error(estimate: Tensor, x: Tensor) -> float:

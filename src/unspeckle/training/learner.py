@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from unspeckle.corpus import Batch
 from unspeckle.denoiser import Denoiser, Network
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.networks.unet import UNet
 from unspeckle.objective import Objective
 from unspeckle.schedule import from_config
 from unspeckle.seeds import Stream
+from unspeckle.text.encoder import TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import optimizer
 from unspeckle.training.plan import Plan
@@ -30,6 +32,13 @@ class Weights(nn.Module):
     def __init__(self, network: nn.Module, text: nn.Module) -> None:
         super().__init__()
         self.network, self.text = network, text
+
+
+def fresh(plan: Plan) -> Weights:
+    """Untrained weights, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        return Weights(UNet(plan.network), TextEncoder(plan.text))
 
 
 class Outcome(NamedTuple):
@@ -59,11 +68,13 @@ class Learner:
             self.working = copy.deepcopy(self.weights).to(DTYPES[plan.precision])
         self.optimizer = optimizer.optimizer(self.weights, plan)
         network = cast(Network, self.working.network)
-        self.denoiser = Denoiser(network, from_config({"kind": plan.schedule}), plan.prediction, plan.clock)
+        self.denoiser = Denoiser(network, from_config(plan.schedule), plan.prediction, plan.clock)
         self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
         self.nothing = tokenizer.encode([""]).to(self.device)
         if plan.compile:
-            self.working.network.compile(dynamic=False)
+            unet = self.working.network
+            assert isinstance(unet, UNet)
+            unet.compiled_trunk = torch.compile(unet.trunk, dynamic=False)
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.weights.parameters())

@@ -8,32 +8,40 @@ from typing import Any
 
 from PIL import Image
 
-from unspeckle.training.heldout import LEVELS
+from unspeckle import atomic
 from unspeckle.training.loop import Report
 
 
-class Log:
-    """Appends; a line that a killed process left unfinished is ended first."""
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
-    def __init__(self, run: Path) -> None:
+
+class Log:
+    """Appends. Lines of steps that a killed process did but did not keep, or did not end, are dropped first."""
+
+    def __init__(self, run: Path, done: int) -> None:
         path = run / "log.jsonl"
-        broken = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        if path.exists():
+            kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= done]
+            atomic.write(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = path.open("a", encoding="utf-8")
-        if broken:
-            self.file.write("\n")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             self.events: Any = None
         else:
-            self.events = SummaryWriter(str(run / "tensorboard"))
+            self.events = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
 
     def write(self, report: Report, pictures: int) -> None:
         line: dict[str, Any] = {"time": round(time.time(), 1), "step": report.step, "pictures": pictures}
         numbers = {"loss": report.loss, "norm": report.norm, "rate": report.rate, "skipped": float(report.skipped)}
         if report.held is not None:
             numbers["held_out"] = report.held.total
-            line["held_out_shares"] = dict(zip(map(str, LEVELS), report.held.shares, strict=True))
+            shares = zip(report.held.times, report.held.shares, strict=True)
+            line["held_out_shares"] = {f"{t:.3f}": round(share, 5) for t, share in shares}
         line |= {name: value for name, value in numbers.items() if math.isfinite(value)}
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()

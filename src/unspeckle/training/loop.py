@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from unspeckle import atomic
@@ -19,11 +20,11 @@ from unspeckle.model import FILE, Card, Model, save
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.schedule import from_config
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training import checkpoint, measure, optimizer
+from unspeckle.training import checkpoint, optimizer
 from unspeckle.training.checkpoint import Checkpoint
 from unspeckle.training.ema import PowerAverage
 from unspeckle.training.heldout import HeldOut, HeldOutLoss
-from unspeckle.training.learner import DTYPES, Learner, Weights
+from unspeckle.training.learner import DTYPES, Learner, Weights, fresh
 from unspeckle.training.plan import Plan
 
 SKIPS = 20  # steps in a row that may be skipped
@@ -86,7 +87,13 @@ class Training:
     def save(self, step: int) -> Path:
         counters = {"skipped": self.skipped, **{f"seen-{a.width}": a.seen for a in self.averages}}
         tensors = {name: tensor.detach().cpu() for name, tensor in self.tensors().items()}
-        return checkpoint.save(self.run / "checkpoints", Checkpoint(step, tensors, counters))
+        try:
+            return checkpoint.save(self.run / "checkpoints", Checkpoint(step, tensors, counters))
+        except (OSError, SafetensorError) as error:
+            raise Failed(
+                f"the checkpoint of step {step} cannot be written ({error}); free some space, "
+                "then the same command goes on from the one before"
+            ) from error
 
     def resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the steps done."""
@@ -113,14 +120,14 @@ class Training:
 
     def model(self, tensors: list[Tensor], precision: str = "float32") -> Model:
         """A model of these weights, apart from the ones that learn."""
-        weights = measure.fresh(self.plan).to(self.learner.device)
+        weights = fresh(self.plan).to(self.learner.device)
         with torch.no_grad():
             for parameter, tensor in zip(weights.parameters(), tensors, strict=True):
                 parameter.copy_(tensor)
         weights = weights.to(DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         weights.eval().requires_grad_(False)
         plan = self.plan
-        denoiser = Denoiser(weights.network, from_config({"kind": plan.schedule}), plan.prediction, plan.clock)
+        denoiser = Denoiser(weights.network, from_config(plan.schedule), plan.prediction, plan.clock)
         return Model(denoiser, self.tokenizer, weights.text, self.autoencoder, self.card)
 
 
@@ -132,34 +139,39 @@ def train(training: Training) -> Iterator[Report]:
     plan, run = training.plan, training.run
     done = training.resume()
     judged = training.corpus.heldout if len(training.corpus.heldout) else training.corpus.training
-    held = HeldOut(judged, training.tokenizer, training.autoencoder, training.learner.device, HELD_OUT)
+    learner = training.learner
+    held = HeldOut(judged, training.tokenizer, training.autoencoder, learner.objective, learner.device, HELD_OUT)
     data = batches(training.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch)
     began = reported = saved = looked = time.monotonic()
-    first, losses, in_a_row = done, [], 0
+    first, losses, in_a_row, look_took = done, [], 0, 0.0
     for step in range(done + 1, plan.steps + 1):
         outcome = training.learner.step(next(data), step)
         in_a_row = 0 if outcome.moved else in_a_row + 1
         training.skipped += not outcome.moved
         if in_a_row >= SKIPS:
-            raise Failed(f"step {step}: the loss has not been finite for {SKIPS} steps; try --precision float32")
+            raise Failed(
+                f"step {step}: the loss has not been finite for {SKIPS} steps; "
+                "try --precision float32 with another --out"
+            )
         losses.append(outcome.loss)
         if step % plan.average_every == 0 or step == plan.steps:
             for average in training.averages:
                 average.update(training.learner.parameters(), step)
         now, stopping = time.monotonic(), training.stop()
-        look = now - looked > LOOK_EVERY and step < plan.steps
+        look = now - looked > max(LOOK_EVERY, 20 * look_took) and step < plan.steps and not stopping
         due = stopping or now - saved > SAVE_EVERY or step == plan.steps
         if look or due or now - reported > REPORT_EVERY:
             rate = (step - first) * plan.batch / max(1e-9, now - began)
             finite = [value for value in losses if math.isfinite(value)]
             report = Report(
-                step, plan.steps, sum(finite) / max(1, len(finite)), outcome.norm, rate,
+                step, plan.steps, sum(finite) / len(finite) if finite else math.nan, outcome.norm, rate,
                 (plan.steps - step) * plan.batch / max(1e-9, rate), training.skipped,
                 held=_look(training, held) if look else None,
                 samples=_samples(training, step) if look else None,
                 saved=training.save(step) if due else None,
             )  # fmt: skip
             losses, reported = [], time.monotonic()
+            look_took = reported - now if look else look_took
             looked = reported if look else looked
             saved = reported if due else saved
             yield report
@@ -198,9 +210,12 @@ def _finish(training: Training, held: HeldOut, run: Path) -> Report:
         if best is None or loss.total < best[0].total:
             best = loss, name, tensors
     assert best is not None
-    samples = _samples(training, training.plan.steps, training.model(best[2], training.plan.precision))
+    plan = training.plan
     model = training.model(best[2])
     model.card = replace(model.card, corpus={**model.card.corpus, "weights": best[1]})
-    save(model, run / FILE)
-    plan = training.plan
+    try:
+        save(model, run / FILE)
+    except (OSError, SafetensorError) as error:
+        raise Failed(f"{FILE} cannot be written ({error}); free some space and give the same command again") from error
+    samples = _samples(training, plan.steps, training.model(best[2], plan.precision))
     return Report(plan.steps, plan.steps, math.nan, math.nan, 0, 0, training.skipped, best[0], samples, run / FILE)

@@ -1,6 +1,5 @@
 """What this machine can do, found by doing it for some seconds."""
 
-import resource
 import shutil
 import sys
 import time
@@ -15,9 +14,8 @@ from unspeckle.corpus import Batch
 from unspeckle.denoiser import Given
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.unet import UNet, UNetConfig
-from unspeckle.text.encoder import TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training.learner import Learner, Weights
+from unspeckle.training.learner import Learner, fresh
 from unspeckle.training.plan import Plan
 
 
@@ -32,7 +30,7 @@ class Measured(NamedTuple):
 def device_and_precision(device: str | None, precision: str | None) -> tuple[str, str]:
     """Where to work and in what: bfloat16 where the hardware multiplies it faster than float32."""
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision is None:
         precision = (
             "bfloat16" if _seconds(device, torch.bfloat16) < 0.8 * _seconds(device, torch.float32) else "float32"
@@ -67,13 +65,6 @@ def flops(config: UNetConfig, size: tuple[int, int], length: int) -> float:
     return 3.0 * float(counted.get_total_flops())
 
 
-def fresh(plan: Plan) -> Weights:
-    """Untrained weights, the same for the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        return Weights(UNet(plan.network), TextEncoder(plan.text))
-
-
 def training(
     plan: Plan, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder, seconds: float
 ) -> Measured:
@@ -103,4 +94,8 @@ def _wait(device: str) -> None:
 def _peak(device: str) -> int:
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return 0  # not known there
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

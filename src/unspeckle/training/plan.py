@@ -1,12 +1,14 @@
 """What a run will do, decided once before its first step and kept in RUN/plan.json."""
 
 import json
-from dataclasses import asdict, dataclass
+import shlex
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from unspeckle import atomic, configuration
 from unspeckle.errors import InputError
+from unspeckle.networks.autoencoder import IdentityConfig
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.text.encoder import TextConfig
 from unspeckle.training.options import TrainOptions
@@ -37,7 +39,8 @@ class Plan:
     seconds: float  # from start to end, as planned
     memory: int  # bytes at the peak of a step, measured
     disk: int  # bytes in RUN at the end
-    schedule: str = "flow"
+    autoencoder: IdentityConfig
+    schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "flow"})
     prediction: str = "x"
     clock: str = "t"
     times: tuple[float, float] = (0.3, 1.0)  # logit-normal mean and deviation
@@ -80,8 +83,19 @@ def refuse_changes(plan: Plan, options: TrainOptions) -> None:
     for name, value in asked(options).items():
         began = plan.asked.get(name)
         if value != began:
-            flag = {"seconds": "--for", "from_model": "--from"}.get(name, "--" + name.replace("_", "-"))
             raise InputError(
-                f"{options.out}: this run began with {flag} {began}, not {value}; give the same command to go on, "
-                "or another --out"
+                f"{options.out}: this run began with {flag(name, began) or 'no ' + flag(name, 0)}, not with "
+                f"{flag(name, value) or 'none'}; give the same command to go on, or another --out"
             )
+
+
+def flag(name: str, value: Any) -> str:
+    """An option as it is typed, such as "--for 30m"; nothing where it was not given."""
+    if value is None:
+        return ""
+    if name == "seconds":
+        return f"--for {value:g}s"
+    if name == "compile":
+        return "--compile" if value else "--no-compile"
+    typed = {"from_model": "from"}.get(name, name).replace("_", "-")
+    return f"--{typed} {shlex.quote(str(value))}"

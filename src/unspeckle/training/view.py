@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from unspeckle.training.heldout import LEVELS, HeldOutLoss
+from unspeckle.training.heldout import HeldOutLoss
 from unspeckle.training.loop import Report
 from unspeckle.training.plan import Plan
 
@@ -24,10 +24,11 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def table(plan: Plan) -> Table:
-    """The plan, before the first step."""
+def table(plan: Plan, done: int) -> Table:
+    """The plan, before the first step or the one after `done`."""
     width, height = plan.size
-    end = datetime.now() + timedelta(seconds=plan.steps * plan.batch / max(plan.rate, 1e-9))
+    seconds = plan.seconds * (1 - done / plan.steps)
+    end = datetime.now() + timedelta(seconds=seconds)
     work = f"{plan.device}, {plan.precision}, {'compiled' if plan.compile else 'eager'}"
     rows = {
         "works on": f"{work}, {plan.rate:.0f} pictures/s measured",
@@ -35,7 +36,7 @@ def table(plan: Plan) -> Table:
         "pictures": f"{width}x{height}, {plan.pictures:,} in {plan.steps:,} steps of {plan.batch}",
         "memory": f"{plan.memory / 2**30:.1f} GiB at the peak",
         "disk": f"{plan.disk / 2**20:,.0f} MiB in the run's folder",
-        "time": f"{spoken(plan.seconds)}, until about {end:%H:%M}",
+        "time": f"{spoken(seconds)}, until about {end:%H:%M}" + (f", from step {done + 1:,}" if done else ""),
     }
     shown = Table.grid(padding=(0, 2))
     for name, value in rows.items():
@@ -85,7 +86,8 @@ class View:
         elif report.held is not None or time.monotonic() - self.spoke > LINE_EVERY:
             self.spoke = time.monotonic()
             held = "" if report.held is None else f" · {judged(report.held)}"
-            self.say(f"{100 * report.step / report.steps:3.0f} % · step {report.step:,} · {now}{held}")
+            if report.rate:
+                self.say(f"{100 * report.step / report.steps:3.0f} % · step {report.step:,} · {now}{held}")
         if report.samples is not None:
             self.say(f"samples: {report.samples}")
 
@@ -93,7 +95,7 @@ class View:
         if self.held is None:
             return self.progress
         levels = Table("noise", "held-out error, of predicting the mean picture", box=None, expand=False)
-        for level, share in zip(LEVELS, self.held.shares, strict=True):
+        for level, share in zip(self.held.times, self.held.shares, strict=True):
             bar = "█" * round(30 * min(share, 1.0))
             levels.add_row(f"{level:4.2f}", f"{share:6.1%} {bar}")
         return Group(self.progress, Text(judged(self.held)), levels)
@@ -102,5 +104,5 @@ class View:
 def judged(held: HeldOutLoss) -> str:
     """The held-out loss in a few words."""
     middle = held.shares[len(held.shares) // 2]
-    level = LEVELS[len(LEVELS) // 2]
-    return f"held-out loss {held.total:.4f}; at noise {level:g} it errs {middle:.0%} of the mean picture's error"
+    level = held.times[len(held.shares) // 2]
+    return f"held-out loss {held.total:.4f}; at noise {level:.2f} it errs {middle:.0%} of the mean picture's error"
