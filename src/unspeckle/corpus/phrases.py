@@ -19,6 +19,7 @@ PLACES = {
 TURNED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "next to": "next to"}
 OPENINGS = ("a picture of ", "an emoji of ", "a drawing of ", "a photo of ")
 WORN = ("wearing", "with", "in")
+TOLD = {"white": 0.4, "coloured": 0.9}  # how often the background is: left unsaid, it is to mean white
 STANDING = ("on stilts", "standing on stilts", "walking on stilts", "on tall stilts")
 SIZES = {"big": ("big", "large"), "small": ("small", "little")}
 
@@ -32,7 +33,8 @@ def wordings(rng: Random, scene: Scene, palette: Palette) -> list[str]:
         if len(captions) >= wanted:
             break
         free = Speaker(rng, palette, plain=False)
-        caption = _with_background(free, scene, free.said(scene), always=rng.random() < 0.4)
+        told = TOLD["white" if scene.background == "white" else "coloured"]
+        caption = _with_background(free, scene, free.said(scene), always=rng.random() < told)
         if rng.random() < 0.12:
             caption = OPENINGS[int(rng.random() * len(OPENINGS))] + caption
         if caption not in captions:
