@@ -99,7 +99,7 @@ def grid(model: Model) -> Image.Image:
         page.paste(enlarged(frame), (left, top))
         words = "\n".join(wrapped(prompt, font))
         pen.multiline_text((left + SIDE // 2, top + SIDE + 3), words, INK, font, "ma", spacing=2, align="center")
-    return page
+    return few_colours(page)
 
 
 def sheet(rows: Sequence[Frames], titles: Sequence[str], names: Sequence[str] = ()) -> Image.Image:

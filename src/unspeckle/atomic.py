@@ -6,6 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)  # it can only be read by setting it
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it takes the place of `path` when the block ends well, else it vanishes."""
@@ -15,6 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield beside
         with beside.open("rb") as file:
             os.fsync(file.fileno())
+        beside.chmod(0o666 & ~_UMASK)  # some writers make files for their owner alone
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
