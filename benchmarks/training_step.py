@@ -2,8 +2,9 @@
 
     python benchmarks/training_step.py [--preset small] [--size 64] [--batch 64] [--rounds 7]
 
-The peer's widths are chosen so that its parameters and its FLOPs per picture (counted, not claimed) come nearest to
-ours. The three take turns, so that a machine whose speed drifts is fair to all; medians and ratios are printed.
+"ours" is compiled where there is a compiler, as `train` does when it pays. The peer's widths are chosen so that its
+parameters and its FLOPs per picture (counted, not claimed) come nearest to ours. All take turns, so that a machine
+whose speed drifts is fair to all; medians and ratios are printed.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.presets import preset
 from unspeckle.text.encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training import measure
 from unspeckle.training.learner import Learner, Weights
 from unspeckle.training.plan import Plan
 
@@ -163,7 +165,8 @@ def main() -> None:
         print(f"ours       {count / 1e6:6.2f} M parameters, {cost / 1e9:.2f} GFLOP a picture forward")
         print(f"diffusers  {peer_count / 1e6:6.2f} M parameters, {peer_cost / 1e9:.2f} GFLOP, widths {widths}")
         steps = {
-            "ours": ours(plan, tokenizer),
+            "ours": ours(replace(plan, compile=measure.compiler()), tokenizer),
+            "ours, eager": ours(plan, tokenizer),
             "same network, plain autocast": plain(plan, tokenizer, groups=0),
             "same with group norm, plain autocast": plain(plan, tokenizer, groups=32),
             "diffusers UNet2DModel, float32": diffusers_step(network),
