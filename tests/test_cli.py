@@ -33,7 +33,7 @@ def test_draw_prints_absolute_paths_and_nothing_else(
     assert said.out.splitlines() == [str(path) for path in expected]
     ours = unspeckle.draw(random_model(), unspeckle.Ask("a frog", seed=7, count=3))
     assert [read(path).tobytes() for path in expected] == [image.tobytes() for image in ours]
-    assert said.err.splitlines()[-1] == "a frog: step 5 of 5"
+    assert said.err.splitlines()[-1] == "a frog: step 4 of 4"
     assert main(["draw", "a frog", "-m", model, "--quiet"]) == 0
     said = capsys.readouterr()
     assert (said.out, said.err) == (f"{tmp_path / 'a-frog-0.png'}\n", "")

@@ -47,7 +47,7 @@ def _app(
     """Text-to-image diffusion that a person can own whole."""
 
 
-@app.command(epilog='Example: unspeckle draw "a blue frog wearing a hat" --count 4 --seed 7 --out pictures')
+@app.command(epilog='Example: unspeckle draw "a blue frog wearing a top hat" --count 4 --seed 7 --out pictures')
 def draw(
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to draw.", show_default=False)],
     model: ModelPath = None,
@@ -186,7 +186,7 @@ def check(
 
 
 def _share_the_cores() -> None:
-    """Threads that wait for each other soon sleep instead of spinning: beside a training run, six times as fast."""
+    """Threads that wait for each other soon sleep instead of spinning: they would starve beside a training run."""
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # read once, when torch is imported
 
 

@@ -22,18 +22,18 @@ def run(ask: Ask, model: Path | None, out: Path, strip: bool, quiet: bool, devic
     _writable(out)
     drawer = load(model, place(device))
     orders = parts(drawer, ask)
-    total, done = sum(order.steps + 1 for order in orders), 0
+    total, done = sum(order.steps for order in orders), 0
     with Show(quiet=quiet) as show:
         strange = drawer.tokenizer.unknown(ask.prompt)
         if strange:
             show.say(f"words the model never saw: {', '.join(strange)}")
         for order in orders:
             film = Film(drawer, order.steps)
-            for step in steps(drawer, order):
+            for moves, step in enumerate(steps(drawer, order)):
                 if strip:
                     film.see(step)
-                done += 1
-                show.show(done, total, ask.prompt, _frame(drawer, step))
+                show.show(done + moves, total, ask.prompt, _frame(drawer, step))
+            done += order.steps
             _save(signed(drawer, order, step), film if strip else None, out)
     return 0
 
