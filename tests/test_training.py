@@ -102,6 +102,24 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(
     assert equal(final(out), final(whole))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "bfloat16"}, pytest.param({"precision": "bfloat16", "compile": True}, marks=pytest.mark.slow)],
+    ids=["bfloat16", "compiled"],
+)
+def test_resuming_is_bit_for_bit_the_same_as_people_train(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert command.run(options(folder, whole, **changes)) == 0
+    assert plans.load(whole).compile == ("compile" in changes)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        assert command.run(options(folder, out, **changes)) == 130
+    assert command.run(options(folder, out, **changes)) == 0
+    assert equal(final(out), final(whole))
+
+
 def test_killed_at_once_and_resumed_is_bit_for_bit_the_same(folder: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     program = (
