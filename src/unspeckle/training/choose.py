@@ -23,7 +23,7 @@ from unspeckle.training.learner import fresh
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.plan import Plan, asked
 
-PICTURES_A_PARAMETER = 0.012  # to learn from, before a larger network pays; from runs of 30 minutes on two cores
+PICTURES_A_PARAMETER = 0.012  # to learn from, before a larger network pays: a guess from few runs, not yet calibrated
 COMPILES_AFTER = 600.0  # seconds of training below which compiling is not tried
 RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
 CLOSING = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
