@@ -336,3 +336,32 @@ def test_more_time_never_chooses_a_smaller_network(folder: Path, tmp_path: Path)
         for s in (10.0, 300.0, 3000.0, 30_000.0, 3e6)
     ]
     assert picked == sorted(picked) and picked[0] == 0 and picked[-1] == len(names) - 1
+
+
+def test_no_memory_left_is_one_line_and_the_run_goes_on_later(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, real = tmp_path / "run", Learner.step
+
+    def step(self: Learner, batch: object, number: int) -> object:
+        if number == 5:
+            torch.empty(2**55)
+        return real(self, batch, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", step)
+        patch.setattr(loop, "SAVE_EVERY", 0.0)
+        assert command.run(options(folder, out)) == 1
+    error = capsys.readouterr().err.strip()
+    assert "step 5: no memory left" in error and "--batch 4" in error and len(error.splitlines()) == 1
+    assert command.run(options(folder, out)) == 0
+    assert equal(final(out), final(whole))
+
+
+def test_plan_shows_the_plan_of_a_run_that_has_begun(
+    folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.run(options(folder, whole, plan_only=True, json=True)) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((whole / plans.FILE).read_text())
+    with pytest.raises(InputError, match="--seed"):
+        command.run(options(folder, whole, plan_only=True, seed=9))

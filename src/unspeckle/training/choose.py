@@ -18,7 +18,7 @@ from unspeckle.presets import PRESETS, Preset, preset
 from unspeckle.schedule import to_config
 from unspeckle.text.encoder import TextConfig
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training import measure
+from unspeckle.training import measure, memory
 from unspeckle.training.learner import fresh
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.plan import Plan, asked
@@ -44,34 +44,37 @@ def choose(
     seed = 0 if options.seed is None else options.seed
     batch = options.batch or (256 if device.startswith("cuda") else 64)
 
-    def data() -> Iterator[Batch]:
-        return batches(corpus.training, batch, seed=seed, start=0)
+    def data(plan: Plan) -> Iterator[Batch]:
+        return batches(corpus.training, plan.batch, seed=seed, start=0)
 
-    def plan_for(name: str) -> Plan:
+    def plan_for(name: str, say: Say) -> Plan:
         network, text = _sizes(PRESETS.get(name), size, tokenizer, origin)
-        return Plan(
+        fits(size, network)
+        plan = Plan(
             asked=asked(options), corpus=corpus.fingerprint, size=size, preset=name, network=network, text=text,
             steps=10**6, batch=batch, seed=seed, device=device, precision=precision, compile=False,
             threads=torch.get_num_threads(), parameters=0, rate=0, seconds=0, memory=0, disk=0,
             autoencoder=autoencoder.config, **_kind(origin),
         )  # fmt: skip
+        with torch.device("meta"):
+            plan = replace(plan, parameters=sum(p.numel() for p in fresh(plan).parameters()))
+        return memory.fitted(plan, options.batch is not None, say)
+
+    def rate(name: str) -> float:
+        plan = plan_for(name, lambda line: None)
+        return measure.training(plan, data(plan), tokenizer, autoencoder, 0.0).rate
 
     if origin is not None:
-        plan = plan_for("as --from")
+        name = "as --from"
     elif options.preset is not None:
-        plan = plan_for(preset(options.preset).name)
+        name = preset(options.preset).name
     else:
-        plan = plan_for(
-            _fitting(
-                options, size, batch, tokenizer, lambda name: _rate(plan_for(name), data(), tokenizer, autoencoder)
-            )
-        )
-    fits(size, plan.network)
-    plan = replace(plan, parameters=sum(p.numel() for p in fresh(plan).parameters()))
-    measured = measure.training(plan, data(), tokenizer, autoencoder, 4.0)
+        name = _fitting(options, size, batch, tokenizer, rate)
+    plan = plan_for(name, say)
+    measured = measure.training(plan, data(plan), tokenizer, autoencoder, 4.0)
     wish = options.seconds or (options.pictures or (options.steps or 0) * batch) / measured.rate
     if _compiles(options, wish, say):
-        plan, measured = _compiled(plan, measured, data(), tokenizer, autoencoder, say, options.compile is True)
+        plan, measured = _compiled(plan, measured, data(plan), tokenizer, autoencoder, say, options.compile is True)
     return _finished(plan, measured, options, started)
 
 
@@ -129,10 +132,6 @@ def _sizes(chosen: Preset | None, size: tuple[int, int], tokenizer: Tokenizer, o
     return network, text
 
 
-def _rate(plan: Plan, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Identity) -> float:
-    return measure.training(plan, data, tokenizer, autoencoder, 0.0).rate
-
-
 def _fitting(
     options: TrainOptions, size: tuple[int, int], batch: int, tokenizer: Tokenizer, rate: Callable[[str], float]
 ) -> str:
@@ -154,7 +153,7 @@ def _fitting(
 
 
 def _compiles(options: TrainOptions, seconds: float, say: Say) -> bool:
-    if options.compile is False or options.plan_only or (options.compile is None and seconds < COMPILES_AFTER):
+    if options.compile is False or (options.compile is None and seconds < COMPILES_AFTER):
         return False
     if not measure.compiler():
         say("no C++ compiler found, so torch.compile is not used (on Debian: apt-get install g++)")

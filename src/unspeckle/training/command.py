@@ -53,15 +53,14 @@ def run(options: TrainOptions) -> int:
     started = time.monotonic()
     console = Console(stderr=True, quiet=options.quiet)
     plan = plans.load(options.out)
-    if plan is not None and not options.plan_only:
+    if plan is not None:
         plans.refuse_changes(plan, options)
-        if (options.out / FILE).exists():
+        if (options.out / FILE).exists() and not options.plan_only:
             console.print(f"this run is finished; draw with --model {options.out}", highlight=False, soft_wrap=True)
             print((options.out / FILE).absolute())
             return DONE
     else:
         check(options)
-        plan = None
     _usable(options)
     done = plan is not None
     listing = read(options.folder, options.captions, options.caption, options.template)

@@ -20,7 +20,7 @@ from unspeckle.model import FILE, Card, Model, save
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.schedule import from_config
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training import checkpoint, optimizer
+from unspeckle.training import checkpoint, memory, optimizer
 from unspeckle.training.checkpoint import Checkpoint
 from unspeckle.training.ema import PowerAverage
 from unspeckle.training.heldout import HeldOut, HeldOutLoss
@@ -145,7 +145,15 @@ def train(training: Training) -> Iterator[Report]:
     began = reported = saved = looked = time.monotonic()
     first, losses, in_a_row, look_took = done, [], 0, 0.0
     for step in range(done + 1, plan.steps + 1):
-        outcome = training.learner.step(next(data), step)
+        try:
+            outcome = learner.step(next(data), step)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.ran_out(error):
+                raise
+            raise Failed(
+                f"step {step}: no memory left; free some and give the same command to go on from the last checkpoint, "
+                f"or begin anew with --batch {max(1, plan.batch // 2)} and another --out"
+            ) from error
         in_a_row = 0 if outcome.moved else in_a_row + 1
         training.skipped += not outcome.moved
         if in_a_row >= SKIPS:

@@ -1,0 +1,87 @@
+"""How much memory a training step takes, counted without taking it, and how much there is."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unspeckle.denoiser import Given
+from unspeckle.errors import InputError
+from unspeckle.networks.unet import UNet
+from unspeckle.training.plan import Plan
+
+SHARE = 0.8  # of what is free that a step may take
+BASE = 500 * 2**20  # bytes for the libraries, a compiler, a batch on its way
+BUSY = 1.3  # what a backward pass holds at its peak, in units of what the forward pass kept for it
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
+
+def kept(plan: Plan) -> int:
+    """Bytes that the forward pass of one picture keeps for the backward pass, counted on the meta device."""
+    dtype = torch.float32 if plan.precision == "float32" else torch.bfloat16
+    seen: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        seen[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.device("meta"):
+        network = UNet(plan.network).to(dtype)
+        config, (width, height) = plan.network, plan.size
+        words = torch.empty(1, plan.text.length, config.text_width, dtype=dtype)
+        given = Given(words, None, torch.empty(1, config.vector_width, dtype=dtype))
+        own = {p.untyped_storage()._cdata for p in network.parameters()}
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = network(torch.empty(1, config.channels, height, width, dtype=dtype), torch.empty(1), given)
+    del output
+    return sum(t.untyped_storage().nbytes() for storage, t in seen.items() if storage not in own)
+
+
+def needed(plan: Plan) -> int:
+    """Bytes of a whole step: weights, gradients, Adam's two moments, the averages, and what a batch keeps."""
+    words = 4 * (4 + len(plan.averages)) + (0 if plan.precision == "float32" else 4)  # bytes for each parameter
+    return BASE + words * plan.parameters + round(BUSY * plan.batch * kept(plan))
+
+
+def free(device: str) -> int | None:
+    """Bytes that this process can still take, or None where that is not known."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+        available = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:  # a container's limit, cgroup v2
+        limit, taken = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):
+        return available
+    return min(available, limit - taken)
+
+
+def fitted(plan: Plan, asked: bool, say: Callable[[str], None]) -> Plan:
+    """The plan, its batch halved until a step fits what is free. InputError where the batch was asked for, or where
+    not even one picture fits."""
+    room = free(plan.device)
+    if room is None or needed(plan) <= SHARE * room:
+        return plan
+    wanted, smaller = needed(plan), plan
+    while smaller.batch > 1 and needed(smaller) > SHARE * room:
+        smaller = replace(smaller, batch=smaller.batch // 2)
+    short = f"needs about {wanted / 2**30:.1f} GiB of memory, {room / 2**30:.1f} GiB are free"
+    if needed(smaller) > SHARE * room:
+        raise InputError(f"a picture of {plan.size[0]}x{plan.size[1]} in preset {plan.preset} {short}; choose a smaller --preset or --size")
+    if asked:
+        raise InputError(f"--batch {plan.batch}: {short}; try --batch {smaller.batch}")
+    say(f"a batch of {plan.batch} {short}: training in batches of {smaller.batch}")
+    return smaller
+
+
+def ran_out(error: BaseException) -> bool:
+    """Is this how torch says that there is no memory left?"""
+    spoken = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error).lower() for words in spoken)
+    )

@@ -1,0 +1,84 @@
+"""Memory: what is counted beforehand is what a step takes, and a batch shrinks to what is free."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from unspeckle.denoiser import Given
+from unspeckle.errors import InputError
+from unspeckle.networks.autoencoder import IdentityConfig
+from unspeckle.networks.unet import UNet
+from unspeckle.presets import preset
+from unspeckle.text.encoder import TextConfig
+from unspeckle.training import memory
+from unspeckle.training.plan import Plan
+
+
+def plan(name: str = "micro", batch: int = 64, precision: str = "float32") -> Plan:
+    network = preset(name).at((64, 64))
+    return Plan(
+        asked={}, corpus="", size=(64, 64), preset=name, network=network, text=TextConfig(500, 8, network.text_width),
+        steps=1, batch=batch, seed=0, device="cpu", precision=precision, compile=False, threads=1,
+        parameters=1_500_000, rate=0, seconds=0, memory=0, disk=0, autoencoder=IdentityConfig(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["nano", "micro"])
+def test_what_is_counted_is_what_a_forward_pass_leaves_in_memory(name: str) -> None:
+    counted, batch = plan(name), 4
+    network = UNet(counted.network)
+    words, vector = torch.randn(batch, 8, counted.network.text_width), torch.randn(batch, counted.network.vector_width)
+    x, clock = torch.randn(batch, 3, 64, 64), torch.rand(batch)
+    network(x, clock, Given(words, None, vector)).sum().backward()  # what is allocated once
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        output = network(x, clock, Given(words, None, vector))
+    left = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+    assert output.requires_grad
+    assert memory.kept(counted) == pytest.approx(left / batch, rel=0.15)
+
+
+def test_bfloat16_keeps_half_as_much_but_for_the_norms_statistics() -> None:
+    whole, half = memory.kept(plan()), memory.kept(plan(precision="bfloat16"))
+    assert 0.5 * whole < half < 0.6 * whole
+
+
+def test_what_is_free_is_the_least_of_machine_and_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free("cpu") == 5000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert memory.free("cpu") == 5000 * 1024
+    (tmp_path / "memory.max").write_text("3000000\n")
+    assert memory.free("cpu") == 2_000_000
+    (tmp_path / "meminfo").unlink()
+    assert memory.free("cpu") is None
+
+
+def test_a_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    wished = plan(batch=64)
+    room = memory.needed(replace(wished, batch=20)) / memory.SHARE
+    monkeypatch.setattr(memory, "free", lambda device: int(room))
+    assert memory.fitted(wished, False, said.append).batch == 16
+    assert len(said) == 1 and "batches of 16" in said[0]
+    with pytest.raises(InputError, match=r"--batch 64: needs about .* GiB are free; try --batch 16"):
+        memory.fitted(wished, True, said.append)
+    monkeypatch.setattr(memory, "free", lambda device: 100)
+    with pytest.raises(InputError, match="choose a smaller --preset or --size"):
+        memory.fitted(wished, False, said.append)
+    monkeypatch.setattr(memory, "free", lambda device: None)
+    assert memory.fitted(wished, True, said.append) == wished
+
+
+def test_torch_without_memory_is_understood() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55)
+    assert memory.ran_out(caught.value)
+    with pytest.raises(RuntimeError) as other:
+        torch.ones(2) @ torch.ones(3)
+    assert not memory.ran_out(other.value)
