@@ -69,7 +69,7 @@ def test_a_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(InputError, match=r"--batch 64: needs about .* GiB are free; try --batch 16"):
         memory.fitted(wished, True, said.append)
     monkeypatch.setattr(memory, "free", lambda device: 100)
-    with pytest.raises(InputError, match="choose a smaller --preset or --size"):
+    with pytest.raises(InputError, match="take a smaller --preset or --size"):
         memory.fitted(wished, False, said.append)
     monkeypatch.setattr(memory, "free", lambda device: None)
     assert memory.fitted(wished, True, said.append) == wished

@@ -72,7 +72,9 @@ def fitted(plan: Plan, asked: bool, say: Callable[[str], None]) -> Plan:
         smaller = replace(smaller, batch=smaller.batch // 2)
     short = f"needs about {wanted / 2**30:.1f} GiB of memory, {room / 2**30:.1f} GiB are free"
     if needed(smaller) > SHARE * room:
-        raise InputError(f"a picture of {plan.size[0]}x{plan.size[1]} in preset {plan.preset} {short}; choose a smaller --preset or --size")
+        raise InputError(
+            f"training {plan.preset} at {plan.size[0]}x{plan.size[1]} {short}; take a smaller --preset or --size"
+        )
     if asked:
         raise InputError(f"--batch {plan.batch}: {short}; try --batch {smaller.batch}")
     say(f"a batch of {plan.batch} {short}: training in batches of {smaller.batch}")
