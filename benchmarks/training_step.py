@@ -51,7 +51,7 @@ def plan_for(name: str, size: int, batch: int, tokenizer: Tokenizer) -> Plan:
     return Plan(
         asked={}, corpus="", size=(size, size), preset=name, network=network, text=text, steps=10**6, batch=batch,
         seed=0, device="cpu", precision="bfloat16", compile=False, threads=torch.get_num_threads(), parameters=0,
-        rate=0, seconds=0, memory=0, disk=0, autoencoder=IdentityConfig(),
+        rate=0, seconds=0, memory=0, disk=0, autoencoder=IdentityConfig(), optimizer="adamw",
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def choose(
             asked=asked(options), corpus=corpus.fingerprint, size=size, preset=name, network=network, text=text,
             steps=10**6, batch=batch, seed=seed, device=device, precision=precision, compile=False,
             threads=torch.get_num_threads(), parameters=0, rate=0, seconds=0, memory=0, disk=0,
-            autoencoder=autoencoder.config, **_kind(origin),
+            autoencoder=autoencoder.config, optimizer="muon" if precision == "bfloat16" else "adamw", **_kind(origin),
         )  # fmt: skip
         with torch.device("meta"):
             plan = replace(plan, parameters=sum(p.numel() for p in fresh(plan).parameters()))

@@ -17,7 +17,7 @@ from unspeckle.schedule import from_config
 from unspeckle.seeds import Stream
 from unspeckle.text.encoder import TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training import optimizer
+from unspeckle.training.optimizer import Optimizer, clipped
 from unspeckle.training.plan import Plan
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -66,7 +66,7 @@ class Learner:
         self.working: Weights = self.weights
         if plan.precision != "float32":
             self.working = copy.deepcopy(self.weights).to(DTYPES[plan.precision])
-        self.optimizer = optimizer.optimizer(self.weights, plan)
+        self.optimizer = Optimizer(self.weights, plan)
         network = cast(Network, self.working.network)
         self.denoiser = Denoiser(network, from_config(plan.schedule), plan.prediction, plan.clock)
         self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
@@ -109,13 +109,12 @@ class Learner:
             for master, worker in self._pairs():
                 master.grad = None if worker.grad is None else worker.grad.float()
                 worker.grad = None
-        norm = optimizer.clipped(self.parameters(), self.plan.clip)
+        norm = clipped(self.parameters(), self.plan.clip)
         value = float(loss.detach())
         moved = math.isfinite(norm) and math.isfinite(value)
         if moved:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.plan.learning_rate * optimizer.pace(step, self.plan)
-            self.optimizer.step()
+            self.optimizer.step(step)
             self.refresh()
-        self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self.optimizer.forget()
         return Outcome(value, norm, moved)

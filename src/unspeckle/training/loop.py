@@ -20,7 +20,7 @@ from unspeckle.model import FILE, Card, Model, save
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.schedule import from_config
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training import checkpoint, memory, optimizer
+from unspeckle.training import checkpoint, memory
 from unspeckle.training.checkpoint import Checkpoint
 from unspeckle.training.ema import PowerAverage
 from unspeckle.training.heldout import HeldOut, HeldOutLoss
@@ -79,7 +79,7 @@ class Training:
         """Every tensor that a checkpoint keeps, by name: the very ones, to save or to copy into."""
         module, names = self.learner.weights, [name for name, _ in self.learner.weights.named_parameters()]
         kept = {f"weights.{name}": p.data for name, p in module.named_parameters()}
-        kept |= {f"optimizer.{name}": t for name, t in optimizer.memory(self.learner.optimizer, module).items()}
+        kept |= {f"optimizer.{name}": t for name, t in self.learner.optimizer.memory().items()}
         for average in self.averages:
             kept |= {f"average-{average.width}.{n}": t for n, t in zip(names, average.average, strict=True)}
         return kept
