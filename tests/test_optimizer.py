@@ -1,5 +1,6 @@
 """Optimiser: Muon turns what it should and nothing else, and its state can be put down and taken up."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -54,6 +55,24 @@ def test_muon_moves_matrices_and_kernels_by_nearly_orthogonal_steps() -> None:
         assert float(values.max()) < 1.3
     for name in ("words.weight", "place", "conv.bias", "linear.bias"):  # Adam's first step has the rate's size
         assert moves[name].abs().max() == pytest.approx(chosen.learning_rate, rel=1e-3)
+
+
+def test_muon_is_torch_s_own_on_matrices() -> None:
+    torch.manual_seed(1)
+    ours = nn.Sequential(nn.Linear(24, 48, bias=False), nn.Linear(48, 24, bias=False), nn.Linear(24, 48, bias=False))
+    theirs, chosen = copy.deepcopy(ours), replace(plan("muon"), weight_decay=0.1)
+    reference = torch.optim.Muon(
+        theirs.parameters(), lr=chosen.muon_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )
+    optimizer, first = Optimizer(ours, chosen), [p.detach().clone() for p in ours.parameters()]
+    for step in (1, 2, 3):
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        optimizer.step(step)
+        reference.step()
+    for a, b, start in zip(ours.parameters(), theirs.parameters(), first, strict=True):
+        assert (a - b).norm() < 0.02 * (b - start).norm()  # both round to bfloat16, not at the same places
 
 
 def test_adamw_is_torch_s_own() -> None:

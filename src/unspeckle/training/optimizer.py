@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,9 @@ from unspeckle.training.plan import Plan
 
 BETAS = (0.9, 0.99)
 SLOTS = ("exp_avg", "exp_avg_sq")  # AdamW's
-MOMENTUM = "momentum_buffer"  # Muon's
+MOMENTUM = 0.95  # Muon's
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: takes all singular values to between 0.7 and 1.2
+ROUNDS = 5
 
 
 def pace(step: int, plan: Plan) -> float:
@@ -25,18 +28,59 @@ def rows(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).view(len(tensor), -1) if tensor.ndim == 4 else tensor
 
 
+def orthogonal(matrices: Tensor) -> Tensor:
+    """(K, R, C) to about U·Vᵀ of each, where U·S·Vᵀ is its singular value decomposition: Newton–Schulz in bfloat16."""
+    a, b, c = QUINTIC
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(ROUNDS):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon:
+    """Momentum, made orthogonal (Jordan et al. 2024), its size that of Adam's steps (Liu et al. 2025, 2502.16982).
+
+    As torch.optim.Muon, but the many small matrices of one shape are worked on together, and kernels are matrices too.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], weight_decay: float) -> None:
+        self.parameters = sorted(parameters, key=lambda p: rows(p).shape)
+        self.views = [rows(p.detach()) for p in self.parameters]
+        self.momenta = [torch.zeros_like(view) for view in self.views]
+        self.weight_decay = weight_decay
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Move every parameter that has a gradient."""
+        held = zip(self.parameters, self.views, self.momenta, strict=True)
+        live = [(view, momentum, rows(p.grad)) for p, view, momentum in held if p.grad is not None]
+        if not live:
+            return
+        views, momenta, grads = map(list, zip(*live, strict=True))
+        torch._foreach_mul_(views, 1 - rate * self.weight_decay)
+        torch._foreach_lerp_(momenta, grads, 1 - MOMENTUM)
+        torch._foreach_lerp_(grads, momenta, MOMENTUM)  # Nesterov's look ahead
+        for shape, same in groupby(zip(views, grads, strict=True), key=lambda pair: pair[0].shape):
+            group = list(same)
+            turned = orthogonal(torch.stack([grad for _, grad in group]))
+            for (view, _), update in zip(group, turned, strict=True):
+                view.add_(update, alpha=-rate * 0.2 * math.sqrt(max(shape)))
+
+
 class Optimizer:
-    """Plan "muon": Muon (Jordan et al. 2024; steps scaled as by Liu et al. 2025, 2502.16982) on the weights of linear
-    layers and convolutions, AdamW on all other parameters. Plan "adamw": AdamW on all. Weights decay where they are matrices or kernels. All state is made at once,
-    so that it can be loaded into; kernels must lie in channels-last memory."""
+    """Plan "muon": Muon on the weights of linear layers and convolutions, AdamW on all other parameters. "adamw": AdamW
+    on all. Weights decay where they are matrices or kernels. All state is made at once, so that it can be loaded into;
+    for Muon, kernels must lie in channels-last memory."""
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         self.plan, self.parameters = plan, dict(module.named_parameters())
-        matrices: list[nn.Parameter] = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear)]  # type: ignore[misc]
-        self.turned: list[tuple[nn.Parameter, nn.Parameter]] = []  # a matrix, and the view of it that Muon moves
-        if plan.optimizer == "muon":
-            self.turned = [(p, nn.Parameter(rows(p.detach()))) for p in matrices]
-        turned = {id(p) for p, _ in self.turned}
+        layers = (m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear))
+        matrices: list[nn.Parameter] = [m.weight for m in layers]  # type: ignore[misc]
+        self.muon = Muon(matrices if plan.optimizer == "muon" else [], plan.weight_decay)
+        turned = {id(p) for p in self.muon.parameters}
         rest = [p for p in self.parameters.values() if id(p) not in turned]
         groups = [
             {"params": [p for p in rest if p.ndim >= 2], "weight_decay": plan.weight_decay},
@@ -47,14 +91,6 @@ class Optimizer:
             self.adamw.state[parameter] = {"step": torch.zeros((), device=parameter.device)} | {
                 slot: torch.zeros_like(parameter) for slot in SLOTS
             }
-        self.muon: torch.optim.Muon | None = None
-        if self.turned:
-            views = [view for _, view in self.turned]
-            self.muon = torch.optim.Muon(
-                views, lr=plan.muon_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
-            for view in views:
-                self.muon.state[view] = {MOMENTUM: torch.zeros_like(view)}
 
     def step(self, step: int) -> None:
         """Move the weights by their gradients, as step 1…plan.steps, and forget the gradients."""
@@ -62,28 +98,21 @@ class Optimizer:
         for group in self.adamw.param_groups:
             group["lr"] = self.plan.learning_rate * share
         self.adamw.step()
-        if self.muon is not None:
-            for group in self.muon.param_groups:
-                group["lr"] = self.plan.muon_rate * share
-            for parameter, view in self.turned:
-                if parameter.grad is not None:
-                    view.grad = rows(parameter.grad)
-            self.muon.step()  # type: ignore[no-untyped-call]
+        self.muon.step(self.plan.muon_rate * share)
         self.forget()
 
     def forget(self) -> None:
         """Drop all gradients."""
-        for parameter in (*self.parameters.values(), *(view for _, view in self.turned)):
+        for parameter in self.parameters.values():
             parameter.grad = None
 
     def memory(self) -> dict[str, Tensor]:
         """The state by slot and parameter name: the very tensors, to save or to copy into."""
-        views = {id(p): view for p, view in self.turned}
+        momenta = {id(p): m for p, m in zip(self.muon.parameters, self.muon.momenta, strict=True)}
         kept = {}
         for name, p in self.parameters.items():
-            if id(p) in views:
-                assert self.muon is not None
-                kept[f"{MOMENTUM}.{name}"] = self.muon.state[views[id(p)]][MOMENTUM]
+            if id(p) in momenta:
+                kept[f"momentum.{name}"] = momenta[id(p)]
             else:
                 kept |= {f"{slot}.{name}": self.adamw.state[p][slot] for slot in ("step", *SLOTS)}
         return kept
