@@ -142,7 +142,7 @@ def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: 
         assert isinstance(origin.autoencoder, Identity)
         tokenizer, autoencoder = origin.tokenizer, origin.autoencoder
     else:
-        tokenizer, autoencoder = Tokenizer.learn(corpus.captions()), _standard(corpus)
+        tokenizer, autoencoder = Tokenizer.learn(corpus.captions()), standard(corpus)
     if plan is None:
         for line in corpus.describe():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -162,7 +162,7 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unspeckle" / "pictures"
 
 
-def _standard(corpus: Corpus) -> Identity:
+def standard(corpus: Corpus) -> Identity:
     """Pixel space, standardised by the colours of at most 1,024 training pictures."""
     split = corpus.training
     count = min(len(split), 1024)

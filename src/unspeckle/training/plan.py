@@ -47,7 +47,7 @@ class Plan:
     drop: float = 0.1  # share of captions dropped
     optimizer: str = "adamw"  # "muon": Muon on matrices and kernels, AdamW on the rest
     learning_rate: float = 1e-3  # AdamW's
-    muon_rate: float = 2e-3
+    muon_rate: float = 4e-3
     weight_decay: float = 0.01
     warmup: int = 200  # steps
     decay: float = 0.4  # the last share of the steps, over which the rate falls to zero

@@ -1,0 +1,85 @@
+"""One change at a time: train a plan, perhaps changed, on a folder for a number of pictures; print its held-out loss.
+
+    python benchmarks/recipe.py FOLDER [--preset tiny] [--size 64] [--pictures 25600] [--threads 1] [FIELD=VALUE ...]
+
+FIELD is one of the plan's (optimizer=adamw, muon_rate=0.002, batch=32, times=[0.6,1.0]) or of its network
+(network.fine=16). No FIELD trains the plan as `train` would choose it. The held-out loss always has the unchanged
+plan's times and weights, so that lines compare. Steps are eager, so that processes side by side compare as well.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from unspeckle.corpus import batches, open_corpus, read
+from unspeckle.networks.autoencoder import Identity
+from unspeckle.objective import Objective
+from unspeckle.presets import preset
+from unspeckle.text.encoder import TextConfig
+from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training.command import cache, standard
+from unspeckle.training.heldout import HeldOut
+from unspeckle.training.learner import Learner, fresh
+from unspeckle.training.plan import Plan
+
+
+def changed(plan: Plan, changes: list[str]) -> Plan:
+    for change in changes:
+        name, _, text = change.partition("=")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        value = tuple(value) if isinstance(value, list) else value
+        if name.startswith("network."):
+            plan = replace(plan, network=replace(plan.network, **{name.removeprefix("network."): value}))
+        else:
+            plan = replace(plan, **{name: value})
+    return plan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("changes", nargs="*", metavar="FIELD=VALUE")
+    parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--pictures", type=int, default=25_600)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    corpus = open_corpus(read(args.folder), args.size, cache=cache())
+    tokenizer, autoencoder = Tokenizer.learn(corpus.captions()), standard(corpus)
+    chosen = preset(args.preset)
+    network = chosen.at((args.size, args.size))
+    text = TextConfig(tokenizer.size, tokenizer.length, network.text_width, chosen.text_layers)
+    usual = Plan(
+        asked={}, corpus="", size=(args.size, args.size), preset=args.preset, network=network, text=text, steps=1,
+        batch=64, seed=args.seed, device="cpu", precision="bfloat16", compile=False, threads=args.threads, parameters=0,
+        rate=0, seconds=0, memory=0, disk=0, autoencoder=autoencoder.config, optimizer="muon",
+    )  # fmt: skip
+    plan = changed(usual, args.changes)
+    steps = args.pictures // plan.batch
+    plan = replace(plan, steps=steps, warmup=max(1, min(200, steps // 20)))
+    learner = Learner(plan, fresh(plan), tokenizer, Identity(plan.autoencoder))
+    judged = Objective("logit_normal", *usual.times)
+    held = HeldOut(corpus.heldout, tokenizer, autoencoder, judged, torch.device("cpu"), 128)
+    data = batches(corpus.training, plan.batch, seed=plan.seed, start=0)
+    start = time.perf_counter()
+    for step in range(1, steps + 1):
+        learner.step(next(data), step)
+    rate = steps * plan.batch / (time.perf_counter() - start)
+    loss = held(learner.denoiser, learner.working.text)
+    shares = " ".join(f"{share:.4f}" for share in loss.shares)
+    print(
+        f"{' '.join(args.changes) or 'as train chooses':32s} held-out {loss.total:.4f}  {rate:.1f} pictures/s  {shares}"
+    )
+
+
+if __name__ == "__main__":
+    main()
