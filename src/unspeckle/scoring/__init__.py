@@ -1,0 +1,1 @@
+"""How near drawn pictures are to real ones."""
