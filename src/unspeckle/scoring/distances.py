@@ -16,7 +16,8 @@ def kid(real: Tensor, drawn: Tensor) -> float:
     _enough(a, b, 2)
 
     def mean(p: Tensor, q: Tensor) -> float:
-        return sum(float(((rows @ q.T / p.shape[1] + 1) ** 3).sum()) for rows in p.split(ROWS)) / (len(p) * len(q))
+        parts = [((rows @ q.T / p.shape[1] + 1) ** 3).sum() for rows in torch.split(p, ROWS)]
+        return float(torch.stack(parts).sum()) / (len(p) * len(q))
 
     def mean_of_pairs(p: Tensor) -> float:
         n, itself = len(p), float(((p.square().sum(1) / p.shape[1] + 1) ** 3).sum())
@@ -88,4 +89,5 @@ def _radius(p: Tensor, k: int) -> Tensor:
 
 def _root(matrix: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    return root
