@@ -3,7 +3,7 @@
     python benchmarks/recipe.py FOLDER [--preset tiny] [--size 64] [--pictures 25600] [--threads 1] [FIELD=VALUE ...]
 
 FIELD is one of the plan's (optimizer=adamw, muon_rate=0.002, batch=32, times=[0.6,1.0]) or of its network
-(network.fine=16). No FIELD trains the plan as `train` would choose it. The held-out loss always has the unchanged
+(network.blocks=3). No FIELD trains the plan as `train` would choose it. The held-out loss always has the unchanged
 plan's times and weights, so that lines compare. Steps are eager, so that processes side by side compare as well.
 """
 
@@ -14,12 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from training_step import plan_for
 
 from unspeckle.corpus import batches, open_corpus, read
 from unspeckle.networks.autoencoder import Identity
 from unspeckle.objective import Objective
-from unspeckle.presets import preset
-from unspeckle.text.encoder import TextConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.command import cache, standard
 from unspeckle.training.heldout import HeldOut
@@ -51,18 +50,12 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=25_600)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     torch.set_num_threads(args.threads)
     corpus = open_corpus(read(args.folder), args.size, cache=cache())
     tokenizer, autoencoder = Tokenizer.learn(corpus.captions()), standard(corpus)
-    chosen = preset(args.preset)
-    network = chosen.at((args.size, args.size))
-    text = TextConfig(tokenizer.size, tokenizer.length, network.text_width, chosen.text_layers)
-    usual = Plan(
-        asked={}, corpus="", size=(args.size, args.size), preset=args.preset, network=network, text=text, steps=1,
-        batch=64, seed=args.seed, device="cpu", precision="bfloat16", compile=False, threads=args.threads, parameters=0,
-        rate=0, seconds=0, memory=0, disk=0, autoencoder=autoencoder.config, optimizer="muon",
-    )  # fmt: skip
+    usual = plan_for(args.preset, args.size, 64, tokenizer)
+    usual = replace(usual, seed=args.seed, autoencoder=autoencoder.config, optimizer="muon")
     plan = changed(usual, args.changes)
     steps = args.pictures // plan.batch
     plan = replace(plan, steps=steps, warmup=max(1, min(200, steps // 20)))

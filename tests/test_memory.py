@@ -7,23 +7,11 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from tiny import plan
 from unspeckle.denoiser import Given
 from unspeckle.errors import InputError
-from unspeckle.networks.autoencoder import IdentityConfig
 from unspeckle.networks.unet import UNet
-from unspeckle.presets import preset
-from unspeckle.text.encoder import TextConfig
 from unspeckle.training import memory
-from unspeckle.training.plan import Plan
-
-
-def plan(name: str = "micro", batch: int = 64, precision: str = "float32") -> Plan:
-    network = preset(name).at((64, 64))
-    return Plan(
-        asked={}, corpus="", size=(64, 64), preset=name, network=network, text=TextConfig(500, 8, network.text_width),
-        steps=1, batch=batch, seed=0, device="cpu", precision=precision, compile=False, threads=1,
-        parameters=1_500_000, rate=0, seconds=0, memory=0, disk=0, autoencoder=IdentityConfig(),
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["nano", "micro"])

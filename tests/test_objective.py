@@ -84,7 +84,7 @@ def test_min_snr_and_soft(name):
     torch.testing.assert_close(soft[1:-1], sigmoid_on_eps * snr[1:-1])
 
 
-def follows(values, cdf):
+def assert_follows(values, cdf):
     """Kolmogorov-Smirnov, one in a thousand."""
     values, n = values.double().sort().values, len(values)
     assert ((cdf(values) - (torch.arange(n) + 0.5) / n).abs().max() + 0.5 / n) < 1.95 / math.sqrt(n)
@@ -93,11 +93,13 @@ def follows(values, cdf):
 def test_time_distributions():
     rng = Stream(1, torch.arange(20000))
     normal = torch.special.ndtr
-    follows(Objective(times="uniform").draw(rng, Flow()), lambda t: t)
-    follows(Objective(mean=0.3, std=0.8).draw(rng, Flow()), lambda t: normal((t.logit() - 0.3) / 0.8))
+    assert_follows(Objective(times="uniform").draw(rng, Flow()), lambda t: t)
+    assert_follows(Objective(mean=0.3, std=0.8).draw(rng, Flow()), lambda t: normal((t.logit() - 0.3) / 0.8))
     edm = Objective(times="edm", mean=-0.5, std=1.2)
     for schedule in (VE(), Flow(), Linear()):
-        follows(edm.draw(rng, schedule), lambda t, s=schedule: normal((torch.div(*s(t)).log().neg() + 0.5) / 1.2))
+        assert_follows(
+            edm.draw(rng, schedule), lambda t, s=schedule: normal((torch.div(*s(t)).log().neg() + 0.5) / 1.2)
+        )
 
 
 @pytest.mark.parametrize("times", ["uniform", "logit_normal", "edm"])

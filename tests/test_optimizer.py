@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from test_memory import plan as planned
+from tiny import plan as planned
 from unspeckle.training.optimizer import Optimizer
 from unspeckle.training.plan import Plan
 

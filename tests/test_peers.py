@@ -68,7 +68,7 @@ def drawn_by_peer(peer, steps, start, draw, monkeypatch, **options):
     return x.double()
 
 
-def compare(
+def assert_draws_as_peer(
     name, monkeypatch, *, spacing, prediction, steps, karras=False, table=TABLE, offset=0, end="zero", **settings
 ):
     family, cls, fixed = PEERS[name]
@@ -103,28 +103,30 @@ def compare(
 @pytest.mark.parametrize("name", PEERS)
 def test_spacings(name, spacing, prediction, monkeypatch):
     offset = 1 if spacing == "leading" else 0
-    compare(name, monkeypatch, spacing=spacing, prediction=prediction, steps=4 if name == "lcm" else 20, offset=offset)
+    assert_draws_as_peer(
+        name, monkeypatch, spacing=spacing, prediction=prediction, steps=4 if name == "lcm" else 20, offset=offset
+    )
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("spacing", ["leading", "linspace"])
 @pytest.mark.parametrize("name", KARRAS)
 def test_karras(name, spacing, prediction, monkeypatch):
-    compare(name, monkeypatch, spacing=spacing, prediction=prediction, steps=16, karras=True, offset=1)
+    assert_draws_as_peer(name, monkeypatch, spacing=spacing, prediction=prediction, steps=16, karras=True, offset=1)
 
 
 @pytest.mark.parametrize("name", ["euler", "euler_a", "heun", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_linspace(name, monkeypatch):
-    compare(name, monkeypatch, spacing="linspace", prediction="eps", steps=20)
+    assert_draws_as_peer(name, monkeypatch, spacing="linspace", prediction="eps", steps=20)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m", "unipc"])
 def test_zero_terminal_snr(name, monkeypatch):
-    compare(name, monkeypatch, spacing="trailing", prediction="v", steps=20, table=ZERO_SNR)
+    assert_draws_as_peer(name, monkeypatch, spacing="trailing", prediction="v", steps=20, table=ZERO_SNR)
 
 
 def test_stable_diffusions_ddim_ends_on_entry_0(monkeypatch):
-    compare(
+    assert_draws_as_peer(
         "ddim",
         monkeypatch,
         spacing="leading",
@@ -138,7 +140,7 @@ def test_stable_diffusions_ddim_ends_on_entry_0(monkeypatch):
 
 @pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m", "euler_a"])
 def test_on_the_table_of_ddpm(name, monkeypatch):
-    compare(name, monkeypatch, spacing="leading", prediction="eps", steps=25, table=Table())
+    assert_draws_as_peer(name, monkeypatch, spacing="leading", prediction="eps", steps=25, table=Table())
 
 
 def test_eta(monkeypatch):

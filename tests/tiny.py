@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from unspeckle.denoiser import Denoiser, Given
 from unspeckle.model import Card, Model, save
 from unspeckle.networks import Identity, IdentityConfig, UNet, UNetConfig
+from unspeckle.presets import preset
 from unspeckle.schedule import Flow
 from unspeckle.text.encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training.plan import Plan
 
 CAPTIONS = ("a frog on stilts", "a blue rabbit left of a pizza", "two red frogs")
 
@@ -34,6 +36,16 @@ def saved(folder: Path, dtype: str = "float32") -> Path:
     path = folder / "tiny.safetensors"
     save(random_model(), path, dtype)
     return path
+
+
+def plan(name: str = "micro", batch: int = 64, precision: str = "float32") -> Plan:
+    """A plan at 64 px that nobody measured."""
+    network = preset(name).at((64, 64))
+    return Plan(
+        asked={}, corpus="", size=(64, 64), preset=name, network=network, text=TextConfig(500, 8, network.text_width),
+        steps=1, batch=batch, seed=0, device="cpu", precision=precision, compile=False, threads=1,
+        parameters=1_500_000, rate=0, seconds=0, memory=0, disk=0, autoencoder=IdentityConfig(),
+    )  # fmt: skip
 
 
 class Told(nn.Module):

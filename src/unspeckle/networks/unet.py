@@ -21,7 +21,6 @@ class UNetConfig:
     channels: int = 3  # of x
     beside: int = 0  # channels joined to the input only
     patch: int = 1  # pixels folded into channels at the entry, unfolded at the exit
-    fine: int = 0  # channels of the convolutions at full resolution behind a patched exit; 0 = none, so patches show
     width: int = 64
     multipliers: tuple[int, ...] = (1, 2)
     blocks: int = 2  # residual blocks at each level on the way down; one more on the way up
@@ -136,24 +135,6 @@ class Stage(nn.Module):
         return x
 
 
-class FineExit(nn.Module):
-    """Unfold patches into a picture, then let two convolutions beside the input mend its seams."""
-
-    def __init__(self, enter: int, config: UNetConfig) -> None:
-        super().__init__()
-        self.patch, self.channels = config.patch, config.channels
-        self.unfold = nn.Conv2d(enter, config.fine * config.patch**2, 3, padding=1)
-        self.mend1 = nn.Conv2d(config.fine + config.channels, config.fine, 3, padding=1)
-        self.mend2 = silenced(nn.Conv2d(config.fine, config.channels, 3, padding=1))
-
-    def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        """h (B, enter, H / patch, W / patch) and the network's input x (B, channels, H, W) to (B, channels, H, W)."""
-        fine = F.pixel_shuffle(self.unfold(h), self.patch)
-        beside = torch.cat([fine, x], dim=1).contiguous(memory_format=torch.channels_last)
-        out: Tensor = fine[:, : self.channels] + self.mend2(F.silu(self.mend1(beside)))
-        return out
-
-
 class UNet(nn.Module):
     """Ronneberger et al. 2015, as Ho et al. 2020 and Rombach et al. 2022 use it.
 
@@ -195,11 +176,7 @@ class UNet(nn.Module):
             if level:
                 self.grow.append(nn.Conv2d(now, now, 3, padding=1))
         self.norm = norm(now, config.groups)
-        self.leave: nn.Module
-        if config.fine:
-            self.leave = FineExit(now, config)
-        else:
-            self.leave = silenced(nn.Conv2d(now, config.channels * config.patch**2, 3, padding=1))
+        self.leave = silenced(nn.Conv2d(now, config.channels * config.patch**2, 3, padding=1))
 
     def readers(self) -> list[Attention]:
         """Every attention to words, in the order in which forward meets them."""
@@ -233,8 +210,8 @@ class UNet(nn.Module):
         """Down, through the middle and up again. time (B, 4·width); keys_values (B, L, Σ 2·C) of all readers."""
         config = self.config
         words = iter(torch.split(keys_values, [2 * r.query.out_features for r in self.readers()], dim=2))
-        folded = F.pixel_unshuffle(x, config.patch) if config.patch > 1 else x
-        h = self.enter(folded.contiguous(memory_format=torch.channels_last))
+        x = F.pixel_unshuffle(x, config.patch) if config.patch > 1 else x
+        h = self.enter(x.contiguous(memory_format=torch.channels_last))
         kept = [h]
 
         def through(stage: nn.Module, h: Tensor) -> Tensor:
@@ -252,8 +229,5 @@ class UNet(nn.Module):
             h = through(stage, torch.cat([h, kept.pop()], dim=1))
             if i % (config.blocks + 1) == 0 and i < len(self.up):
                 h = self.grow[i // (config.blocks + 1) - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        h = F.silu(self.norm(h))
-        if config.fine:
-            return self.leave(h, x[:, : config.channels])  # type: ignore[no-any-return]
-        out: Tensor = self.leave(h)
+        out: Tensor = self.leave(F.silu(self.norm(h)))
         return F.pixel_shuffle(out, config.patch) if config.patch > 1 else out

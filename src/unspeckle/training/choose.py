@@ -72,7 +72,7 @@ def choose(
         name = _fitting(options, size, batch, tokenizer, rate)
     plan = plan_for(name, say)
     measured = measure.training(plan, data(plan), tokenizer, autoencoder, 4.0)
-    wish = options.seconds or (options.pictures or (options.steps or 0) * batch) / measured.rate
+    wish = options.seconds or (options.pictures or (options.steps or 0) * plan.batch) / measured.rate
     if _compiles(options, wish, say):
         plan, measured = _compiled(plan, measured, data(plan), tokenizer, autoencoder, say, options.compile is True)
     return _finished(plan, measured, options, started)

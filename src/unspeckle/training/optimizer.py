@@ -43,7 +43,8 @@ def orthogonal(matrices: Tensor) -> Tensor:
 class Muon:
     """Momentum, made orthogonal (Jordan et al. 2024), its size that of Adam's steps (Liu et al. 2025, 2502.16982).
 
-    As torch.optim.Muon, but the many small matrices of one shape are worked on together, and kernels are matrices too.
+    The steps of torch.optim.Muon, which works on one matrix after the other: these networks have many small ones, so
+    those of one shape are worked on together here, and kernels count as matrices.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], weight_decay: float) -> None:
