@@ -42,7 +42,7 @@ def choose(
         say("measuring this machine …")
     device, precision = measure.device_and_precision(options.device, PRECISIONS.get(options.precision or ""))
     seed = 0 if options.seed is None else options.seed
-    batch = options.batch or (256 if device.startswith("cuda") else 64)
+    batch = options.batch or (256 if device.startswith("cuda") else 32)
 
     def data(plan: Plan) -> Iterator[Batch]:
         return batches(corpus.training, plan.batch, seed=seed, start=0)

@@ -41,7 +41,7 @@ class Plan:
     disk: int  # bytes in RUN at the end
     autoencoder: IdentityConfig
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "flow"})
-    prediction: str = "x"
+    prediction: str = "v"
     clock: str = "t"
     times: tuple[float, float] = (0.3, 1.0)  # logit-normal mean and deviation
     drop: float = 0.1  # share of captions dropped
