@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a RUN or a .safetensors file")
     parser.add_argument("--corpus-seed", type=int, required=True)
     parser.add_argument("--steps", type=int, default=24, help="of a drawing, where the ask says nothing")
-    parser.add_argument("--scale", type=float, default=3.0)
+    parser.add_argument("--scale", type=float, default=5.0)
     parser.add_argument("--out", type=Path, default=INSIDE)
     args = parser.parse_args()
     model = load(args.model)

@@ -45,7 +45,7 @@ class Card:
     sampler: str = "dpmpp_2m"
     grid: str = "uniform"
     steps: int = 30
-    scale: float = 3.0
+    scale: float = 5.0
     size: tuple[int, int] = (64, 64)  # width, height in pixels
     clamp: bool = True  # keep the estimate within the autoencoder's bounds: for models of pixels
     vocabulary: tuple[str, ...] = ()  # words worth suggesting
