@@ -191,6 +191,7 @@ def test_check_says_what_is_amiss(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_ctrl_c_is_130_and_leaves_nothing_half_done(model: str, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "unspeckle", "draw", "frog", "-m", model, "--steps", "1000", "-n", "64"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite run with & would hand its deafness down
     with subprocess.Popen([*line, "-o", str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
         assert running.stderr is not None
         running.stderr.readline()  # a first step is done
