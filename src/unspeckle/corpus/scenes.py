@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from random import Random
 
 SHARES = {  # how often each kind of scene is chosen
-    "single": 0.40,  # one object, plain or tinted, big or small
-    "two": 0.23,  # two nouns, with or without a place
+    "single": 0.30,  # one object, plain or tinted, big or small
+    "two": 0.33,  # two nouns, with or without a place
     "group": 0.02,  # three or four nouns
-    "count": 0.10,  # two to four of a noun
-    "stilts": 0.10,
+    "count": 0.12,  # two to four of a noun
+    "stilts": 0.08,
     "wearing": 0.07,
     "hybrid": 0.08,
 }
