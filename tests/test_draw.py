@@ -1,5 +1,6 @@
 """The one door: what is drawn is what was asked, alone or in company."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from tiny import random_model, told_model
-from unspeckle.draw import Ask, asked, draw, parts, pictures, settle, steps
+from unspeckle.draw import Ask, asked, draw, many, parts, pictures, settle, steps
 from unspeckle.errors import InputError
 from unspeckle.film import COLUMNS, Film
 from unspeckle.picture import difference, record
@@ -71,6 +72,30 @@ def test_alone_as_in_company() -> None:
         apart = np.abs(np.asarray(alone, dtype=int) - np.asarray(picture, dtype=int))
         assert apart.mean() <= 0.5 and apart.max() <= 8
     assert difference(together[0], together[1]) > 50
+
+
+def test_many_prompts_in_one_batch_are_drawn_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", 4 * 16 * 16)  # two batches
+    model, ask = random_model(steps=12), Ask(negative="a pizza", scale=3.0, sampler="euler_a")
+    prompts, seeds = ["a frog", "two red frogs", "a frog", "a blue rabbit", "", "a frog"], [3, 3, 2**64 - 1, 9, 0, 3]
+    together = many(model, prompts, seeds, ask)
+    for picture, words, seed in zip(together, prompts, seeds, strict=True):
+        alone = draw(model, replace(ask, prompt=words, seed=seed))[0]
+        apart = np.abs(np.asarray(alone, dtype=int) - np.asarray(picture, dtype=int))
+        assert apart.mean() <= 0.5 and apart.max() <= 8
+        assert record(picture) == {}
+    assert difference(together[0], together[1]) > 50 and difference(together[0], together[2]) > 50
+    assert many(model, [], []) == []
+    with pytest.raises(InputError, match="one seed for each"):
+        many(model, ["a frog"], [1, 2])
+
+
+def test_many_read_each_prompt_once_and_share_the_calls() -> None:
+    model = told_model()
+    greys = many(model, ["0.25", "0.5", "0.25", "-0.5"], [0, 1, 2, 3])
+    assert [image.getpixel((0, 0))[0] for image in greys] == [143, 159, 143, 96]
+    assert model.text.calls == model.network.prepared == 3
+    assert model.network.rows == [4] * 5
 
 
 def test_words_negative_scale_and_seed_matter() -> None:

@@ -1,7 +1,7 @@
 """From an ask to pictures: the one door, for command line, scores, training's sample grids and notebooks alike."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unspeckle import guidance, seeds
+from unspeckle import guidance
 from unspeckle.denoiser import Denoise, Given
 from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.picture import stamp
 from unspeckle.samplers import GRIDS, SAMPLERS, Step, times
+from unspeckle.seeds import noise
 from unspeckle.version import installed
 
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
@@ -98,35 +99,39 @@ def steps(model: Model, ask: Ask | Order) -> Iterator[Step]:
     A picture depends on its own seed alone, not on its place or its neighbours, but for the rounding of float32.
     InputError at once, before the first step, where the ask cannot be drawn.
     """
-    return _steps(model, settle(model, ask))
+    order = settle(model, ask)
+    return _steps(model, order, [order.prompt] * order.count, range(order.seed, order.seed + order.count))
 
 
 @torch.no_grad()
-def _steps(model: Model, order: Order) -> Iterator[Step]:
+def _steps(model: Model, order: Order, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Step]:
+    """One batch: row i from prompts[i] and the noise of seeds[i], the rest as ordered."""
     width, height = (side // model.autoencoder.factor for side in order.size)
-    shape = (model.autoencoder.channels, height, width)
-    noise = seeds.noise(range(order.seed, order.seed + order.count), shape, model.device)
+    fresh = noise(seeds, (model.autoencoder.channels, height, width), model.device)
     way = times(order.grid, model.denoiser.schedule, order.steps)
     _, sigma = model.denoiser.schedule(way[0])
-    x = float(sigma) * noise(-1, 0)  # (B, C, H, W)
-    yield from SAMPLERS[order.sampler](_denoise(model, order), model.denoiser.schedule, way, x, noise)
+    x = float(sigma) * fresh(-1, 0)  # (B, C, H, W)
+    yield from SAMPLERS[order.sampler](_denoise(model, order, prompts), model.denoiser.schedule, way, x, fresh)
 
 
-def _denoise(model: Model, order: Order) -> Denoise:
-    givens = [_given(model, order.prompt, order.count)]
+def _denoise(model: Model, order: Order, prompts: Sequence[str]) -> Denoise:
+    givens = [_given(model, prompts)]
     if order.scale != 1:
-        givens.append(_given(model, order.negative, order.count))
+        givens.append(_given(model, [order.negative] * len(prompts)))
     denoise = guidance.combine(model.denoiser, givens, guidance.cfg(order.scale))
     bounds: Any = model.autoencoder.bounds if model.card.clamp else None
     return denoise if bounds is None else guidance.clamp(denoise, *bounds)
 
 
-def _given(model: Model, words: str, count: int) -> Given:
-    """The words as `count` rows; encoded and prepared as one, so that they do not depend on the batch."""
-    one: Given = model.denoiser.prepare(model.text(model.tokenizer.encode([words]).to(model.device)))
-    tokens, mask, vector, beside = (None if h is None else h.expand(count, *h.shape[1:]) for h in one[:4])
+def _given(model: Model, prompts: Sequence[str]) -> Given:
+    """A row for each prompt; each is encoded and prepared alone and once, so that it does not depend on the batch."""
+    places = {words: place for place, words in enumerate(dict.fromkeys(prompts))}
+    each = (model.text(model.tokenizer.encode([words]).to(model.device)) for words in places)
+    given = guidance.join([model.denoiser.prepare(one) for one in each])
+    rows = torch.tensor([places[words] for words in prompts], device=model.device)
+    tokens, mask, vector, beside = (None if field is None else field[rows] for field in given[:4])
     assert tokens is not None
-    return Given(tokens, mask, vector, beside, one.prepared)
+    return Given(tokens, mask, vector, beside, given.prepared)
 
 
 def draw(model: Model, ask: Ask | Order) -> list[Image.Image]:
@@ -136,6 +141,25 @@ def draw(model: Model, ask: Ask | Order) -> list[Image.Image]:
         for step in steps(model, part):
             last = step
         drawn += signed(model, part, last)
+    return drawn
+
+
+def many(model: Model, prompts: Sequence[str], seeds: Sequence[int], ask: Ask | None = None) -> list[Image.Image]:
+    """prompts[i] drawn with seeds[i], many to a batch; the ask (or the card) says the rest. Each picture is that of
+    `draw` but for the rounding of float32, so it carries no record to be replayed by."""
+    if len(prompts) != len(seeds):
+        raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
+    orders = [
+        settle(model, replace(ask or Ask(), prompt=words, seed=seed, count=1))
+        for words, seed in zip(prompts, seeds, strict=True)
+    ]
+    drawn: list[Image.Image] = []
+    while orders:
+        most = max(1, TOGETHER // math.prod(orders[0].size))
+        batch, orders = orders[:most], orders[most:]
+        for step in _steps(model, batch[0], [order.prompt for order in batch], [order.seed for order in batch]):
+            last = step
+        drawn += pictures(model, last.x)
     return drawn
 
 
