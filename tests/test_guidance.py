@@ -1,8 +1,11 @@
 import pytest
 import torch
+from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
+from oracle import one_lump
 from unspeckle.denoiser import Denoiser, Given
-from unspeckle.guidance import cfg, clamp, combine, dynamic_threshold, interval
+from unspeckle.guidance import autoguidance, cfg, clamp, combine, dynamic_threshold, interval, mixed, projected
+from unspeckle.samplers import ddim
 from unspeckle.schedule import Flow
 
 SHAPE = (2, 3, 4, 4)
@@ -80,6 +83,95 @@ def test_outside_its_interval_guidance_is_neither_felt_nor_paid(drawing, t, call
     found = combine(denoiser, givens, interval(cfg(3.0), 0.2, 0.8))(x_t, torch.full((2,), t, dtype=torch.float64))
     torch.testing.assert_close(found, wanted if calls == 2 else unwanted + 3 * (wanted - unwanted))
     assert network.calls == [calls]
+
+
+def test_and_of_two_gaussians_is_the_gaussian_of_their_product():
+    """Liu et al. 2022, eq. 11: p(x|a) p(x|b) / p(x) of Gaussians is a Gaussian, whose noise scores add up exactly where
+    all share one deviation: its mean is a + b - prior, at every time."""
+    prior, a, b = (one_lump(mean, 0.4) for mean in (0.1, 0.9, -0.3))
+    both, neither = one_lump(0.9 - 0.3 - 0.1, 0.4), one_lump(0.1 - 0.5 * (0.9 - 0.1) - 2 * (-0.3 - 0.1), 0.4)
+    x_t = torch.randn(5, 2, 1, 1, dtype=torch.float64)
+    for shares, composed in (((1.0, 1.0, -1.0), both), ((-0.5, -2.0, 3.5), neither)):
+        rule = mixed(cfg(1.0), (shares, (0.0, 0.0, 1.0)))
+        for t in (0.2, 0.7):
+            at = torch.full((5,), t, dtype=torch.float64)
+            estimates = torch.stack([lump.denoise(Flow())(x_t, at) for lump in (a, b, prior)])
+            torch.testing.assert_close(
+                rule(lambda n, found=estimates: found[:n], at), composed.denoise(Flow())(x_t, at)
+            )
+
+
+def test_sums_of_estimates_are_guided_as_one_and_ask_for_no_more_than_they_need(drawing):
+    network, denoiser, givens, x_t, wanted, unwanted = drawing
+    third = given(0.3, -0.7)
+    estimates = [wanted, unwanted, x_t * (1 + third.vector.view(-1, 1, 1, 1)) + 2 * third.tokens.view(-1, 1, 1, 1)]
+    rule = mixed(cfg(3.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0)))
+    half = 0.25 * estimates[0] + 0.75 * estimates[1]
+    found = combine(denoiser, [*givens, third], rule)(x_t, T)
+    torch.testing.assert_close(found, estimates[2] + 3 * (half - estimates[2]))
+    alone = combine(denoiser, [*givens, third], mixed(cfg(1.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0))))(x_t, T)
+    torch.testing.assert_close(alone, half)
+    assert network.calls == [6, 4]
+    plain = mixed(cfg(3.0), ((1.0, 0.0), (0.0, 1.0)))
+    assert torch.equal(combine(denoiser, givens, plain)(x_t, T), combine(denoiser, givens, cfg(3.0))(x_t, T))
+
+
+NEUTRAL = {"momentum": 0.0, "threshold": float("inf"), "eta": 1.0}
+
+
+@pytest.mark.parametrize("rule", [cfg(4.0), cfg(4.0, 0.7), interval(cfg(4.0), 0.0, 0.3)])
+def test_neutral_projected_guidance_is_the_rule_itself(drawing, rule):
+    _, denoiser, givens, x_t, *_ = drawing
+    plain, neutral = (combine(denoiser, givens, one) for one in (rule, projected(rule, **NEUTRAL)))
+    for _ in range(3):
+        assert torch.equal(plain(x_t, T), neutral(x_t, T))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 2.0])  # the peer's 0 is none
+@pytest.mark.parametrize(("momentum", "eta"), [(-0.5, 0.0), (0.3, 0.5), (0.0, 1.0)])
+def test_projected_guidance_is_the_papers_own_code(threshold, momentum, eta):
+    """Step after step, so that the momentum gathers; the peer's `use_original_formulation` starts from the wanted one
+    with scale - 1."""
+    generator, theirs = torch.Generator().manual_seed(0), MomentumBuffer(momentum)
+    bound = threshold / (3 * 4 * 4) ** 0.5 if threshold else float("inf")
+    rule = projected(cfg(6.0), momentum, bound, eta)
+    for _ in range(4):
+        pair = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
+        peer = normalized_guidance(*pair, 5.0, theirs, eta, threshold, use_original_formulation=True)
+        torch.testing.assert_close(rule(lambda n, pair=pair: pair[:n], T), peer)
+
+
+def test_projected_guidance_of_a_picture_of_zeros_is_finite():
+    assert projected(cfg(3.0))(lambda n: torch.zeros(2, *SHAPE)[:n], T).abs().max() == 0
+
+
+def test_scale_1_needs_no_projection(drawing):
+    network, denoiser, givens, x_t, wanted, _ = drawing
+    torch.testing.assert_close(combine(denoiser, givens[:1], projected(cfg(1.0)))(x_t, T), wanted)
+    assert network.calls == [2]
+
+
+def test_a_model_that_guides_itself_changes_nothing(drawing):
+    _, denoiser, givens, x_t, *_ = drawing
+    denoise = combine(denoiser, givens[:1], cfg(1.0))
+    assert torch.equal(autoguidance(denoise, denoise, cfg(3.0))(x_t, T), denoise(x_t, T))
+
+
+def test_a_worse_guide_sharpens_what_the_model_knows():
+    """Karras et al. 2024: where the guide is the same Gaussian blurred, the guided drawing is narrower than both, by
+    the ODE that holds for the difference of their scores; guided outside an interval it is not."""
+    sharp, blurred = one_lump(0.5, 0.4), one_lump(0.5, 0.6)
+
+    def drawn(rule):
+        denoise = autoguidance(sharp.denoise(Flow()), blurred.denoise(Flow()), rule)
+        x = torch.randn(4000, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        *_, last = ddim(denoise, Flow(), torch.linspace(1, 0, 101, dtype=torch.float64), x, None)
+        return last.x
+
+    plain, guided = drawn(cfg(1.0)), drawn(cfg(2.0))
+    assert abs(float(plain.std()) - 0.4) < 0.01
+    assert float(guided.std()) < 0.3 and abs(float(guided.mean()) - 0.5) < 0.01
+    assert torch.equal(drawn(interval(cfg(2.0), 2.0, 3.0)), plain)
 
 
 def test_clamp():

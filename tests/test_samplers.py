@@ -8,7 +8,7 @@ import torch
 from oracle import SCHEDULES, one_lump, two_lumps
 from unspeckle import samplers
 from unspeckle.errors import InputError
-from unspeckle.samplers import GRIDS, SAMPLERS, sampler, times
+from unspeckle.samplers import GRIDS, SAMPLERS, times
 from unspeckle.schedule import VE, Flow, Linear
 from unspeckle.seeds import noise
 
@@ -210,11 +210,6 @@ def test_bad_grids_are_refused(bad):
     grid, steps, start = bad
     with pytest.raises(InputError, match="choose"):
         times(grid, Flow(), steps, start)
-
-
-def test_unknown_sampler_is_refused_with_the_names():
-    with pytest.raises(InputError, match="ddpm, ddim, euler, euler_a, heun, dpmpp_2m"):
-        sampler("plms")
 
 
 @pytest.mark.parametrize("method", SAMPLERS)

@@ -6,8 +6,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from oracle import SCHEDULES
+from unspeckle.configuration import kind_from_json, kind_to_json
 from unspeckle.errors import InputError
-from unspeckle.schedule import VE, Cosine, Flow, Linear, Sigmoid, Table, from_config, to_config
+from unspeckle.schedule import KINDS, VE, Cosine, Flow, Linear, Sigmoid, Table
 
 ALL = {**SCHEDULES, "ve": VE()}
 T = torch.cat((torch.linspace(0, 1, 3001, dtype=torch.float64), torch.logspace(-9, -3, 50, dtype=torch.float64)))
@@ -119,8 +120,8 @@ def test_zero_snr_ends_in_pure_noise_and_goes_there_steadily():
 
 @pytest.mark.parametrize("name", ALL)
 def test_config_round_trip(name):
-    assert from_config(json.loads(json.dumps(to_config(ALL[name])))) == ALL[name]
-    assert from_config({"kind": "ve", "sigma_max": 160}) == VE(160)
+    assert kind_from_json(KINDS, json.loads(json.dumps(kind_to_json(KINDS, ALL[name]))), "schedule") == ALL[name]
+    assert kind_from_json(KINDS, {"kind": "ve", "sigma_max": 160}, "schedule") == VE(160)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_config_round_trip(name):
 )  # fmt: skip
 def test_bad_config_is_refused_in_one_line(config):
     with pytest.raises(InputError) as error:
-        from_config(config)
+        kind_from_json(KINDS, config, "schedule")
     assert "\n" not in str(error.value)
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from unspeckle.errors import InputError
-from unspeckle.seeds import Stream, ecosystem_noise, noise, philox
+from unspeckle.formats.noise import ecosystem_noise
+from unspeckle.seeds import Stream, noise, philox
 
 ONES = 0xFFFFFFFF
 

@@ -1,5 +1,6 @@
 """Frozen dataclasses as JSON and back, strictly: every field is checked before anything is built from it."""
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -27,6 +28,20 @@ def from_json(kind: type[Config], values: Any, where: str) -> Config:
             raise InputError(f"{where}: lacks the field {name!r}")
     hints = get_type_hints(kind)
     return kind(**{name: _typed(value, hints[name], f"{where}: field {name!r}") for name, value in values.items()})
+
+
+def kind_to_json(kinds: Mapping[str, type[Any]], config: Any) -> dict[str, Any]:
+    """A dataclass that is one of the kinds as JSON: the "kind" that it is, and its fields."""
+    return {"kind": next(name for name, kind in kinds.items() if type(config) is kind), **to_json(config)}
+
+
+def kind_from_json(kinds: Mapping[str, type[Any]], values: dict[str, Any], where: str) -> Any:
+    """What `kind_to_json` wrote down. InputError, naming `where`, on an unknown kind and as `from_json`."""
+    held = dict(values)
+    name = held.pop("kind", None)
+    if not isinstance(name, str) or name not in kinds:
+        raise InputError(f"{where} kind {name!r} is unknown; choose one of {', '.join(kinds)}")
+    return from_json(kinds[name], held, f"{where} {name}")
 
 
 def _plain(value: Any) -> Any:

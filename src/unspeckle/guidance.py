@@ -17,14 +17,11 @@ def combine(denoiser: Denoiser, givens: Sequence[Given], rule: Rule) -> Denoise:
     The givens are alike in shape and in which fields they have; what never depends on t is prepared once."""
     prepared = cache(lambda n: denoiser.prepare(join(givens[:n])))
 
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        def first(n: int) -> Tensor:
-            estimates: Tensor = denoiser(torch.cat([x_t] * n), t.expand(len(x_t)).repeat(n), prepared(n))
-            return estimates.view(n, *x_t.shape)
+    def first(x_t: Tensor, t: Tensor, n: int) -> Tensor:
+        estimates: Tensor = denoiser(torch.cat([x_t] * n), t.expand(len(x_t)).repeat(n), prepared(n))
+        return estimates.view(n, *x_t.shape)
 
-        return rule(first, t)
-
-    return denoise
+    return lambda x_t, t: rule(lambda n: first(x_t, t, n), t)
 
 
 def join(givens: Sequence[Given]) -> Given:
@@ -48,6 +45,40 @@ def cfg(scale: float, rescale: float = 0.0) -> Rule:
         return torch.mul(guided, 1 + rescale * (back - 1))
 
     return rule
+
+
+def mixed(rule: Rule, shares: Sequence[Sequence[float]]) -> Rule:
+    """The rule on sums of estimates: its n-th is Σ_i shares[n][i] · x̂_i; the givens of shares[0] stand first.
+    (w_1, …, w_k, 1 - Σ w) and (0, …, 0, 1) compose k wishes, w < 0 a NOT: Liu et al. 2022, eq. 11."""
+
+    def summed(first: First, n: int) -> Tensor:
+        estimates = first(1 + max(i for row in shares[:n] for i, share in enumerate(row) if share))
+        rows = ([share * one for share, one in zip(row, estimates, strict=False) if share] for row in shares[:n])
+        return torch.stack([torch.stack(row).sum(0) for row in rows])
+
+    return lambda first, t: rule(lambda n: summed(first, n), t)
+
+
+def projected(rule: Rule, momentum: float = -0.5, threshold: float = 0.06, eta: float = 0.0) -> Rule:
+    """Adaptive projected guidance, Sadat et al. 2024, Alg. 1, as another unwanted estimate for the rule: the difference
+    gathers momentum, has at most `threshold` as its root mean square (their r / √(C·H·W)) and keeps the share eta of
+    what is parallel to the wanted estimate. Made once a drawing: the momentum lives here."""
+    gathered: Tensor | float = 0.0
+
+    def moved(wanted: Tensor, unwanted: Tensor) -> Tensor:
+        nonlocal gathered
+        gathered = (difference := wanted - unwanted) + momentum * gathered
+        kept = gathered * (threshold / gathered.square().mean((1, 2, 3), keepdim=True).sqrt()).clamp(max=1)
+        length = wanted.square().sum((1, 2, 3), keepdim=True).clamp(min=1e-12)
+        along = (kept * wanted).sum((1, 2, 3), keepdim=True) / length
+        return torch.stack((wanted, unwanted + (difference - kept + (1 - eta) * along * wanted)))
+
+    return lambda first, t: rule(lambda n: moved(*first(2)) if n == 2 else first(n), t)
+
+
+def autoguidance(denoise: Denoise, guide: Denoise, rule: Rule) -> Denoise:
+    """Karras et al. 2024: the guess of a weaker model is the unwanted estimate."""
+    return lambda x_t, t: rule(lambda n: torch.stack([guess(x_t, t) for guess in (denoise, guide)[:n]]), t)
 
 
 def interval(rule: Rule, low: float, high: float) -> Rule:

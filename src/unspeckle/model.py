@@ -152,7 +152,7 @@ def _describe(model: Model) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "network": _configured(model.network, KINDS),
-        "schedule": schedule.to_config(denoiser.schedule),
+        "schedule": configuration.kind_to_json(schedule.KINDS, denoiser.schedule),
         "prediction": denoiser.prediction,
         "clock": denoiser.clock,
         "text": _configured(model.text, _TEXTS),
@@ -205,9 +205,10 @@ def _build(said: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Mode
     spare = [name for name in tensors if name.split(".")[0] not in parts]
     if spare:
         raise InputError(f"{file}: has a spare tensor {spare[0]!r} that belongs to no part of the model")
+    noising = configuration.kind_from_json(schedule.KINDS, said["schedule"], "schedule")
     network, text, autoencoder = (_part(said[part], kinds, tensors, part, file) for part, kinds in parts.items())
     return Model(
-        denoiser=Denoiser(network, schedule.from_config(said["schedule"]), said["prediction"], said["clock"]),
+        denoiser=Denoiser(network, noising, said["prediction"], said["clock"]),
         tokenizer=Tokenizer.from_json(said["tokenizer"]),
         text=text,
         autoencoder=autoencoder,

@@ -158,13 +158,6 @@ SAMPLERS: dict[str, Sampler] = {
 GRIDS = ("uniform", "leading", "trailing", "linspace", "karras", "exponential")
 
 
-def sampler(name: str) -> Sampler:
-    """The sampler of that name, or InputError with the names there are."""
-    if name not in SAMPLERS:
-        raise InputError(f"sampler {name!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
-
-
 def times(grid: str, schedule: Schedule, steps: int, start: float = 1.0) -> Tensor:
     """(steps + 1,) float64 times from about `start` in (0, 1] to exactly 0; picture to picture is a later start.
     uniform in t; leading, trailing, linspace as discrete models space their 1,000 entries (Lin et al. 2024, Table 2);

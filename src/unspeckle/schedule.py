@@ -11,7 +11,7 @@ scale 1 means no guidance. Foreign conventions are translated at the edge, in `f
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -163,22 +163,3 @@ def _ratios(table: Table, device: torch.device) -> Tensor:
 
 
 KINDS: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Linear, Cosine, Sigmoid, VE, Flow, Table)}
-
-
-def to_config(schedule: Schedule) -> dict[str, Any]:
-    """The schedule as JSON: its kind and its fields."""
-    return {"kind": type(schedule).__name__.lower(), **asdict(schedule)}  # type: ignore[call-overload]
-
-
-def from_config(config: dict[str, Any]) -> Schedule:
-    """The schedule that `to_config` wrote down. InputError on an unknown kind or field, or a value of a wrong type."""
-    values = dict(config)
-    kind = KINDS.get(str(values.pop("kind", None)))
-    if kind is None:
-        raise InputError(f"schedule kind {config.get('kind')!r} is unknown; choose one of {', '.join(KINDS)}")
-    types = {field.name: type(field.default) for field in fields(kind)}
-    for name, value in values.items():
-        if type(value) is not types.get(name) and not (types.get(name) is float and type(value) is int):
-            raise InputError(f"schedule {config['kind']!r} has no field {name!r} of value {value!r}")
-    schedule: Schedule = kind(**values)
-    return schedule

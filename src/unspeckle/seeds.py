@@ -24,7 +24,8 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
     return [a, b, c, d]
 
 
-def _key(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Each seed's two words, (B, 1) each: Philox's key. InputError where a seed is out of range."""
     for seed in seeds:
         if not 0 <= seed < 2**64:
             raise InputError(f"seed {seed} is out of range; choose one from 0 to {2**64 - 1}")
@@ -41,7 +42,7 @@ def _normal(words: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 def noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
     """A drawing's noise, (len(seeds), *shape) float32: row i depends on seeds[i] in [0, 2^64), step and draw alone."""
-    key, size = _key(seeds, device), math.prod(shape)
+    key, size = keys(seeds, device), math.prod(shape)
     block = torch.arange(-(-size // 4), device=device).unsqueeze(0)
 
     def draw(step: int, draw: int) -> Tensor:
@@ -51,19 +52,12 @@ def noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str
     return draw
 
 
-def ecosystem_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
-    """The noise that other programs draw: a CPU torch.Generator for each picture, asked in order, whatever the step."""
-    _key(seeds)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return lambda step, draw: torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)
-
-
 class Stream:
     """Training's randomness: a function of the seed, each example's global index (B,) int64 >= 0, and a purpose, any
     small integer; independent of every drawing's noise."""
 
     def __init__(self, seed: int, indices: Tensor) -> None:
-        self.indices, self._key = indices.unsqueeze(1), _key([seed], indices.device)
+        self.indices, self._key = indices.unsqueeze(1), keys([seed], indices.device)
 
     def _words(self, purpose: int, blocks: int, indices: Tensor) -> list[Tensor]:
         block = torch.arange(blocks, device=indices.device).unsqueeze(0)

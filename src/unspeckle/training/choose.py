@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 from unspeckle import quantities
+from unspeckle.configuration import kind_to_json
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import Identity
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.presets import PRESETS, Preset, preset
-from unspeckle.schedule import to_config
+from unspeckle.schedule import KINDS
 from unspeckle.text.encoder import TextConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import measure, memory
@@ -112,7 +113,11 @@ def _kind(origin: Model | None) -> dict[str, Any]:
     if origin is None:
         return {}
     denoiser = origin.denoiser
-    return {"schedule": to_config(denoiser.schedule), "prediction": denoiser.prediction, "clock": denoiser.clock}
+    return {
+        "schedule": kind_to_json(KINDS, denoiser.schedule),
+        "prediction": denoiser.prediction,
+        "clock": denoiser.clock,
+    }
 
 
 def fits(size: tuple[int, int], network: UNetConfig) -> None:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.corpus import Batch
-from unspeckle.denoiser import Denoiser, Network
+from unspeckle.denoiser import Network
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.unet import UNet
 from unspeckle.objective import Objective
-from unspeckle.schedule import from_config
 from unspeckle.seeds import Stream
 from unspeckle.text.encoder import TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
@@ -68,7 +67,7 @@ class Learner:
             self.working = copy.deepcopy(self.weights).to(DTYPES[plan.precision])
         self.optimizer = Optimizer(self.weights, plan)
         network = cast(Network, self.working.network)
-        self.denoiser = Denoiser(network, from_config(plan.schedule), plan.prediction, plan.clock)
+        self.denoiser = plan.denoiser(network)
         self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
         self.nothing = tokenizer.encode([""]).to(self.device)
         if plan.compile:

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from unspeckle import atomic
 from unspeckle.corpus import Corpus, batches
-from unspeckle.denoiser import Denoiser
 from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
 from unspeckle.model import FILE, Card, Model, save
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.schedule import from_config
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import checkpoint, memory
 from unspeckle.training.checkpoint import Checkpoint
@@ -127,7 +125,7 @@ class Training:
         weights = weights.to(DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         weights.eval().requires_grad_(False)
         plan = self.plan
-        denoiser = Denoiser(weights.network, from_config(plan.schedule), plan.prediction, plan.clock)
+        denoiser = plan.denoiser(weights.network)
         return Model(denoiser, self.tokenizer, weights.text, self.autoencoder, self.card)
 
 

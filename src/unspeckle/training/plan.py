@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from unspeckle import atomic, configuration
+from unspeckle.denoiser import Denoiser, Network
 from unspeckle.errors import InputError
 from unspeckle.networks.autoencoder import IdentityConfig
 from unspeckle.networks.unet import UNetConfig
+from unspeckle.schedule import KINDS
 from unspeckle.text.encoder import TextConfig
 from unspeckle.training.options import TrainOptions
 
@@ -58,6 +60,11 @@ class Plan:
     @property
     def pictures(self) -> int:
         return self.steps * self.batch
+
+    def denoiser(self, network: Network) -> Denoiser:
+        """The network, with what the plan says of noise and predictions."""
+        schedule = configuration.kind_from_json(KINDS, self.schedule, "schedule")
+        return Denoiser(network, schedule, self.prediction, self.clock)
 
     def save(self, run: Path) -> None:
         atomic.write(run / FILE, json.dumps(configuration.to_json(self), indent=1).encode())
