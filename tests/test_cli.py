@@ -84,6 +84,29 @@ def test_strange_words_are_named(model: str, tmp_path: Path, capsys: pytest.Capt
     assert capsys.readouterr().err.splitlines()[0] == "words the model never saw: wug, blorb"
 
 
+def test_strange_words_are_those_that_are_said(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = "a (wug:1.2) [frog|blorb] BREAK hybrid(frog, zib) AND two \\(frogs\\) :0.5"
+    main(["draw", prompt, "-m", model, "-o", str(tmp_path), "--steps", "1"])
+    assert capsys.readouterr().err.splitlines()[0] == "words the model never saw: wug, blorb, zib"
+
+
+def test_a_prompt_with_everything_is_replayed(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    guide = random_model()
+    next(guide.network.parameters()).data.add_(0.1)
+    save(guide, tmp_path / "guide.safetensors")
+    options = ["--guidance", "apg", "--rescale", "0.3", "--interval", "0.1,0.9", "-n", "2", "-q", "--strip"]
+    prompt = "[a frog:two (frogs:1.3):0.5] NOT [pizza|a] AND hybrid(frog, rabbit, 0.4, guesses)"
+    for more in ([], ["--guide", str(tmp_path / "guide.safetensors")]):
+        assert main(["draw", prompt, "-m", model, "-o", str(tmp_path), *options, *more]) == 0
+        picture = capsys.readouterr().out.splitlines()[2]
+        assert main(["replay", picture, "-m", model, *more]) == 0
+        assert capsys.readouterr().out == "largest pixel difference: 0\n"
+    assert main(["replay", picture, "-m", model]) == 2
+    assert f"guided by a weaker model, 'tiny' ({guide.hash}); name it with --guide" in capsys.readouterr().err
+    assert main(["replay", picture, "-m", model, "--guide", model]) == 2
+    assert "name the right one with --guide" in capsys.readouterr().err
+
+
 BAD = [
     ("dra frog", "'dra'"),
     ("--nonsense", "--nonsense"),
@@ -97,6 +120,13 @@ BAD = [
     ("draw frog -m MODEL --grid magic", "karras"),
     ("draw frog -m MODEL --scale inf", "scale inf"),
     ("draw frog -m MODEL --size 30", "32x32"),
+    ("draw frog -m MODEL --guidance magic", "cfg, apg"),
+    ("draw frog -m MODEL --rescale 2", "rescale 2"),
+    ("draw frog -m MODEL --interval 0.8", "0.1,0.8"),
+    ("draw frog -m MODEL --guide HERE/nothing", "HERE/nothing"),
+    ("draw frog -m MODEL --guide MODEL --negative x", "NOT"),
+    ("draw (frog -m MODEL", "unclosed"),
+    ("draw frog -m MODEL --negative [frog", "negative: unclosed"),
     ("draw frog --size huge", "write 64 or"),
     ("draw frog -m MODEL --device abacus", "abacus"),
     ("draw frog -m MODEL --out HERE/text", "HERE/text"),

@@ -1,5 +1,6 @@
 """The one door: what is drawn is what was asked, alone or in company."""
 
+import math
 import sys
 from dataclasses import replace
 
@@ -9,11 +10,15 @@ import torch
 from PIL import Image
 
 from tiny import random_model, told_model
+from unspeckle.denoiser import Given
 from unspeckle.draw import Ask, asked, draw, many, parts, pictures, settle, steps
 from unspeckle.errors import InputError
 from unspeckle.film import COLUMNS, Film
+from unspeckle.guidance import cfg, clamp, combine
+from unspeckle.model import Model
+from unspeckle.networks import Identity, IdentityConfig
 from unspeckle.picture import difference, record
-from unspeckle.samplers import SAMPLERS
+from unspeckle.samplers import SAMPLERS, times
 from unspeckle.schedule import VE
 from unspeckle.seeds import noise
 
@@ -98,6 +103,135 @@ def test_many_read_each_prompt_once_and_share_the_calls() -> None:
     assert model.network.rows == [4] * 5
 
 
+def test_plain_prompts_are_what_they_were() -> None:
+    """Against the few lines that drew before there was a language, bit for bit; and syntax that says nothing."""
+    model = random_model()
+    for ask in (Ask("a frog, on stilts: x", "a pizza", seed=3, count=2), Ask("two red frogs", scale=1.0)):
+        order = settle(model, ask)
+        words = [order.prompt, order.negative] if order.scale != 1 else [order.prompt]
+        fresh = noise(range(order.seed, order.seed + order.count), (3, 16, 16))
+        with torch.no_grad():
+            givens = []
+            for said in words:
+                one = model.denoiser.prepare(model.text(model.tokenizer.encode([said])))
+                fields = (None if field is None else field.expand(order.count, *field.shape[1:]) for field in one[:4])
+                givens.append(Given(*fields, one.prepared))
+            plain = clamp(combine(model.denoiser, givens, cfg(order.scale)), *model.autoencoder.bounds)
+            way = times(order.grid, model.denoiser.schedule, order.steps)
+            *_, before = SAMPLERS[order.sampler](plain, model.denoiser.schedule, way, fresh(-1, 0), fresh)
+        assert torch.equal(last(model, ask).x, before.x)
+        for same in ("({}:1)", "[{}|{}]", "[{}::1.0]", "[x:{}:0]", "[x:{}:0.0]", "[{}:x:1.0]", "hybrid({}, x, 0)"):
+            if "hybrid" not in same or "," not in ask.prompt:
+                again = replace(ask, prompt=same.replace("{}", ask.prompt.replace(":", "\\:")))
+                assert torch.equal(last(model, again).x, before.x), same
+
+
+def test_and_not_and_hybrids_are_sums_of_estimates_in_one_call() -> None:
+    model = told_model()
+    for prompt, scale, grey, rows in (
+        ("0.4 AND 0.2", 1.0, 0.4 + 0.2 - 0.1, 3),
+        ("0.4 AND 0.2", 2.0, 0.1 + 2 * (0.3 + 0.1), 3),
+        ("0.4 AND 0.2 :0.5 NOT 0.3", 2.0, 0.1 + 2 * (0.3 + 0.05 - 0.2), 4),
+        ("NOT 0.3 :0.25", 2.0, 0.1 - 0.5 * 0.2, 2),
+        ("hybrid(0.4, 0.2, 0.25, guesses)", 1.0, 0.35, 2),
+        ("hybrid(0.4, 0.2, 0.25, guesses)", 2.0, 0.6, 3),
+        ("hybrid(0.4, 0.2, 0.25, embeddings)", 2.0, 0.6, 2),
+    ):
+        model.network.rows.clear()
+        found = last(model, Ask(prompt, negative="0.1", scale=scale))
+        assert torch.allclose(found.x, torch.full_like(found.x, grey), atol=1e-6), prompt
+        assert model.network.rows == [rows] * 5
+    found = last(model, Ask("0.4", negative="0.1 AND 0.2 :2", scale=2.0))  # away from two things, from nothing at 0
+    assert torch.allclose(found.x, torch.full_like(found.x, 0.3), atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_sde", "unipc"])
+def test_what_is_given_depends_on_the_time_alone(sampler: str) -> None:
+    """Each call of the network, a sampler's own in the middle of a step too, sees the words of the step it lies in."""
+    model, told = told_model(), []
+    model.denoiser.network.forward = lambda x, clock, given: told.append((clock[0], given.tokens[0, 0, 0])) or x * 0
+    list(steps(model, Ask("[0.1|[0.2:0.3:3]]", sampler=sampler, steps=6, count=2)))
+    words = ["0.1", "0.2", "0.1", "0.3", "0.1", "0.3"]
+    for t, token in told:
+        step = min(5, math.floor(6 * (1 - float(t)) + 1e-6))
+        assert f"{float(token):.1f}" == words[step], (float(t), float(token))
+    assert len(told) >= 6 and model.text.calls == 3 and model.network.prepared == 3
+
+
+def test_prompts_of_many_kinds_are_drawn_together() -> None:
+    model, ask = random_model(), Ask(scale=2.0, steps=3)
+    prompts = [
+        "a (frog:1.4)",
+        "a frog AND a rabbit",
+        "[a frog|a pizza]",
+        "a pizza AND a frog",
+        "a BREAK frog",
+        "x NOT y",
+    ]
+    model.network.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    calls: list[int] = []
+    together = many(model, prompts, range(6), ask)
+    assert calls == [6] * 3 + [6] * 3 + [3] * 3  # three rows of plain kind, two of two guesses, one with a NOT
+    for picture, words, seed in zip(together, prompts, range(6), strict=True):
+        alone = draw(model, replace(ask, prompt=words, seed=seed))[0]
+        assert difference(alone, picture) <= 8
+    assert len({picture.tobytes() for picture in together}) == 6
+
+
+def test_weights_words_and_guidance_matter() -> None:
+    model = random_model()
+    base = Ask("a frog on stilts", seed=1, scale=4.0, steps=3)
+    others = [replace(base, prompt=said) for said in (
+        "a (frog:1.4) on stilts", "a [frog] on stilts", "a frog BREAK stilts", "a frog AND stilts", "a frog NOT stilts",
+        "a [frog:rabbit:0.5] on stilts", "a [frog|rabbit] on stilts", "hybrid(frog, rabbit, 0.5, switch)",
+        "hybrid(frog, rabbit, 0.5, embeddings)", "hybrid(frog, rabbit, 0.5, guesses)", "hybrid(frog, rabbit, turns)",
+    )]  # fmt: skip
+    others += [replace(base, guidance="apg"), replace(base, rescale=0.5), replace(base, interval=(0.3, 0.6))]
+    drawn = {draw(model, ask)[0].tobytes() for ask in (base, *others)}
+    assert len(drawn) == 1 + len(others)
+
+
+def weaker() -> Model:
+    model = random_model()
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            parameter.mul_(0.9)
+    return model
+
+
+def test_a_guide_is_autoguidance_and_goes_into_the_record() -> None:
+    model, guide = random_model(), weaker()
+    ask = Ask("a frog AND a pizza", seed=2, count=2, scale=2.5, guide=guide)
+    guided = last(model, ask)
+    assert torch.equal(last(model, replace(ask, guide=model)).x, last(model, replace(ask, guide=None, scale=1.0)).x)
+    assert not torch.equal(guided.x, last(model, replace(ask, guide=None)).x)
+    said = record(draw(model, ask)[0])
+    assert said["guide"] == {"name": "tiny", "hash": guide.hash} != said["model"]
+    again, place = asked(said)
+    assert place == 0 and settle(model, replace(again, guide=guide)) == settle(model, ask)
+    assert "guide" not in record(draw(model, replace(ask, guide=None, steps=1))[0])
+    guide.denoiser.schedule = VE()
+    with pytest.raises(InputError, match="knows other noise"):
+        settle(model, ask)
+    other = random_model()
+    other.autoencoder = Identity(IdentityConfig())
+    with pytest.raises(InputError, match="knows other noise or colours"):
+        settle(model, replace(ask, guide=other))
+    with pytest.raises(InputError, match="NOT"):
+        settle(model, replace(ask, guide=model, negative="x"))
+
+
+def test_guidance_goes_into_the_record() -> None:
+    model = random_model(steps=2)
+    ask = Ask("x", guidance="apg", rescale=0.5, interval=(0.25, 1))
+    said = record(draw(model, ask)[0])
+    assert (said["guidance"], said["rescale"], said["interval"]) == ("apg", 0.5, [0.25, 1.0])
+    assert settle(model, asked(said)[0]) == settle(model, ask)
+    assert not {"guidance", "rescale", "interval", "guide"} & set(record(draw(model, Ask("x"))[0]))
+    with pytest.raises(InputError):
+        settle(model, asked({**said, "interval": "ab"})[0])
+
+
 def test_words_negative_scale_and_seed_matter() -> None:
     model = random_model()
     plain = Ask("a frog", seed=1)
@@ -155,6 +289,14 @@ def test_the_random_state_is_left_alone() -> None:
         (Ask(size=(0, -5)), "the nearest that fits is 16x16"),
         (Ask(size=(16, 16, 3)), "a pair"),  # type: ignore[arg-type]
         (Ask(size=1 << 20), "smaller"),
+        (Ask(guidance="magic"), "choose one of cfg, apg"),
+        (Ask(rescale=1.5), "rescale 1.5"),
+        (Ask(rescale=True), "rescale True"),
+        (Ask(interval=(0.8, 0.2)), "the lower time comes first"),
+        (Ask(interval=(0.2,)), "two times"),  # type: ignore[arg-type]
+        (Ask(interval=(0.2, 2)), "interval 2"),
+        (Ask(prompt="a (frog"), 'prompt: unclosed "("'),
+        (Ask(negative="a (frog"), 'negative: unclosed "("'),
         (Ask(prompt="a \udcff frog"), "Unicode"),
         (Ask(prompt=None), "prompt"),  # type: ignore[arg-type]
         (Ask(negative="x" * 200_000), "negative"),

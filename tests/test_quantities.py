@@ -3,7 +3,7 @@
 import pytest
 
 from unspeckle.errors import InputError
-from unspeckle.quantities import count, duration, size
+from unspeckle.quantities import count, duration, size, span
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,10 @@ def test_sizes() -> None:
     for text in ("", "64x", "x64", "64x64x3", "-64", "6.4", "64px"):
         with pytest.raises(InputError, match=r"^--size "):
             size(text)
+
+
+def test_spans() -> None:
+    assert [span(text, "--interval") for text in ("0.1,0.8", " 0, 1 ", ".5,.5")] == [(0.1, 0.8), (0, 1), (0.5, 0.5)]
+    for text in ("", "0.1", "0.8,0.1", "0,1,1", "-1,1", "0,2", "0,1.2.3", "a,b", "nan,1"):
+        with pytest.raises(InputError, match=r"^--interval "):
+            span(text, "--interval")

@@ -26,6 +26,8 @@ corpora = typer.Typer(help="Make a corpus of captioned pictures.", rich_markup_m
 app.add_typer(corpora, name="make-corpus")
 
 MODEL_HELP = "A .safetensors file or a RUN of train.  [default: the model inside the package]"
+INTERVAL_HELP = "Guide at these times only: 0 is the picture, 1 is noise.  [default: always]"
+GUIDE_HELP = "A weaker model that guides in place of the negative prompt (autoguidance)."
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the paths of results.")]
 Device = Annotated[Optional[str], typer.Option(help="cpu or cuda.  [default: cuda where there is one]")]  # noqa: UP045
 ModelPath = Annotated[Optional[Path], typer.Option("--model", "-m", help=MODEL_HELP)]  # noqa: UP045
@@ -58,26 +60,36 @@ def draw(
     grid: Annotated[str | None, typer.Option(help="Of times: uniform, karras, …  [default: the model's]")] = None,
     scale: Annotated[float | None, typer.Option(help="Of guidance; 1 is none.  [default: the model's]")] = None,
     negative: Annotated[str, typer.Option(help="What to draw away from.")] = "",
+    guidance: Annotated[str, typer.Option(help="cfg (classifier-free) or apg (adaptive projected).")] = "cfg",
+    rescale: Annotated[float, typer.Option(help="Of guided contrast, back to the unguided's: 0 to 1.")] = 0.0,
+    interval: Annotated[Optional[str], typer.Option(metavar="LOW,HIGH", help=INTERVAL_HELP)] = None,  # noqa: UP045
+    guide: Annotated[Optional[Path], typer.Option(help=GUIDE_HELP)] = None,  # noqa: UP045
     size: Annotated[str | None, typer.Option(help="Pixels: 64 or WxH.  [default: the model's]")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the PNG files.")] = Path(),
     strip: Annotated[bool, typer.Option("--strip", help="Save the film of the drawing as well.")] = False,
     device: Device = None,
     quiet: Quiet = False,
 ) -> int:
-    """Draw pictures from words, and see them emerge from noise."""
+    """Draw pictures from words, and see them emerge from noise.
+
+    In a prompt (frog:1.3) weighs, [frog:rabbit:0.4] switches, [frog|rabbit] takes turns, AND, NOT and BREAK divide,
+    hybrid(frog, rabbit) is both; see docs/prompts.md. A backslash makes \\( plain.
+    """
     sides = None if size is None else quantities.size(size)
+    when = None if interval is None else quantities.span(interval, "--interval")
     _share_the_cores()
     from unspeckle.commands.draw import run
     from unspeckle.draw import Ask
 
-    ask = Ask(" ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides)
-    return run(ask, model, out, strip, quiet, device)
+    ask = Ask(" ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides, guidance, rescale, when)
+    return run(ask, model, guide, out, strip, quiet, device)
 
 
 @app.command(epilog="Exit code: 0 where no pixel differs, 1 where one does.")
 def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG that draw wrote.", show_default=False)],
     model: ModelPath = None,
+    guide: Annotated[Optional[Path], typer.Option(help="The weaker model, where one guided.")] = None,  # noqa: UP045
     device: Device = None,
     quiet: Quiet = False,
 ) -> int:
@@ -85,7 +97,7 @@ def replay(
     _share_the_cores()
     from unspeckle.commands.replay import run
 
-    return run(picture, model, quiet, device)
+    return run(picture, model, guide, quiet, device)
 
 
 @corpora.callback()

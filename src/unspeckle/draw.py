@@ -2,24 +2,26 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from unspeckle import guidance
-from unspeckle.denoiser import Denoise, Given
+from unspeckle import conditioning, guidance
+from unspeckle.denoiser import Denoise
 from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.picture import stamp
+from unspeckle.prompts import Prompt, parse
 from unspeckle.samplers import GRIDS, SAMPLERS, Step, times
 from unspeckle.seeds import noise
 from unspeckle.version import installed
 
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
 _MOST = 1 << 24  # pixels of one picture
+GUIDANCE = ("cfg", "apg")
 _LONGEST = 100_000  # characters of a prompt: more would not be read back from a PNG
 
 
@@ -27,7 +29,9 @@ _LONGEST = 100_000  # characters of a prompt: more would not be read back from a
 class Ask:
     """What to draw. None = the model card's. Pictures have the seeds seed, seed + 1, … seed + count - 1.
 
-    scale is the guidance scale, 1 = no guidance. size is (width, height) in pixels, or one number for both.
+    prompt and negative are written in the language of `prompts/`. scale is the guidance scale, 1 = no guidance. size is
+    (width, height) in pixels, or one number for both. guidance: classifier-free or adaptive projected, see guidance.py;
+    interval: the times (low, high) of guidance; rescale: 0 to 1; guide: a weaker model in place of the negative prompt.
     """
 
     prompt: str = ""
@@ -39,6 +43,10 @@ class Ask:
     grid: str | None = None
     scale: float | None = None
     size: int | tuple[int, int] | None = None
+    guidance: str = "cfg"
+    rescale: float = 0.0
+    interval: tuple[float, float] | None = None
+    guide: Model | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,10 @@ class Order:
     grid: str
     scale: float
     size: tuple[int, int]
+    guidance: str
+    rescale: float
+    interval: tuple[float, float] | None
+    guide: Model | None = field(repr=False)
 
 
 def settle(model: Model, ask: Ask | Order) -> Order:
@@ -64,8 +76,9 @@ def settle(model: Model, ask: Ask | Order) -> Order:
             raise InputError(f"{name}: must be text of at most {_LONGEST} characters")
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise InputError(f"{name}: is not valid Unicode; write it as UTF-8")
+        parse(text, name)
     scale = card.scale if ask.scale is None else ask.scale
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+    if not _number(scale):
         raise InputError(f"scale {scale!r}: must be a finite number; 1 is no guidance, 3 to 7 is usual")
     count, seed = _whole("count", ask.count, 1, 1_000_000), _whole("seed", ask.seed, 0, 2**64 - 1)
     if seed + count > 2**64:
@@ -80,6 +93,10 @@ def settle(model: Model, ask: Ask | Order) -> Order:
         grid=_named("grid", card.grid if ask.grid is None else ask.grid, GRIDS),
         scale=float(scale),
         size=_fitting(model, card.size if ask.size is None else ask.size),
+        guidance=_named("guidance", ask.guidance, GUIDANCE),
+        rescale=_share("rescale", ask.rescale),
+        interval=None if ask.interval is None else _interval(ask.interval),
+        guide=_guide(model, ask),
     )
 
 
@@ -100,38 +117,38 @@ def steps(model: Model, ask: Ask | Order) -> Iterator[Step]:
     InputError at once, before the first step, where the ask cannot be drawn.
     """
     order = settle(model, ask)
-    return _steps(model, order, [order.prompt] * order.count, range(order.seed, order.seed + order.count))
+    return _steps(model, order, [parse(order.prompt)] * order.count, range(order.seed, order.seed + order.count))
 
 
 @torch.no_grad()
-def _steps(model: Model, order: Order, prompts: Sequence[str], seeds: Sequence[int]) -> Iterator[Step]:
+def _steps(model: Model, order: Order, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Iterator[Step]:
     """One batch: row i from prompts[i] and the noise of seeds[i], the rest as ordered."""
     width, height = (side // model.autoencoder.factor for side in order.size)
     fresh = noise(seeds, (model.autoencoder.channels, height, width), model.device)
     way = times(order.grid, model.denoiser.schedule, order.steps)
     _, sigma = model.denoiser.schedule(way[0])
     x = float(sigma) * fresh(-1, 0)  # (B, C, H, W)
-    yield from SAMPLERS[order.sampler](_denoise(model, order, prompts), model.denoiser.schedule, way, x, fresh)
+    yield from SAMPLERS[order.sampler](_denoise(model, order, prompts, way), model.denoiser.schedule, way, x, fresh)
 
 
-def _denoise(model: Model, order: Order, prompts: Sequence[str]) -> Denoise:
-    givens = [_given(model, prompts)]
-    if order.scale != 1:
-        givens.append(_given(model, [order.negative] * len(prompts)))
-    denoise = guidance.combine(model.denoiser, givens, guidance.cfg(order.scale))
+def _denoise(model: Model, order: Order, prompts: Sequence[Prompt], way: Tensor) -> Denoise:
+    rule, negative = _rule(order), parse(order.negative)
+    if order.guide is None or rule is None:
+        denoise = conditioning.denoise(model, prompts, negative, way, rule)
+    else:
+        mine, its = (conditioning.denoise(one, prompts, negative, way, None) for one in (model, order.guide))
+        denoise = guidance.autoguidance(mine, its, rule)
     bounds: Any = model.autoencoder.bounds if model.card.clamp else None
     return denoise if bounds is None else guidance.clamp(denoise, *bounds)
 
 
-def _given(model: Model, prompts: Sequence[str]) -> Given:
-    """A row for each prompt; each is encoded and prepared alone and once, so that it does not depend on the batch."""
-    places = {words: place for place, words in enumerate(dict.fromkeys(prompts))}
-    each = (model.text(model.tokenizer.encode([words]).to(model.device)) for words in places)
-    given = guidance.join([model.denoiser.prepare(one) for one in each])
-    rows = torch.tensor([places[words] for words in prompts], device=model.device)
-    tokens, mask, vector, beside = (None if field is None else field[rows] for field in given[:4])
-    assert tokens is not None
-    return Given(tokens, mask, vector, beside, given.prepared)
+def _rule(order: Order) -> guidance.Rule | None:
+    """How the order is guided, None = not at all."""
+    if order.scale == 1:
+        return None
+    rule = guidance.cfg(order.scale, order.rescale)
+    rule = guidance.projected(rule) if order.guidance == "apg" else rule
+    return rule if order.interval is None else guidance.interval(rule, *order.interval)
 
 
 def draw(model: Model, ask: Ask | Order) -> list[Image.Image]:
@@ -149,18 +166,19 @@ def many(model: Model, prompts: Sequence[str], seeds: Sequence[int], ask: Ask | 
     `draw` but for the rounding of float32, so it carries no record to be replayed by."""
     if len(prompts) != len(seeds):
         raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
-    orders = [
-        settle(model, replace(ask or Ask(), prompt=words, seed=seed, count=1))
-        for words, seed in zip(prompts, seeds, strict=True)
-    ]
-    drawn: list[Image.Image] = []
-    while orders:
-        most = max(1, TOGETHER // math.prod(orders[0].size))
-        batch, orders = orders[:most], orders[most:]
-        for step in _steps(model, batch[0], [order.prompt for order in batch], [order.seed for order in batch]):
-            last = step
-        drawn += pictures(model, last.x)
-    return drawn
+    alike: dict[Any, list[tuple[int, Prompt]]] = {}
+    for place, words in enumerate(prompts):
+        order = settle(model, replace(ask or Ask(), prompt=words, seed=seeds[place], count=1))
+        prompt = parse(words)
+        alike.setdefault(conditioning.kind(model, prompt, order.steps), []).append((place, prompt))
+    drawn: dict[int, Image.Image] = {}
+    for group in alike.values():
+        most = max(1, TOGETHER // math.prod(order.size))
+        for batch in (group[first : first + most] for first in range(0, len(group), most)):
+            for step in _steps(model, order, [prompt for _, prompt in batch], [seeds[place] for place, _ in batch]):
+                last = step
+            drawn.update(zip((place for place, _ in batch), pictures(model, last.x), strict=True))
+    return [drawn[place] for place in range(len(prompts))]
 
 
 @torch.no_grad()
@@ -184,18 +202,24 @@ def signed(model: Model, order: Order, last: Step) -> list[Image.Image]:
         "batch": [order.seed, order.count],  # rounding differs a little with the neighbours
         "version": installed(),
     }
+    guide = order.guide and {"name": order.guide.card.name, "hash": order.guide.hash}
+    unusual = {"guidance": order.guidance, "rescale": order.rescale, "interval": order.interval, "guide": guide}
+    common |= {name: value for name, value in unusual.items() if value not in ("cfg", 0, None)}
     drawn = pictures(model, last.x)
     return [stamp(image, {"seed": order.seed + place, **common}) for place, image in enumerate(drawn)]
 
 
 def asked(record: dict[str, Any]) -> tuple[Ask, int]:
-    """The ask that a record tells of, and its picture's place in the batch. InputError where it makes none."""
+    """The ask that a record tells of, and its picture's place in the batch. InputError where it makes none. A guide is
+    not part of it: the record names it, whoever has it puts it in."""
     try:
         first, count = record["batch"]
         width, height = record["size"]
         place = record["seed"] - first
         names = ("prompt", "negative", "steps", "sampler", "grid", "scale")
-        ask = Ask(seed=first, count=count, size=(width, height), **{name: record[name] for name in names})
+        said = {name: record[name] for name in names}
+        said |= {name: record[name] for name in ("guidance", "rescale", "interval") if name in record}
+        ask = Ask(seed=first, count=count, size=(width, height), **said)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"its record is incomplete or damaged ({type(e).__name__}: {e}); give the original PNG") from e
     if not 0 <= place < count:
@@ -214,6 +238,44 @@ def _named(option: str, name: Any, known: Any) -> str:
     if name not in known:
         raise InputError(f"{option} {name!r}: unknown; choose one of {', '.join(known)}")
     return str(name)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _share(name: str, value: Any) -> float:
+    if not _number(value) or not 0 <= value <= 1:
+        raise InputError(f"{name} {value!r}: must be a number from 0 to 1")
+    return float(value)
+
+
+def _interval(interval: Any) -> tuple[float, float]:
+    if not isinstance(interval, tuple | list) or len(interval) != 2:
+        raise InputError(f"interval {interval!r}: must be two times from 0 to 1, the lower first")
+    low, high = (_share("interval", time) for time in interval)
+    if low > high:
+        raise InputError(f"interval {low:g} to {high:g}: the lower time comes first; 0 is the picture, 1 noise")
+    return low, high
+
+
+def _guide(model: Model, ask: Ask | Order) -> Model | None:
+    """The ask's guide, if it sees the same noisy pictures as the model."""
+    if ask.guide is None:
+        return None
+    if ask.negative:
+        raise InputError("negative: a guide takes its place; write NOT in the prompt, or leave one of the two out")
+    mine, its = _border(model), _border(ask.guide)
+    if mine[:3] != its[:3] or any(not torch.equal(tensor, its[3][name]) for name, tensor in mine[3].items()):
+        name = ask.guide.card.name
+        raise InputError(f"guide {name!r}: knows other noise or colours than the model; give one of the same corpus")
+    return ask.guide
+
+
+def _border(model: Model) -> tuple[Any, type, Any, dict[str, Tensor]]:
+    """What decides how a noisy picture looks to the network."""
+    config: Any = model.autoencoder.config
+    return model.denoiser.schedule, type(model.autoencoder), config, model.autoencoder.state_dict()
 
 
 def _fitting(model: Model, size: int | tuple[int, int]) -> tuple[int, int]:

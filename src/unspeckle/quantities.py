@@ -35,6 +35,18 @@ def count(text: str, option: str) -> int:
     return value
 
 
+def span(text: str, option: str) -> tuple[float, float]:
+    """(low, high) of "0.1,0.8"; InputError unless 0 <= low <= high <= 1."""
+    found = re.fullmatch(r"([0-9.]+)\s*,\s*([0-9.]+)", text.strip())
+    try:
+        low, high = (float(number) for number in found.groups()) if found else (1.0, 0.0)
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not 0 <= low <= high <= 1:
+        raise InputError(f"{option} {text!r}: must be two numbers from 0 to 1, the lower first, such as 0.1,0.8")
+    return low, high
+
+
 def size(text: str, option: str = "--size") -> tuple[int, int]:
     """(width, height) in pixels of "64" or "96x64"; InputError otherwise."""
     found = re.fullmatch(r"([0-9]{1,6})(?:[x×]([0-9]{1,6}))?", text.strip().lower())

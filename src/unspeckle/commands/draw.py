@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,18 +14,22 @@ from unspeckle.errors import InputError
 from unspeckle.film import Film
 from unspeckle.model import Model, load
 from unspeckle.picture import keep, record, stamp
+from unspeckle.prompts import parse, words
 from unspeckle.samplers import Step
 from unspeckle.terminal import Show
 
 
-def run(ask: Ask, model: Path | None, out: Path, strip: bool, quiet: bool, device: str | None) -> int:
+def run(
+    ask: Ask, model: Path | None, guide: Path | None, out: Path, strip: bool, quiet: bool, device: str | None
+) -> int:
     """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
     _writable(out)
     drawer = load(model, place(device))
+    ask = ask if guide is None else replace(ask, guide=load(guide, place(device)))
     orders = parts(drawer, ask)
     total, done = sum(order.steps for order in orders), 0
     with Show(quiet=quiet) as show:
-        strange = drawer.tokenizer.unknown(ask.prompt)
+        strange = drawer.tokenizer.unknown(words(parse(ask.prompt)))
         if strange:
             show.say(f"words the model never saw: {', '.join(strange)}")
         for order in orders:

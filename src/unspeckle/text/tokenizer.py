@@ -79,6 +79,11 @@ class Tokenizer:
         """Which captions lose words at their end."""
         return [len(e.ids) > self.length - 1 for e in self.bpe.encode_batch(list(captions))]
 
+    def spans(self, caption: str) -> list[tuple[int, int]]:
+        """Which characters each place of the caption's row came from, (from, to); (0, 0) where it came from none."""
+        spans: list[tuple[int, int]] = [(0, 0), *self.bpe.encode(caption).offsets][: self.length]
+        return spans + [(0, 0)] * (self.length - len(spans))
+
     def unknown(self, prompt: str) -> list[str]:
         """The prompt's words that no caption held, in order, each once."""
         return list(dict.fromkeys(word for word in words(prompt) if word not in self.known))

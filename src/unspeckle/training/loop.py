@@ -17,6 +17,7 @@ from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
 from unspeckle.model import FILE, Card, Model, save
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.prompts import escape
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import checkpoint, memory
 from unspeckle.training.checkpoint import Checkpoint
@@ -195,7 +196,7 @@ def _samples(training: Training, step: int, model: Model | None = None) -> Path:
     """Draw the fixed prompts from fixed seeds as one PNG; training's own randomness is not touched."""
     chosen = training.averages[0].average if training.averages[0].seen else training.learner.tensors()
     model = model or training.model(chosen, training.plan.precision)
-    pictures = [draw(model, Ask(prompt, seed=i, steps=20))[0] for i, prompt in enumerate(training.prompts)]
+    pictures = [draw(model, Ask(escape(prompt), seed=i, steps=20))[0] for i, prompt in enumerate(training.prompts)]
     width, height = training.plan.size
     columns = math.ceil(math.sqrt(len(pictures)))
     grid = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
