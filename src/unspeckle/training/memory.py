@@ -29,7 +29,7 @@ def kept(plan: Plan) -> int:
 
     with torch.device("meta"):
         network = UNet(plan.network).to(dtype)
-        config, (width, height) = plan.network, plan.size
+        config, (width, height) = plan.network, plan.extent
         words = torch.empty(1, plan.text.length, config.text_width, dtype=dtype)
         given = Given(words, None, torch.empty(1, config.vector_width, dtype=dtype))
         own = {p.untyped_storage()._cdata for p in network.parameters()}

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from unspeckle.training.heldout import HeldOutLoss
-from unspeckle.training.loop import Report
 from unspeckle.training.plan import Plan
+from unspeckle.training.stage import Report
 
 LINE_EVERY = 30.0  # seconds, where there is no terminal
 
