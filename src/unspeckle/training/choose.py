@@ -51,6 +51,8 @@ def choose(
     def data(plan: Plan) -> Iterator[Batch]:
         return batches(corpus.training, plan.batch, seed=seed, start=0)
 
+    learns = isinstance(autoencoder, Latents) and origin is None
+
     def plan_for(name: str, say: Say) -> Plan:
         network, text = _sizes(PRESETS.get(name), size, tokenizer, autoencoder, origin)
         fits(size, network, autoencoder.factor)
@@ -58,7 +60,8 @@ def choose(
             asked=asked(options), corpus=corpus.fingerprint, size=size, preset=name, network=network, text=text,
             steps=10**6, batch=batch, seed=seed, device=device, precision=precision, compile=False,
             threads=torch.get_num_threads(), parameters=0, rate=0, seconds=0, memory=0, disk=0,
-            autoencoder=autoencoder.config, optimizer="muon" if precision == "bfloat16" else "adamw", **_kind(origin),
+            autoencoder=autoencoder.config, latent_steps=int(learns),
+            optimizer="muon" if precision == "bfloat16" else "adamw", **_kind(origin),
         )  # fmt: skip
         with torch.device("meta"):
             plan = replace(plan, parameters=sum(p.numel() for p in fresh(plan).parameters()))
@@ -79,9 +82,7 @@ def choose(
     wish = options.seconds or (options.pictures or (options.steps or 0) * plan.batch) / measured.rate
     if _compiles(options, wish, say):
         plan, measured = _compiled(plan, measured, data(plan), tokenizer, autoencoder, say, options.compile is True)
-    learnt = math.inf
-    if isinstance(autoencoder, Latents) and origin is None:
-        learnt = measure.latents(plan, data(plan), 3.0)
+    learnt = measure.latents(plan, data(plan), 3.0) if learns else math.inf
     return _finished(plan, measured, learnt, options, started)
 
 
