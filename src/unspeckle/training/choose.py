@@ -144,7 +144,7 @@ def fits(size: tuple[int, int], network: UNetConfig, shrink: int) -> None:
         raise InputError(f"--size {size[0]}x{size[1]}: both sides must be multiples of {factor} here; try {near}")
 
 
-def _at(chosen: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> UNetConfig:
+def network_for(chosen: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> UNetConfig:
     """The preset's network for the latents of pictures of that size."""
     width, height = size
     return chosen.at((width // autoencoder.factor, height // autoencoder.factor), autoencoder.channels)
@@ -158,7 +158,7 @@ def _sizes(
         assert isinstance(made[0], UNetConfig) and isinstance(made[1], TextConfig)
         return made[0], made[1]
     assert chosen is not None
-    network = _at(chosen, size, autoencoder)
+    network = network_for(chosen, size, autoencoder)
     text = TextConfig(tokenizer.size, tokenizer.length, network.text_width, chosen.text_layers)
     return network, text
 
@@ -169,7 +169,7 @@ def _fitting(
 ) -> str:  # fmt: skip
     """The largest preset that will see PICTURES_A_PARAMETER pictures for each of its parameters."""
     measured_name = "tiny"
-    sized = {name: _at(chosen, size, autoencoder) for name, chosen in PRESETS.items()}
+    sized = {name: network_for(chosen, size, autoencoder) for name, chosen in PRESETS.items()}
     unit, extent = autoencoder.factor, (size[0] // autoencoder.factor, size[1] // autoencoder.factor)
     names = [name for name in PRESETS if all(side % (unit * sized[name].factor) == 0 for side in size)]
     if not names:
