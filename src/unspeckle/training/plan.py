@@ -10,6 +10,7 @@ from unspeckle import atomic, configuration
 from unspeckle.denoiser import Denoiser, Network
 from unspeckle.errors import InputError
 from unspeckle.networks.autoencoder import IdentityConfig
+from unspeckle.networks.latents import LatentConfig
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.schedule import KINDS
 from unspeckle.text.encoder import TextConfig
@@ -41,7 +42,8 @@ class Plan:
     seconds: float  # from start to end, as planned
     memory: int  # bytes at the peak of a step, measured
     disk: int  # bytes in RUN at the end
-    autoencoder: IdentityConfig
+    autoencoder: IdentityConfig | LatentConfig
+    latent_steps: int = 0  # in which the autoencoder is learnt, before the others
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "flow"})
     prediction: str = "v"
     clock: str = "t"
@@ -60,6 +62,11 @@ class Plan:
     @property
     def pictures(self) -> int:
         return self.steps * self.batch
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Width and height of x."""
+        return self.size[0] // self.autoencoder.factor, self.size[1] // self.autoencoder.factor
 
     def denoiser(self, network: Network) -> Denoiser:
         """The network, with what the plan says of noise and predictions."""
