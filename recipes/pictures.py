@@ -5,6 +5,7 @@ guidance.png  the same seeds at four guidance scales
 steps.png     the same seeds in 1 to 32 steps
 noise.png     one picture at six times of the model's schedule
 grid.png      PROMPTS, 8 × 8
+prompts.png   LANGUAGE, 6 × 2, for docs/prompts.md
 """
 
 import argparse
@@ -20,7 +21,7 @@ from unspeckle.draw import pictures, settle, signed
 from unspeckle.film import Film
 
 FOLDER = Path(__file__).parents[1] / "docs/pictures"
-LARGEST = 800_000  # bytes of all five together
+LARGEST = 800_000  # bytes of all six together
 
 PROMPTS = (  # with seed 7 each; held-out.jsonl says which of them training never showed
     "a frog", "a rabbit", "a panda", "a cat", "a dog", "a bear", "a fox", "a lion",
@@ -36,6 +37,11 @@ PROMPTS = (  # with seed 7 each; held-out.jsonl says which of them training neve
     "a yellow car and a blue house", "a pizza on a blue background", "a small mouse and a big cow", "a bunny",
 )  # fmt: skip
 ACROSS = 8  # in a row of grid.png
+LANGUAGE = (
+    "a (red:0.5) rabbit", "a (red:1.5) rabbit", "a frog on (stilts:0)", "[a dog:a lion:0.2]", "[a dog|a lion]",
+    "a panda AND a pizza", "a red rabbit NOT red", "a cat on a [blue|yellow] background",
+    "a hybrid(frog, rabbit)", "a hybrid(dog, lion, 0.5, guesses)", "a frog BREAK on stilts", "a hybrid(fox, pig)",
+)  # fmt: skip
 SEED = 7
 FILMED = "a frog on stilts"
 COMPARED = ("a rabbit on a green background", "a blue frog")  # a row each of guidance.png and steps.png
@@ -96,15 +102,23 @@ def noise(model: Model) -> Image.Image:
 
 
 def grid(model: Model) -> Image.Image:
-    """PROMPTS, each with its words below."""
-    frames = [draw(model, Ask(prompt, seed=SEED))[0] for prompt in PROMPTS]
+    return captioned(model, PROMPTS, ACROSS)
+
+
+def language(model: Model) -> Image.Image:
+    return captioned(model, LANGUAGE, 6)
+
+
+def captioned(model: Model, prompts: Sequence[str], across: int) -> Image.Image:
+    """The prompts' pictures, each with its words below."""
+    frames = [draw(model, Ask(prompt, seed=SEED))[0] for prompt in prompts]
     font = ImageFont.load_default(SMALL)
     below = 2 * SMALL + 12
-    rows = len(PROMPTS) // ACROSS
-    page = Image.new("RGB", (GAP + ACROSS * (SIDE + GAP), GAP + rows * (SIDE + below)), PAPER)
+    rows = len(prompts) // across
+    page = Image.new("RGB", (GAP + across * (SIDE + GAP), GAP + rows * (SIDE + below)), PAPER)
     pen = ImageDraw.Draw(page)
-    for i, (frame, prompt) in enumerate(zip(frames, PROMPTS, strict=True)):
-        left, top = GAP + i % ACROSS * (SIDE + GAP), GAP + i // ACROSS * (SIDE + below)
+    for i, (frame, prompt) in enumerate(zip(frames, prompts, strict=True)):
+        left, top = GAP + i % across * (SIDE + GAP), GAP + i // across * (SIDE + below)
         page.paste(enlarged(frame), (left, top))
         words = "\n".join(wrapped(prompt, font))
         pen.multiline_text((left + SIDE // 2, top + SIDE + 3), words, INK, font, "ma", spacing=2, align="center")
@@ -154,6 +168,7 @@ def wrapped(words: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> l
 
 SHEETS: dict[str, Callable[[Model], Image.Image]] = {
     "film": film, "guidance": guidance, "steps": few_steps, "noise": noise, "grid": grid,
+    "prompts": language,
 }  # fmt: skip
 
 
