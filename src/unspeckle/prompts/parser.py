@@ -82,9 +82,10 @@ class _Parser:
         groups = _groups(self.parts(None, (":", "AND", "NOT")), "AND", "NOT")
         if len(groups) == 1:
             return Prompt((Guess(_joined(groups[0]), 1.0, (0, len(self.source))),))
-        if len(groups) > GUESSES:
-            self.refuse(f"more than {GUESSES} guesses", self.source.index(groups[GUESSES][0].source))
-        return Prompt(tuple(guess for place in range(len(groups)) for guess in self.guess(groups, place)))
+        guesses = tuple(guess for place in range(len(groups)) for guess in self.guess(groups, place))
+        if len(guesses) > GUESSES:
+            self.refuse(f"more than {GUESSES} guesses", guesses[GUESSES].span[0])
+        return Prompt(guesses)
 
     def guess(self, groups: "list[list[_Part]]", place: int) -> list[Guess]:
         """The guess of a group, or none where nothing stands before NOT."""
@@ -96,14 +97,12 @@ class _Parser:
         behind = groups[place + 1][0].mark if place + 1 < len(groups) else None
         if not text and last is groups[place][0] and behind is not None and behind.text == "NOT":
             return []
-        start = 0 if mark is None else mark.start
+        start, away = (0, False) if mark is None else (mark.start, mark.text == "NOT")
         if not text:
             self.refuse("nothing to draw beside AND or NOT", start)
-        if mark is not None and mark.text == "NOT":
-            weight = -weight
-        if abs(weight) > STRONGEST or (weight >= 0 and mark is not None and mark.text == "NOT"):
+        if abs(weight) > STRONGEST or (away and weight <= 0):
             self.refuse(f"a guess has a weight up to {STRONGEST:g}, behind NOT above 0 (a plain colon is \\:)", start)
-        return [Guess(text, weight, (start, len(self.source) if behind is None else behind.start))]
+        return [Guess(text, -weight if away else weight, (start, len(self.source) if behind is None else behind.start))]
 
     def parts(self, opened: _Token | None, marks: tuple[str, ...]) -> list[_Part]:
         """What stands up to the bracket that closes the opened one, or to the end, cut at the marks."""
