@@ -29,15 +29,17 @@ COLUMNS = 8  # of pictures judged right, and as many of those judged wrong
 
 
 def table(result: WordsScore) -> list[str]:
-    lines = [f"{'':15s} {'right':>6s}  {'95 %':11s} {'of':>5s}  {'ceiling':>7s} {'floor':>6s} {'spare':>6s}"]
+    lines = [
+        f"{'':15s} {'right':>6s}  {'95 %':11s} {'of':>5s}  {'ceiling':>7s} {'floor':>6s} {'lured':>6s} {'spare':>6s}"
+    ]
     for c in result.categories:
         lines.append(
             f"{c.name:15s} {c.share:6.3f}  {c.low:.3f}–{c.high:.3f} {c.pictures:5d}  {c.ceiling:7.3f} {c.floor:6.3f} "
-            f"{c.spare:6.3f}"
+            f"{c.lured:6.3f} {c.spare:6.3f}"
         )
     lines.append(
         f"{'mean of six':15s} {result.mean:6.3f}  {result.low:.3f}–{result.high:.3f} {'':5s}  {result.ceiling:7.3f} "
-        f"{result.floor:6.3f}"
+        f"{result.floor:6.3f} {result.lured:6.3f}"
     )
     return lines
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unspeckle import configuration
 from unspeckle.corpus.emoji import make_emoji, palette_of
 from unspeckle.corpus.held_out import allowed, combinations_of, is_held_out
-from unspeckle.corpus.painter import BRIGHTNESS, GRADIENT
+from unspeckle.corpus.painter import BRIGHTNESS, GRADIENT, Painter
 from unspeckle.corpus.tints import BACKGROUNDS
 from unspeckle.denoiser import Denoiser, Given
 from unspeckle.draw import Ask
@@ -26,7 +26,7 @@ from unspeckle.schedule import Flow
 from unspeckle.scoring.detector import Detection, Detector, load, overlap, save
 from unspeckle.scoring.examples import Easel, blocks
 from unspeckle.scoring.judging import directions, ground, judge, verdict
-from unspeckle.scoring.questions import CATEGORIES, Question, holds, library_of, questions, scene_for
+from unspeckle.scoring.questions import CATEGORIES, Question, holds, library_of, lure, questions, scene_for
 from unspeckle.scoring.teaching import teach, worsened
 from unspeckle.scoring.words import answers, limits, renders, wilson, words_score
 
@@ -54,6 +54,12 @@ def thing(
 ) -> Detection:
     box = (at[0] - side / 2, at[1] - side / 2, at[0] + side / 2, at[1] + side / 2)
     return Detection(nouns, box, heat=heat, **said)  # type: ignore[arg-type]
+
+
+def rendered(corpus: Path, asked: Sequence[Question]) -> list[Tensor]:
+    library, size = library_of(corpus)
+    palette, painter = palette_of(library), Painter(library, size)
+    return [renders(question, 2, palette, painter) for question in asked]
 
 
 FROG, CAR, TREE = thing("frog"), thing("car"), thing("tree")
@@ -208,6 +214,14 @@ def test_scenes_of_a_question_are_kept_out_and_hold_what_it_says(corpus: Path) -
         assert {noun for c in combinations_of(scene) for noun in question.nouns if noun in c} == set(question.nouns)
 
 
+def test_a_lure_is_no_true_scene_of_its_question_and_can_be_painted(corpus: Path) -> None:
+    palette = palette_of(library_of(corpus)[0])
+    for question in questions(corpus, 6):
+        near = lure(question, palette)
+        scene = scene_for(near, Random(question.prompt), palette)
+        assert holds(scene, near) and not holds(scene, question), (question, near)
+
+
 def test_a_folder_that_is_no_corpus_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"held-out\.jsonl: cannot be read.*make-corpus emoji"):
         questions(tmp_path)
@@ -260,7 +274,7 @@ def test_a_detectors_file_gives_the_same_detector_and_is_read_strictly(
 ) -> None:
     save(detector, tmp_path / "d.safetensors")
     again = load(tmp_path / "d.safetensors")
-    shown = torch.cat(list(renders(corpus, questions(corpus, 1), 2)))
+    shown = torch.cat(rendered(corpus, questions(corpus, 1)))
     assert again.config == detector.config and again.detect(shown) == detector.detect(shown)
     raw = (tmp_path / "d.safetensors").read_bytes()
     for name, data in {"cut": raw[:-100], "text": b"hello", "other": raw.replace(b"leave", b"leafe")}.items():
@@ -306,8 +320,7 @@ class Numbered:
 
 def test_a_model_that_draws_true_renders_scores_the_ceiling(corpus: Path, detector: Detector) -> None:
     asked = [q for q in questions(corpus, 3) if q.turn == 0]
-    painted = renders(corpus, asked, 2)
-    pictures = {i: shown.float() / 127.5 - 1 for i, shown in enumerate(painted)}
+    pictures = {i: shown.float() / 127.5 - 1 for i, shown in enumerate(rendered(corpus, asked))}
     denoiser = Denoiser(Renders(pictures), Flow(), "x")
     card = Card(name="renders", steps=2, size=(SIDE, SIDE), scale=1.0)
     words = Numbered([q.prompt for q in asked])

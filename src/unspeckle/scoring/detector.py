@@ -36,12 +36,12 @@ class DetectorConfig:
     garments: tuple[str, ...]
     size: int = 64
     width: int = 64
-    threshold: float = 0.4  # the least heat of a thing
+    threshold: float = 0.3  # the least heat of a thing
 
 
 @dataclass(frozen=True)
 class Detection:
-    """A thing: its noun, or the two of a hybrid; its box (x0, y0, x1, y1) as shares of the picture's sides."""
+    """A thing: its noun, or the two of a hybrid; its box (x0, y0, x1, y1), stilts left out, as shares of the sides."""
 
     nouns: tuple[str, ...]
     box: tuple[float, float, float, float]

@@ -16,20 +16,22 @@ from numpy.typing import NDArray
 from unspeckle.corpus.emoji import palette_of
 from unspeckle.corpus.painter import Painter
 from unspeckle.corpus.scenes import Palette, Scene, Thing, choose_scene
-from unspeckle.corpus.sprites import Library
+from unspeckle.corpus.sprites import MASTER, Library
 from unspeckle.corpus.tints import BACKGROUNDS, TINTS
 from unspeckle.scoring.decoys import decoy
 
 MOST = 6  # things in a scene
 BLOCK = 256  # scenes painted at a time
 DECOYS = 0.25  # of them for each noun
-SCATTERED = 0.25  # the share of scenes whose things lie anywhere
-KEPT = {"single": 0.5, "two": 0.7}  # the share of the corpus's scenes that is used, where not all
+SCATTERED = 0.3  # the share of scenes whose things lie anywhere
+KEPT = {"single": 0.3, "two": 0.4, "count": 0.6}  # the share of the corpus's scenes that is used, where not all
+CROSSED, DRESSED = 0.2, 0.2  # the share of scattered things that are hybrids, or wear something
+POLES = 122  # pixels that stilts add to a sprite's height (disguises.on_stilts)
 
 
 class Block(NamedTuple):
     """Pictures (N, size, size, 3) uint8, and their things (N, MOST, 9) float32: noun, and of a hybrid the second (−1 =
-    none), box in pixels (x0, y0, x1, y1), tint (0 = its own colours), garment (0 = none), stilts."""
+    none), box in pixels (x0, y0, x1, y1) without stilts, tint (0 = its own), garment (0 = none), stilts."""
 
     pictures: NDArray[np.uint8]
     things: NDArray[np.float32]
@@ -79,7 +81,16 @@ class Easel:
         if names[0] not in self._nouns:
             return None
         first, second = self._nouns[names[0]], self._nouns[names[-1]] if thing.hybrid_of else -1
+        if thing.stilts:
+            box = _body(box, self._library.sprites[thing.noun].picture.size)
         return (first, second, *box, self._tints[thing.tint], self._garments[thing.wearing], thing.stilts)
+
+
+def _body(box: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Of a thing on stilts the box without them; `size` is its sprite's."""
+    height = MASTER * size[1] / max(size)
+    x0, y0, x1, y1 = box
+    return x0, y0, x1, y0 + round((y1 - y0) * height / (height + POLES))
 
 
 def _scene(rng: Random, palette: Palette) -> Scene:
@@ -99,17 +110,28 @@ def _scattered(rng: Random, palette: Palette, scene: Scene) -> Scene:
     for _ in range(4 * wanted):
         side = 0.26 + 0.3 * rng.random() ** 2
         x, y = (side / 2 + (1 - side) * rng.random() for _ in range(2))
-        noun = things[0].noun if things and alike else palette.nouns[int(rng.random() * len(palette.nouns))]
-        tints = palette.tints[noun] if rng.random() < 0.3 else []
-        tint = tints[int(rng.random() * len(tints))] if tints else ""
-        thing = Thing(noun, x, y, side, tint=things[0].tint if things and alike else tint)
+        thing = replace(things[0] if things and alike else _thing(rng, palette), x=x, y=y, side=side)
         if all(max(abs(x - t.x), abs(y - t.y)) > 0.45 * (side + t.side) for t in things):
             things.append(thing)
         if len(things) == wanted:
             break
-    suited = [n for n in BACKGROUNDS if all(n in palette.backgrounds[t.noun] and n != t.tint for t in things)]
-    background = suited[int(rng.random() * len(suited))] if suited else "white"
-    return Scene("scattered", tuple(things), background, glow=scene.glow)
+    nouns = [noun for thing in things for noun in thing.hybrid_of or (thing.noun,)]
+    suited = [n for n in BACKGROUNDS if all(n in palette.backgrounds[noun] for noun in nouns)]
+    suited = [n for n in suited if n not in {thing.tint for thing in things}] or ["white"]
+    return Scene("scattered", tuple(things), suited[int(rng.random() * len(suited))], glow=scene.glow)
+
+
+def _thing(rng: Random, palette: Palette) -> Thing:
+    """Any noun, hybrid or dressed face, perhaps tinted."""
+    kind = rng.random()
+    if kind < CROSSED and len(palette.hybrids) > 1:
+        first, second = rng.sample(list(palette.hybrids), 2)
+        return Thing("", hybrid_of=(first, second), splice="top" if rng.random() < 0.65 else "side")
+    wearers = palette.wearers if palette.garments and kind > 1 - DRESSED else []
+    noun = rng.choice(wearers or palette.nouns)
+    tints = palette.tints[noun] if rng.random() < 0.5 else []
+    tint = rng.choice(tints) if tints else ""
+    return Thing(noun, tint=tint, wearing=rng.choice(palette.garments) if wearers else "")
 
 
 def blocks(library: Library, size: int, seed: int, workers: int = 1) -> Generator[Block]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -112,6 +112,35 @@ def scene_for(question: Question, rng: Random, palette: Palette) -> Scene:
     raise InputError(f"{question.prompt!r}: the corpus has no such scene; make it again with this unspeckle")
 
 
+def lure(question: Question, palette: Palette) -> Question:
+    """What comes nearest to a question and is not it: one more of them, colours or places exchanged, both animals side
+    by side instead of crossed, another garment, no stilts."""
+
+    def other(options: Sequence[str], taken: str) -> str:
+        return next((option for option in options if option != taken), "")
+
+    first = question.nouns[0]
+    match question.category:
+        case "counting":
+            return replace(question, count=question.count + 1 if question.count < 4 else 3)
+        case "position":
+            return replace(question, nouns=question.nouns[::-1])
+        case "colour binding":
+            return replace(question, tints=question.tints[::-1])
+        case "colours":
+            return replace(question, tints=(other(palette.tints[first], question.tints[0]),))
+        case "one object":
+            return replace(question, background=other(palette.backgrounds[first], question.background))
+        case "two objects":
+            return replace(question, category="counting", nouns=(first,), count=2)
+        case "wearing":
+            return replace(question, wearing=other(palette.garments, question.wearing))
+        case "hybrids":
+            return replace(question, category="two objects")
+        case _:
+            return Question("one object", "", (first,))
+
+
 def holds(scene: Scene, question: Question) -> bool:
     """Whether the scene is what the question says and nothing else that could be said."""
     things, wanted = scene.things, question.tints or ("",) * len(question.nouns)
@@ -123,7 +152,7 @@ def holds(scene: Scene, question: Question) -> bool:
         return False
     if question.count and len(things) != question.count:
         return False
-    if question.background and scene.background != question.background:
+    if things[0].wearing != question.wearing or scene.background != (question.background or scene.background):
         return False
     return not question.relation or _placed(scene, question)
 

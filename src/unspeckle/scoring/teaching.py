@@ -16,11 +16,12 @@ from unspeckle.corpus.tints import TINTS
 from unspeckle.scoring.detector import STRIDE, Detector, DetectorConfig, Outputs, load, save
 from unspeckle.scoring.examples import blocks
 from unspeckle.training.command import cache
+from unspeckle.training.optimizer import Muon
 
 VERSION = 1  # of examples, network and training together: another one is another detector
 BATCH = 64
-RATE, DECAY = 2e-3, 0.02
-PICTURES = 120_000
+RATE, MUON_RATE, DECAY = 2e-3, 4e-3, 0.01
+PICTURES = 90_000
 LARGEST = 64  # pixels a side; bigger pictures are shrunk to it
 
 Progress = Callable[[int, int], None]
@@ -62,9 +63,11 @@ def teach(
     )
     detector = Detector(config)
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(detector.parameters(), lr=RATE, weight_decay=DECAY, betas=(0.9, 0.98))
+    named = dict(detector.named_parameters())
+    kernels = [p for name, p in named.items() if p.ndim == 4 and not name.startswith("out.")]
+    rest = [p for name, p in named.items() if p.ndim != 4 or name.startswith("out.")]
+    muon, adamw = Muon(kernels, DECAY), torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     steps = max(1, pictures // BATCH)
-    pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1, final_div_factor=1e3)
     generator = torch.Generator().manual_seed(seed)
     halved = torch.tensor([halves.index(noun) if noun in halves else -1 for noun in config.nouns])
     with closing(_batches(library, config.size, seed, workers)) as data:
@@ -73,11 +76,12 @@ def teach(
             with torch.autocast("cpu", torch.bfloat16):
                 outputs = detector(worsened(shown, things, generator))
             loss = error(outputs, things, halved, config)
-            optimizer.zero_grad()
+            detector.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
-            optimizer.step()
-            pace.step()
+            share = min(1.0, (step + 1) / (0.05 * steps), (steps - step) / (0.6 * steps))
+            adamw.param_groups[0]["lr"] = RATE * share
+            adamw.step()
+            muon.step(MUON_RATE * share)
             if progress is not None:
                 progress((step + 1) * BATCH, steps * BATCH)
     return detector.eval()
@@ -164,7 +168,7 @@ def worsened(x: Tensor, things: Tensor, generator: torch.Generator) -> Tensor:
     soft = F.pad(x, (2, 2, 2, 2), mode="replicate")
     for _ in range(2):
         soft = F.conv2d(soft, (kernel[:, None] * kernel).expand(3, 1, 3, 3), groups=3)
-    x = x + uniform(-0.6, 1.0) * (soft - x)
+    x = x + uniform(-0.9, 1.0) * (soft - x)
     grey = x.mean(1, keepdim=True)
     x = grey + uniform(0.85, 1.25) * (x - grey)
     x = uniform(0.85, 1.2) * x + 0.06 * torch.randn(count, 3, 1, 1, generator=generator)

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from unspeckle.corpus.emoji import palette_of
 from unspeckle.corpus.painter import Painter
+from unspeckle.corpus.scenes import Palette
 from unspeckle.draw import Ask, pictures, settle, steps
 from unspeckle.model import Model
 from unspeckle.scoring.detector import Detector
 from unspeckle.scoring.judging import Verdict, judge
-from unspeckle.scoring.questions import CATEGORIES, SIX, Question, library_of, questions, scene_for
+from unspeckle.scoring.questions import CATEGORIES, SIX, Question, library_of, lure, questions, scene_for
 from unspeckle.scoring.teaching import detector_for
 
 Z = 1.959964  # the normal quantile of 95 %
@@ -41,11 +42,13 @@ class Answer(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Of `pictures` real renders each: the share judged right, and the share right for another question."""
+    """Of `renders` real ones each, the share judged right: for their own question, for another one of the
+    category, and, of renders of the lure (`questions.lure`), for the question it nearly is."""
 
     ceiling: float
     floor: float
-    pictures: int
+    lured: float
+    renders: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class CategoryScore:
     high: float
     ceiling: float
     floor: float
+    lured: float
     renders: int
     spare: float
 
@@ -76,7 +80,7 @@ class NounScore:
 
 @dataclass(frozen=True)
 class WordsScore:
-    """mean, its 95 % interval, ceiling and floor are over the six of GenEval; steps, sampler, scale as drawn."""
+    """mean, its 95 % interval, ceiling, floor and lured are over the six of GenEval; steps, sampler, scale as drawn."""
 
     model: str
     hash: str
@@ -88,6 +92,7 @@ class WordsScore:
     high: float
     ceiling: float
     floor: float
+    lured: float
     categories: tuple[CategoryScore, ...]
     nouns: tuple[NounScore, ...]
 
@@ -128,6 +133,7 @@ def score(model: Model, ask: Ask, given: Iterable[Answer], bounds: Mapping[str, 
         high=high,
         ceiling=sum(c.ceiling for c in six) / max(1, len(six)),
         floor=sum(c.floor for c in six) / max(1, len(six)),
+        lured=sum(c.lured for c in six) / max(1, len(six)),
         categories=tuple(categories),
         nouns=tuple(nouns),
     )
@@ -151,32 +157,32 @@ def answers(model: Model, asked: Iterable[Question], detector: Detector, ask: As
 
 
 def limits(corpus: Path, asked: Sequence[Question], detector: Detector, count: int = 4) -> dict[str, Limits]:
-    """Each category's ceiling and floor: `count` fresh renders of each question, judged by that question and by the
-    next of the category that says something else."""
+    """What the judge itself is worth in each category, by `count` fresh renders of each question and of its lure."""
+    library, size = library_of(corpus)
+    palette, painter = palette_of(library), Painter(library, size)
     found = {}
-    shown = dict(zip(asked, renders(corpus, asked, count), strict=True))
     for category in CATEGORIES:
         same = [question for question in asked if question.category == category]
-        right = wrong = against = 0
+        right = wrong = lured = 0
         for place, question in enumerate(same):
-            right += sum(v.right for v in judge(shown[question], question, detector))
+            shown = renders(question, count, palette, painter)
+            right += sum(v.right for v in judge(shown, question, detector))
             others = (q for q in same[place + 1 :] + same[:place] if _said(q) != _said(question))
             for other in islice(others, 1):
-                wrong += sum(v.right for v in judge(shown[question], other, detector))
-                against += count
+                wrong += sum(v.right for v in judge(shown, other, detector))
+            near = renders(lure(question, palette), count, palette, painter)
+            lured += sum(v.right for v in judge(near, question, detector))
         if same:
-            found[category] = Limits(right / (len(same) * count), wrong / max(1, against), len(same) * count)
+            painted = len(same) * count
+            found[category] = Limits(right / painted, wrong / painted, lured / painted, painted)
     return found
 
 
-def renders(corpus: Path, asked: Iterable[Question], count: int) -> Iterator[Tensor]:
-    """(count, 3, H, W) uint8 for each question: true scenes, painted by the corpus's code with nothing kept out."""
-    library, size = library_of(corpus)
-    palette, painter = palette_of(library), Painter(library, size)
-    for question in asked:
-        rng = Random(f"unspeckle render {question.category} {question.prompt} {question.turn}")
-        painted = [painter.paint(scene_for(question, rng, palette))[0] for _ in range(count)]
-        yield torch.from_numpy(np.stack(painted)).permute(0, 3, 1, 2)
+def renders(question: Question, count: int, palette: Palette, painter: Painter) -> Tensor:
+    """(count, 3, H, W) uint8: true scenes of a question, painted by the corpus's code with nothing kept out."""
+    rng = Random(f"unspeckle render {question}")
+    painted = [painter.paint(scene_for(question, rng, palette))[0] for _ in range(count)]
+    return torch.from_numpy(np.stack(painted)).permute(0, 3, 1, 2)
 
 
 def _said(question: Question) -> Question:
@@ -197,10 +203,18 @@ def tally(given: Iterable[Answer], bounds: Mapping[str, Limits]) -> tuple[list[C
             wrong.update(noun for noun in question.nouns if not v.right and noun not in v.missing)
     categories = []
     for name, count in asked.items():
-        ceiling, floor, painted = bounds[name]
-        share, interval = right[name] / count, wilson(right[name], count)
+        low, high = wilson(right[name], count)
         categories.append(
-            CategoryScore(name, count, right[name], share, *interval, ceiling, floor, painted, spare[name] / count)
+            CategoryScore(
+                name=name,
+                pictures=count,
+                right=right[name],
+                share=right[name] / count,
+                low=low,
+                high=high,
+                **bounds[name]._asdict(),
+                spare=spare[name] / count,
+            )
         )
     worst = sorted(nouns, key=lambda noun: -(missing[noun] + wrong[noun]) / nouns[noun])
     return categories, [NounScore(noun, nouns[noun], missing[noun], wrong[noun]) for noun in worst]
