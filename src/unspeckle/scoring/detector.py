@@ -36,7 +36,7 @@ class DetectorConfig:
     garments: tuple[str, ...]
     size: int = 64
     width: int = 64
-    threshold: float = 0.3  # the least heat of a thing
+    threshold: float = 0.25  # the least heat of a thing
 
 
 @dataclass(frozen=True)

@@ -16,25 +16,30 @@ from unspeckle.corpus.tints import TINTS
 from unspeckle.scoring.detector import STRIDE, Detector, DetectorConfig, Outputs, load, save
 from unspeckle.scoring.examples import blocks
 from unspeckle.training.command import cache
+from unspeckle.training.measure import device_and_precision
 from unspeckle.training.optimizer import Muon
 
 VERSION = 1  # of examples, network and training together: another one is another detector
 BATCH = 64
 RATE, MUON_RATE, DECAY = 2e-3, 4e-3, 0.01
 PICTURES = 90_000
-LARGEST = 64  # pixels a side; bigger pictures are shrunk to it
+LARGEST, UNIT = 64, 8  # pixels: bigger pictures are shrunk to that side, and sides are multiples of this
 
 Progress = Callable[[int, int], None]
 
 
 def detector_for(library: Library, size: int, progress: Progress | None = None) -> Detector:
     """The detector of a library's nouns for corpora of `size` px: from the user's cache, else trained into it."""
-    path = cache().parent / "detectors" / f"{_key(library, min(size, LARGEST))}.safetensors"
+    path = cache().parent / "detectors" / f"{_key(library, _side(size))}.safetensors"
     if path.is_file():
         return load(path)
     detector = teach(library, size, progress=progress)
     save(detector, path)
     return detector
+
+
+def _side(size: int) -> int:
+    return min(size, LARGEST) // UNIT * UNIT
 
 
 def _key(library: Library, size: int) -> str:
@@ -52,28 +57,29 @@ def teach(
 
     `workers` processes paint (0 = this one); a script that calls this needs the usual `if __name__ == "__main__"`.
     """
-    torch.manual_seed(seed)
     halves = tuple(s.noun.name for s in library.sprites.values() if s.noun.face and s.noun.face.seam)
     config = DetectorConfig(
         nouns=tuple(library.nouns),
         halves=halves if len(halves) > 1 else (),
         tints=tuple(TINTS),
         garments=tuple(library.garments),
-        size=min(size, LARGEST),
+        size=_side(size),
     )
-    detector = Detector(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        detector = Detector(config)
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     named = dict(detector.named_parameters())
     kernels = [p for name, p in named.items() if p.ndim == 4 and not name.startswith("out.")]
     rest = [p for name, p in named.items() if p.ndim != 4 or name.startswith("out.")]
     muon, adamw = Muon(kernels, DECAY), torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    steps = max(1, pictures // BATCH)
+    steps, fast = max(1, pictures // BATCH), device_and_precision("cpu", None)[1] == "bfloat16"
     generator = torch.Generator().manual_seed(seed)
     halved = torch.tensor([halves.index(noun) if noun in halves else -1 for noun in config.nouns])
     with closing(_batches(library, config.size, seed, workers)) as data:
         for step in range(steps):
             shown, things = next(data)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
                 outputs = detector(worsened(shown, things, generator))
             loss = error(outputs, things, halved, config)
             detector.zero_grad()
