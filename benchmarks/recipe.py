@@ -1,14 +1,17 @@
 """One change at a time: train a plan, perhaps changed, on a folder for a number of pictures; print its held-out loss.
 
-    python benchmarks/recipe.py FOLDER [--preset tiny] [--size 64] [--pictures 25600] [--threads 1] [FIELD=VALUE ...]
+    python benchmarks/recipe.py FOLDER [--preset tiny] [--size 64] [--space latents] [--pictures 25600] [--threads 1]
+        [--out MODEL.safetensors] [FIELD=VALUE ...]
 
 FIELD is one of the plan's (optimizer=adamw, muon_rate=0.002, batch=32, times=[0.6,1.0]) or of its network
 (network.blocks=3). No FIELD trains the plan as `train` would choose it. The held-out loss always has the unchanged
-plan's times and weights, so that lines compare. Steps are eager, so that processes side by side compare as well.
+plan's times and weights, so that lines of one space compare; across spaces, compare drawings of the models that --out
+keeps. Steps are eager, so that processes side by side compare as well.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +20,15 @@ import torch
 from training_step import plan_for
 
 from unspeckle.corpus import batches, open_corpus, read
-from unspeckle.networks.autoencoder import Identity
+from unspeckle.denoiser import Denoiser
+from unspeckle.model import Card, Model, save
+from unspeckle.networks.latents import Latents
 from unspeckle.objective import Objective
+from unspeckle.presets import preset
+from unspeckle.schedule import from_config
 from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training import latents
+from unspeckle.training.choose import LATENT_SHARE, network_for
 from unspeckle.training.command import cache, standard
 from unspeckle.training.heldout import HeldOut
 from unspeckle.training.learner import Learner, fresh
@@ -47,19 +56,27 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", metavar="FIELD=VALUE")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--space", choices=["pixels", "latents"], default="pixels")
+    parser.add_argument("--out", type=Path, help="where to keep the model")
     parser.add_argument("--pictures", type=int, default=25_600)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_intermixed_args()
     torch.set_num_threads(args.threads)
     corpus = open_corpus(read(args.folder), args.size, cache=cache())
-    tokenizer, autoencoder = Tokenizer.learn(corpus.captions()), standard(corpus)
-    usual = plan_for(args.preset, args.size, 64, tokenizer)
-    usual = replace(usual, seed=args.seed, autoencoder=autoencoder.config, optimizer="muon")
+    tokenizer = Tokenizer.learn(corpus.captions())
+    autoencoder = standard(corpus) if args.space == "pixels" else latents.unlearnt(args.seed)
+    usual = plan_for(args.preset, args.size, 32, tokenizer)
+    network = network_for(preset(args.preset), (args.size, args.size), autoencoder)
+    usual = replace(usual, seed=args.seed, autoencoder=autoencoder.config, network=network, optimizer="muon")
     plan = changed(usual, args.changes)
     steps = args.pictures // plan.batch
-    plan = replace(plan, steps=steps, warmup=max(1, min(200, steps // 20)))
-    learner = Learner(plan, fresh(plan), tokenizer, Identity(plan.autoencoder))
+    plan = replace(plan, steps=steps, warmup=max(1, min(200, steps // 20)), latent_steps=round(LATENT_SHARE * steps))
+    if isinstance(autoencoder, Latents):
+        with tempfile.TemporaryDirectory() as run:
+            for _ in latents.learn(latents.LatentTraining(plan, Path(run), corpus, autoencoder)):
+                pass
+    learner = Learner(plan, fresh(plan), tokenizer, autoencoder)
     judged = Objective("logit_normal", *usual.times)
     held = HeldOut(corpus.heldout, tokenizer, autoencoder, judged, torch.device("cpu"), 128)
     data = batches(corpus.training, plan.batch, seed=plan.seed, start=0)
@@ -69,6 +86,10 @@ def main() -> None:
     rate = steps * plan.batch / (time.perf_counter() - start)
     loss = held(learner.denoiser, learner.working.text)
     shares = " ".join(f"{share:.4f}" for share in loss.shares)
+    if args.out:
+        parts = learner.weights.eval().requires_grad_(False)
+        denoiser = Denoiser(parts.network, from_config(plan.schedule), plan.prediction, plan.clock)
+        save(Model(denoiser, tokenizer, parts.text, autoencoder, Card(size=plan.size)), args.out)
     print(
         f"{' '.join(args.changes) or 'as train chooses':32s} held-out {loss.total:.4f}  {rate:.1f} pictures/s  {shares}"
     )

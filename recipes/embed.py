@@ -15,6 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="a RUN or a .safetensors file")
     parser.add_argument("--corpus-seed", type=int, required=True)
+    parser.add_argument("--recipe", default="recipes/embedded.sh", help="the script that made it")
     parser.add_argument("--steps", type=int, default=24, help="of a drawing, where the ask says nothing")
     parser.add_argument("--scale", type=float, default=5.0)
     parser.add_argument("--out", type=Path, default=INSIDE)
@@ -22,7 +23,7 @@ def main() -> None:
     model = load(args.model)
     corpus = {**model.card.corpus, "made_by": "unspeckle make-corpus emoji", "corpus_seed": args.corpus_seed}
     model.card = replace(
-        model.card, name="unspeckle emoji 64", licence=LICENCE, recipe="recipes/embedded.sh", corpus=corpus,
+        model.card, name="unspeckle emoji 64", licence=LICENCE, recipe=args.recipe, corpus=corpus,
         steps=args.steps, scale=args.scale,
     )  # fmt: skip
     beside = args.out.with_suffix(".new")

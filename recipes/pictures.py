@@ -4,7 +4,7 @@ film.png      one drawing: x_t, predicted noise, predicted picture (as `unspeckl
 guidance.png  the same seeds at four guidance scales
 steps.png     the same seeds in 1 to 32 steps
 noise.png     one picture at six times of the model's schedule
-grid.png      PROMPTS, 4 × 4
+grid.png      PROMPTS, 8 × 8
 """
 
 import argparse
@@ -20,14 +20,22 @@ from unspeckle.draw import pictures, settle, signed
 from unspeckle.film import Film
 
 FOLDER = Path(__file__).parents[1] / "docs/pictures"
-LARGEST = 400_000  # bytes of all five together
+LARGEST = 800_000  # bytes of all five together
 
 PROMPTS = (  # with seed 7 each; held-out.jsonl says which of them training never showed
-    "a frog on stilts", "a frog-rabbit hybrid", "a blue frog", "a red panda",
-    "a cat wearing a top hat", "a rocket on a pink background", "a pizza on a blue background", "a panda",
-    "an apple to the left of a banana", "a heart above a star", "a fox and a mushroom", "two green apples",
-    "a purple elephant", "a penguin on stilts", "a yellow car on a green background", "a dog-lion hybrid",
+    "a frog", "a rabbit", "a panda", "a cat", "a dog", "a bear", "a fox", "a lion",
+    "a monkey", "a pig", "a mouse", "a koala", "a cow", "an elephant", "a turtle", "a fish",
+    "an octopus", "a crab", "a penguin", "a butterfly", "a tree", "a cactus", "a sunflower", "a mushroom",
+    "an apple", "a banana", "a strawberry", "a carrot", "a pizza", "a hamburger", "a doughnut", "a car",
+    "a rocket", "a sailboat", "a house", "a balloon", "a star", "a heart", "a guitar", "a robot",
+    "a frog on stilts", "a penguin on stilts", "a frog-rabbit hybrid", "a dog-lion hybrid",
+    "a blue frog", "a red panda", "a purple elephant", "a green heart",
+    "a cat wearing a top hat", "a pig wearing sunglasses", "a bear wearing a crown", "a rabbit wearing a bow",
+    "two green apples", "three carrots", "four stars", "two foxes",
+    "an apple to the left of a banana", "a heart above a star", "a rocket above a house", "a crab next to a fish",
+    "a yellow car and a blue house", "a pizza on a blue background", "a small mouse and a big cow", "a bunny",
 )  # fmt: skip
+ACROSS = 8  # in a row of grid.png
 SEED = 7
 FILMED = "a frog on stilts"
 COMPARED = ("a rabbit on a green background", "a blue frog")  # a row each of guidance.png and steps.png
@@ -88,14 +96,15 @@ def noise(model: Model) -> Image.Image:
 
 
 def grid(model: Model) -> Image.Image:
-    """PROMPTS, four in a row, each with its words below."""
+    """PROMPTS, each with its words below."""
     frames = [draw(model, Ask(prompt, seed=SEED))[0] for prompt in PROMPTS]
     font = ImageFont.load_default(SMALL)
     below = 2 * SMALL + 12
-    page = Image.new("RGB", (GAP + 4 * (SIDE + GAP), GAP + 4 * (SIDE + below)), PAPER)
+    rows = len(PROMPTS) // ACROSS
+    page = Image.new("RGB", (GAP + ACROSS * (SIDE + GAP), GAP + rows * (SIDE + below)), PAPER)
     pen = ImageDraw.Draw(page)
     for i, (frame, prompt) in enumerate(zip(frames, PROMPTS, strict=True)):
-        left, top = GAP + i % 4 * (SIDE + GAP), GAP + i // 4 * (SIDE + below)
+        left, top = GAP + i % ACROSS * (SIDE + GAP), GAP + i // ACROSS * (SIDE + below)
         page.paste(enlarged(frame), (left, top))
         words = "\n".join(wrapped(prompt, font))
         pen.multiline_text((left + SIDE // 2, top + SIDE + 3), words, INK, font, "ma", spacing=2, align="center")

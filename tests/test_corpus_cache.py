@@ -130,6 +130,19 @@ def test_the_half_written_file_of_a_living_process_stays(tmp_path: Path) -> None
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".pixels"]
 
 
+def test_what_nobody_opened_for_long_goes_and_what_is_in_use_stays(tmp_path: Path) -> None:
+    store, old = tmp_path / "cache", folder_of(tmp_path / "old", 3)
+    used = folder_of(tmp_path / "used", 3, seed=1)
+    for folder in (old, used):
+        opened(folder, store)
+    for path in store.iterdir():
+        os.utime(path, (time.time() - cache.KEPT - 60,) * 2)
+    assert opened(used, store)[1] == 0  # opening counts as use
+    opened(folder_of(tmp_path / "new", 3, seed=2), store)
+    assert opened(used, store)[1] == 0
+    assert opened(old, store)[1] == 3
+
+
 def test_ctrl_c_leaves_no_file(tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         if done == 5:

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from tiny import plan
 from unspeckle.denoiser import Given
 from unspeckle.errors import InputError
+from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.networks.unet import UNet
 from unspeckle.training import memory
 
@@ -26,6 +27,19 @@ def test_what_is_counted_is_what_a_forward_pass_leaves_in_memory(name: str) -> N
     left = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
     assert output.requires_grad
     assert memory.kept(counted) == pytest.approx(left / batch, rel=0.15)
+
+
+def test_a_learning_autoencoder_is_counted_where_it_takes_more() -> None:
+    fixed = replace(plan("nano"), autoencoder=LatentConfig())
+    learning = replace(fixed, latent_steps=1)
+    autoencoder, pictures = Latents(LatentConfig()), torch.randn(4, 3, 64, 64)
+    autoencoder.decode(autoencoder.encode(pictures)).sum().backward()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        output = autoencoder.decode(autoencoder.encode(pictures))
+    left = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
+    assert output.requires_grad
+    assert memory.kept(learning) == pytest.approx(left / 4, rel=0.15)
+    assert memory.kept(fixed) < 0.5 * memory.kept(learning)
 
 
 def test_bfloat16_keeps_half_as_much_but_for_the_norms_statistics() -> None:

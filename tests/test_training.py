@@ -20,7 +20,8 @@ from torch import Tensor
 
 from unspeckle.errors import InputError
 from unspeckle.model import load
-from unspeckle.training import checkpoint, choose, command, loop, optimizer
+from unspeckle.networks.autoencoder import Identity, IdentityConfig
+from unspeckle.training import checkpoint, choose, command, loop, optimizer, stage
 from unspeckle.training import plan as plans
 from unspeckle.training.checkpoint import Checkpoint
 from unspeckle.training.ema import PowerAverage, exponent
@@ -123,9 +124,9 @@ def test_resuming_is_bit_for_bit_the_same_as_people_train(
 def test_killed_at_once_and_resumed_is_bit_for_bit_the_same(folder: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     program = (
-        "import sys; from pathlib import Path; from unspeckle.training import loop, command, learner\n"
+        "import sys; from pathlib import Path; from unspeckle.training import command, learner, stage\n"
         "from unspeckle.training.options import TrainOptions\n"
-        "import time; real = learner.Learner.step; loop.SAVE_EVERY = 0\n"
+        "import time; real = learner.Learner.step; stage.SAVE_EVERY = 0\n"
         "saved = Path(sys.argv[2]) / 'checkpoints'\n"
         "learner.Learner.step = lambda s, b, n: time.sleep(0.3 * saved.exists()) or real(s, b, n)\n"
         "command.run(TrainOptions(Path(sys.argv[1]), Path(sys.argv[2]), steps=12, size='16', preset='nano', batch=8,"
@@ -329,12 +330,13 @@ def test_more_time_never_chooses_a_smaller_network(folder: Path, tmp_path: Path)
     from unspeckle.text.tokenizer import Tokenizer
 
     tokenizer, names = Tokenizer.learn(["a frog"]), list(choose.PRESETS)
-    picked = [
-        names.index(
-            choose._fitting(options(folder, tmp_path, steps=None, seconds=s), (64, 64), 64, tokenizer, lambda _: 200)
-        )
-        for s in (10.0, 300.0, 3000.0, 30_000.0, 3e6)
-    ]
+    pixels = Identity(IdentityConfig())
+
+    def picked_for(seconds: float) -> int:
+        asked = options(folder, tmp_path, steps=None, seconds=seconds)
+        return names.index(choose._fitting(asked, (64, 64), 64, tokenizer, pixels, lambda _: 200))
+
+    picked = [picked_for(seconds) for seconds in (10.0, 300.0, 3000.0, 30_000.0, 3e6)]
     assert picked == sorted(picked) and picked[0] == 0 and picked[-1] == len(names) - 1
 
 
@@ -350,7 +352,7 @@ def test_no_memory_left_is_one_line_and_the_run_goes_on_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", step)
-        patch.setattr(loop, "SAVE_EVERY", 0.0)
+        patch.setattr(stage, "SAVE_EVERY", 0.0)
         assert command.run(options(folder, out)) == 1
     error = capsys.readouterr().err.strip()
     assert "step 5: no memory left" in error and "--batch 4" in error and len(error.splitlines()) == 1

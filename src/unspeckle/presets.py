@@ -16,11 +16,11 @@ class Preset:
     network: UNetConfig
     text_layers: int
 
-    def at(self, size: tuple[int, int]) -> UNetConfig:
-        """The network for pictures of (width, height): 16 places a side at 64 pixels, more above."""
+    def at(self, size: tuple[int, int], channels: int = 3) -> UNetConfig:
+        """The network for x of (width, height) and so many channels: 16 places a side at 64 pixels, more above."""
         short = min(size)
         patch = 4 if short >= 64 else 2 if short >= 32 else 1
-        return replace(self.network, patch=patch)
+        return replace(self.network, patch=patch, channels=channels)
 
 
 _F, _T = False, True

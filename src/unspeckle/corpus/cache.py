@@ -35,6 +35,7 @@ RECORD = np.dtype(
 )
 _FOOTER = struct.Struct("<8sQQQ16s")  # magic, bytes of pixels, records, bytes of JSON, hash of records + JSON
 _MAGIC = b"unspeck\n"
+KEPT = 30 * 24 * 3600.0  # seconds after their last opening that decoded pictures stay
 _PROVED = 1 << 26  # bytes of pixels whose checksums are compared at opening
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -69,6 +70,8 @@ def open_store(
     target = cache / f"{_key(folder, paths, size)}.pixels"
     store = _load(target)
     if store is not None and _current(store, folder, paths):
+        with suppress(OSError):
+            os.utime(target)
         return store
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -233,7 +236,11 @@ def _lock(file: BinaryIO) -> None:
 
 
 def _sweep(cache: Path) -> None:
-    """Take away what killed processes left half written."""
+    """Take away what killed processes left half written, and pictures that nobody opened for a long time."""
+    for pixels in cache.glob("*.pixels"):
+        with suppress(OSError):
+            if time.time() - pixels.stat().st_mtime > KEPT:
+                pixels.unlink()
     try:
         import fcntl
     except ImportError:

@@ -19,7 +19,7 @@ PLACES = {
 TURNED = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "next to": "next to"}
 OPENINGS = ("a picture of ", "an emoji of ", "a drawing of ", "a photo of ")
 WORN = ("wearing", "with", "in")
-TOLD = {"white": 0.4, "coloured": 0.9}  # how often the background is: left unsaid, it is to mean white
+TOLD = {"white": 0.4, "coloured": 1.0}  # how often the background is: left unsaid, it means white
 STANDING = ("on stilts", "standing on stilts", "walking on stilts", "on tall stilts")
 SIZES = {"big": ("big", "large"), "small": ("small", "little")}
 

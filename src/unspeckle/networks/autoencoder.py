@@ -1,6 +1,7 @@
 """Between pictures and what is denoised. Unit variance always, so that no schedule need know it."""
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ class Autoencoder(nn.Module):
 
     channels: int
     factor: int
+    config: Any
 
     def encode(self, pictures: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not encode")
@@ -28,6 +30,8 @@ class Autoencoder(nn.Module):
 class IdentityConfig:
     """Mean and deviation of red, green and blue over the corpus, in pictures' units of [-1, 1]."""
 
+    channels: ClassVar[int] = 3
+    factor: ClassVar[int] = 1
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     deviation: tuple[float, float, float] = (0.5, 0.5, 0.5)
 

@@ -1,5 +1,6 @@
 """From a person's options and a measured machine to a plan."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from unspeckle import quantities
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.errors import InputError
 from unspeckle.model import Model
-from unspeckle.networks.autoencoder import Identity
+from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.networks.latents import Latents
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.presets import PRESETS, Preset, preset
 from unspeckle.schedule import to_config
@@ -26,6 +28,8 @@ from unspeckle.training.plan import Plan, asked
 PICTURES_A_PARAMETER = 0.012  # to learn from, before a larger network pays: a guess from few runs, not yet calibrated
 COMPILES_AFTER = 600.0  # seconds of training below which compiling is not tried
 RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
+LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
+LATENT_SHARE = 0.2  # of the network's steps, which the autoencoder learns for beforehand
 CLOSING = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
 PRECISIONS = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
@@ -33,7 +37,7 @@ Say = Callable[[str], None]
 
 
 def choose(
-    options: TrainOptions, size: tuple[int, int], corpus: Corpus, tokenizer: Tokenizer, autoencoder: Identity,
+    options: TrainOptions, size: tuple[int, int], corpus: Corpus, tokenizer: Tokenizer, autoencoder: Autoencoder,
     origin: Model | None, started: float, say: Say,
 ) -> Plan:  # fmt: skip
     """Measure, then decide all that was left open. `started` is the time.monotonic() from which `--for` counts."""
@@ -47,14 +51,17 @@ def choose(
     def data(plan: Plan) -> Iterator[Batch]:
         return batches(corpus.training, plan.batch, seed=seed, start=0)
 
+    learns = isinstance(autoencoder, Latents) and origin is None
+
     def plan_for(name: str, say: Say) -> Plan:
-        network, text = _sizes(PRESETS.get(name), size, tokenizer, origin)
-        fits(size, network)
+        network, text = _sizes(PRESETS.get(name), size, tokenizer, autoencoder, origin)
+        fits(size, network, autoencoder.factor)
         plan = Plan(
             asked=asked(options), corpus=corpus.fingerprint, size=size, preset=name, network=network, text=text,
             steps=10**6, batch=batch, seed=seed, device=device, precision=precision, compile=False,
             threads=torch.get_num_threads(), parameters=0, rate=0, seconds=0, memory=0, disk=0,
-            autoencoder=autoencoder.config, optimizer="muon" if precision == "bfloat16" else "adamw", **_kind(origin),
+            autoencoder=autoencoder.config, latent_steps=int(learns),
+            optimizer="muon" if precision == "bfloat16" else "adamw", **_kind(origin),
         )  # fmt: skip
         with torch.device("meta"):
             plan = replace(plan, parameters=sum(p.numel() for p in fresh(plan).parameters()))
@@ -69,13 +76,14 @@ def choose(
     elif options.preset is not None:
         name = preset(options.preset).name
     else:
-        name = _fitting(options, size, batch, tokenizer, rate)
+        name = _fitting(options, size, batch, tokenizer, autoencoder, rate)
     plan = plan_for(name, say)
     measured = measure.training(plan, data(plan), tokenizer, autoencoder, 4.0)
     wish = options.seconds or (options.pictures or (options.steps or 0) * plan.batch) / measured.rate
     if _compiles(options, wish, say):
         plan, measured = _compiled(plan, measured, data(plan), tokenizer, autoencoder, say, options.compile is True)
-    return _finished(plan, measured, options, started)
+    learnt = measure.latents(plan, data(plan), 3.0) if learns else math.inf
+    return _finished(plan, measured, learnt, options, started)
 
 
 def check(options: TrainOptions) -> None:
@@ -84,7 +92,7 @@ def check(options: TrainOptions) -> None:
         raise InputError("say how long to train by exactly one of --for 30m, --pictures 2M, --steps N")
     if options.preset is not None and options.size is not None:
         size = quantities.size(options.size)
-        fits(size, preset(options.preset).at(size))
+        fits(size, preset(options.preset).at(size), 1)
     elif options.preset is not None:
         preset(options.preset)
     if options.seed is not None and not 0 <= options.seed < 2**64:
@@ -93,6 +101,10 @@ def check(options: TrainOptions) -> None:
         raise InputError(
             f"--out {options.out}: lies inside {options.folder}, whose pictures it would join; choose another"
         )
+    if options.space not in (None, "pixels", "latents"):
+        raise InputError(f"--space {options.space}: unknown; choose pixels or latents")
+    if options.space is not None and options.from_model is not None:
+        raise InputError("--space and --from exclude each other: a model brings its own; leave one of them out")
     if options.preset is not None and options.from_model is not None:
         raise InputError("--preset and --from exclude each other: a model brings its own size; leave one of them out")
     if options.precision is not None and options.precision not in PRECISIONS:
@@ -115,32 +127,54 @@ def _kind(origin: Model | None) -> dict[str, Any]:
     return {"schedule": to_config(denoiser.schedule), "prediction": denoiser.prediction, "clock": denoiser.clock}
 
 
-def fits(size: tuple[int, int], network: UNetConfig) -> None:
-    """InputError, naming the nearest size that does, where the network cannot halve the pictures evenly."""
-    factor = network.factor
+def space(options: TrainOptions, size: tuple[int, int]) -> str:
+    """Where to denoise, "pixels" or "latents": where the person said nothing, in latents if there is time to learn them
+    and the pictures are large enough."""
+    if options.space is not None:
+        return options.space
+    long = (options.seconds or 0) >= LATENTS_AFTER or (options.pictures or 0) >= LATENTS_AFTER_PICTURES
+    return "latents" if long and all(side >= 64 and side % 8 == 0 for side in size) else "pixels"
+
+
+def fits(size: tuple[int, int], network: UNetConfig, shrink: int) -> None:
+    """InputError, naming the nearest size that does, where autoencoder and network cannot halve the pictures evenly."""
+    factor = network.factor * shrink
     if any(side % factor for side in size):
         near = "x".join(str(max(factor, round(side / factor) * factor)) for side in size)
         raise InputError(f"--size {size[0]}x{size[1]}: both sides must be multiples of {factor} here; try {near}")
 
 
-def _sizes(chosen: Preset | None, size: tuple[int, int], tokenizer: Tokenizer, origin: Model | None) -> tuple:  # type: ignore[type-arg]
+def network_for(chosen: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> UNetConfig:
+    """The preset's network for the latents of pictures of that size."""
+    width, height = size
+    return chosen.at((width // autoencoder.factor, height // autoencoder.factor), autoencoder.channels)
+
+
+def _sizes(
+    chosen: Preset | None, size: tuple[int, int], tokenizer: Tokenizer, autoencoder: Autoencoder, origin: Model | None
+) -> tuple[UNetConfig, TextConfig]:
     if origin is not None:
-        return origin.network.config, origin.text.config
+        made = origin.network.config, origin.text.config
+        assert isinstance(made[0], UNetConfig) and isinstance(made[1], TextConfig)
+        return made[0], made[1]
     assert chosen is not None
-    network = chosen.at(size)
+    network = network_for(chosen, size, autoencoder)
     text = TextConfig(tokenizer.size, tokenizer.length, network.text_width, chosen.text_layers)
     return network, text
 
 
 def _fitting(
-    options: TrainOptions, size: tuple[int, int], batch: int, tokenizer: Tokenizer, rate: Callable[[str], float]
-) -> str:
+    options: TrainOptions, size: tuple[int, int], batch: int, tokenizer: Tokenizer, autoencoder: Autoencoder,
+    rate: Callable[[str], float],
+) -> str:  # fmt: skip
     """The largest preset that will see PICTURES_A_PARAMETER pictures for each of its parameters."""
     measured_name = "tiny"
-    names = [name for name in PRESETS if all(side % PRESETS[name].at(size).factor == 0 for side in size)]
+    sized = {name: network_for(chosen, size, autoencoder) for name, chosen in PRESETS.items()}
+    unit, extent = autoencoder.factor, (size[0] // autoencoder.factor, size[1] // autoencoder.factor)
+    names = [name for name in PRESETS if all(side % (unit * sized[name].factor) == 0 for side in size)]
     if not names:
-        fits(size, PRESETS[measured_name].at(size))
-    cost = {n: measure.flops(PRESETS[n].at(size), size, tokenizer.length) for n in {*names, measured_name}}
+        fits(size, sized[measured_name], unit)
+    cost = {n: measure.flops(sized[n], extent, tokenizer.length) for n in {*names, measured_name}}
     base = rate(measured_name) if options.seconds else 0.0
     best = names[0]
     for name in names:
@@ -162,7 +196,7 @@ def _compiles(options: TrainOptions, seconds: float, say: Say) -> bool:
 
 
 def _compiled(
-    plan: Plan, eager: measure.Measured, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Identity,
+    plan: Plan, eager: measure.Measured, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder,
     say: Say, forced: bool,
 ) -> tuple[Plan, measure.Measured]:  # fmt: skip
     """The plan with compiled steps if these are the faster ones, measured."""
@@ -177,7 +211,12 @@ def _compiled(
     return (replace(plan, compile=True), fast) if pays else (plan, eager)
 
 
-def _finished(plan: Plan, measured: measure.Measured, options: TrainOptions, started: float) -> Plan:
+def _finished(
+    plan: Plan, measured: measure.Measured, learnt: float, options: TrainOptions, started: float
+) -> Plan:  # fmt: skip
+    """The plan with its steps. learnt: the autoencoder's pictures/s while it learns, infinite where it does not."""
+    share = LATENT_SHARE if learnt < math.inf else 0.0
+    dearer = 1 + share * measured.rate / learnt  # than the network's steps alone
     spent = time.monotonic() - started
     if options.steps:
         steps = options.steps
@@ -189,8 +228,8 @@ def _finished(plan: Plan, measured: measure.Measured, options: TrainOptions, sta
         left = (options.seconds - spent - min(CLOSING / measured.rate, 0.2 * options.seconds) - again) * (1 - RESERVE)
         if left <= 0:
             raise InputError(f"--for {options.seconds:g}s: was used up by preparing; give more time, or --steps")
-        steps = max(1, int(left * measured.rate / plan.batch))
-    seconds = options.seconds or spent + steps * plan.batch / measured.rate * (1 + RESERVE)
+        steps = max(1, int(left * measured.rate / dearer / plan.batch))
+    seconds = options.seconds or spent + steps * plan.batch * dearer / measured.rate * (1 + RESERVE)
     disk = plan.parameters * 4 * (3 * (3 + len(plan.averages)) + 1)  # a third checkpoint while it is written
     room = shutil.disk_usage(_existing(options)).free
     if disk > room:
@@ -200,7 +239,7 @@ def _finished(plan: Plan, measured: measure.Measured, options: TrainOptions, sta
         )
     return replace(
         plan, steps=steps, warmup=max(1, min(200, steps // 20)), rate=measured.rate, seconds=seconds,
-        memory=measured.memory, disk=disk,
+        memory=measured.memory, disk=disk, latent_steps=math.ceil(share * steps),
     )  # fmt: skip
 
 

@@ -22,16 +22,18 @@ from unspeckle import atomic, configuration, quantities
 from unspeckle.corpus import Corpus, Listing, open_corpus, read
 from unspeckle.errors import InputError
 from unspeckle.model import FILE, Card, Model, load
-from unspeckle.networks.autoencoder import Identity, IdentityConfig
+from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
+from unspeckle.networks.latents import Latents
 from unspeckle.text.tokenizer import Tokenizer, words
-from unspeckle.training import checkpoint
+from unspeckle.training import checkpoint, latents
 from unspeckle.training import plan as plans
-from unspeckle.training.choose import check, choose
+from unspeckle.training.choose import check, choose, space
 from unspeckle.training.learner import Weights, fresh
 from unspeckle.training.log import Log
-from unspeckle.training.loop import Failed, Training, train
+from unspeckle.training.loop import Training, train
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.plan import Plan
+from unspeckle.training.stage import Failed, Report
 from unspeckle.training.view import View, judged, table
 
 DONE, FAILED, STOPPED = 0, 1, 130
@@ -44,7 +46,7 @@ class Materials(NamedTuple):
 
     corpus: Corpus
     tokenizer: Tokenizer
-    autoencoder: Identity
+    autoencoder: Autoencoder
     origin: Model | None
 
 
@@ -137,12 +139,13 @@ def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: 
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if plan is not None:
-        tokenizer, autoencoder = _kept_tokenizer(options.out), Identity(plan.autoencoder)
+        tokenizer, autoencoder = _kept_tokenizer(options.out), _planned(plan)
     elif origin is not None:
-        assert isinstance(origin.autoencoder, Identity)
         tokenizer, autoencoder = origin.tokenizer, origin.autoencoder
     else:
-        tokenizer, autoencoder = Tokenizer.learn(corpus.captions()), standard(corpus)
+        learnt = space(options, corpus.training.size) == "latents"
+        tokenizer = Tokenizer.learn(corpus.captions())
+        autoencoder = latents.unlearnt(options.seed or 0) if learnt else standard(corpus)
     if plan is None:
         for line in corpus.describe():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -155,6 +158,11 @@ def _kept_tokenizer(run: Path) -> Tokenizer:
         return Tokenizer.from_json((run / WORDS).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{run / WORDS}: cannot be read ({error.strerror}); give another --out") from error
+
+
+def _planned(plan: Plan) -> Autoencoder:
+    """The plan's autoencoder, its learnt weights still in RUN."""
+    return Identity(plan.autoencoder) if isinstance(plan.autoencoder, IdentityConfig) else latents.unlearnt(plan.seed)
 
 
 def cache() -> Path:
@@ -204,33 +212,53 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
         vocabulary=tuple(word for word, _ in heard.most_common(200)), recipe=_recipe(options),
     )  # fmt: skip
     distinct = tuple(dict.fromkeys(corpus.heldout.captions(range(len(corpus.heldout))) or corpus.captions()))
-    training = Training(plan, options.out, corpus, tokenizer, autoencoder, card, distinct[:PROMPTS], weights)
     asked_to_stop = _listen()
-    training.stop = lambda: bool(asked_to_stop)
+
+    def stop() -> bool:
+        return bool(asked_to_stop)
+
     if len(corpus.heldout) == 0:
         console.print(
             "too few pictures to hold some out: the held-out loss is one of training pictures", soft_wrap=True
         )
-    log = Log(options.out, checkpoint.steps_done(options.out / "checkpoints"))
-    if log.events is None:
-        console.print("no TensorBoard events without the package tensorboard; log.jsonl has the same", soft_wrap=True)
     try:
-        with View(plan, console, options.quiet) as view:
-            for report in train(training):
-                log.write(report, report.step * plan.batch)
-                view.show(report)
+        if isinstance(autoencoder, Latents) and plan.latent_steps:
+            learning = latents.LatentTraining(plan, options.out, corpus, autoencoder, stop)
+            console.print(f"the autoencoder learns first, for {plan.latent_steps:,} steps", highlight=False)
+            _watch(latents.learn(learning), learning.plan, options.out / latents.FOLDER, console, options.quiet)
+        elif isinstance(autoencoder, Latents):
+            latents.settle(options.out, autoencoder)
+        if not stop():
+            training = Training(
+                plan, options.out, corpus, tokenizer, autoencoder, card, distinct[:PROMPTS], weights, stop
+            )
+            report = _watch(train(training), plan, options.out, console, options.quiet)
     except Failed as failure:
         print(f"{options.out}: {failure}", file=sys.stderr)
         return FAILED
-    finally:
-        log.close()
     if not (options.out / FILE).exists():
         console.print("stopped at a clean point; the same command goes on from here", highlight=False)
         return STOPPED
-    if report.held is not None:
+    if report is not None and report.held is not None:
         console.print(judged(report.held), highlight=False)
     print((options.out / FILE).absolute())
     return DONE
+
+
+def _watch(reports: Iterator[Report], plan: Plan, folder: Path, console: Console, quiet: bool) -> Report | None:
+    """Show and log the reports of the plan's steps; returns the last one, if there was any."""
+    report = None
+    log = Log(folder, checkpoint.steps_done(folder / "checkpoints"))
+    if log.events is None:
+        console.print("no TensorBoard events without the package tensorboard; log.jsonl has the same", soft_wrap=True)
+    try:
+        with View(plan, console, quiet) as view:
+            for report in reports:
+                log.write(report, report.step * plan.batch)
+                view.show(report)
+    finally:
+        log.close()
+    return report
 
 
 def _recipe(options: TrainOptions) -> str:

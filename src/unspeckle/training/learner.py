@@ -49,32 +49,25 @@ class Outcome(NamedTuple):
     moved: bool
 
 
+@torch.no_grad()
 def pictures_in(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> Tensor:
     """x (B, C, H, W) of a batch's bytes."""
     pixels = batch.pictures.to(device, non_blocking=True)
     return autoencoder.encode(pixels.float() / 127.5 - 1)
 
 
-class Learner:
-    """weights: the float32 masters. working: what computes, in the plan's precision; the same module in float32."""
+class Masters:
+    """weights: a module's float32 masters. working: the copy that computes, in the plan's precision; the same module in
+    float32. Between the two stands the optimiser."""
 
-    def __init__(self, plan: Plan, weights: Weights, tokenizer: Tokenizer, autoencoder: Autoencoder) -> None:
-        self.plan, self.tokenizer, self.device = plan, tokenizer, torch.device(plan.device)
-        self.autoencoder = autoencoder.to(self.device)
+    def __init__(self, plan: Plan, weights: nn.Module) -> None:
+        self.plan, self.device = plan, torch.device(plan.device)
         self.weights = weights.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weights.train().requires_grad_(True)
-        self.working: Weights = self.weights
+        self.working = self.weights
         if plan.precision != "float32":
             self.working = copy.deepcopy(self.weights).to(DTYPES[plan.precision])
         self.optimizer = Optimizer(self.weights, plan)
-        network = cast(Network, self.working.network)
-        self.denoiser = Denoiser(network, from_config(plan.schedule), plan.prediction, plan.clock)
-        self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
-        self.nothing = tokenizer.encode([""]).to(self.device)
-        if plan.compile:
-            unet = self.working.network
-            assert isinstance(unet, UNet)
-            unet.compiled_trunk = torch.compile(unet.trunk, dynamic=False)
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.weights.parameters())
@@ -93,17 +86,8 @@ class Learner:
             for master, worker in self._pairs():
                 worker.copy_(master)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch, captions dropped example by example."""
-        stream = Stream(self.plan.seed, batch.indices.to(self.device))
-        ids = self.tokenizer.encode(batch.captions).to(self.device)
-        ids = torch.where(self.objective.drops(stream)[:, None], self.nothing, ids)
-        x = pictures_in(batch, self.autoencoder, self.device)
-        return self.objective(self.denoiser, x, self.working.text(ids), stream).mean()
-
-    def step(self, batch: Batch, step: int) -> Outcome:
-        """Learn from a batch as step 1…plan.steps. A step whose loss or gradient is not finite moves nothing."""
-        loss = self.loss(batch)
+    def descend(self, loss: Tensor, step: int) -> Outcome:
+        """Move the weights by the loss as step 1…plan.steps; not at all where loss or gradient is not finite."""
         loss.backward()  # type: ignore[no-untyped-call]
         if self.working is not self.weights:
             for master, worker in self._pairs():
@@ -118,3 +102,34 @@ class Learner:
         else:
             self.optimizer.forget()
         return Outcome(value, norm, moved)
+
+
+class Learner(Masters):
+    """Of the network that denoises and its words."""
+
+    weights: Weights
+    working: Weights
+
+    def __init__(self, plan: Plan, weights: Weights, tokenizer: Tokenizer, autoencoder: Autoencoder) -> None:
+        super().__init__(plan, weights)
+        self.tokenizer, self.autoencoder = tokenizer, autoencoder.to(self.device)
+        network = cast(Network, self.working.network)
+        self.denoiser = Denoiser(network, from_config(plan.schedule), plan.prediction, plan.clock)
+        self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
+        self.nothing = tokenizer.encode([""]).to(self.device)
+        if plan.compile:
+            unet = self.working.network
+            assert isinstance(unet, UNet)
+            unet.compiled_trunk = torch.compile(unet.trunk, dynamic=False)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean loss of a batch, captions dropped example by example."""
+        stream = Stream(self.plan.seed, batch.indices.to(self.device))
+        ids = self.tokenizer.encode(batch.captions).to(self.device)
+        ids = torch.where(self.objective.drops(stream)[:, None], self.nothing, ids)
+        x = pictures_in(batch, self.autoencoder, self.device)
+        return self.objective(self.denoiser, x, self.working.text(ids), stream).mean()
+
+    def step(self, batch: Batch, step: int) -> Outcome:
+        """Learn from a batch as step 1…plan.steps."""
+        return self.descend(self.loss(batch), step)

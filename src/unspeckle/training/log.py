@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from unspeckle import atomic
-from unspeckle.training.loop import Report
+from unspeckle.training.stage import Report
 
 
 def _step(line: str) -> float:
@@ -23,6 +23,7 @@ class Log:
     """Appends. Lines of steps that a killed process did but did not keep, or did not end, are dropped first."""
 
     def __init__(self, run: Path, done: int) -> None:
+        run.mkdir(parents=True, exist_ok=True)
         path = run / "log.jsonl"
         if path.exists():
             kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= done]

@@ -1,7 +1,6 @@
 """The run: steps, averages, held-out losses, samples and checkpoints, as a stream of reports."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from unspeckle import atomic
-from unspeckle.corpus import Corpus, batches
+from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.denoiser import Denoiser
 from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
@@ -20,38 +19,14 @@ from unspeckle.model import FILE, Card, Model, save
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.schedule import from_config
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training import checkpoint, memory
-from unspeckle.training.checkpoint import Checkpoint
+from unspeckle.training import checkpoint
 from unspeckle.training.ema import PowerAverage
 from unspeckle.training.heldout import HeldOut, HeldOutLoss
-from unspeckle.training.learner import DTYPES, Learner, Weights, fresh
+from unspeckle.training.learner import DTYPES, Learner, Outcome, Weights, fresh
 from unspeckle.training.plan import Plan
+from unspeckle.training.stage import Failed, Look, Report, keep, walk
 
-SKIPS = 20  # steps in a row that may be skipped
-LOOK_EVERY = 180.0  # seconds between held-out losses and samples
-SAVE_EVERY = 240.0  # seconds between checkpoints
-REPORT_EVERY = 1.0
 HELD_OUT = 128  # pictures
-
-
-class Failed(Exception):
-    """Training cannot go on; one line says why and what to try."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Where a run stands. loss: mean since the last report. rate: pictures/s of this process so far."""
-
-    step: int
-    steps: int
-    loss: float
-    norm: float
-    rate: float
-    left: float  # seconds
-    skipped: int  # steps whose loss or gradient was not finite, in all
-    held: HeldOutLoss | None = None
-    samples: Path | None = None
-    saved: Path | None = None  # a checkpoint, or at the end the model
 
 
 @dataclass
@@ -70,10 +45,24 @@ class Training:
     skipped: int = 0
     learner: Learner = field(init=False)
     averages: list[PowerAverage] = field(init=False)
+    held: HeldOut = field(init=False)
 
     def __post_init__(self) -> None:
-        self.learner = Learner(self.plan, self.weights, self.tokenizer, self.autoencoder)
-        self.averages = [PowerAverage(width, self.learner.parameters()) for width in self.plan.averages]
+        self.learner = learner = Learner(self.plan, self.weights, self.tokenizer, self.autoencoder)
+        self.averages = [PowerAverage(width, learner.parameters()) for width in self.plan.averages]
+        judged = self.corpus.heldout if len(self.corpus.heldout) else self.corpus.training
+        self.held = HeldOut(judged, self.tokenizer, self.autoencoder, learner.objective, learner.device, HELD_OUT)
+
+    def step(self, batch: Batch, step: int) -> Outcome:
+        outcome = self.learner.step(batch, step)
+        if step % self.plan.average_every == 0 or step == self.plan.steps:
+            for average in self.averages:
+                average.update(self.learner.parameters(), step)
+        return outcome
+
+    def look(self, step: int) -> Look:
+        model = self.model(self.learner.tensors(), self.plan.precision)
+        return Look(self.held(model.denoiser, model.text), _samples(self, step))
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that a checkpoint keeps, by name: the very ones, to save or to copy into."""
@@ -86,14 +75,7 @@ class Training:
 
     def save(self, step: int) -> Path:
         counters = {"skipped": self.skipped, **{f"seen-{a.width}": a.seen for a in self.averages}}
-        tensors = {name: tensor.detach().cpu() for name, tensor in self.tensors().items()}
-        try:
-            return checkpoint.save(self.run / "checkpoints", Checkpoint(step, tensors, counters))
-        except (OSError, SafetensorError) as error:
-            raise Failed(
-                f"the checkpoint of step {step} cannot be written ({error}); free some space, "
-                "then the same command goes on from the one before"
-            ) from error
+        return keep(self.run / "checkpoints", step, self.tensors(), counters)
 
     def resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the steps done."""
@@ -136,61 +118,12 @@ def train(training: Training) -> Iterator[Report]:
 
     Stops at a clean point, with a checkpoint, where training.stop() turns true. Failed where the loss stays infinite.
     """
-    plan, run = training.plan, training.run
-    done = training.resume()
-    judged = training.corpus.heldout if len(training.corpus.heldout) else training.corpus.training
-    learner = training.learner
-    held = HeldOut(judged, training.tokenizer, training.autoencoder, learner.objective, learner.device, HELD_OUT)
-    data = batches(training.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch)
-    began = reported = saved = looked = time.monotonic()
-    first, losses, in_a_row, look_took = done, [], 0, 0.0
-    for step in range(done + 1, plan.steps + 1):
-        try:
-            outcome = learner.step(next(data), step)
-        except (RuntimeError, MemoryError) as error:
-            if not memory.ran_out(error):
-                raise
-            raise Failed(
-                f"step {step}: no memory left; free some and give the same command to go on from the last checkpoint, "
-                f"or begin anew with --batch {max(1, plan.batch // 2)} and another --out"
-            ) from error
-        in_a_row = 0 if outcome.moved else in_a_row + 1
-        training.skipped += not outcome.moved
-        if in_a_row >= SKIPS:
-            raise Failed(
-                f"step {step}: the loss has not been finite for {SKIPS} steps; "
-                "try --precision float32 with another --out"
-            )
-        losses.append(outcome.loss)
-        if step % plan.average_every == 0 or step == plan.steps:
-            for average in training.averages:
-                average.update(training.learner.parameters(), step)
-        now, stopping = time.monotonic(), training.stop()
-        look = now - looked > max(LOOK_EVERY, 20 * look_took) and step < plan.steps and not stopping
-        due = stopping or now - saved > SAVE_EVERY or step == plan.steps
-        if look or due or now - reported > REPORT_EVERY:
-            rate = (step - first) * plan.batch / max(1e-9, now - began)
-            finite = [value for value in losses if math.isfinite(value)]
-            report = Report(
-                step, plan.steps, sum(finite) / len(finite) if finite else math.nan, outcome.norm, rate,
-                (plan.steps - step) * plan.batch / max(1e-9, rate), training.skipped,
-                held=_look(training, held) if look else None,
-                samples=_samples(training, step) if look else None,
-                saved=training.save(step) if due else None,
-            )  # fmt: skip
-            losses, reported = [], time.monotonic()
-            look_took = reported - now if look else look_took
-            looked = reported if look else looked
-            saved = reported if due else saved
-            yield report
-        if stopping and step < plan.steps:
-            return
-    yield _finish(training, held, run)
-
-
-def _look(training: Training, held: HeldOut) -> HeldOutLoss:
-    model = training.model(training.learner.tensors(), training.plan.precision)
-    return held(model.denoiser, model.text)
+    plan, done = training.plan, training.resume()
+    yield from walk(
+        training, batches(training.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch), done
+    )
+    if checkpoint.steps_done(training.run / "checkpoints") == plan.steps:
+        yield _finish(training)
 
 
 def _samples(training: Training, step: int, model: Model | None = None) -> Path:
@@ -209,16 +142,16 @@ def _samples(training: Training, step: int, model: Model | None = None) -> Path:
     return path
 
 
-def _finish(training: Training, held: HeldOut, run: Path) -> Report:
+def _finish(training: Training) -> Report:
     """Keep the weights that do best on held-out pictures."""
     best: tuple[HeldOutLoss, str, list[Tensor]] | None = None
     for name, tensors in training.candidates().items():
         model = training.model(tensors, training.plan.precision)
-        loss = held(model.denoiser, model.text)
+        loss = training.held(model.denoiser, model.text)
         if best is None or loss.total < best[0].total:
             best = loss, name, tensors
     assert best is not None
-    plan = training.plan
+    plan, run = training.plan, training.run
     model = training.model(best[2])
     model.card = replace(model.card, corpus={**model.card.corpus, "weights": best[1]})
     try:

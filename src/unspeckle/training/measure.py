@@ -13,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from unspeckle.corpus import Batch
 from unspeckle.denoiser import Given
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training.latents import LatentLearner
 from unspeckle.training.learner import Learner, fresh
 from unspeckle.training.plan import Plan
 
@@ -82,6 +84,20 @@ def training(
         taken.append(time.perf_counter() - before)
     median = sorted(taken)[len(taken) // 2]
     return Measured(plan.batch / median, _peak(plan.device), begun - start)
+
+
+def latents(plan: Plan, data: Iterator[Batch], seconds: float) -> float:
+    """Pictures/s at which the plan's autoencoder learns: throwaway weights for about `seconds`, at least two steps."""
+    assert isinstance(plan.autoencoder, LatentConfig)
+    learner = LatentLearner(replace(plan, warmup=10**9), Latents(plan.autoencoder))
+    learner.step(next(data), 1)
+    _wait(plan.device)
+    begun, taken = time.perf_counter(), 0
+    while taken < 2 or time.perf_counter() - begun < seconds:
+        learner.step(next(data), taken + 1)
+        _wait(plan.device)
+        taken += 1
+    return taken * plan.batch / (time.perf_counter() - begun)
 
 
 def _wait(device: str) -> None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
 from unspeckle.errors import InputError
+from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.networks.unet import UNet
 from unspeckle.training.plan import Plan
 
@@ -19,22 +20,34 @@ MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def kept(plan: Plan) -> int:
-    """Bytes that the forward pass of one picture keeps for the backward pass, counted on the meta device."""
+    """Bytes that the forward pass of one picture keeps for the backward pass, counted on the meta device: the network's
+    or, where that is more, those of the autoencoder while it learns."""
     dtype = torch.float32 if plan.precision == "float32" else torch.bfloat16
+    with torch.device("meta"):
+        network = UNet(plan.network).to(dtype)
+        config, (width, height) = plan.network, plan.extent
+        words = torch.empty(1, plan.text.length, config.text_width, dtype=dtype)
+        given = Given(words, None, torch.empty(1, config.vector_width, dtype=dtype))
+        x = torch.empty(1, config.channels, height, width, dtype=dtype)
+        most = _kept(network, lambda: network(x, torch.empty(1), given))
+        if isinstance(plan.autoencoder, LatentConfig) and plan.latent_steps:
+            latents = Latents(plan.autoencoder).to(dtype)
+            latents.standard.float()
+            pictures = torch.empty(1, 3, plan.size[1], plan.size[0])
+            most = max(most, _kept(latents, lambda: latents.decode(latents.encode(pictures))))
+    return most
+
+
+def _kept(module: nn.Module, forward: Callable[[], Tensor]) -> int:
     seen: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         seen[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with torch.device("meta"):
-        network = UNet(plan.network).to(dtype)
-        config, (width, height) = plan.network, plan.size
-        words = torch.empty(1, plan.text.length, config.text_width, dtype=dtype)
-        given = Given(words, None, torch.empty(1, config.vector_width, dtype=dtype))
-        own = {p.untyped_storage()._cdata for p in network.parameters()}
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            output = network(torch.empty(1, config.channels, height, width, dtype=dtype), torch.empty(1), given)
+    own = {p.untyped_storage()._cdata for p in module.parameters()}
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = forward()
     del output
     return sum(t.untyped_storage().nbytes() for storage, t in seen.items() if storage not in own)
 

@@ -15,6 +15,7 @@ class TrainOptions:
     steps: int | None = None
     size: str | None = None  # "64" or "96x64", not yet parsed: quantities.size
     preset: str | None = None
+    space: str | None = None  # in which to denoise: "pixels" or "latents"
     captions: str = "auto"  # auto, txt, metadata, folders, names
     caption: str | None = None  # one caption for all pictures
     template: str | None = None  # a caption around a folder's name, "a photo of {}"

@@ -9,6 +9,7 @@ from typing import Any
 from unspeckle import atomic, configuration
 from unspeckle.errors import InputError
 from unspeckle.networks.autoencoder import IdentityConfig
+from unspeckle.networks.latents import LatentConfig
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.text.encoder import TextConfig
 from unspeckle.training.options import TrainOptions
@@ -39,7 +40,8 @@ class Plan:
     seconds: float  # from start to end, as planned
     memory: int  # bytes at the peak of a step, measured
     disk: int  # bytes in RUN at the end
-    autoencoder: IdentityConfig
+    autoencoder: IdentityConfig | LatentConfig
+    latent_steps: int = 0  # in which the autoencoder is learnt, before the others
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "flow"})
     prediction: str = "v"
     clock: str = "t"
@@ -58,6 +60,11 @@ class Plan:
     @property
     def pictures(self) -> int:
         return self.steps * self.batch
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """Width and height of x."""
+        return self.size[0] // self.autoencoder.factor, self.size[1] // self.autoencoder.factor
 
     def save(self, run: Path) -> None:
         atomic.write(run / FILE, json.dumps(configuration.to_json(self), indent=1).encode())

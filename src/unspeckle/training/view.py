@@ -9,9 +9,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from unspeckle.networks.autoencoder import IdentityConfig
 from unspeckle.training.heldout import HeldOutLoss
-from unspeckle.training.loop import Report
 from unspeckle.training.plan import Plan
+from unspeckle.training.stage import Report
 
 LINE_EVERY = 30.0  # seconds, where there is no terminal
 
@@ -33,6 +34,7 @@ def table(plan: Plan, done: int) -> Table:
     rows = {
         "works on": f"{work}, {plan.rate:.0f} pictures/s measured",
         "network": f"{plan.preset}, {plan.parameters / 1e6:.1f} M parameters with its words",
+        "denoises": _space(plan),
         "pictures": f"{width}x{height}, {plan.pictures:,} in {plan.steps:,} steps of {plan.batch}",
         "memory": f"{plan.memory / 2**30:.1f} GiB at the peak",
         "disk": f"{plan.disk / 2**20:,.0f} MiB in the run's folder",
@@ -42,6 +44,14 @@ def table(plan: Plan, done: int) -> Table:
     for name, value in rows.items():
         shown.add_row(Text(name, style="bold"), value)
     return shown
+
+
+def _space(plan: Plan) -> str:
+    if isinstance(plan.autoencoder, IdentityConfig):
+        return "pixels"
+    width, height = plan.extent
+    learnt = f"learnt in {plan.latent_steps:,} steps before" if plan.latent_steps else "of the model it goes on from"
+    return f"latents of {width}x{height}x{plan.autoencoder.channels}, {learnt}"
 
 
 class View:

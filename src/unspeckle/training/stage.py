@@ -1,0 +1,125 @@
+"""The walk along a plan's steps that every learner takes: reports, looks, checkpoints, and stops at clean points."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from unspeckle.corpus import Batch
+from unspeckle.training import checkpoint, memory
+from unspeckle.training.checkpoint import Checkpoint
+from unspeckle.training.heldout import HeldOutLoss
+from unspeckle.training.learner import Outcome
+from unspeckle.training.plan import Plan
+
+SKIPS = 20  # steps in a row that may be skipped
+LOOK_EVERY = 180.0  # seconds between held-out losses and samples
+SAVE_EVERY = 240.0  # seconds between checkpoints
+REPORT_EVERY = 1.0
+
+
+class Failed(Exception):
+    """Training cannot go on; one line says why and what to try."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is seen of a learner on the way."""
+
+    held: HeldOutLoss | None = None
+    samples: Path | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a run stands. loss: mean since the last report. rate: pictures/s of this process so far."""
+
+    step: int
+    steps: int
+    loss: float
+    norm: float
+    rate: float
+    left: float  # seconds
+    skipped: int  # steps whose loss or gradient was not finite, in all
+    held: HeldOutLoss | None = None
+    samples: Path | None = None
+    saved: Path | None = None  # a checkpoint, or at the end the model
+
+
+class Stage(Protocol):
+    """A learner on its way through its plan."""
+
+    plan: Plan
+    skipped: int
+
+    def step(self, batch: Batch, step: int) -> Outcome: ...
+    def look(self, step: int) -> Look: ...
+    def save(self, step: int) -> Path: ...
+    def stop(self) -> bool: ...
+
+
+def walk(stage: Stage, data: Iterator[Batch], done: int) -> Iterator[Report]:
+    """Take the steps done + 1 … plan.steps, the last with a checkpoint; where stage.stop() turns true, end early, at a
+    clean point with a checkpoint. Failed where the loss stays infinite or memory runs out."""
+    plan, steps = stage.plan, stage.plan.steps
+    began = reported = saved = looked = time.monotonic()
+    losses: list[float] = []
+    in_a_row, look_took = 0, 0.0
+    for step in range(done + 1, steps + 1):
+        outcome = _step(stage, next(data), step)
+        in_a_row = 0 if outcome.moved else in_a_row + 1
+        stage.skipped += not outcome.moved
+        if in_a_row >= SKIPS:
+            raise Failed(
+                f"step {step}: the loss has not been finite for {SKIPS} steps; "
+                "try --precision float32 with another --out"
+            )
+        losses.append(outcome.loss)
+        now, stopping = time.monotonic(), stage.stop()
+        looking = now - looked > max(LOOK_EVERY, 20 * look_took) and step < steps and not stopping
+        due = stopping or now - saved > SAVE_EVERY or step == steps
+        if looking or due or now - reported > REPORT_EVERY:
+            rate = (step - done) * plan.batch / max(1e-9, now - began)
+            finite = [value for value in losses if math.isfinite(value)]
+            look = stage.look(step) if looking else Look()
+            report = Report(
+                step, steps, sum(finite) / len(finite) if finite else math.nan, outcome.norm, rate,
+                (steps - step) * plan.batch / max(1e-9, rate), stage.skipped, look.held, look.samples,
+                stage.save(step) if due else None,
+            )  # fmt: skip
+            losses, reported = [], time.monotonic()
+            look_took = reported - now if looking else look_took
+            looked = reported if looking else looked
+            saved = reported if due else saved
+            yield report
+        if stopping:
+            return
+
+
+def _step(stage: Stage, batch: Batch, step: int) -> Outcome:
+    try:
+        return stage.step(batch, step)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.ran_out(error):
+            raise
+        raise Failed(
+            f"step {step}: no memory left; free some and give the same command to go on from the last checkpoint, "
+            f"or begin anew with --batch {max(1, stage.plan.batch // 2)} and another --out"
+        ) from error
+
+
+def keep(folder: Path, step: int, tensors: Mapping[str, Tensor], counters: Mapping[str, float]) -> Path:
+    """Write a checkpoint, or say in one line why it cannot be."""
+    plain = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    try:
+        return checkpoint.save(folder, Checkpoint(step, plain, counters))
+    except (OSError, SafetensorError) as error:
+        raise Failed(
+            f"the checkpoint of step {step} cannot be written ({error}); free some space, "
+            "then the same command goes on from the one before"
+        ) from error

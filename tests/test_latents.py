@@ -1,0 +1,172 @@
+"""The learnt autoencoder: unit variance, a distance that is what it says, learning that can stop anywhere."""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unspeckle.draw import Ask, draw
+from unspeckle.errors import InputError
+from unspeckle.model import load
+from unspeckle.networks import LatentConfig, Latents
+from unspeckle.training import checkpoint, command, latents
+from unspeckle.training import plan as plans
+from unspeckle.training.options import TrainOptions
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pictures of 32 × 32."""
+    root = tmp_path_factory.mktemp("discs")
+    for i, pixels in enumerate(discs(0)):
+        Image.fromarray(pixels).save(root / f"{i}.png")
+    return root
+
+
+def discs(seed: int) -> list[np.ndarray]:
+    """Each a disc of one colour on a ground of another."""
+    rng, (rows, columns) = np.random.default_rng(seed), np.mgrid[:32, :32]
+    middles, colours = rng.uniform(8, 24, (40, 2)), rng.integers(0, 256, (40, 2, 3))
+    inside = [(rows - y) ** 2 + (columns - x) ** 2 < 64 for y, x in middles]
+    return [np.where(i[..., None], *pair).astype(np.uint8) for i, pair in zip(inside, colours, strict=True)]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
+
+
+def options(folder: Path, out: Path, **changes: object) -> TrainOptions:
+    asked = TrainOptions(
+        folder, out, steps=20, size="32", preset="nano", batch=8, quiet=True, caption="a disc", space="latents"
+    )
+    return replace(asked, **changes)
+
+
+def pictures(seed: int) -> Tensor:
+    return torch.from_numpy(np.stack(discs(seed))).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@pytest.fixture(scope="module")
+def learnt(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose autoencoder had 120 steps."""
+    out = tmp_path_factory.mktemp("runs") / "learnt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setattr("unspeckle.training.choose.LATENT_SHARE", 6.0)
+        assert command.run(options(folder, out)) == 0
+    return out
+
+
+def test_latents_have_mean_0_and_variance_1_over_what_they_learn_from(learnt: Path) -> None:
+    x = load(learnt).autoencoder.encode(pictures(0))
+    assert x.shape[1:] == (8, 8, 8)
+    assert x.mean((0, 2, 3)).abs().max() < 0.1
+    assert (x.var((0, 2, 3)) - 1).abs().max() < 0.2
+
+
+def test_it_learns_to_give_back_pictures_that_it_never_saw(learnt: Path) -> None:
+    autoencoder, unseen = load(learnt).autoencoder, pictures(1)
+    error = (autoencoder.decode(autoencoder.encode(unseen)) - unseen).square().mean()
+    assert error < 0.35 * unseen.var((2, 3)).mean()
+
+
+def test_shifted_pictures_have_shifted_latents(learnt: Path) -> None:
+    autoencoder = load(learnt).autoencoder
+    torch.manual_seed(0)
+    scene = torch.zeros(1, 3, 128, 128)
+    scene[:, :, 56:72, 56:72] = torch.rand(1, 3, 16, 16)
+    here, there = (autoencoder.encode(p) for p in (scene, scene.roll((8, -4), (2, 3))))
+    assert torch.allclose(here.roll((2, -1), (2, 3))[..., 8:-8, 8:-8], there[..., 8:-8, 8:-8], atol=1e-4)
+
+
+def test_the_distance_is_its_definition() -> None:
+    torch.manual_seed(0)
+    error = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    grey = error.view(2, 3, 8, 2, 8, 2).mean((3, 5))
+    coarse = grey.view(2, 3, 4, 2, 4, 2).mean((3, 5))
+    coarsest = coarse.view(2, 3, 2, 2, 2, 2).mean((3, 5))
+
+    def up(x: Tensor) -> Tensor:
+        """Bilinear, written out: a pixel takes 3/4 of its own place and 1/4 of the neighbour it leans to."""
+        for axis in (2, 3):
+            last = x.shape[axis] - 1
+            before = x.index_select(axis, torch.arange(-1, last).clamp(min=0))
+            after = x.index_select(axis, torch.arange(1, last + 2).clamp(max=last))
+            x = torch.stack([0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after], axis + 1).flatten(axis, axis + 1)
+        return x
+
+    bands = [error - up(grey), grey - up(coarse), coarse - up(coarsest)]
+    wanted = sum(part.abs().mean() for part in (error, *bands, coarsest))
+    assert torch.allclose(latents.pyramid(error), wanted)
+    assert latents.pyramid(torch.zeros(1, 3, 16, 16)) == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_stopped_in_either_part_and_resumed_is_bit_for_bit_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert command.run(options(folder, whole, precision=precision)) == 0
+    assert plans.load(whole).latent_steps == 4
+    for learner, last in (("latents.LatentLearner", 2), ("learner.Learner", 7)):
+        with monkeypatch.context() as patch:
+            stop_in(patch, f"unspeckle.training.{learner}.step", last)
+            assert command.run(options(folder, out, precision=precision)) == 130
+        assert not (out / "model.safetensors").exists()
+    assert checkpoint.steps_done(out / "autoencoder/checkpoints") == 4
+    assert checkpoint.steps_done(out / "checkpoints") == 7
+    assert command.run(options(folder, out, precision=precision)) == 0
+    ours, theirs = load(out).tensors(), load(whole).tensors()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
+
+
+def stop_in(monkeypatch: pytest.MonkeyPatch, method: str, steps: int) -> None:
+    """Ctrl-C, as it were, during the given step of a learner."""
+    where, _, name = method.rpartition(".")
+    module, _, kind = where.rpartition(".")
+    learner = getattr(__import__(module, fromlist=[kind]), kind)
+    real = getattr(learner, name)
+
+    def step(self: object, batch: object, number: int) -> object:
+        if number == steps:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, batch, number)
+
+    monkeypatch.setattr(learner, name, step)
+
+
+def test_another_model_goes_on_with_its_own_autoencoder(folder: Path, learnt: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = options(folder, out, space=None, preset=None, from_model=learnt, steps=3)
+    assert command.run(asked) == 0
+    before, after = load(learnt), load(out)
+    kept = [name for name in before.tensors() if name.startswith("autoencoder.")]
+    assert kept and all(torch.equal(before.tensors()[name], after.tensors()[name]) for name in kept)
+    assert any(not torch.equal(before.tensors()[name], after.tensors()[name]) for name in before.tensors())
+
+
+def test_a_drawing_is_as_large_as_asked(learnt: Path) -> None:
+    assert [p.size for p in draw(load(learnt), Ask("a disc", steps=2, size=(48, 32)))] == [(48, 32)]
+
+
+def test_space_and_from_exclude_each_other(folder: Path, learnt: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--space and --from"):
+        command.run(options(folder, tmp_path / "run", preset=None, from_model=learnt))
+    with pytest.raises(InputError, match="--space fourier: unknown"):
+        command.run(options(folder, tmp_path / "run", space="fourier"))
+
+
+def test_a_factor_wants_as_many_widths() -> None:
+    with pytest.raises(ValueError, match="factor 8"):
+        Latents(LatentConfig(factor=8, widths=(8, 8)))
