@@ -16,7 +16,7 @@ MERGES = [("o", "g</w>"), ("r", "og</w>"), ("f", "rog</w>"), ("s", "t"), ("o", "
 
 
 def tokenizer(pad: str = END) -> ClipTokenizer:
-    return ClipTokenizer(_openai(MERGES), pad=pad)
+    return ClipTokenizer(_openai(MERGES), pads=(pad,))
 
 
 @pytest.mark.parametrize(("act", "projection"), [("quick_gelu", 0), ("gelu", 24)])
@@ -70,7 +70,7 @@ def test_tokenizer_is_that_of_transformers(tmp_path: Path, pad: str, kept: str) 
     for words in WORDS:
         words = words.replace("!", "") if pad == "!" else words  # theirs takes it for padding; OpenCLIP never did
         expected = theirs(words, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
-        assert torch.equal(ours.encode([words]), expected)
+        assert torch.equal(ours.encode([words])[:, 0], expected)
 
 
 def test_clips_own_merges_make_clips_vocabulary() -> None:
@@ -79,34 +79,34 @@ def test_clips_own_merges_make_clips_vocabulary() -> None:
         pytest.skip("CLIP's vocabulary is not here")
     ours = ClipTokenizer.read(clip)
     assert (ours.start, ours.end, ours.bpe.get_vocab_size()) == (49406, 49407, 49408)
-    ids = ours.encode(["a photo of an astronaut riding a horse on mars"])[0, :12].tolist()
+    ids = ours.encode(["a photo of an astronaut riding a horse on mars"])[0, 0, :12].tolist()
     assert ids == [49406, 320, 1125, 539, 550, 18376, 6765, 320, 4558, 525, 7496, 49407]
 
 
 def test_long_prompts_are_cut_into_chunks_of_75() -> None:
     ours = tokenizer()
-    rows = ours.encode(["frog " * 150, "frog", ""]).unflatten(1, (-1, 77))
+    rows = ours.encode(["frog " * 150, "frog", ""])[:, 0].unflatten(1, (-1, 77))
     assert rows.shape == (3, 2, 77)
     frog = ours.bpe.token_to_id("frog</w>")
     assert (
         (rows[0, :, 1:76] == frog).all() and (rows[0, :, 0] == ours.start).all() and (rows[0, :, 76] == ours.end).all()
     )
-    assert torch.equal(rows[1, 1], ours.encode([""])[0])
-    assert ours.encode(["frog " * 75]).shape == (1, 77) and ours.encode(["frog " * 76]).shape == (1, 154)
+    assert torch.equal(rows[1, 1], ours.encode([""])[0, 0])
+    assert ours.encode(["frog " * 75]).shape == (1, 1, 77) and ours.encode(["frog " * 76]).shape == (1, 1, 154)
 
 
 @pytest.mark.parametrize(("after", "moves"), [(BACK - 1, True), (BACK, False)])
 def test_a_chunk_is_broken_after_a_comma_that_is_near(after: int, moves: bool) -> None:
     ours = tokenizer()
     frog, comma = (ours.bpe.token_to_id(f"{word}</w>") for word in ("frog", ","))
-    first, second = ours.encode(["frog " * (74 - after) + "," + " frog" * (after + 5)])[0].view(2, 77).tolist()
+    first, second = ours.encode(["frog " * (74 - after) + "," + " frog" * (after + 5)])[0, 0].view(2, 77).tolist()
     assert first[1:76].count(frog) == (74 - after if moves else 74) and first[75 - after] == comma
     assert second[1:76].count(frog) == (after + 5 if moves else 5)
 
 
 def test_words_that_look_like_marks_are_words() -> None:
     ours = tokenizer()
-    ids = ours.encode([f"a {END} b {START}"])[0].tolist()
+    ids = ours.encode([f"a {END} b {START}"])[0, 0].tolist()
     assert ids.count(ours.start) == 1 and ids.index(ours.end) > 10
 
 

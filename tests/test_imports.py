@@ -56,7 +56,9 @@ def test_imports_point_one_way(file: Path) -> None:
 
 
 def test_the_mathematics_is_small() -> None:
-    assert sum(len((ROOT / f"{name}.py").read_text().splitlines()) for name in MATHEMATICS) <= 700
+    assert (
+        sum(len((ROOT / f"{name}.py").read_text().splitlines()) for name in MATHEMATICS) <= 750
+    )  # 700 and two samplers of others
 
 
 def run(code: str) -> str:

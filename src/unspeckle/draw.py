@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unspeckle import guidance, seeds
-from unspeckle.denoiser import Denoise, Given
+from unspeckle import guidance
+from unspeckle.denoiser import Denoise, Denoiser, Given
 from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.picture import stamp
-from unspeckle.samplers import GRIDS, SAMPLERS, Step, times
+from unspeckle.samplers import GRIDS, SAMPLERS, Step
 from unspeckle.version import installed
 
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
@@ -58,6 +58,7 @@ class Order:
 def settle(model: Model, ask: Ask | Order) -> Order:
     """The ask with the card's choices filled in. InputError, naming the option, where it cannot be drawn."""
     card = model.card
+    sampler = _named("sampler", card.sampler if ask.sampler is None else ask.sampler, SAMPLERS)
     for name, text in (("prompt", ask.prompt), ("negative", ask.negative)):
         if not isinstance(text, str) or len(text) > _LONGEST:
             raise InputError(f"{name}: must be text of at most {_LONGEST} characters")
@@ -75,8 +76,8 @@ def settle(model: Model, ask: Ask | Order) -> Order:
         seed=seed,
         count=count,
         steps=_whole("steps", card.steps if ask.steps is None else ask.steps, 1, 1000),
-        sampler=_named("sampler", card.sampler if ask.sampler is None else ask.sampler, SAMPLERS),
-        grid=_named("grid", card.grid if ask.grid is None else ask.grid, GRIDS),
+        sampler=sampler,
+        grid=_named("grid", model.grid(sampler) if ask.grid is None else ask.grid, GRIDS),
         scale=float(scale),
         size=_fitting(model, card.size if ask.size is None else ask.size),
     )
@@ -105,18 +106,19 @@ def steps(model: Model, ask: Ask | Order) -> Iterator[Step]:
 def _steps(model: Model, order: Order) -> Iterator[Step]:
     width, height = (side // model.autoencoder.factor for side in order.size)
     shape = (model.autoencoder.channels, height, width)
-    noise = seeds.noise(range(order.seed, order.seed + order.count), shape, model.device)
-    way = times(order.grid, model.denoiser.schedule, order.steps)
-    _, sigma = model.denoiser.schedule(way[0])
-    x = float(sigma) * noise(-1, 0)  # (B, C, H, W)
-    yield from SAMPLERS[order.sampler](_denoise(model, order), model.denoiser.schedule, way, x, noise)
+    noise = model.noise(range(order.seed, order.seed + order.count), shape)
+    way = model.way(order.sampler, order.grid, order.steps)
+    x = way.start * noise(-1, 0)  # (B, C, H, W)
+    denoise = _denoise(model, order, way.denoiser)
+    yield from SAMPLERS[order.sampler](denoise, way.denoiser.schedule, way.times, x, noise)
 
 
-def _denoise(model: Model, order: Order) -> Denoise:
+def _denoise(model: Model, order: Order, denoiser: Denoiser) -> Denoise:
     givens = [_given(model, order.prompt, order.count)]
     if order.scale != 1:
         givens.append(_given(model, order.negative, order.count))
-    denoise = guidance.combine(model.denoiser, givens, guidance.cfg(order.scale))
+    givens, scale = model.complete(givens, order.scale, order.size)
+    denoise = guidance.combine(denoiser, givens, guidance.cfg(scale))
     bounds: Any = model.autoencoder.bounds if model.card.clamp else None
     return denoise if bounds is None else guidance.clamp(denoise, *bounds)
 

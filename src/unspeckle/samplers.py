@@ -1,6 +1,6 @@
 """From noise to a picture: samplers as generators of steps, and the times at which they stop on the way.
 
-Every sampler sees (x_t, t) -> x̂ alone and works on every schedule. Each move but Heun's is the one law, `_move`."""
+Every sampler sees (x_t, t) -> x̂ alone and works on every schedule. Each move is the one law, `_move`."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -59,6 +59,15 @@ def _ahead(estimate: Tensor, older: Tensor | None, levels: list[_Level]) -> Tens
     return estimate + (levels[-1] - levels[-2]) / (levels[-2] - levels[-3]) / 2 * (estimate - older)
 
 
+def _eps(x: Tensor, estimate: Tensor, level: _Level) -> Tensor:
+    return (x - level.alpha * estimate) / level.sigma
+
+
+def _length(here: _Level, there: _Level) -> Tensor:
+    """Of a move in sigma/alpha, in the units of x there: eps is the slope."""
+    return there.sigma - there.alpha / here.alpha * here.sigma
+
+
 @torch.no_grad()
 def ddim(
     denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, eta: float = 0.0, order: int = 1
@@ -87,11 +96,41 @@ def heun(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: 
         guess = _move(x, estimate, here, there)
         if here.alpha > 0 and there.sigma > 0:
             again = denoise(guess, there.t.expand(len(x)))
-            eps = (x - here.alpha * estimate) / here.sigma + (guess - there.alpha * again) / there.sigma
-            scale = there.alpha / here.alpha
-            guess = scale * x + (there.sigma - scale * here.sigma) * eps / 2
+            guess = guess + _length(here, there) / 2 * (_eps(guess, again, there) - _eps(x, estimate, here))
         x = guess
     yield Step(levels[-1].t, x, x)
+
+
+@torch.no_grad()
+def adams(
+    denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, uniform: bool = False
+) -> Steps:
+    """Adams-Bashforth in sigma/alpha over up to four steps: LMS (Crowson 2022). uniform: its weights as though steps
+    were equal, and the first one Heun's: PLMS (Liu et al. 2022, "Pseudo numerical methods", eq. 9 and 12)."""
+    levels = _levels(schedule, times)
+    places = torch.stack([torch.tensor(-float(i)) if uniform else b.sigma / b.alpha for i, b in enumerate(levels)])
+    past: list[Tensor] = []  # eps, the newest last
+    for i, (here, there) in enumerate(pairwise(levels)):
+        estimate = denoise(x, here.t.expand(len(x)))
+        yield Step(here.t, x, estimate)
+        guess = _move(x, estimate, here, there)
+        if here.alpha > 0:
+            eps = _eps(x, estimate, here)
+            weights = _weights(places[i - len(past) : i + 2])
+            turns = [weight * (one - eps) for weight, one in zip(weights[:-1], past, strict=True)]
+            if uniform and i == 0 and len(levels) > 2:
+                turns = [(_eps(guess, denoise(guess, there.t.expand(len(x))), there) - eps) / 2]
+            past = [*past[-2:], eps]
+            guess = guess + _length(here, there) * torch.stack(turns).sum(0) if turns else guess
+        x = guess
+    yield Step(levels[-1].t, x, x)
+
+
+def _weights(places: Tensor) -> Tensor:
+    """Of a curve's values at all places but the last, so that their sum is its mean over the last step."""
+    shares = ((places[:-1] - places[-2]) / (places[-1] - places[-2])).double()
+    powers = torch.arange(len(shares), dtype=torch.float64)
+    return torch.linalg.solve(shares ** powers[:, None], 1 / (powers + 1))
 
 
 @torch.no_grad()
@@ -149,6 +188,8 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": ddim,
     "euler_a": partial(ddim, eta=1.0),
     "heun": heun,
+    "lms": adams,
+    "plms": partial(adams, uniform=True),
     "dpmpp_2m": partial(ddim, order=2),
     "dpmpp_2m_sde": partial(ddim, eta=1.0, order=2),
     "dpmpp_sde": dpmpp_sde,

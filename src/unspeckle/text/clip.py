@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unspeckle.denoiser import Given
+
 
 @dataclass(frozen=True)
 class ClipConfig:
@@ -69,3 +71,36 @@ class ClipEncoder(nn.Module):
         ends = (ids == self.config.end).int().argmax(1)
         vector: Tensor = self.project(self.norm(x[torch.arange(len(x), device=x.device), ends]))
         return tokens, vector
+
+
+@dataclass(frozen=True)
+class ClipTextsConfig:
+    """One or two encoders side by side, as Stable Diffusion reads them."""
+
+    encoders: tuple[ClipConfig, ...] = (ClipConfig(),)
+    pooled: bool = False  # give the last encoder's pooled vector too
+    zeros: bool = False  # no words at all are zeros, not the encoding of an empty prompt (XL)
+
+
+class ClipTexts(nn.Module):
+    """ids (B, encoders, chunks · length) to a Given: each chunk is read alone, their tokens stand one behind the other,
+    those of two encoders in one row; the pooled vector is the first chunk's."""
+
+    def __init__(self, config: ClipTextsConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleList(ClipEncoder(one) for one in config.encoders)
+
+    def forward(self, ids: Tensor) -> Given:
+        read, vector = [], None
+        for encoder, config, rows in zip(self.encoders, self.config.encoders, ids.unbind(1), strict=True):
+            chunks = rows.unflatten(1, (-1, config.length))
+            tokens, vector = encoder(chunks.flatten(0, 1))
+            read.append(tokens.view(len(ids), -1, config.width))
+            vector = vector.view(len(ids), chunks.shape[1], -1)[:, 0]
+        tokens, vector = torch.cat(read, 2), vector if self.config.pooled else None
+        if self.config.zeros:
+            words = (ids[:, 0, 1] != self.config.encoders[0].end).to(tokens.dtype)
+            tokens = tokens * words[:, None, None]
+            vector = None if vector is None else vector * words[:, None]
+        return Given(tokens, None, vector)

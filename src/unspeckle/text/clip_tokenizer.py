@@ -20,18 +20,19 @@ _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 class ClipTokenizer:
-    """Strings to ids (B, chunks · length): each chunk is a start, 75 tokens of words, an end, and padding.
+    """Strings to ids (B, encoders, chunks · length): each chunk is a start, 75 tokens of words, an end, and padding,
+    which each encoder may want to be another token.
 
     As in the programs that write such prompts: a chunk that fills up is broken after its last comma if fewer than
     BACK tokens follow that. Rows are as long as the longest prompt wants; the others get empty chunks.
     """
 
-    def __init__(self, bpe: BPE, length: int = 77, pad: str = END) -> None:
+    def __init__(self, bpe: BPE, length: int = 77, pads: Sequence[str] = (END,)) -> None:
         bpe.encode_special_tokens = True  # a prompt that says <|endoftext|> means the characters
         bpe.no_padding()
         bpe.no_truncation()
         self.bpe, self.length = bpe, length
-        self.start, self.end, self.pad = (self._id(token) for token in (START, END, pad))
+        self.start, self.end, *self.pads = (self._id(token) for token in (START, END, *pads))
         self._comma = bpe.token_to_id(",</w>")
 
     def _id(self, token: str) -> int:
@@ -41,9 +42,9 @@ class ClipTokenizer:
         return int(found)
 
     @classmethod
-    def read(cls, folder: Path, length: int = 77, pad: str | None = None) -> "ClipTokenizer":
-        """From a folder with vocab.json and merges.txt, or tokenizer.json, or CLIP's own merges. pad: the token that
-        fills up; None = what the folder says. InputError where it has none of them, or damaged ones."""
+    def read(cls, folder: Path, length: int = 77, pads: Sequence[str] | None = None) -> "ClipTokenizer":
+        """From a folder with vocab.json and merges.txt, or tokenizer.json, or CLIP's own merges. pads: what fills up,
+        for each encoder; None = what the folder says. InputError where it has none of them, or damaged ones."""
         try:
             if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
                 lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -55,18 +56,18 @@ class ClipTokenizer:
                 bpe = _openai(_pairs(lines[: 49152 - 256 - 2 + 1]))
             else:
                 raise InputError(f"{folder}: holds neither vocab.json and merges.txt, nor tokenizer.json, nor {OPENAI}")
-            return cls(bpe, length, _padding(folder) if pad is None else pad)
+            return cls(bpe, length, (padding(folder),) if pads is None else pads)
         except InputError:
             raise
         except Exception as e:  # tokenizers raises bare Exceptions
             raise InputError(f"{folder}: its tokenizer is damaged ({str(e)[:100]}); copy or download it again") from e
 
-    def write(self, folder: Path) -> None:
-        """vocab.json, merges.txt and tokenizer_config.json, as other programs read them."""
+    def write(self, folder: Path, encoder: int = 0) -> None:
+        """vocab.json, merges.txt and tokenizer_config.json for one encoder, as other programs read them."""
         folder.mkdir(parents=True, exist_ok=True)
         model = json.loads(self.bpe.to_str())["model"]
         merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-        pad = self.bpe.id_to_token(self.pad)
+        pad = self.bpe.id_to_token(self.pads[encoder])
         said = {"tokenizer_class": "CLIPTokenizer", "model_max_length": self.length, "pad_token": pad,
                 "bos_token": START, "eos_token": END, "unk_token": END}  # fmt: skip
         for name, text in (
@@ -77,11 +78,12 @@ class ClipTokenizer:
             (folder / name).write_text(text, encoding="utf-8")
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Ids (B, chunks · length) int64."""
+        """Ids (B, encoders, chunks · length) int64."""
         rows = [self._chunks(encoded.ids) for encoded in self._encoded(captions)]
         most = max((len(chunks) for chunks in rows), default=1)
-        filled = [[self._filled(chunk) for chunk in [*chunks, *[[]] * (most - len(chunks))]] for chunks in rows]
-        return torch.tensor(filled, dtype=torch.int64).reshape(len(rows), most * self.length)
+        rows = [chunks + [[]] * (most - len(chunks)) for chunks in rows]
+        filled = [[[self._filled(chunk, pad) for chunk in chunks] for pad in self.pads] for chunks in rows]
+        return torch.tensor(filled, dtype=torch.int64).reshape(len(rows), len(self.pads), most * self.length)
 
     def unknown(self, prompt: str) -> list[str]:
         """None: every word has tokens, and nobody wrote down which were in the captions."""
@@ -90,9 +92,9 @@ class ClipTokenizer:
     def _encoded(self, captions: Sequence[str]) -> Iterable[Any]:
         return self.bpe.encode_batch(list(captions), add_special_tokens=False)
 
-    def _filled(self, chunk: list[int]) -> list[int]:
+    def _filled(self, chunk: list[int], pad: int) -> list[int]:
         ids = [self.start, *chunk, self.end]
-        return ids + [self.pad] * (self.length - len(ids))
+        return ids + [pad] * (self.length - len(ids))
 
     def _chunks(self, ids: list[int]) -> list[list[int]]:
         """At least one chunk, of at most length - 2 tokens each."""
@@ -133,7 +135,8 @@ def _openai(merges: list[tuple[str, str]]) -> BPE:
     return _bpe({token: place for place, token in enumerate(tokens)}, merges)
 
 
-def _padding(folder: Path) -> str:
+def padding(folder: Path) -> str:
+    """The token with which a tokenizer's folder says that rows are filled up."""
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             said = json.loads((folder / name).read_text(encoding="utf-8")).get("pad_token")
