@@ -1,4 +1,4 @@
-"""Stable Diffusion's families at tiny sizes as diffusers and transformers build them, with weights that say something."""
+"""Stable Diffusion's families at tiny sizes as diffusers builds them, with weights that say something."""
 
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,13 @@ SCHEDULER = {
 }  # fmt: skip
 
 
-def speaking(module: torch.nn.Module, gain: float = 2.0) -> torch.nn.Module:
-    """The module with random weights under which its answer depends on all that it is asked."""
+def speaking(module: torch.nn.Module, plain: float = 1.0) -> torch.nn.Module:
+    """The module with random weights under which its answer depends on all that it is asked, but not wildly: a small
+    change of x, as rounding makes it, must not grow from step to step."""
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
             fan = parameter[0].numel()
-            parameter.data.normal_(std=(gain if "attn" in name or "time" in name else 1.0) * fan**-0.5)
+            parameter.data.normal_(std=(1.0 if "attn" in name or "emb" in name else plain) * fan**-0.5)
         elif "norm" in name and name.endswith("weight"):
             parameter.data.normal_(1, 0.1)
         else:
@@ -57,8 +58,8 @@ def speaking(module: torch.nn.Module, gain: float = 2.0) -> torch.nn.Module:
 
 
 def unet(family: str) -> Any:
-    made = speaking(diffusers.UNet2DConditionModel(**UNETS[family]))
-    made.conv_out.weight.data *= 1.8  # to about unit variance
+    made = speaking(diffusers.UNet2DConditionModel(**UNETS[family]), 0.7)
+    made.conv_out.weight.data *= 2.4  # to about unit variance
     return made
 
 
@@ -75,7 +76,7 @@ def text(width: int, act: str, projection: int = 0, layers: int = 2, end: int = 
         eos_token_id=end, bos_token_id=TOKENS - 2, max_position_embeddings=77,
     )  # fmt: skip
     make = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
-    return speaking(make(config), gain=1.0)
+    return speaking(make(config))
 
 
 def tokenizer(folder: Path, pad: str = END) -> Any:

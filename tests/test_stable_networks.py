@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-import stable
 import torch
 
+import stable
 from unspeckle.denoiser import Given
 from unspeckle.formats import diffusers, names
 from unspeckle.networks.unet import UNet, UNetConfig

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -55,13 +55,6 @@ class Card:
     corpus: dict[str, Any] = field(default_factory=dict)  # summary of what it saw
 
 
-class Words(Protocol):
-    """Strings to ids; unknown are the words that no caption held."""
-
-    def encode(self, captions: Sequence[str], /) -> Tensor: ...
-    def unknown(self, prompt: str, /) -> list[str]: ...
-
-
 class Way(NamedTuple):
     """Where a drawing stops: times (N + 1,) float64; it starts at start · noise, and asks the denoiser."""
 
@@ -75,7 +68,7 @@ class Model:
     """All that a drawing needs. text, tokenizer: words -> Given; autoencoder: pictures <-> x."""
 
     denoiser: Denoiser
-    tokenizer: Words
+    tokenizer: Tokenizer
     text: nn.Module
     autoencoder: Autoencoder
     card: Card
@@ -146,16 +139,29 @@ def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
         save_file(tensors, beside, {KEY: json.dumps(_describe(model))})
 
 
-def load(path: str | Path | None = None, device: str | torch.device = "cpu") -> Model:
-    """Read a .safetensors file of ours or a RUN's; without a path, the model inside the package. Weights as float32.
+def load(
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    *,
+    prediction: str | None = None,
+    trust_pickle: bool = False,
+) -> Model:
+    """Read a .safetensors file of ours or a RUN's, or a Stable Diffusion: a folder of diffusers, a single file, or a
+    name on the hub; without a path, the model inside the package. Weights as float32. Of foreign ones: prediction,
+    "eps" or "v", where they do not tell; trust_pickle, to read the tensors of a .ckpt.
 
-    InputError, one line, where the file is not there, not ours, damaged, or does not fit its own configuration.
+    InputError, one line, where the file is not there, not known, damaged, or does not fit its own configuration.
     """
     if path is None:
         with as_file(files("unspeckle") / "models" / "embedded.safetensors") as inside:
             if not inside.is_file():
                 raise InputError("this installation has no embedded model; name one with --model")
             return load(inside, device)
+    from unspeckle.formats import door
+
+    foreign = door.read(path, prediction, trust_pickle)
+    if foreign is not None:
+        return door.model(foreign, device)
     file = locate(Path(path))
     said, tensors = _read(file)
     try:
@@ -274,7 +280,8 @@ def _part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor], part
         module = make(made)
     wanted = module.state_dict()
     held = {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
-    compare(*({f"{part}.{name}": t for name, t in some.items()} for some in (wanted, held)), file)
+    compare({f"{part}.{name}": tensor for name, tensor in wanted.items()},
+            {f"{part}.{name}": tensor for name, tensor in held.items()}, file)  # fmt: skip
     module.load_state_dict({name: float32(tensor) for name, tensor in held.items()}, assign=True)
     return module.eval()
 

@@ -130,7 +130,8 @@ def _weights(places: Tensor) -> Tensor:
     """Of a curve's values at all places but the last, so that their sum is its mean over the last step."""
     shares = ((places[:-1] - places[-2]) / (places[-1] - places[-2])).double()
     powers = torch.arange(len(shares), dtype=torch.float64)
-    return torch.linalg.solve(shares ** powers[:, None], 1 / (powers + 1))
+    weights: Tensor = torch.linalg.solve(shares ** powers[:, None], 1 / (powers + 1))
+    return weights
 
 
 @torch.no_grad()

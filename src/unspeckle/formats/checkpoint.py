@@ -15,7 +15,7 @@ from unspeckle.model import compare
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import Vae, VaeConfig
 from unspeckle.schedule import STABLE_DIFFUSION, Table
-from unspeckle.text.clip import ClipConfig, ClipEncoder, ClipTexts, ClipTextsConfig
+from unspeckle.text.clip import ClipConfig, ClipTexts, ClipTextsConfig
 from unspeckle.text.clip_tokenizer import ClipTokenizer
 
 
@@ -90,8 +90,9 @@ def fetched(
     if unknown:
         raise InputError(f"{file}: has a spare tensor '{sorted(unknown)[0]}' that no model known here has")
     ours = taken(named, held)
-    compare(*({named[name].split("#")[0] + _third(named[name]): t for name, t in some.items()} for some in (wanted, ours)),
-            file, "download")  # fmt: skip
+    said = {name: f"{named[name].split('#')[0]}{_third(named[name])}" for name in wanted}
+    renamed = [{said[name]: tensor for name, tensor in some.items()} for some in (wanted, ours)]
+    compare(renamed[0], renamed[1], file, "download")
     return ours
 
 

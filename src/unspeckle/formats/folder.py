@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unspeckle.errors import InputError
 from unspeckle.formats import diffusers
-from unspeckle.formats.checkpoint import Checkpoint, Habits, fetched, table
+from unspeckle.formats.checkpoint import Checkpoint, fetched, table
 from unspeckle.formats.names import Rows
 from unspeckle.formats.settings import autoencoder, encoder, habits, network
 from unspeckle.model import contents

@@ -15,7 +15,7 @@ from unspeckle.formats.checkpoint import Checkpoint, Habits
 from unspeckle.formats.grids import grid
 from unspeckle.model import Card, Model, Way, float32
 from unspeckle.networks.layers import sinusoids
-from unspeckle.networks.unet import UNetConfig
+from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.seeds import Noise, ecosystem_noise
 
 _FAMILIES = {  # of time grids; what is not here walks on ours
@@ -136,7 +136,8 @@ def model(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> Foreign
     for name, part in parts.items():
         part.load_state_dict({key: float32(held) for key, held in checkpoint.part(name).items()}, assign=True)
         part.eval().requires_grad_(False)
-    habits = checkpoint.habits
+    habits, network = checkpoint.habits, parts["network"]
+    assert isinstance(network, UNet)
     card = Card(
         name=checkpoint.where.stem,
         sampler=habits.sampler,
@@ -145,7 +146,7 @@ def model(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> Foreign
         size=(habits.size, habits.size),
         clamp=False,
     )
-    denoiser = Denoiser(parts["network"], habits.table, habits.prediction, "index")
+    denoiser = Denoiser(network, habits.table, habits.prediction, "index")
     made = Foreign(denoiser, checkpoint.tokenizer, parts["text"], parts["autoencoder"], card, habits)  # type: ignore[arg-type]
     made.to(device)
     return made

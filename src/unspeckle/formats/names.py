@@ -1,10 +1,10 @@
 """Rename tables: what a tensor of ours is called elsewhere, both ways.
 
-A row says (ours, theirs, leaves). In ours {i} counts blocks from the entry on, as our modules do; theirs may use {level}
-and {block} within it, {back}, the level counted from the other end, and {n}, the count with the resizings in between,
-and {k}, 1 where the block before a resizing is alone and 2 where a transformer follows it. leaves are pairs of dotted
-names to replace in the rest. Behind a # stands how theirs is stored: T transposed, conv as a 1 × 1 convolution, 0, 1
-or 2 as that third of a joined tensor.
+A row says (ours, theirs, leaves). In ours {i} counts blocks from the entry on, as our modules do; theirs may use
+{level} and {block} within it, {back}, the level counted from the other end, and {n}, the count with the resizings in
+between, and {k}, 1 where the block before a resizing is alone and 2 where a transformer follows it. leaves are pairs
+of dotted names to replace in the rest. Behind a # stands how theirs is stored: T transposed, conv as a 1 × 1
+convolution, 0, 1 or 2 as that third of a joined tensor.
 """
 
 import re
@@ -40,7 +40,7 @@ def _theirs(name: str, rows: Rows, shape: Shape) -> str:
         if found:
             rest = name[found.end() :]
             for mine, other in leaves:
-                rest = re.sub(rf"(?<![^.]){re.escape(mine)}(?![^.])", lambda _, other=other: other, rest)
+                rest = re.sub(rf"(?<![^.]){re.escape(mine)}(?![^.])", other, rest)
             counted = _counted(ours, int(found[1]), shape) if found.lastindex else {}
             return ".".join(part for part in (theirs.format(**counted), rest) if part)
     raise ValueError(f"no row for {name}")

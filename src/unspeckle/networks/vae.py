@@ -49,7 +49,8 @@ class VaeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
         h = self.out(F.scaled_dot_product_attention(self.query(h), self.key(h), self.value(h)))
-        return x + h.transpose(1, 2).reshape(x.shape)
+        out: Tensor = x + h.transpose(1, 2).reshape(x.shape)
+        return out
 
 
 class Middle(nn.Sequential):

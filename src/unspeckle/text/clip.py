@@ -94,7 +94,7 @@ class ClipTexts(nn.Module):
     def forward(self, ids: Tensor) -> Given:
         read, vector = [], None
         for encoder, config, rows in zip(self.encoders, self.config.encoders, ids.unbind(1), strict=True):
-            chunks = rows.unflatten(1, (-1, config.length))
+            chunks = rows.view(len(rows), -1, config.length)
             tokens, vector = encoder(chunks.flatten(0, 1))
             read.append(tokens.view(len(ids), -1, config.width))
             vector = vector.view(len(ids), chunks.shape[1], -1)[:, 0]
