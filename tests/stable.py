@@ -88,7 +88,10 @@ def pipeline(family: str, scratch: Path, prediction: str = "epsilon", seed: int 
     """A whole tiny pipeline of diffusers."""
     torch.manual_seed(seed)
     ddim = diffusers.DDIMScheduler(**SCHEDULER, prediction_type=prediction)
-    clip, parts = tokenizer(scratch / "clip"), {"unet": unet(family), "vae": vae(), "scheduler": ddim}
+    clip, parts = (
+        tokenizer(scratch / "clip"),
+        {"unet": unet(family), "vae": vae(scaling_factor=0.13025 if family == "xl" else 0.18215), "scheduler": ddim},
+    )
     if not family.startswith("xl"):
         clip = clip if family[0] == "1" else tokenizer(scratch / "open", "!")
         reader = text(64, "quick_gelu" if family[0] == "1" else "gelu")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import stable
 import torch
 from diffusers import schedulers as peers
 
+import stable
 import unspeckle
 from unspeckle.draw import Ask, pictures, settle, steps
 

@@ -17,10 +17,19 @@ from unspeckle.samplers import Step
 from unspeckle.terminal import Show
 
 
-def run(ask: Ask, model: Path | None, out: Path, strip: bool, quiet: bool, device: str | None) -> int:
+def run(
+    ask: Ask,
+    model: Path | None,
+    out: Path,
+    strip: bool,
+    quiet: bool,
+    device: str | None,
+    prediction: str | None = None,
+    trust_pickle: bool = False,
+) -> int:
     """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
     _writable(out)
-    drawer = load(model, place(device))
+    drawer = load(model, place(device), prediction=prediction, trust_pickle=trust_pickle)
     orders = parts(drawer, ask)
     total, done = sum(order.steps for order in orders), 0
     with Show(quiet=quiet) as show:

@@ -41,6 +41,8 @@ def read(folder: Path, prediction: str | None = None) -> Checkpoint:
     zeros = large and bool(index.get("force_zeros_for_empty_prompt", len(readers) == 2))
     said = habits(_json(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler")
     size = _json(folder / "unet" / "config.json").get("sample_size") or 64
+    if kind.startswith("StableDiffusion") and not large:
+        said = replace(said, offset=1)  # as these pipelines decide, whatever an old file says
     said = replace(said, size=int(size if isinstance(size, int) else max(size)) << (len(vae.multipliers) - 1))
     tokenizers = [folder / name.replace("text_encoder", "tokenizer") for name in readers]
     checkpoint = Checkpoint(

@@ -70,7 +70,7 @@ def network(said: Said, file: Path) -> UNetConfig:
         sees_itself=(True,) * levels,
         feed_forward=True,
         projection="linear" if said.get("use_linear_projection") else "conv",
-        head_width=head_widths.pop() if len(set(heads)) > 1 else 0,
+        head_width=head_widths.pop() if len(set(heads)) > 1 else 64,
         heads=heads[0] if len(set(heads)) == 1 else 0,
         text_width=_number(said, "cross_attention_dim", 1280, file),
         vector_width=_number(said, "projection_class_embeddings_input_dim", 0, file) if pooled else 0,

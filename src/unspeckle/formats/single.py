@@ -18,6 +18,7 @@ from unspeckle.text.clip import ClipConfig, ClipEncoder, ClipTextsConfig
 from unspeckle.text.clip_tokenizer import END
 
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v"}
+SCALE = "unspeckle.latent_scale"  # in the metadata, where it is not its kind's
 SCALES = {False: 0.18215, True: 0.13025}  # of the latents: Rombach et al. 2022; XL
 
 
@@ -30,7 +31,7 @@ def read(
         raise InputError(f"{file}: {_found(tensors)}; --model takes Stable Diffusion 1, 2 or XL, or a model of ours")
     network, large = _network(unet, file), "label_emb.0.0.weight" in unet
     vae = _part(tensors, ldm.VAE_PREFIX)
-    coder = _autoencoder(vae, SCALES[large], file)
+    coder = _autoencoder(vae, float(metadata.get(SCALE) or SCALES[large]), file)
     texts = [(prefix, opens, part) for prefix, opens in ldm.TEXT_PREFIXES if (part := _part(tensors, prefix))]
     if not texts:
         raise InputError(f"{file}: holds no text encoder that is known here, only its U-Net; get the whole model")

@@ -13,6 +13,7 @@ from unspeckle.formats import diffusers, ldm
 from unspeckle.formats.checkpoint import Checkpoint, table
 from unspeckle.formats.names import Rows, given
 from unspeckle.formats.settings import SAMPLERS
+from unspeckle.formats.single import SCALE, SCALES
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import Vae, VaeConfig
 from unspeckle.text.clip import ClipConfig, ClipEncoder
@@ -31,7 +32,9 @@ def single(checkpoint: Checkpoint, file: Path) -> None:
     """Write one file of the original layout, atomically; its metadata say by ModelSpec what tensors cannot."""
     unet = checkpoint.unet
     if (unet.heads or 8) != 8 or (not unet.heads and unet.head_width != 64) or unet.groups != 32:
-        raise InputError(f"{checkpoint.where}: its heads or groups are such as single files cannot tell; keep the folder")
+        raise InputError(
+            f"{checkpoint.where}: its heads or groups are such as single files cannot tell; keep the folder"
+        )
     prefixes = {
         "1": ldm.TEXT_PREFIXES[:1], "2": ldm.TEXT_PREFIXES[1:2], "xl": (ldm.TEXT_PREFIXES[2], ldm.TEXT_PREFIXES[4]),
         "xl-refiner": ldm.TEXT_PREFIXES[3:4],
@@ -51,6 +54,8 @@ def single(checkpoint: Checkpoint, file: Path) -> None:
         "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}[habits.prediction],
         "modelspec.resolution": f"{habits.size}x{habits.size}",
     }
+    if checkpoint.vae.scale != SCALES[bool(unet.vector_width)]:
+        said[SCALE] = repr(checkpoint.vae.scale)
     with replacing(file) as beside:
         save_file(theirs, beside, said)
 
