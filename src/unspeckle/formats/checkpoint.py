@@ -88,7 +88,7 @@ def fetched(
     theirs = {said.split("#")[0] for said in named.values()}
     unknown = [name for name in held if name not in theirs and not (spare and re.match(spare, name))]
     if unknown:
-        raise InputError(f"{file}: has a spare tensor '{sorted(unknown)[0]}' that no model known here has")
+        raise InputError(f"{file}: has a spare tensor '{sorted(unknown)[0][:100]}' that no model known here has")
     ours = taken(named, held)
     said = {name: f"{named[name].split('#')[0]}{_third(named[name])}" for name in wanted}
     renamed = [{said[name]: tensor for name, tensor in some.items()} for some in (wanted, ours)]

@@ -56,7 +56,7 @@ def read(
     known = (ldm.UNET_PREFIX, ldm.VAE_PREFIX, *(prefix for prefix, _, _ in texts))
     others = [name for name in tensors if not name.startswith(known) and not re.match(spare, name)]
     if others:
-        raise InputError(f"{file}: has a spare tensor '{sorted(others)[0]}' that no model known here has")
+        raise InputError(f"{file}: has a spare tensor '{sorted(others)[0][:100]}' that no model known here has")
     found = {
         "network": fetched(UNet, network, table(UNet, network, ldm.UNET), unet, file, spare),
         "autoencoder": fetched(Vae, coder, table(Vae, coder, ldm.VAE), vae, file, spare),
