@@ -141,6 +141,22 @@ def test_variants_and_shards(folder: Any, tmp_path: Path) -> None:
         unspeckle.load(tmp_path / "sharded")
 
 
+def test_names_that_older_programs_wrote(folder: Any, tmp_path: Path) -> None:
+    """The autoencoder's attention had others until 2023; CLIP's began with a prefix until transformers 5."""
+    source, place = folder("1"), tmp_path / "old"
+    shutil.copytree(source, place)
+    file = place / "vae" / "diffusion_pytorch_model.safetensors"
+    held, old = load_file(file), {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, name in old.items():
+        held = {key.replace(f"attentions.0.{new}.", f"attentions.0.{name}."): held[key] for key in held}
+    assert sum(".proj_attn." in key for key in held) == 4
+    save_file(held, file)
+    file = place / "text_encoder" / "model.safetensors"
+    held = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(file).items()}
+    save_file({**held, "text_model.embeddings.position_ids": torch.arange(77)[None]}, file)
+    assert unspeckle.load(place).hash == unspeckle.load(source).hash
+
+
 def test_a_name_on_the_hub_is_found_in_its_cache(folder: Any, tmp_path: Path, monkeypatch: Any) -> None:
     constants = pytest.importorskip("huggingface_hub").constants
     repository = tmp_path / "models--someone--tiny-1.0"
