@@ -237,10 +237,8 @@ def contents(file: Path, again: str = "train") -> tuple[dict[str, str], dict[str
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The JSON and the tensors, as stored, of a file that may be anything."""
     metadata, tensors = contents(file)
-    if KEY not in metadata:
-        raise InputError(f"{file}: is a .safetensors file, but no model of unspeckle; --model takes only those")
     try:
-        said = json.loads(metadata[KEY])
+        said = json.loads(metadata.get(KEY, ""))
     except (ValueError, RecursionError) as e:
         raise InputError(f"{file}: its metadata are damaged ({str(e)[:100]}); copy or train it again") from e
     if not isinstance(said, dict) or type(said.get("format")) is not int:
