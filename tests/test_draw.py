@@ -14,11 +14,12 @@ from unspeckle.denoiser import Given
 from unspeckle.draw import Ask, asked, draw, many, parts, pictures, settle, steps
 from unspeckle.errors import InputError
 from unspeckle.film import COLUMNS, Film
+from unspeckle.grids import times
 from unspeckle.guidance import cfg, clamp, combine
 from unspeckle.model import Model
 from unspeckle.networks import Identity, IdentityConfig
 from unspeckle.picture import difference, record
-from unspeckle.samplers import SAMPLERS, times
+from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import VE
 from unspeckle.seeds import noise
 

@@ -159,7 +159,7 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
     for size in (1 << 62, (1 << 63) - 1, 100_000_001, len(whole) * 2):
         assert "damaged or cut off" in says(struct.pack("<Q", size) + whole[8:])
     save_file({"weight": torch.ones(2)}, path)
-    assert "no model of unspeckle" in refusal(path)
+    assert "holds no U-Net that is known here" in refusal(path)
 
 
 def test_where_a_model_lies(tmp_path: Path) -> None:

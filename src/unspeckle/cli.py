@@ -25,12 +25,14 @@ app = typer.Typer(
 corpora = typer.Typer(help="Make a corpus of captioned pictures.", rich_markup_mode=None)
 app.add_typer(corpora, name="make-corpus")
 
-MODEL_HELP = "A .safetensors file or a RUN of train.  [default: the model inside the package]"
+MODEL_HELP = "A model: file, RUN of train, or Stable Diffusion (file, folder, hub name).  [default: the one inside]"
 INTERVAL_HELP = "Guide at these times only: 0 is the picture, 1 is noise.  [default: always]"
 GUIDE_HELP = "A weaker model that guides in place of the negative prompt (autoguidance)."
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the paths of results.")]
 Device = Annotated[Optional[str], typer.Option(help="cpu or cuda.  [default: cuda where there is one]")]  # noqa: UP045
 ModelPath = Annotated[Optional[Path], typer.Option("--model", "-m", help=MODEL_HELP)]  # noqa: UP045
+Prediction = Annotated[Optional[str], typer.Option(help="Of a Stable Diffusion that does not tell: eps or v.")]  # noqa: UP045
+TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Read the tensors of a .ckpt, and only those.")]
 Captions = Annotated[str, typer.Option(help="Where they lie: auto, txt, metadata, folders or names.")]
 
 
@@ -67,6 +69,8 @@ def draw(
     size: Annotated[str | None, typer.Option(help="Pixels: 64 or WxH.  [default: the model's]")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the PNG files.")] = Path(),
     strip: Annotated[bool, typer.Option("--strip", help="Save the film of the drawing as well.")] = False,
+    prediction: Prediction = None,
+    trust_pickle: TrustPickle = False,
     device: Device = None,
     quiet: Quiet = False,
 ) -> int:
@@ -82,7 +86,7 @@ def draw(
     from unspeckle.draw import Ask
 
     ask = Ask(" ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides, guidance, rescale, when)
-    return run(ask, model, guide, out, strip, quiet, device)
+    return run(ask, model, guide, out, strip, quiet, device, prediction, trust_pickle)
 
 
 @app.command(epilog="Exit code: 0 where no pixel differs, 1 where one does.")
@@ -98,6 +102,19 @@ def replay(
     from unspeckle.commands.replay import run
 
     return run(picture, model, guide, quiet, device)
+
+
+@app.command(epilog="Exit code: 0 where what was written computes the same, 1 where it does not.")
+def convert(
+    source: Annotated[str, typer.Argument(metavar="A", help="A Stable Diffusion: file, folder or hub name.")],
+    target: Annotated[Path, typer.Argument(metavar="B", help="NAME.safetensors for one file, else a new folder.")],
+    prediction: Prediction = None,
+    trust_pickle: TrustPickle = False,
+) -> int:
+    """Turn a Stable Diffusion into a single file or a diffusers folder, and compare the two."""
+    from unspeckle.commands.convert import run
+
+    return run(source, target, prediction, trust_pickle)
 
 
 @corpora.callback()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unspeckle.denoiser import Denoise, Given
 from unspeckle.guidance import Rule, combine, join, mixed
-from unspeckle.model import Model
+from unspeckle.model import Model, Way
 from unspeckle.prompts import Blend, Caption, Chunk, Guesses, Prompt, guesses
 
 Shares = tuple[tuple[float, ...], ...]
@@ -26,19 +26,25 @@ class State(NamedTuple):
     blends: tuple[tuple[Blend, ...], ...]
 
 
-def denoise(model: Model, prompts: Sequence[Prompt], negative: Prompt, times: Tensor, rule: Rule | None) -> Denoise:
+def denoise(
+    model: Model, prompts: Sequence[Prompt], negative: Prompt, way: Way, rule: Rule | None,
+    complete: Callable[[Given, bool], Given],
+) -> Denoise:  # fmt: skip
     """x̂ of row i from prompts[i], by a rule on the wanted and the unwanted estimate; None = the wanted one alone.
 
-    times (N + 1,) are those at which the sampler stops: which words count at a time t depends on t alone. Prompts drawn
-    in one batch must be alike, see `kind`.
+    way.times are those at which the sampler stops: which words count at a time t depends on t alone. Prompts drawn in
+    one batch must be alike, see `kind`. complete(given, wanted) adds what else the model wants to be told.
     """
+    times = way.times
     states = [_state(model, prompts, negative, step, len(times) - 1, rule is None) for step in range(len(times) - 1)]
     given = _reader(model, states)
     made: dict[State, Denoise] = {}
     for state in states:
         if state not in made:
             summed = mixed(rule or _alone, state.shares)
-            made[state] = combine(model.denoiser, [given(blends) for blends in state.blends], summed)
+            wanted = [share == 0 for share in state.shares[1]] if len(state.shares) > 1 else [True] * len(state.blends)
+            givens = [complete(given(blends), own) for blends, own in zip(state.blends, wanted, strict=True)]
+            made[state] = combine(way.denoiser, givens, summed)
     ends = times[1:-1].double().cpu()
 
     def at(x_t: Tensor, t: Tensor) -> Tensor:

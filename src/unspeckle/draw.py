@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor
 from unspeckle import conditioning, guidance
 from unspeckle.denoiser import Denoise
 from unspeckle.errors import InputError
-from unspeckle.model import Model
+from unspeckle.grids import GRIDS
+from unspeckle.model import Model, Way
 from unspeckle.picture import stamp
 from unspeckle.prompts import Prompt, parse
-from unspeckle.samplers import GRIDS, SAMPLERS, Step, times
-from unspeckle.seeds import noise
+from unspeckle.samplers import SAMPLERS, Step
 from unspeckle.version import installed
 
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
@@ -71,6 +72,7 @@ class Order:
 def settle(model: Model, ask: Ask | Order) -> Order:
     """The ask with the card's choices filled in. InputError, naming the option, where it cannot be drawn."""
     card = model.card
+    sampler = _named("sampler", card.sampler if ask.sampler is None else ask.sampler, SAMPLERS)
     for name, text in (("prompt", ask.prompt), ("negative", ask.negative)):
         if not isinstance(text, str) or len(text) > _LONGEST:
             raise InputError(f"{name}: must be text of at most {_LONGEST} characters")
@@ -89,8 +91,8 @@ def settle(model: Model, ask: Ask | Order) -> Order:
         seed=seed,
         count=count,
         steps=_whole("steps", card.steps if ask.steps is None else ask.steps, 1, 1000),
-        sampler=_named("sampler", card.sampler if ask.sampler is None else ask.sampler, SAMPLERS),
-        grid=_named("grid", card.grid if ask.grid is None else ask.grid, GRIDS),
+        sampler=sampler,
+        grid=_named("grid", model.grid(sampler) if ask.grid is None else ask.grid, GRIDS),
         scale=float(scale),
         size=_fitting(model, card.size if ask.size is None else ask.size),
         guidance=_named("guidance", ask.guidance, GUIDANCE),
@@ -124,29 +126,34 @@ def steps(model: Model, ask: Ask | Order) -> Iterator[Step]:
 def _steps(model: Model, order: Order, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Iterator[Step]:
     """One batch: row i from prompts[i] and the noise of seeds[i], the rest as ordered."""
     width, height = (side // model.autoencoder.factor for side in order.size)
-    fresh = noise(seeds, (model.autoencoder.channels, height, width), model.device)
-    way = times(order.grid, model.denoiser.schedule, order.steps)
-    _, sigma = model.denoiser.schedule(way[0])
-    x = float(sigma) * fresh(-1, 0)  # (B, C, H, W)
-    yield from SAMPLERS[order.sampler](_denoise(model, order, prompts, way), model.denoiser.schedule, way, x, fresh)
+    fresh = model.noise(seeds, (model.autoencoder.channels, height, width))
+    way = model.way(order.sampler, order.grid, order.steps)
+    x = way.start * fresh(-1, 0)  # (B, C, H, W)
+    denoise = _denoise(model, order, prompts, way)
+    yield from SAMPLERS[order.sampler](denoise, way.denoiser.schedule, way.times, x, fresh)
 
 
-def _denoise(model: Model, order: Order, prompts: Sequence[Prompt], way: Tensor) -> Denoise:
-    rule, negative = _rule(order), parse(order.negative)
+def _denoise(model: Model, order: Order, prompts: Sequence[Prompt], way: Way) -> Denoise:
+    rule, negative = _rule(order, model.left(order.scale)), parse(order.negative)
+
+    def read(one: Model, way: Way, rule: guidance.Rule | None) -> Denoise:
+        complete = partial(one.complete, scale=order.scale, size=order.size)
+        return conditioning.denoise(one, prompts, negative, way, rule, complete)
+
     if order.guide is None or rule is None:
-        denoise = conditioning.denoise(model, prompts, negative, way, rule)
+        denoise = read(model, way, rule)
     else:
-        mine, its = (conditioning.denoise(one, prompts, negative, way, None) for one in (model, order.guide))
-        denoise = guidance.autoguidance(mine, its, rule)
+        its = read(order.guide, order.guide.way(order.sampler, order.grid, order.steps), None)
+        denoise = guidance.autoguidance(read(model, way, None), its, rule)
     bounds: Any = model.autoencoder.bounds if model.card.clamp else None
     return denoise if bounds is None else guidance.clamp(denoise, *bounds)
 
 
-def _rule(order: Order) -> guidance.Rule | None:
-    """How the order is guided, None = not at all."""
-    if order.scale == 1:
+def _rule(order: Order, scale: float) -> guidance.Rule | None:
+    """How the order is guided with that scale, None = not at all."""
+    if scale == 1:
         return None
-    rule = guidance.cfg(order.scale, order.rescale)
+    rule = guidance.cfg(scale, order.rescale)
     rule = guidance.projected(rule) if order.guidance == "apg" else rule
     return rule if order.interval is None else guidance.interval(rule, *order.interval)
 

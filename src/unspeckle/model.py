@@ -6,11 +6,11 @@ an error that names it.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,10 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from unspeckle import configuration, schedule
 from unspeckle.atomic import replacing
-from unspeckle.denoiser import CLOCKS, Denoiser
+from unspeckle.denoiser import CLOCKS, Denoiser, Given
 from unspeckle.errors import InputError
+from unspeckle.grids import times
 from unspeckle.networks import AUTOENCODERS, KINDS
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.seeds import Noise, noise
 from unspeckle.text.encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
 
@@ -53,6 +55,14 @@ class Card:
     corpus: dict[str, Any] = field(default_factory=dict)  # summary of what it saw
 
 
+class Way(NamedTuple):
+    """Where a drawing stops: times (N + 1,) float64; it starts at start · noise, and asks the denoiser."""
+
+    times: Tensor
+    start: float
+    denoiser: Denoiser
+
+
 @dataclass
 class Model:
     """All that a drawing needs. text, tokenizer: words -> Given; autoencoder: pictures <-> x."""
@@ -62,6 +72,28 @@ class Model:
     text: nn.Module
     autoencoder: Autoencoder
     card: Card
+
+    def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Noise:
+        """The noise of drawings with those seeds, of x's shape."""
+        return noise(seeds, shape, self.device)
+
+    def grid(self, sampler: str) -> str:
+        """The grid of times that the sampler walks on where an ask names none."""
+        return self.card.grid
+
+    def way(self, sampler: str, named: str, steps: int) -> Way:
+        """The way of a sampler on the grid of that name."""
+        stops = times(named, self.denoiser.schedule, steps)
+        return Way(stops, float(self.denoiser.schedule(stops[0])[1]), self.denoiser)
+
+    def complete(self, given: Given, wanted: bool, scale: float, size: tuple[int, int]) -> Given:
+        """The given of a wanted or an unwanted guess, with what the model wants to be told besides of a drawing with
+        that guidance scale and of that size in pixels."""
+        return given
+
+    def left(self, scale: float) -> float:
+        """Of a guidance scale, what is left for the guidance rule: 1 where the network itself is told of it."""
+        return scale
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules whose tensors are stored, by the prefix of their names."""
@@ -111,16 +143,29 @@ def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
         save_file(tensors, beside, {KEY: json.dumps(_describe(model))})
 
 
-def load(path: str | Path | None = None, device: str | torch.device = "cpu") -> Model:
-    """Read a .safetensors file of ours or a RUN's; without a path, the model inside the package. Weights as float32.
+def load(
+    path: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    *,
+    prediction: str | None = None,
+    trust_pickle: bool = False,
+) -> Model:
+    """Read a .safetensors file of ours or a RUN's, or a Stable Diffusion: a folder of diffusers, a single file, or a
+    name on the hub; without a path, the model inside the package. Weights as float32. Of foreign ones: prediction,
+    "eps" or "v", where they do not tell; trust_pickle, to read the tensors of a .ckpt.
 
-    InputError, one line, where the file is not there, not ours, damaged, or does not fit its own configuration.
+    InputError, one line, where the file is not there, not known, damaged, or does not fit its own configuration.
     """
     if path is None:
         with as_file(files("unspeckle") / "models" / "embedded.safetensors") as inside:
             if not inside.is_file():
                 raise InputError("this installation has no embedded model; name one with --model")
             return load(inside, device)
+    from unspeckle.formats import door
+
+    foreign = door.read(path, prediction, trust_pickle)
+    if foreign is not None:
+        return door.model(foreign, device)
     file = locate(Path(path))
     said, tensors = _read(file)
     try:
@@ -169,25 +214,35 @@ def _configured(module: Any, kinds: Kinds) -> dict[str, Any]:
     return {"kind": name, **configuration.to_json(module.config)}
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON and the tensors, as stored, of a file that may be anything."""
+def is_pickle(file: Path) -> bool:
+    """Whether the file begins as torch's old formats do, which can run code."""
+    with file.open("rb") as opened:
+        return opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def contents(file: Path, again: str = "train") -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors, as stored, of a .safetensors file. InputError where it is none, or damaged."""
     with file.open("rb") as opened:
         begins = opened.read(9)
     if not begins:
-        raise InputError(f"{file}: the file is empty; copy or train the model again")
-    if begins[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise InputError(f"{file}: the file is empty; copy or {again} the model again")
+    if is_pickle(file):
         raise InputError(f"{file}: is a pickle, which can run code and is never loaded; get it as .safetensors")
     if begins[8:] != b"{":
         raise InputError(f"{file}: is no .safetensors file; --model takes a .safetensors file or a RUN of `train`")
     try:
         with safe_open(file, framework="pt") as opened_file:
-            text = (opened_file.metadata() or {}).get(KEY)
-            if text is None:
-                raise InputError(f"{file}: is a .safetensors file, but no model of unspeckle; --model takes only those")
-            tensors = {name: opened_file.get_tensor(name) for name in opened_file.keys()}  # noqa: SIM118
-        said = json.loads(text)
+            names = opened_file.keys()
+            return opened_file.metadata() or {}, {name: opened_file.get_tensor(name) for name in names}
     except SafetensorError as e:
-        raise InputError(f"{file}: is damaged or cut off ({str(e)[:100]}); copy or train it again") from e
+        raise InputError(f"{file}: is damaged or cut off ({str(e)[:100]}); copy or {again} it again") from e
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON and the tensors, as stored, of a file that may be anything."""
+    metadata, tensors = contents(file)
+    try:
+        said = json.loads(metadata.get(KEY, ""))
     except (ValueError, RecursionError) as e:
         raise InputError(f"{file}: its metadata are damaged ({str(e)[:100]}); copy or train it again") from e
     if not isinstance(said, dict) or type(said.get("format")) is not int:
@@ -228,8 +283,9 @@ def _part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor], part
         module = make(made)
     wanted = module.state_dict()
     held = {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
-    _compare(wanted, held, part, file)
-    module.load_state_dict({name: _float32(tensor) for name, tensor in held.items()}, assign=True)
+    compare({f"{part}.{name}": tensor for name, tensor in wanted.items()},
+            {f"{part}.{name}": tensor for name, tensor in held.items()}, file)  # fmt: skip
+    module.load_state_dict({name: float32(tensor) for name, tensor in held.items()}, assign=True)
     return module.eval()
 
 
@@ -244,22 +300,24 @@ class _Unfilled(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _compare(wanted: dict[str, Tensor], held: dict[str, Tensor], part: str, file: Path) -> None:
+def compare(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor], file: Path, again: str = "train") -> None:
+    """InputError, naming the first tensor that is missing, spare, ill-shaped or not finite. again: what mends it."""
     for name in sorted(wanted.keys() | held.keys()):
         if name not in held:
-            raise InputError(f"{file}: lacks the tensor '{part}.{name}'; copy or train it again")
+            raise InputError(f"{file}: lacks the tensor '{name}'; copy or {again} it again")
         if name not in wanted:
-            raise InputError(f"{file}: has a spare tensor '{part}.{name}' that its configuration does not know")
+            raise InputError(f"{file}: has a spare tensor '{name}' that its configuration does not know")
         if wanted[name].shape != held[name].shape:
             stored, shape = tuple(held[name].shape), tuple(wanted[name].shape)
-            raise InputError(f"{file}: tensor '{part}.{name}' is {stored}, its configuration says {shape}")
+            raise InputError(f"{file}: tensor '{name}' is {stored}, its configuration says {shape}")
         if wanted[name].is_floating_point() != held[name].is_floating_point():
-            raise InputError(f"{file}: tensor '{part}.{name}' holds {held[name].dtype}, which does not fit")
-        if not held[name].isfinite().all():
-            raise InputError(f"{file}: tensor '{part}.{name}' holds values that are not finite; train it again")
+            raise InputError(f"{file}: tensor '{name}' holds {held[name].dtype}, which does not fit")
+        values = held[name].float() if held[name].element_size() == 1 else held[name]  # float8 knows no isfinite
+        if not values.isfinite().all():
+            raise InputError(f"{file}: tensor '{name}' holds values that are not finite; {again} it again")
 
 
-def _float32(tensor: Tensor) -> Tensor:
+def float32(tensor: Tensor) -> Tensor:
     """A copy off the file's memory map; pictures' layers in channels-last order, in which they run fastest."""
     if not tensor.is_floating_point():
         return tensor.clone()

@@ -1,6 +1,6 @@
-"""From noise to a picture: samplers as generators of steps, and the times at which they stop on the way.
+"""From noise to a picture: samplers as generators of steps.
 
-Every sampler sees (x_t, t) -> x̂ alone and works on every schedule. Each move but Heun's is the one law, `_move`."""
+Every sampler sees (x_t, t) -> x̂ alone and works on every schedule. Each move is the one law, `_move`."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from unspeckle.denoiser import Denoise
-from unspeckle.errors import InputError
 from unspeckle.schedule import Schedule
 from unspeckle.seeds import Noise
 
@@ -59,6 +58,15 @@ def _ahead(estimate: Tensor, older: Tensor | None, levels: list[_Level]) -> Tens
     return estimate + (levels[-1] - levels[-2]) / (levels[-2] - levels[-3]) / 2 * (estimate - older)
 
 
+def _eps(x: Tensor, estimate: Tensor, level: _Level) -> Tensor:
+    return (x - level.alpha * estimate) / level.sigma
+
+
+def _length(here: _Level, there: _Level) -> Tensor:
+    """Of a move in sigma/alpha, in the units of x there: eps is the slope."""
+    return there.sigma - there.alpha / here.alpha * here.sigma
+
+
 @torch.no_grad()
 def ddim(
     denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, eta: float = 0.0, order: int = 1
@@ -87,11 +95,42 @@ def heun(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: 
         guess = _move(x, estimate, here, there)
         if here.alpha > 0 and there.sigma > 0:
             again = denoise(guess, there.t.expand(len(x)))
-            eps = (x - here.alpha * estimate) / here.sigma + (guess - there.alpha * again) / there.sigma
-            scale = there.alpha / here.alpha
-            guess = scale * x + (there.sigma - scale * here.sigma) * eps / 2
+            guess = guess + _length(here, there) / 2 * (_eps(guess, again, there) - _eps(x, estimate, here))
         x = guess
     yield Step(levels[-1].t, x, x)
+
+
+@torch.no_grad()
+def adams(
+    denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, uniform: bool = False
+) -> Steps:
+    """Adams-Bashforth in sigma/alpha over up to four steps: LMS (Crowson 2022). uniform: its weights as though steps
+    were equal, and the first one Heun's: PLMS (Liu et al. 2022, "Pseudo numerical methods", eq. 9 and 12)."""
+    levels = _levels(schedule, times)
+    places = torch.stack([torch.tensor(-float(i)) if uniform else b.sigma / b.alpha for i, b in enumerate(levels)])
+    past: list[Tensor] = []  # eps, the newest last
+    for i, (here, there) in enumerate(pairwise(levels)):
+        estimate = denoise(x, here.t.expand(len(x)))
+        yield Step(here.t, x, estimate)
+        guess = _move(x, estimate, here, there)
+        if here.alpha > 0:
+            eps = _eps(x, estimate, here)
+            weights = _weights(places[i - len(past) : i + 2])
+            turns = [weight * (one - eps) for weight, one in zip(weights[:-1], past, strict=True)]
+            if uniform and i == 0 and len(levels) > 2:
+                turns = [(_eps(guess, denoise(guess, there.t.expand(len(x))), there) - eps) / 2]
+            past = [*past[-2:], eps]
+            guess = guess + _length(here, there) * torch.stack(turns).sum(0) if turns else guess
+        x = guess
+    yield Step(levels[-1].t, x, x)
+
+
+def _weights(places: Tensor) -> Tensor:
+    """Of a curve's values at all places but the last, so that their sum is its mean over the last step."""
+    shares = ((places[:-1] - places[-2]) / (places[-1] - places[-2])).double()
+    powers = torch.arange(len(shares), dtype=torch.float64)
+    weights: Tensor = torch.linalg.solve(shares ** powers[:, None], 1 / (powers + 1))
+    return weights
 
 
 @torch.no_grad()
@@ -149,45 +188,11 @@ SAMPLERS: dict[str, Sampler] = {
     "euler": ddim,
     "euler_a": partial(ddim, eta=1.0),
     "heun": heun,
+    "lms": adams,
+    "plms": partial(adams, uniform=True),
     "dpmpp_2m": partial(ddim, order=2),
     "dpmpp_2m_sde": partial(ddim, eta=1.0, order=2),
     "dpmpp_sde": dpmpp_sde,
     "unipc": unipc,
     "lcm": partial(ddim, eta=1e9),
 }
-GRIDS = ("uniform", "leading", "trailing", "linspace", "karras", "exponential")
-
-
-def times(grid: str, schedule: Schedule, steps: int, start: float = 1.0) -> Tensor:
-    """(steps + 1,) float64 times from about `start` in (0, 1] to exactly 0; picture to picture is a later start.
-    uniform in t; leading, trailing, linspace as discrete models space their 1,000 entries (Lin et al. 2024, Table 2);
-    karras, exponential in sigma/alpha down to t = 1/1000, at least 0.002, beginning below t = 1 where alpha_1 is 0."""
-    if grid not in GRIDS:
-        raise InputError(f"time grid {grid!r} is unknown; choose one of {', '.join(GRIDS)}")
-    if not 1 <= steps <= 1000 * start <= 1000:
-        raise InputError(f"{steps} steps from time {start} do not fit; choose 1 to 1000 · start steps, start up to 1")
-    if grid == "uniform":
-        return torch.linspace(start, 0, steps + 1, dtype=torch.float64)
-    if grid in ("karras", "exponential"):
-        alpha, sigma = schedule(torch.tensor([start, start - 1e-3, 1e-3], dtype=torch.float64))
-        ratio = sigma / alpha
-        inner = schedule.inverse(ramp(ratio[0 if alpha[0] > 0 else 1], ratio[2].clamp(min=0.002), steps, grid))
-    else:
-        inner = (entries(grid, round(1000 * start), steps) + 1) / 1000
-    return torch.cat((inner, inner.new_zeros(1)))
-
-
-def ramp(first: Tensor, last: Tensor, steps: int, grid: str) -> Tensor:
-    """(steps,) ratios, uniform in their logarithm (exponential) or seventh root (Karras et al. 2022, eq. 5)."""
-    share = torch.linspace(0, 1, steps, dtype=torch.float64)
-    if grid == "exponential":
-        return torch.lerp(first.log(), last.log(), share).exp()
-    return torch.lerp(first ** (1 / 7), last ** (1 / 7), share) ** 7
-
-
-def entries(spacing: str, count: int, steps: int) -> Tensor:
-    """(steps,) falling entries of a table of `count`; those of linspace are fractions."""
-    down = torch.arange(steps, dtype=torch.float64)
-    if spacing == "linspace":
-        return torch.linspace(count - 1, 0, steps, dtype=torch.float64)
-    return (steps - 1 - down) * (count // steps) if spacing == "leading" else (count - down * count / steps).round() - 1

@@ -20,11 +20,12 @@ from unspeckle.terminal import Show
 
 
 def run(
-    ask: Ask, model: Path | None, guide: Path | None, out: Path, strip: bool, quiet: bool, device: str | None
-) -> int:
+    ask: Ask, model: Path | None, guide: Path | None, out: Path, strip: bool, quiet: bool, device: str | None,
+    prediction: str | None = None, trust_pickle: bool = False,
+) -> int:  # fmt: skip
     """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
     _writable(out)
-    drawer = load(model, place(device))
+    drawer = load(model, place(device), prediction=prediction, trust_pickle=trust_pickle)
     ask = ask if guide is None else replace(ask, guide=load(guide, place(device)))
     orders = parts(drawer, ask)
     total, done = sum(order.steps for order in orders), 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unspeckle.errors import InputError
-from unspeckle.samplers import entries, ramp
+from unspeckle.grids import entries, ramp
 from unspeckle.schedule import Schedule, Table
 
 

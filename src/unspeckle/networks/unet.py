@@ -33,6 +33,7 @@ class UNetConfig:
     heads: int = 0  # fixed number of heads at every level (SD 1.x) in place of head_width
     text_width: int = 192  # of given.tokens
     vector_width: int = 0  # of given.vector
+    guidance_width: int = 0  # of what follows in given.vector: the guidance scale's waves (LCM; Luo et al. 2023)
     scale_shift: bool = True  # time scales and shifts the second norm (Dhariwal & Nichol 2021); SD only adds
     clock_scale: float = 1000.0  # makes the clock span the sinusoids' periods
     groups: int = 32  # of the normalisations; 0 normalises each place over its channels, five times as fast on a CPU
@@ -154,6 +155,8 @@ class UNet(nn.Module):
         if config.vector_width:
             self.vector1 = nn.Linear(config.vector_width, 4 * config.width)
             self.vector2 = nn.Linear(4 * config.width, 4 * config.width)
+        if config.guidance_width:
+            self.guidance = nn.Linear(config.guidance_width, config.width, bias=False)
         self.enter = nn.Conv2d((config.channels + config.beside) * config.patch**2, widths[0], 3, padding=1)
         now, joined = widths[0], [widths[0]]
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -190,12 +193,17 @@ class UNet(nn.Module):
 
     def embed(self, clock: Tensor, given: Given) -> Tensor:
         """What every residual block is told: the time, and the given vector, as (B, 4·width)."""
-        wave = sinusoids(clock * self.config.clock_scale, self.config.width).to(self.time1.weight.dtype)
+        config = self.config
+        wave = sinusoids(clock * config.clock_scale, config.width).to(self.time1.weight.dtype)
+        vector, widths = given.vector, [config.vector_width, config.guidance_width]
+        if any(widths) and vector is None:
+            raise ValueError(f"this network wants given.vector of {sum(widths)} values a picture")
+        if config.guidance_width:
+            vector, guidance = vector.split(widths, dim=1)  # type: ignore[union-attr]
+            wave = wave + self.guidance(guidance.to(wave.dtype))
         time: Tensor = self.time2(F.silu(self.time1(wave)))
-        if self.config.vector_width:
-            if given.vector is None:
-                raise ValueError(f"this network wants given.vector of {self.config.vector_width} values a picture")
-            time = time + self.vector2(F.silu(self.vector1(given.vector.to(wave.dtype))))
+        if config.vector_width:
+            time = time + self.vector2(F.silu(self.vector1(vector.to(wave.dtype))))  # type: ignore[union-attr]
         return F.silu(time)
 
     def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:

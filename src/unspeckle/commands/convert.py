@@ -1,0 +1,62 @@
+"""`unspeckle convert`: a foreign checkpoint from one layout to the other, and what that changed."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unspeckle.errors import InputError
+from unspeckle.formats import door, writing
+from unspeckle.formats.checkpoint import Checkpoint
+
+SAME, DIFFERENT = 0, 1
+
+
+def run(source: str, target: Path, prediction: str | None, trust_pickle: bool) -> int:
+    """Write `target`, a single file if it is named .safetensors, else a folder; read it back and compare. Returns the
+    exit code: 1 where what was written does not compute the same."""
+    checkpoint = door.read(source, prediction, trust_pickle)
+    if checkpoint is None:
+        raise InputError(f"{source}: is no Stable Diffusion, folder or single file; convert takes only those")
+    if target.exists() and target.resolve() == Path(source).resolve():
+        raise InputError(f"{target}: is the source itself; give another name")
+    (writing.single if target.suffix == ".safetensors" else writing.folder)(checkpoint, target)
+    again = door.read(target)
+    assert again is not None
+    print(target.absolute())
+    worst = max(_report(checkpoint, again))
+    return SAME if worst <= 1e-5 else DIFFERENT
+
+
+def _report(one: Checkpoint, other: Checkpoint) -> list[float]:
+    """Says of each part how far the two are apart, relative to what the first computes."""
+    equal = sum(_same(tensor, other.tensors.get(name)) for name, tensor in one.tensors.items())
+    print(f"{equal} of {len(one.tensors)} tensors bit-equal when read back", file=sys.stderr)
+    errors = []
+    theirs = _computed(other)
+    for name, expected in _computed(one).items():
+        errors.append(float((theirs[name] - expected).norm() / expected.norm().clamp(min=1e-30)))
+        print(f"{name}: relative difference {errors[-1]:.1e}", file=sys.stderr)
+    return errors
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.dtype == other.dtype and torch.equal(one, other)
+
+
+@torch.no_grad()
+def _computed(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What each part makes of the same small question, in float32."""
+    model = door.model(checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    sides = [8 * checkpoint.unet.factor] * 2
+    x = torch.randn(1, checkpoint.unet.channels, *sides, generator=generator)
+    words = model.text(model.tokenizer.encode(["a photograph of an astronaut riding a horse"]))
+    wide = sides[0] * model.autoencoder.factor
+    given = model.complete(words, wanted=True, scale=7.0, size=(wide, wide))
+    return {
+        "text": words.tokens,
+        "network": model.denoiser(x, torch.tensor([0.6]), given),
+        "autoencoder": model.autoencoder.decode(x[:, :, :8, :8]),
+    }

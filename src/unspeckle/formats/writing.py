@@ -1,0 +1,203 @@
+"""A Checkpoint as others read it: a diffusers folder, or a single file of the original layout."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unspeckle.atomic import replacing, write
+from unspeckle.errors import InputError
+from unspeckle.formats import diffusers, ldm
+from unspeckle.formats.checkpoint import Checkpoint, table
+from unspeckle.formats.names import Rows, given
+from unspeckle.formats.settings import SAMPLERS
+from unspeckle.formats.single import SCALE, SCALES
+from unspeckle.networks.unet import UNet, UNetConfig
+from unspeckle.networks.vae import Vae, VaeConfig
+from unspeckle.text.clip import ClipConfig, ClipEncoder
+
+_PIPELINES = {
+    "1": "StableDiffusionPipeline", "2": "StableDiffusionPipeline", "xl": "StableDiffusionXLPipeline",
+    "xl-refiner": "StableDiffusionXLImg2ImgPipeline",
+}  # fmt: skip
+_ARCHITECTURES = {
+    "1": "stable-diffusion-v1", "2": "stable-diffusion-v2", "xl": "stable-diffusion-xl-v1-base",
+    "xl-refiner": "stable-diffusion-xl-v1-refiner",
+}  # fmt: skip
+
+
+def single(checkpoint: Checkpoint, file: Path) -> None:
+    """Write one file of the original layout, atomically; its metadata say by ModelSpec what tensors cannot."""
+    unet = checkpoint.unet
+    if (unet.heads or 8) != 8 or (not unet.heads and unet.head_width != 64) or unet.groups != 32:
+        raise InputError(
+            f"{checkpoint.where}: its heads or groups are such as single files cannot tell; keep the folder"
+        )
+    prefixes = {
+        "1": ldm.TEXT_PREFIXES[:1], "2": ldm.TEXT_PREFIXES[1:2], "xl": (ldm.TEXT_PREFIXES[2], ldm.TEXT_PREFIXES[4]),
+        "xl-refiner": ldm.TEXT_PREFIXES[3:4],
+    }[checkpoint.family]  # fmt: skip
+    theirs = _renamed(checkpoint, "network", UNet, unet, ldm.UNET, ldm.UNET_PREFIX)
+    theirs |= _renamed(checkpoint, "autoencoder", Vae, checkpoint.vae, ldm.VAE, ldm.VAE_PREFIX)
+    for place, (config, (prefix, opens)) in enumerate(zip(checkpoint.texts.encoders, prefixes, strict=True)):
+        rows = ldm.OPENCLIP if opens else ldm.OPENAI
+        theirs |= _renamed(checkpoint, f"text.encoders.{place}", ClipEncoder, config, rows, prefix)
+    habits = checkpoint.habits
+    said = {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": _ARCHITECTURES[checkpoint.family],
+        "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
+        "modelspec.title": checkpoint.where.stem,
+        "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}[habits.prediction],
+        "modelspec.resolution": f"{habits.size}x{habits.size}",
+    }
+    if checkpoint.vae.scale != SCALES[bool(unet.vector_width)]:
+        said[SCALE] = repr(checkpoint.vae.scale)
+    with replacing(file) as beside:
+        save_file(theirs, beside, said)
+
+
+def folder(checkpoint: Checkpoint, place: Path) -> None:
+    """Write a folder of diffusers. InputError where something stands there already."""
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise InputError(f"{place}: stands there already; give a new folder")
+    large, readers = bool(checkpoint.unet.vector_width), ["text_encoder", "text_encoder_2"]
+    readers = readers[: len(checkpoint.texts.encoders)] if checkpoint.family != "xl-refiner" else readers[1:]
+    index: dict[str, Any] = {
+        "_class_name": _PIPELINES[checkpoint.family],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", _scheduler(checkpoint)["_class_name"]],
+    }
+    _part(checkpoint, place / "unet", "network", UNet, checkpoint.unet, diffusers.UNET, _unet(checkpoint))
+    _part(checkpoint, place / "vae", "autoencoder", Vae, checkpoint.vae, diffusers.VAE, _vae(checkpoint.vae))
+    for at, (name, config) in enumerate(zip(readers, checkpoint.texts.encoders, strict=True)):
+        said = _clip(config)
+        _part(checkpoint, place / name, f"text.encoders.{at}", ClipEncoder, config, diffusers.CLIP, said)
+        checkpoint.tokenizer.write(place / name.replace("text_encoder", "tokenizer"), at)
+        index[name] = ["transformers", said["architectures"][0]]
+        index[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
+    if large:
+        index |= {"force_zeros_for_empty_prompt": checkpoint.texts.zeros}
+        index |= {"requires_aesthetics_score": True} if len(readers) == 1 else {}
+        index |= {"text_encoder": [None, None], "tokenizer": [None, None]} if len(readers) == 1 else {}
+    else:
+        index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    if checkpoint.unet.beside:
+        index["_class_name"] = "StableDiffusionXLInpaintPipeline" if large else "StableDiffusionInpaintPipeline"
+    if checkpoint.unet.guidance_width and not large:
+        index["_class_name"] = "LatentConsistencyModelPipeline"
+    _json(place / "scheduler" / "scheduler_config.json", _scheduler(checkpoint))
+    _json(place / "model_index.json", index)
+
+
+def _renamed(
+    checkpoint: Checkpoint, part: str, kind: type[nn.Module], config: Any, rows: Rows, prefix: str = ""
+) -> dict[str, Tensor]:
+    return given(table(kind, config, rows, prefix), checkpoint.part(part))
+
+
+def _part(
+    checkpoint: Checkpoint, place: Path, part: str, kind: type[nn.Module], config: Any, rows: Rows, said: dict[str, Any]
+) -> None:
+    _json(place / "config.json", said)
+    name = "model.safetensors" if kind is ClipEncoder else "diffusion_pytorch_model.safetensors"
+    with replacing(place / name) as beside:
+        save_file(_renamed(checkpoint, part, kind, config, rows), beside, {"format": "pt"})
+
+
+def _json(file: Path, said: dict[str, Any]) -> None:
+    write(file, (json.dumps(said, indent=2) + "\n").encode())
+
+
+def _unet(checkpoint: Checkpoint) -> dict[str, Any]:
+    unet: UNetConfig = checkpoint.unet
+    widths = [unet.width * m for m in unet.multipliers]
+    kinds = [("CrossAttn" if depth else "", depth or 1) for depth in unet.depths]
+    kinds[-1] = (kinds[-1][0], unet.middle_depth)
+    heads: Any = unet.heads or [width // unet.head_width for width in widths]
+    pooled = {}
+    if unet.vector_width:
+        count = 6 if checkpoint.family == "xl" else 5
+        waves = (unet.vector_width - checkpoint.texts.encoders[-1].projection) // count
+        pooled = {"addition_embed_type": "text_time", "addition_time_embed_dim": waves,
+                  "projection_class_embeddings_input_dim": unet.vector_width}  # fmt: skip
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": checkpoint.habits.size // (1 << (len(checkpoint.vae.multipliers) - 1)),
+        "in_channels": unet.channels + unet.beside,
+        "out_channels": unet.channels,
+        "down_block_types": [f"{cross}DownBlock2D" for cross, _ in kinds],
+        "up_block_types": [f"{cross}UpBlock2D" for cross, _ in reversed(kinds)],
+        "block_out_channels": widths,
+        "layers_per_block": unet.blocks,
+        "transformer_layers_per_block": [depth for _, depth in kinds],
+        "attention_head_dim": heads,
+        "cross_attention_dim": unet.text_width,
+        "use_linear_projection": unet.projection == "linear",
+        "norm_num_groups": unet.groups,
+        "time_cond_proj_dim": unet.guidance_width or None,
+        **pooled,
+    }
+
+
+def _vae(vae: VaeConfig) -> dict[str, Any]:
+    return {
+        "_class_name": "AutoencoderKL",
+        "down_block_types": ["DownEncoderBlock2D"] * len(vae.multipliers),
+        "up_block_types": ["UpDecoderBlock2D"] * len(vae.multipliers),
+        "block_out_channels": [vae.width * m for m in vae.multipliers],
+        "latent_channels": vae.latents,
+        "layers_per_block": vae.blocks,
+        "norm_num_groups": vae.groups,
+        "scaling_factor": vae.scale,
+        "shift_factor": vae.shift or None,
+        "use_quant_conv": vae.mixes,
+        "use_post_quant_conv": vae.mixes,
+    }
+
+
+def _clip(config: ClipConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if config.projection else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "hidden_size": config.width,
+        "intermediate_size": config.inner,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "vocab_size": config.vocabulary,
+        "max_position_embeddings": config.length,
+        "hidden_act": "quick_gelu" if config.quick else "gelu",
+        "layer_norm_eps": 1e-5,
+        "projection_dim": config.projection or config.width,
+        "bos_token_id": config.end - 1,
+        "eos_token_id": config.end,
+    }
+
+
+def _scheduler(checkpoint: Checkpoint) -> dict[str, Any]:
+    habits = checkpoint.habits
+    said: dict[str, Any] = {
+        "_class_name": next(name for name, sampler in SAMPLERS.items() if sampler == habits.sampler),
+        "num_train_timesteps": 1000,
+        "beta_schedule": {"cosine": "squaredcos_cap_v2"}.get(habits.table.curve, habits.table.curve),
+        "beta_start": habits.table.start,
+        "beta_end": habits.table.end,
+        "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[habits.prediction],
+        "steps_offset": habits.offset,
+        "clip_sample": False,
+    }
+    if habits.table.zero_snr:
+        said["rescale_betas_zero_snr"] = True
+    if habits.spacing is not None:
+        said["timestep_spacing"] = habits.spacing
+    if habits.end is not None:
+        said["set_alpha_to_one"] = habits.end == "zero"
+    if habits.karras:
+        said["use_karras_sigmas"] = True
+    if habits.sampler == "plms":
+        said["skip_prk_steps"] = True
+    return said
