@@ -92,22 +92,19 @@ def heun(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: 
     for here, there in pairwise(levels):
         estimate = denoise(x, here.t.expand(len(x)))
         yield Step(here.t, x, estimate)
-        guess = _move(x, estimate, here, there)
+        left, x = x, _move(x, estimate, here, there)
         if here.alpha > 0 and there.sigma > 0:
-            again = denoise(guess, there.t.expand(len(x)))
-            guess = guess + _length(here, there) / 2 * (_eps(guess, again, there) - _eps(x, estimate, here))
-        x = guess
+            again = denoise(x, there.t.expand(len(x)))
+            x = x + _length(here, there) / 2 * (_eps(x, again, there) - _eps(left, estimate, here))
     yield Step(levels[-1].t, x, x)
 
 
 @torch.no_grad()
-def adams(
-    denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, uniform: bool = False
-) -> Steps:
-    """Adams-Bashforth in sigma/alpha over up to four steps: LMS (Crowson 2022). uniform: its weights as though steps
-    were equal, and the first one Heun's: PLMS (Liu et al. 2022, "Pseudo numerical methods", eq. 9 and 12)."""
+def adams(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, even: bool = False) -> Steps:
+    """Adams-Bashforth in sigma/alpha over up to four steps: LMS (Crowson 2022). even: its weights as though steps were
+    equal, and the first one Heun's: PLMS (Liu et al. 2022, "Pseudo numerical methods", eq. 9 and 12)."""
     levels = _levels(schedule, times)
-    places = torch.stack([torch.tensor(-float(i)) if uniform else b.sigma / b.alpha for i, b in enumerate(levels)])
+    places = torch.stack([torch.tensor(-float(i)) if even else b.sigma / b.alpha for i, b in enumerate(levels)])
     past: list[Tensor] = []  # eps, the newest last
     for i, (here, there) in enumerate(pairwise(levels)):
         estimate = denoise(x, here.t.expand(len(x)))
@@ -117,7 +114,7 @@ def adams(
             eps = _eps(x, estimate, here)
             weights = _weights(places[i - len(past) : i + 2])
             turns = [weight * (one - eps) for weight, one in zip(weights[:-1], past, strict=True)]
-            if uniform and i == 0 and len(levels) > 2:
+            if even and i == 0 and len(levels) > 2:
                 turns = [(_eps(guess, denoise(guess, there.t.expand(len(x))), there) - eps) / 2]
             past = [*past[-2:], eps]
             guess = guess + _length(here, there) * torch.stack(turns).sum(0) if turns else guess
@@ -189,7 +186,7 @@ SAMPLERS: dict[str, Sampler] = {
     "euler_a": partial(ddim, eta=1.0),
     "heun": heun,
     "lms": adams,
-    "plms": partial(adams, uniform=True),
+    "plms": partial(adams, even=True),
     "dpmpp_2m": partial(ddim, order=2),
     "dpmpp_2m_sde": partial(ddim, eta=1.0, order=2),
     "dpmpp_sde": dpmpp_sde,

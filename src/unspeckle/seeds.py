@@ -26,9 +26,8 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
 
 def keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Each seed's two words, (B, 1) each: Philox's key. InputError where a seed is out of range."""
-    for seed in seeds:
-        if not 0 <= seed < 2**64:
-            raise InputError(f"seed {seed} is out of range; choose one from 0 to {2**64 - 1}")
+    if bad := [seed for seed in seeds if not 0 <= seed < 2**64]:
+        raise InputError(f"seed {bad[0]} is out of range; choose one from 0 to {2**64 - 1}")
     words = torch.tensor([[seed & _WORD, seed >> 32] for seed in seeds], device=device)
     return words[:, :1], words[:, 1:]
 
