@@ -15,6 +15,7 @@ from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.picture import stamp
 from unspeckle.samplers import GRIDS, SAMPLERS, Step, times
+from unspeckle.student import drawer
 from unspeckle.version import installed
 
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
@@ -27,6 +28,8 @@ class Ask:
     """What to draw. None = the model card's. Pictures have the seeds seed, seed + 1, … seed + count - 1.
 
     scale is the guidance scale, 1 = no guidance. size is (width, height) in pixels, or one number for both.
+    steps that the model's student knows, such as 1, 2 or 4, are drawn by it, unless negative words, or a scale, sampler
+    or grid that are not its own, are asked for.
     """
 
     prompt: str = ""
@@ -57,6 +60,7 @@ class Order:
 
 def settle(model: Model, ask: Ask | Order) -> Order:
     """The ask with the card's choices filled in. InputError, naming the option, where it cannot be drawn."""
+    model = drawer(model, ask)
     card = model.card
     for name, text in (("prompt", ask.prompt), ("negative", ask.negative)):
         if not isinstance(text, str) or len(text) > _LONGEST:
@@ -103,6 +107,7 @@ def steps(model: Model, ask: Ask | Order) -> Iterator[Step]:
 
 @torch.no_grad()
 def _steps(model: Model, order: Order) -> Iterator[Step]:
+    model = drawer(model, order)
     width, height = (side // model.autoencoder.factor for side in order.size)
     shape = (model.autoencoder.channels, height, width)
     noise = seeds.noise(range(order.seed, order.seed + order.count), shape, model.device)

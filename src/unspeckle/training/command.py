@@ -29,14 +29,16 @@ from unspeckle.training import plan as plans
 from unspeckle.training.choose import check, choose
 from unspeckle.training.learner import Weights, fresh
 from unspeckle.training.log import Log
-from unspeckle.training.loop import Failed, Training, train
-from unspeckle.training.options import TrainOptions
+from unspeckle.training.loop import Course, Failed, Training, train
+from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import Plan
-from unspeckle.training.view import View, judged, table
+from unspeckle.training.view import View, table
 
 DONE, FAILED, STOPPED = 0, 1, 130
 PROMPTS = 16
 WORDS = "tokenizer.json"
+CAPTIONS = "captions.txt"  # in a RUN: some of those it learns from, one a line, for `distil`
+CAPTIONS_KEPT = 20_000
 
 
 class Materials(NamedTuple):
@@ -61,10 +63,10 @@ def run(options: TrainOptions) -> int:
             return DONE
     else:
         check(options)
-    _usable(options)
+    usable(options)
     done = plan is not None
     listing = read(options.folder, options.captions, options.caption, options.template)
-    with _alone(options):
+    with alone(options):
         materials = gather(listing, options, plan, console)
         if plan is None:
             size = materials.corpus.training.size
@@ -82,7 +84,8 @@ def run(options: TrainOptions) -> int:
         return _carry_out(options, plan, materials, console)
 
 
-def _usable(options: TrainOptions) -> None:
+def usable(options: Options) -> None:
+    """InputError where --out cannot be a RUN."""
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out}: is a file; give a folder")
     foreign = options.out.is_dir() and not (options.out / plans.FILE).exists() and any(options.out.iterdir())
@@ -91,7 +94,7 @@ def _usable(options: TrainOptions) -> None:
 
 
 @contextmanager
-def _alone(options: TrainOptions) -> Iterator[None]:
+def alone(options: Options) -> Iterator[None]:
     """Let no second process train into the same RUN; the lock falls with the process."""
     if options.plan_only:
         yield
@@ -192,6 +195,7 @@ def _warn_of_cuts(corpus: Corpus, tokenizer: Tokenizer, console: Console) -> Non
 def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console: Console) -> int:
     if not (options.out / plans.FILE).exists():
         atomic.write(options.out / WORDS, materials.tokenizer.to_json().encode())
+        atomic.write(options.out / CAPTIONS, "".join(f"{line}\n" for line in kept(materials.corpus)).encode())
         plan.save(options.out)
     if plan.threads != torch.get_num_threads() and plan.device == "cpu":
         torch.set_num_threads(plan.threads)
@@ -205,18 +209,31 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
     )  # fmt: skip
     distinct = tuple(dict.fromkeys(corpus.heldout.captions(range(len(corpus.heldout))) or corpus.captions()))
     training = Training(plan, options.out, corpus, tokenizer, autoencoder, card, distinct[:PROMPTS], weights)
-    asked_to_stop = _listen()
-    training.stop = lambda: bool(asked_to_stop)
     if len(corpus.heldout) == 0:
         console.print(
             "too few pictures to hold some out: the held-out loss is one of training pictures", soft_wrap=True
         )
+    return follow(training, options, console)
+
+
+def kept(corpus: Corpus) -> list[str]:
+    """At most CAPTIONS_KEPT wordings, evenly from all."""
+    captions = [" ".join(caption.split()) for caption in corpus.captions()]
+    count = min(len(captions), CAPTIONS_KEPT)
+    return [captions[i * len(captions) // count] for i in range(count)]
+
+
+def follow(course: Course, options: Options, console: Console) -> int:
+    """Carry a course on to its end or until somebody stops it, told and logged; returns the exit code."""
+    plan = course.plan
+    asked_to_stop = _listen()
+    course.stop = lambda: bool(asked_to_stop)
     log = Log(options.out, checkpoint.steps_done(options.out / "checkpoints"))
     if log.events is None:
         console.print("no TensorBoard events without the package tensorboard; log.jsonl has the same", soft_wrap=True)
     try:
         with View(plan, console, options.quiet) as view:
-            for report in train(training):
+            for report in train(course):
                 log.write(report, report.step * plan.batch)
                 view.show(report)
     except Failed as failure:
@@ -228,7 +245,7 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
         console.print("stopped at a clean point; the same command goes on from here", highlight=False)
         return STOPPED
     if report.held is not None:
-        console.print(judged(report.held), highlight=False)
+        console.print(report.held.said, highlight=False)
     print((options.out / FILE).absolute())
     return DONE
 

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ class Learner:
         x = pictures_in(batch, self.autoencoder, self.device)
         return self.objective(self.denoiser, x, self.working.text(ids), stream).mean()
 
-    def step(self, batch: Batch, step: int) -> Outcome:
+    def step(self, batch: Any, step: int) -> Outcome:
         """Learn from a batch as step 1…plan.steps. A step whose loss or gradient is not finite moves nothing."""
         loss = self.loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
