@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The model inside the package, from nothing: about 65 minutes on two cores. Needs the font of fonts-noto-color-emoji.
+# The model inside the package, from nothing: about 95 minutes on two cores. Needs the font of fonts-noto-color-emoji.
 # WORK is where the corpus and the run lie.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,4 +8,5 @@ nouns=frog,rabbit,panda,cat,dog,bear,fox,lion,monkey,pig,mouse,koala,elephant,tu
 nouns+=,tree,cactus,mushroom,apple,banana,strawberry,pizza,hamburger,car,rocket,sailboat,house,star,heart,guitar
 [ -d "$WORK/scenes" ] || .venv/bin/unspeckle make-corpus emoji "$WORK/scenes" --scenes 80000 --seed 1 --nouns "$nouns"
 .venv/bin/unspeckle train "$WORK/scenes" --out "$WORK/embedded" --for 60m --preset small
-.venv/bin/python recipes/embed.py "$WORK/embedded" --corpus-seed 1
+.venv/bin/unspeckle distil "$WORK/embedded" --corpus "$WORK/scenes" --out "$WORK/embedded-few" --for 30m
+.venv/bin/python recipes/embed.py "$WORK/embedded-few" --corpus-seed 1 --dtype int8
