@@ -57,7 +57,10 @@ def draw(
     model: ModelPath = None,
     seed: Annotated[int, typer.Option(help="The same seed and words give the same picture.")] = 0,
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures, with the seeds seed, seed + 1, …")] = 1,
-    steps: Annotated[int | None, typer.Option(help="Of the sampler.  [default: the model's]")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Few, such as 1, 2 or 4, ask a distilled model's student.  [default: the model's]"),
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="dpmpp_2m, ddim, heun, …  [default: the model's]")] = None,
     grid: Annotated[str | None, typer.Option(help="Of times: uniform, karras, …  [default: the model's]")] = None,
     scale: Annotated[float | None, typer.Option(help="Of guidance; 1 is none.  [default: the model's]")] = None,
@@ -196,6 +199,56 @@ def train(
         quiet=quiet,
     )
     from unspeckle.training.command import run
+
+    return run(options)
+
+
+@app.command(epilog="Example: unspeckle distil photographs-run --for 30m")
+def distil(
+    model: Annotated[Path, typer.Argument(help="The teacher: a RUN of train, or a file.", show_default=False)],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="The RUN: model, plan, log, …  [default: the teacher's name and -few]"),
+    ] = None,
+    for_: Annotated[str | None, typer.Option("--for", help="How long you will wait: 90s, 30m, 1h30m.")] = None,
+    pictures: Annotated[str | None, typer.Option(help="Or how many pictures the teacher is to draw: 5k.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Or how many steps of learning.")] = None,
+    corpus: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A folder, for its captions.  [default: those that the teacher's RUN kept]"),
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="Of guidance, baked in.  [default: the teacher's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is random.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures that the teacher draws for a step.")] = None,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print the plan.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --plan: print it as JSON.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Teach a student to draw in 1, 2 or 4 steps what a model draws in many.
+
+    The new file carries both; draw --steps 4 asks the student. Ctrl-C stops at a clean point; the same command goes on.
+    """
+    from unspeckle.training.options import DistilOptions
+
+    options = DistilOptions(
+        model=model,
+        out=out or model.resolve().with_name(f"{model.resolve().stem}-few"),
+        corpus=corpus,
+        seconds=None if for_ is None else quantities.duration(for_),
+        pictures=None if pictures is None else quantities.count(pictures, "--pictures"),
+        steps=None if steps is None else quantities.count(steps, "--steps"),
+        scale=scale,
+        seed=seed,
+        batch=batch,
+        device=device,
+        precision=precision,
+        plan_only=plan,
+        json=json,
+        quiet=quiet,
+    )
+    from unspeckle.commands.distil import run
 
     return run(options)
 

@@ -18,6 +18,7 @@ from unspeckle.model import Model, Way
 from unspeckle.picture import stamp
 from unspeckle.prompts import Prompt, parse
 from unspeckle.samplers import SAMPLERS, Step
+from unspeckle.student import drawer
 from unspeckle.version import installed
 
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
@@ -33,6 +34,8 @@ class Ask:
     prompt and negative are written in the language of `prompts/`. scale is the guidance scale, 1 = no guidance. size is
     (width, height) in pixels, or one number for both. guidance: classifier-free or adaptive projected, see guidance.py;
     interval: the times (low, high) of guidance; rescale: 0 to 1; guide: a weaker model in place of the negative prompt.
+    steps that the model's student knows, such as 1, 2 or 4, are drawn by it, unless negative words, or a scale, sampler
+    or grid that are not its own, are asked for.
     """
 
     prompt: str = ""
@@ -71,6 +74,7 @@ class Order:
 
 def settle(model: Model, ask: Ask | Order) -> Order:
     """The ask with the card's choices filled in. InputError, naming the option, where it cannot be drawn."""
+    model = drawer(model, ask)
     card = model.card
     sampler = _named("sampler", card.sampler if ask.sampler is None else ask.sampler, SAMPLERS)
     for name, text in (("prompt", ask.prompt), ("negative", ask.negative)):
@@ -125,6 +129,7 @@ def steps(model: Model, ask: Ask | Order) -> Iterator[Step]:
 @torch.no_grad()
 def _steps(model: Model, order: Order, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Iterator[Step]:
     """One batch: row i from prompts[i] and the noise of seeds[i], the rest as ordered."""
+    model = drawer(model, order)
     width, height = (side // model.autoencoder.factor for side in order.size)
     fresh = model.noise(seeds, (model.autoencoder.channels, height, width))
     way = model.way(order.sampler, order.grid, order.steps)

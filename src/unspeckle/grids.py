@@ -6,19 +6,21 @@ from torch import Tensor
 from unspeckle.errors import InputError
 from unspeckle.schedule import Schedule
 
-GRIDS = ("uniform", "leading", "trailing", "linspace", "karras", "exponential")
+GRIDS = ("uniform", "leading", "trailing", "linspace", "karras", "exponential", "shifted")
 
 
 def times(grid: str, schedule: Schedule, steps: int, start: float = 1.0) -> Tensor:
     """(steps + 1,) float64 times from about `start` in (0, 1] to exactly 0; picture to picture is a later start.
-    uniform in t; leading, trailing, linspace as discrete models space their 1,000 entries (Lin et al. 2024, Table 2);
-    karras, exponential in sigma/alpha down to t = 1/1000, at least 0.002, beginning below t = 1 where alpha_1 is 0."""
+    uniform in t; shifted to noise (Esser et al. 2024, eq. 23, by 3); leading, trailing, linspace as discrete models
+    space their 1,000 entries (Lin et al. 2024, Table 2); karras, exponential in sigma/alpha down to t = 1/1000, at
+    least 0.002, beginning below t = 1 where alpha_1 is 0."""
     if grid not in GRIDS:
         raise InputError(f"time grid {grid!r} is unknown; choose one of {', '.join(GRIDS)}")
     if not 1 <= steps <= 1000 * start <= 1000:
         raise InputError(f"{steps} steps from time {start} do not fit; choose 1 to 1000 · start steps, start up to 1")
-    if grid == "uniform":
-        return torch.linspace(start, 0, steps + 1, dtype=torch.float64)
+    if grid in ("uniform", "shifted"):
+        even = torch.linspace(start, 0, steps + 1, dtype=torch.float64)
+        return even if grid == "uniform" else 3 * even / (1 + 2 * even / start)
     if grid in ("karras", "exponential"):
         alpha, sigma = schedule(torch.tensor([start, start - 1e-3, 1e-3], dtype=torch.float64))
         ratio = sigma / alpha

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from unspeckle import configuration, schedule
+from unspeckle import configuration, schedule, storage
 from unspeckle.atomic import replacing
 from unspeckle.denoiser import CLOCKS, Denoiser, Given
 from unspeckle.errors import InputError
@@ -34,7 +34,6 @@ Kinds = Mapping[str, tuple[type[Any], Any]]  # by name: (configuration, module)
 FORMAT = 1
 KEY = "unspeckle"
 FILE = "model.safetensors"  # in a RUN
-_STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _TEXTS: Kinds = {"transformer": (TextConfig, TextEncoder)}
 
 
@@ -50,6 +49,7 @@ class Card:
     scale: float = 5.0
     size: tuple[int, int] = (64, 64)  # width, height in pixels
     clamp: bool = True  # keep the estimate within the autoencoder's bounds: for models of pixels
+    few: tuple[int, ...] = ()  # of a student: the only counts of steps that it knows (see student.py)
     vocabulary: tuple[str, ...] = ()  # words worth suggesting
     recipe: str = ""  # the commands that made it
     corpus: dict[str, Any] = field(default_factory=dict)  # summary of what it saw
@@ -65,13 +65,18 @@ class Way(NamedTuple):
 
 @dataclass
 class Model:
-    """All that a drawing needs. text, tokenizer: words -> Given; autoencoder: pictures <-> x."""
+    """All that a drawing needs. text, tokenizer: words -> Given; autoencoder: pictures <-> x.
+
+    student: a model that draws the same in few steps (see student.py). It has a network and a card of its own, and
+    shares all else.
+    """
 
     denoiser: Denoiser
     tokenizer: Tokenizer
     text: nn.Module
     autoencoder: Autoencoder
     card: Card
+    student: "Model | None" = None
 
     def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Noise:
         """The noise of drawings with those seeds, of x's shape."""
@@ -97,7 +102,8 @@ class Model:
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules whose tensors are stored, by the prefix of their names."""
-        return {"network": self.network, "text": self.text, "autoencoder": self.autoencoder}
+        own = {"network": self.network, "text": self.text, "autoencoder": self.autoencoder}
+        return own if self.student is None else {**own, "student": self.student.network}
 
     @property
     def network(self) -> nn.Module:
@@ -114,16 +120,24 @@ class Model:
             part.to(device)
         return self
 
+    def taught(self, network: Any, card: Card) -> "Model":
+        """A student of this model: its own network and card, all else shared."""
+        teacher = self.denoiser
+        denoiser = Denoiser(network, teacher.schedule, teacher.prediction, teacher.clock)
+        return Model(denoiser, self.tokenizer, self.text, self.autoencoder, card)
+
     def tensors(self) -> dict[str, Tensor]:
         """Every stored tensor by its full name, such as "network.enter.weight"."""
         return {f"{p}.{k}": v.detach() for p, part in self.parts().items() for k, v in part.state_dict().items()}
 
     @property
     def hash(self) -> str:
-        """12 hex digits of what decides the pictures: tensors and configuration, but not the card's words."""
+        """12 hex digits of what decides the pictures: tensors and configuration, but not the cards' words."""
         said = _describe(self)
-        del said["card"]
-        digest = hashlib.sha256(json.dumps([said, self.card.clamp], sort_keys=True).encode())
+        deciding: list[Any] = [said, self.card.clamp]
+        for card in (said.pop("card"), said.get("student", {}).pop("card", {})):
+            deciding += [card["few"]] if card.get("few") else []
+        digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             plain = tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
@@ -132,15 +146,10 @@ class Model:
 
 
 def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
-    """Write the model as one file, atomically. dtype: how weights are stored, "float32" or "bfloat16"."""
-    if dtype not in _STORED:
-        raise InputError(f"dtype {dtype!r} is unknown; choose one of {', '.join(_STORED)}")
-    tensors = {
-        name: tensor.to("cpu", _STORED[dtype] if tensor.is_floating_point() else tensor.dtype).contiguous().clone()
-        for name, tensor in model.tensors().items()
-    }
+    """Write the model as one file, atomically. dtype: how weights are stored, one of storage.DTYPES."""
+    tensors = storage.packed(model.parts(), dtype)
     with replacing(Path(path)) as beside:
-        save_file(tensors, beside, {KEY: json.dumps(_describe(model))})
+        save_file(tensors, beside, {KEY: json.dumps({**_describe(model), "dtype": dtype})})
 
 
 def load(
@@ -191,10 +200,10 @@ def locate(path: Path) -> Path:
 
 
 def _describe(model: Model) -> dict[str, Any]:
-    denoiser = model.denoiser
+    denoiser, student = model.denoiser, model.student
     if not isinstance(denoiser.clock, str):
         raise InputError(f"a clock that is a function cannot be stored; choose one of {', '.join(CLOCKS)}")
-    return {
+    said = {
         "format": FORMAT,
         "network": _configured(model.network, KINDS),
         "schedule": configuration.kind_to_json(schedule.KINDS, denoiser.schedule),
@@ -205,6 +214,9 @@ def _describe(model: Model) -> dict[str, Any]:
         "autoencoder": _configured(model.autoencoder, AUTOENCODERS),
         "card": configuration.to_json(model.card),
     }
+    if student is not None:
+        said["student"] = {"network": _configured(student.network, KINDS), "card": configuration.to_json(student.card)}
+    return said
 
 
 def _configured(module: Any, kinds: Kinds) -> dict[str, Any]:
@@ -257,18 +269,25 @@ def _build(said: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Mode
     lacks = [name for name in (*parts, "schedule", "prediction", "clock", "tokenizer", "card") if name not in said]
     if lacks:
         raise InputError(f"{file}: its metadata lack {', '.join(lacks)}; copy or train it again")
-    spare = [name for name in tensors if name.split(".")[0] not in parts]
+    prefixes = {*parts, *({"student"} & said.keys())}
+    spare = [name for name in tensors if name.split(".")[0] not in prefixes]
     if spare:
         raise InputError(f"{file}: has a spare tensor {spare[0]!r} that belongs to no part of the model")
     noising = configuration.kind_from_json(schedule.KINDS, said["schedule"], "schedule")
+    tensors = storage.unpacked(tensors, file)
     network, text, autoencoder = (_part(said[part], kinds, tensors, part, file) for part, kinds in parts.items())
-    return Model(
+    model = Model(
         denoiser=Denoiser(network, noising, said["prediction"], said["clock"]),
         tokenizer=Tokenizer.from_json(said["tokenizer"]),
         text=text,
         autoencoder=autoencoder,
         card=configuration.from_json(Card, said["card"], f"{file}: card"),
     )
+    if "student" in said:
+        network = _part(said["student"]["network"], KINDS, tensors, "student", file)
+        card = configuration.from_json(Card, said["student"]["card"], f"{file}: student's card")
+        model.student = model.taught(network, card)
+    return model
 
 
 def _part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor], part: str, file: Path) -> Any:
@@ -285,7 +304,7 @@ def _part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor], part
     held = {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
     compare({f"{part}.{name}": tensor for name, tensor in wanted.items()},
             {f"{part}.{name}": tensor for name, tensor in held.items()}, file)  # fmt: skip
-    module.load_state_dict({name: float32(tensor) for name, tensor in held.items()}, assign=True)
+    module.load_state_dict(held, assign=True)
     return module.eval()
 
 
@@ -315,11 +334,3 @@ def compare(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor], file: Path
         values = held[name].float() if held[name].element_size() == 1 else held[name]  # float8 knows no isfinite
         if not values.isfinite().all():
             raise InputError(f"{file}: tensor '{name}' holds values that are not finite; {again} it again")
-
-
-def float32(tensor: Tensor) -> Tensor:
-    """A copy off the file's memory map; pictures' layers in channels-last order, in which they run fastest."""
-    if not tensor.is_floating_point():
-        return tensor.clone()
-    order = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-    return tensor.to(torch.float32, copy=True).contiguous(memory_format=order)

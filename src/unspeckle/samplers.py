@@ -132,8 +132,7 @@ def _weights(places: Tensor) -> Tensor:
 
 @torch.no_grad()
 def dpmpp_sde(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
-    """k-diffusion's DPM-Solver++ SDE (eta 1, r 1/2): an ancestral step to the middle, then a whole one with the x̂ found
-    there. Its two noises belong to one Brownian path in sigma/alpha."""
+    """k-diffusion's DPM-Solver++ SDE (r 1/2): an ancestral step to the middle, a whole one on one Brownian path."""
     levels = _levels(schedule, times)
     for i, (here, there) in enumerate(pairwise(levels)):
         estimate = denoise(x, here.t.expand(len(x)))

@@ -14,10 +14,11 @@ from unspeckle.denoiser import Denoiser, Given
 from unspeckle.formats.checkpoint import Checkpoint, Habits
 from unspeckle.formats.grids import grid
 from unspeckle.formats.noise import ecosystem_noise
-from unspeckle.model import Card, Model, Way, float32
+from unspeckle.model import Card, Model, Way
 from unspeckle.networks.layers import sinusoids
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.seeds import Noise
+from unspeckle.storage import float32
 
 _FAMILIES = {  # of time grids; what is not here walks on ours
     "ddim": "ddim", "plms": "ddim", "ddpm": "ddim", "euler": "euler", "euler_a": "euler", "heun": "euler",

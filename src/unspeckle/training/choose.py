@@ -23,8 +23,8 @@ from unspeckle.text.encoder import TextConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import measure, memory
 from unspeckle.training.learner import fresh
-from unspeckle.training.options import TrainOptions
-from unspeckle.training.plan import Plan, asked
+from unspeckle.training.options import Options, TrainOptions
+from unspeckle.training.plan import AnyPlan, Plan, asked
 
 PICTURES_A_PARAMETER = 0.012  # to learn from, before a larger network pays: a guess from few runs, not yet calibrated
 COMPILES_AFTER = 600.0  # seconds of training below which compiling is not tried
@@ -84,20 +84,19 @@ def choose(
     if _compiles(options, wish, say):
         plan, measured = _compiled(plan, measured, data(plan), tokenizer, autoencoder, say, options.compile is True)
     learnt = measure.latents(plan, data(plan), 3.0) if learns else math.inf
-    return _finished(plan, measured, learnt, options, started)
+    share = LATENT_SHARE * measured.rate / learnt
+    plan = finished(plan, measured, options, started, CLOSING, 1 + share)
+    return replace(plan, latent_steps=math.ceil(LATENT_SHARE * plan.steps) if learns else 0)
 
 
 def check(options: TrainOptions) -> None:
     """InputError for choices that cannot be, before any long work."""
-    if [options.seconds, options.pictures, options.steps].count(None) != 2:
-        raise InputError("say how long to train by exactly one of --for 30m, --pictures 2M, --steps N")
+    check_common(options)
     if options.preset is not None and options.size is not None:
         size = quantities.size(options.size)
         fits(size, preset(options.preset).at(size), 1)
     elif options.preset is not None:
         preset(options.preset)
-    if options.seed is not None and not 0 <= options.seed < 2**64:
-        raise InputError(f"--seed {options.seed}: must lie between 0 and {2**64 - 1}")
     if options.out.resolve().is_relative_to(options.folder.resolve()):
         raise InputError(
             f"--out {options.out}: lies inside {options.folder}, whose pictures it would join; choose another"
@@ -108,6 +107,14 @@ def check(options: TrainOptions) -> None:
         raise InputError("--space and --from exclude each other: a model brings its own; leave one of them out")
     if options.preset is not None and options.from_model is not None:
         raise InputError("--preset and --from exclude each other: a model brings its own size; leave one of them out")
+
+
+def check_common(options: Options) -> None:
+    """The same for what all runs have."""
+    if [options.seconds, options.pictures, options.steps].count(None) != 2:
+        raise InputError("say how long to train by exactly one of --for 30m, --pictures 2M, --steps N")
+    if options.seed is not None and not 0 <= options.seed < 2**64:
+        raise InputError(f"--seed {options.seed}: must lie between 0 and {2**64 - 1}")
     if options.precision is not None and options.precision not in PRECISIONS:
         raise InputError(f"--precision {options.precision}: unknown; choose one of {', '.join(PRECISIONS)}")
     for flag, count in (("--batch", options.batch), ("--steps", options.steps), ("--pictures", options.pictures)):
@@ -216,12 +223,11 @@ def _compiled(
     return (replace(plan, compile=True), fast) if pays else (plan, eager)
 
 
-def _finished(
-    plan: Plan, measured: measure.Measured, learnt: float, options: TrainOptions, started: float
-) -> Plan:  # fmt: skip
-    """The plan with its steps. learnt: the autoencoder's pictures/s while it learns, infinite where it does not."""
-    share = LATENT_SHARE if learnt < math.inf else 0.0
-    dearer = 1 + share * measured.rate / learnt  # than the network's steps alone
+def finished(
+    plan: AnyPlan, measured: measure.Measured, options: Options, started: float, closing: float, dearer: float = 1.0
+) -> AnyPlan:
+    """The plan with its number of steps. closing: the work after the last one, in training pictures; dearer: how often
+    the time of its steps the whole takes, with what is learnt beforehand."""
     spent = time.monotonic() - started
     if options.steps:
         steps = options.steps
@@ -230,7 +236,7 @@ def _finished(
     else:
         assert options.seconds is not None
         again = 0.3 * measured.ready  # what was compiled is found again, but not for nothing
-        left = (options.seconds - spent - min(CLOSING / measured.rate, 0.2 * options.seconds) - again) * (1 - RESERVE)
+        left = (options.seconds - spent - min(closing / measured.rate, 0.2 * options.seconds) - again) * (1 - RESERVE)
         if left <= 0:
             raise InputError(f"--for {options.seconds:g}s: was used up by preparing; give more time, or --steps")
         steps = max(1, int(left * measured.rate / dearer / plan.batch))
@@ -244,11 +250,11 @@ def _finished(
         )
     return replace(
         plan, steps=steps, warmup=max(1, min(200, steps // 20)), rate=measured.rate, seconds=seconds,
-        memory=measured.memory, disk=disk, latent_steps=math.ceil(share * steps),
+        memory=measured.memory, disk=disk,
     )  # fmt: skip
 
 
-def _existing(options: TrainOptions) -> str:
+def _existing(options: Options) -> str:
     path = options.out.absolute()
     while not path.exists():
         path = path.parent

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -30,15 +30,19 @@ from unspeckle.training import plan as plans
 from unspeckle.training.choose import check, choose, space
 from unspeckle.training.learner import Weights, fresh
 from unspeckle.training.log import Log
-from unspeckle.training.loop import Training, train
-from unspeckle.training.options import TrainOptions
+from unspeckle.training.loop import Course, Training, train
+from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import Plan
 from unspeckle.training.stage import Failed, Report
-from unspeckle.training.view import View, judged, table
+from unspeckle.training.view import View, table
 
 DONE, FAILED, STOPPED = 0, 1, 130
 PROMPTS = 16
 WORDS = "tokenizer.json"
+
+Stop = Callable[[], bool]
+CAPTIONS = "captions.txt"  # in a RUN: some of those it learns from, one a line, for `distil`
+CAPTIONS_KEPT = 20_000
 
 
 class Materials(NamedTuple):
@@ -63,10 +67,10 @@ def run(options: TrainOptions) -> int:
             return DONE
     else:
         check(options)
-    _usable(options)
+    usable(options)
     done = plan is not None
     listing = read(options.folder, options.captions, options.caption, options.template)
-    with _alone(options):
+    with alone(options):
         materials = gather(listing, options, plan, console)
         if plan is None:
             size = materials.corpus.training.size
@@ -84,7 +88,8 @@ def run(options: TrainOptions) -> int:
         return _carry_out(options, plan, materials, console)
 
 
-def _usable(options: TrainOptions) -> None:
+def usable(options: Options) -> None:
+    """InputError where --out cannot be a RUN."""
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out}: is a file; give a folder")
     foreign = options.out.is_dir() and not (options.out / plans.FILE).exists() and any(options.out.iterdir())
@@ -93,7 +98,7 @@ def _usable(options: TrainOptions) -> None:
 
 
 @contextmanager
-def _alone(options: TrainOptions) -> Iterator[None]:
+def alone(options: Options) -> Iterator[None]:
     """Let no second process train into the same RUN; the lock falls with the process."""
     if options.plan_only:
         yield
@@ -200,6 +205,7 @@ def _warn_of_cuts(corpus: Corpus, tokenizer: Tokenizer, console: Console) -> Non
 def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console: Console) -> int:
     if not (options.out / plans.FILE).exists():
         atomic.write(options.out / WORDS, materials.tokenizer.to_json().encode())
+        atomic.write(options.out / CAPTIONS, "".join(f"{line}\n" for line in kept(materials.corpus)).encode())
         plan.save(options.out)
     if plan.threads != torch.get_num_threads() and plan.device == "cpu":
         torch.set_num_threads(plan.threads)
@@ -212,37 +218,65 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
         vocabulary=tuple(word for word, _ in heard.most_common(200)), recipe=_recipe(options),
     )  # fmt: skip
     distinct = tuple(dict.fromkeys(corpus.heldout.captions(range(len(corpus.heldout))) or corpus.captions()))
-    asked_to_stop = _listen()
-
-    def stop() -> bool:
-        return bool(asked_to_stop)
-
     if len(corpus.heldout) == 0:
         console.print(
             "too few pictures to hold some out: the held-out loss is one of training pictures", soft_wrap=True
         )
+    stop = listen()
     try:
-        if isinstance(autoencoder, Latents) and plan.latent_steps:
-            learning = latents.LatentTraining(plan, options.out, corpus, autoencoder, stop)
-            console.print(f"the autoencoder learns first, for {plan.latent_steps:,} steps", highlight=False)
-            _watch(latents.learn(learning), learning.plan, options.out / latents.FOLDER, console, options.quiet)
-        elif isinstance(autoencoder, Latents):
-            latents.settle(options.out, autoencoder)
-        if not stop():
-            training = Training(
-                plan, options.out, corpus, tokenizer, autoencoder, card, distinct[:PROMPTS], weights, stop
-            )
-            report = _watch(train(training), plan, options.out, console, options.quiet)
+        ready = _autoencoder(options, plan, corpus, autoencoder, stop, console)
     except Failed as failure:
-        print(f"{options.out}: {failure}", file=sys.stderr)
-        return FAILED
+        return _failed(options, failure)
+    if not ready:
+        return _stopped(console)
+    training = Training(plan, options.out, corpus, tokenizer, autoencoder, card, distinct[:PROMPTS], weights)
+    return follow(training, options, console, stop)
+
+
+def _autoencoder(
+    options: TrainOptions, plan: Plan, corpus: Corpus, autoencoder: Autoencoder, stop: Stop, console: Console
+) -> bool:
+    """See to it that the autoencoder is ready; False where it was stopped on the way."""
+    if isinstance(autoencoder, Latents) and plan.latent_steps:
+        learning = latents.LatentTraining(plan, options.out, corpus, autoencoder, stop)
+        console.print(f"the autoencoder learns first, for {plan.latent_steps:,} steps", highlight=False)
+        _watch(latents.learn(learning), learning.plan, options.out / latents.FOLDER, console, options.quiet)
+        return not stop()
+    if isinstance(autoencoder, Latents):
+        latents.settle(options.out, autoencoder)
+    return True
+
+
+def kept(corpus: Corpus) -> list[str]:
+    """At most CAPTIONS_KEPT wordings, evenly from all."""
+    captions = [" ".join(caption.split()) for caption in corpus.captions()]
+    count = min(len(captions), CAPTIONS_KEPT)
+    return [captions[i * len(captions) // count] for i in range(count)]
+
+
+def follow(course: Course, options: Options, console: Console, stop: Stop) -> int:
+    """Carry a course on to its end or until somebody stops it, told and logged; returns the exit code."""
+    course.stop = stop
+    try:
+        report = _watch(train(course), course.plan, options.out, console, options.quiet)
+    except Failed as failure:
+        return _failed(options, failure)
     if not (options.out / FILE).exists():
-        console.print("stopped at a clean point; the same command goes on from here", highlight=False)
-        return STOPPED
+        return _stopped(console)
     if report is not None and report.held is not None:
-        console.print(judged(report.held), highlight=False)
+        console.print(report.held.said, highlight=False)
     print((options.out / FILE).absolute())
     return DONE
+
+
+def _failed(options: Options, failure: Failed) -> int:
+    print(f"{options.out}: {failure}", file=sys.stderr)
+    return FAILED
+
+
+def _stopped(console: Console) -> int:
+    console.print("stopped at a clean point; the same command goes on from here", highlight=False)
+    return STOPPED
 
 
 def _watch(reports: Iterator[Report], plan: Plan, folder: Path, console: Console, quiet: bool) -> Report | None:
@@ -268,8 +302,8 @@ def _recipe(options: TrainOptions) -> str:
     return " ".join(["unspeckle train FOLDER --out RUN", *filter(None, (plans.flag(k, v) for k, v in given.items()))])
 
 
-def _listen() -> list[int]:
-    """A list that fills when the person or the system asks to stop; the second Ctrl-C stops at once."""
+def listen() -> Stop:
+    """Whether the person or the system has asked to stop from now on; the second Ctrl-C stops at once."""
     heard: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -281,4 +315,4 @@ def _listen() -> list[int]:
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(ValueError):  # not in the main thread: whoever called listens
             signal.signal(number, note)
-    return heard
+    return lambda: bool(heard)

@@ -1,6 +1,6 @@
 """How well pictures that training never sees are denoised, at each level of noise."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,22 @@ LEVELS = 8  # of noise
 SHARE = 64  # pictures a call of the network
 
 
+class Judged(Protocol):
+    """What an examination found. total: to be as low as may be. shares: the error of each of `levels`, as a share of
+    what the mean picture would err; heading: what the levels are; said: all of it in a few words."""
+
+    @property
+    def total(self) -> float: ...
+    @property
+    def shares(self) -> tuple[float, ...]: ...
+    @property
+    def levels(self) -> tuple[str, ...]: ...
+    @property
+    def heading(self) -> str: ...
+    @property
+    def said(self) -> str: ...
+
+
 class HeldOutLoss(NamedTuple):
     """total: what training minimises, on fixed times. shares: at each of `times`, the mean squared error of x̂, as a
     share of what predicting the mean picture would err."""
@@ -23,6 +39,20 @@ class HeldOutLoss(NamedTuple):
     total: float
     times: tuple[float, ...]
     shares: tuple[float, ...]
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        return tuple(f"{t:.3f}" for t in self.times)
+
+    @property
+    def heading(self) -> str:
+        return "noise"
+
+    @property
+    def said(self) -> str:
+        middle = len(self.shares) // 2
+        share, level = self.shares[middle], self.times[middle]
+        return f"held-out loss {self.total:.4f}; at noise {level:.2f} it errs {share:.0%} of the mean picture's error"
 
 
 class HeldOut:

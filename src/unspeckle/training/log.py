@@ -41,8 +41,8 @@ class Log:
         numbers = {"loss": report.loss, "norm": report.norm, "rate": report.rate, "skipped": float(report.skipped)}
         if report.held is not None:
             numbers["held_out"] = report.held.total
-            shares = zip(report.held.times, report.held.shares, strict=True)
-            line["held_out_shares"] = {f"{t:.3f}": round(share, 5) for t, share in shares}
+            shares = zip(report.held.levels, report.held.shares, strict=True)
+            line["held_out_shares"] = {level: round(share, 5) for level, share in shares}
         line |= {name: value for name, value in numbers.items() if math.isfinite(value)}
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()

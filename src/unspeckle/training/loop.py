@@ -1,17 +1,21 @@
-"""The run: steps, averages, held-out losses, samples and checkpoints, as a stream of reports."""
+"""The run: averages, held-out losses, samples and the choice at the end, around the walk along the plan's steps."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from unspeckle import atomic
 from unspeckle.corpus import Batch, Corpus, batches
+from unspeckle.denoiser import Network
 from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
 from unspeckle.model import FILE, Card, Model, save
@@ -20,48 +24,51 @@ from unspeckle.prompts import escape
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import checkpoint
 from unspeckle.training.ema import PowerAverage
-from unspeckle.training.heldout import HeldOut, HeldOutLoss
+from unspeckle.training.heldout import HeldOut, Judged
 from unspeckle.training.learner import DTYPES, Learner, Outcome, Weights, fresh
 from unspeckle.training.plan import Plan
 from unspeckle.training.stage import Failed, Look, Report, keep, walk
 
+Module = TypeVar("Module", bound=nn.Module)
 HELD_OUT = 128  # pictures
+
+Judge = Callable[[Model], Judged]
 
 
 @dataclass
-class Training:
-    """All that a run holds in memory."""
+class Course(ABC):
+    """All that a run holds in memory, whatever it learns from."""
 
     plan: Plan
     run: Path
-    corpus: Corpus
-    tokenizer: Tokenizer
-    autoencoder: Autoencoder
-    card: Card
-    prompts: tuple[str, ...]
-    weights: Weights
-    stop: Callable[[], bool] = lambda: False
-    skipped: int = 0
+    stop: Callable[[], bool] = field(default=lambda: False, kw_only=True)
+    skipped: int = field(default=0, kw_only=True)
     learner: Learner = field(init=False)
     averages: list[PowerAverage] = field(init=False)
-    held: HeldOut = field(init=False)
 
     def __post_init__(self) -> None:
-        self.learner = learner = Learner(self.plan, self.weights, self.tokenizer, self.autoencoder)
-        self.averages = [PowerAverage(width, learner.parameters()) for width in self.plan.averages]
-        judged = self.corpus.heldout if len(self.corpus.heldout) else self.corpus.training
-        self.held = HeldOut(judged, self.tokenizer, self.autoencoder, learner.objective, learner.device, HELD_OUT)
+        self.learner = self.learns()
+        self.averages = [PowerAverage(width, self.learner.parameters()) for width in self.plan.averages]
 
-    def step(self, batch: Batch, step: int) -> Outcome:
-        outcome = self.learner.step(batch, step)
-        if step % self.plan.average_every == 0 or step == self.plan.steps:
-            for average in self.averages:
-                average.update(self.learner.parameters(), step)
-        return outcome
+    @abstractmethod
+    def learns(self) -> Learner:
+        """Who learns, from the beginning."""
 
-    def look(self, step: int) -> Look:
-        model = self.model(self.learner.tensors(), self.plan.precision)
-        return Look(self.held(model.denoiser, model.text), _samples(self, step))
+    @abstractmethod
+    def data(self, done: int) -> Iterator[Any]:
+        """What the learner is given from the step after `done`, without end: a function of the plan and of `done`."""
+
+    @abstractmethod
+    def judge(self) -> Judge:
+        """The examination that two moments of a run compare by."""
+
+    @abstractmethod
+    def model(self, tensors: list[Tensor], precision: str = "float32", weights: str = "") -> Model:
+        """A model of these tensors, apart from the ones that learn. weights: which ones they are, for its card."""
+
+    @abstractmethod
+    def asks(self) -> list[Ask]:
+        """The samples: fixed prompts and seeds."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that a checkpoint keeps, by name: the very ones, to save or to copy into."""
@@ -71,6 +78,20 @@ class Training:
         for average in self.averages:
             kept |= {f"average-{average.width}.{n}": t for n, t in zip(names, average.average, strict=True)}
         return kept
+
+    def step(self, batch: Any, step: int) -> Outcome:
+        outcome = self.learner.step(batch, step)
+        if step % self.plan.average_every == 0 or step == self.plan.steps:
+            for average in self.averages:
+                average.update(self.learner.parameters(), step)
+        return outcome
+
+    def look(self, step: int) -> Look:
+        return Look(self.judged(self.model(self.learner.tensors(), self.plan.precision)), _samples(self, step))
+
+    @cached_property
+    def judged(self) -> Judge:
+        return self.judge()
 
     def save(self, step: int) -> Path:
         counters = {"skipped": self.skipped, **{f"seen-{a.width}": a.seen for a in self.averages}}
@@ -99,37 +120,67 @@ class Training:
         raw = {"raw": self.learner.tensors()}
         return raw | {f"EMA {a.width:g}": a.average for a in self.averages if a.seen}
 
-    def model(self, tensors: list[Tensor], precision: str = "float32") -> Model:
-        """A model of these weights, apart from the ones that learn."""
-        weights = fresh(self.plan).to(self.learner.device)
-        with torch.no_grad():
-            for parameter, tensor in zip(weights.parameters(), tensors, strict=True):
-                parameter.copy_(tensor)
-        weights = weights.to(DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        weights.eval().requires_grad_(False)
+
+@dataclass
+class Training(Course):
+    """A course on captioned pictures."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    autoencoder: Autoencoder
+    card: Card
+    prompts: tuple[str, ...]
+    weights: Weights
+
+    def learns(self) -> Learner:
+        return Learner(self.plan, self.weights, self.tokenizer, self.autoencoder)
+
+    def data(self, done: int) -> Iterator[Batch]:
         plan = self.plan
-        denoiser = plan.denoiser(weights.network)
-        return Model(denoiser, self.tokenizer, weights.text, self.autoencoder, self.card)
+        return batches(self.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch)
+
+    def judge(self) -> Judge:
+        judged, learner = self.corpus.heldout if len(self.corpus.heldout) else self.corpus.training, self.learner
+        held = HeldOut(judged, self.tokenizer, self.autoencoder, learner.objective, learner.device, HELD_OUT)
+        return lambda model: held(model.denoiser, model.text)
+
+    def model(self, tensors: list[Tensor], precision: str = "float32", weights: str = "") -> Model:
+        filled = copied(fresh(self.plan), tensors, precision, self.learner.device)
+        card, denoiser = self.card, self.plan.denoiser(cast(Network, filled.network))
+        card = replace(card, corpus={**card.corpus, "weights": weights}) if weights else card
+        return Model(denoiser, self.tokenizer, filled.text, self.autoencoder, card)
+
+    def asks(self) -> list[Ask]:
+        return [Ask(escape(prompt), seed=i, steps=20) for i, prompt in enumerate(self.prompts)]
 
 
-def train(training: Training) -> Iterator[Report]:
+def copied(module: Module, tensors: list[Tensor], precision: str, device: torch.device) -> Module:
+    """The module with copies of the tensors as its parameters, in that precision, as one draws with it."""
+    module.to(device)
+    with torch.no_grad():
+        for parameter, tensor in zip(module.parameters(), tensors, strict=True):
+            parameter.copy_(tensor)
+    module.to(DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module.eval().requires_grad_(False)
+    return module
+
+
+def train(training: Course) -> Iterator[Report]:
     """Run the plan from its newest checkpoint to its end, leaving RUN/model.safetensors.
 
     Stops at a clean point, with a checkpoint, where training.stop() turns true. Failed where the loss stays infinite.
     """
-    plan, done = training.plan, training.resume()
-    yield from walk(
-        training, batches(training.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch), done
-    )
-    if checkpoint.steps_done(training.run / "checkpoints") == plan.steps:
+    done = training.resume()
+    yield from walk(training, training.data(done), done)
+    if checkpoint.steps_done(training.run / "checkpoints") == training.plan.steps:
         yield _finish(training)
 
 
-def _samples(training: Training, step: int, model: Model | None = None) -> Path:
-    """Draw the fixed prompts from fixed seeds as one PNG; training's own randomness is not touched."""
+def _samples(training: Course, step: int, model: Model | None = None) -> Path:
+    """Draw the samples as one PNG; training's own randomness is not touched."""
     chosen = training.averages[0].average if training.averages[0].seen else training.learner.tensors()
     model = model or training.model(chosen, training.plan.precision)
-    pictures = [draw(model, Ask(escape(prompt), seed=i, steps=20))[0] for i, prompt in enumerate(training.prompts)]
+    pictures = [draw(model, ask)[0] for ask in training.asks()]
     width, height = training.plan.size
     columns = math.ceil(math.sqrt(len(pictures)))
     grid = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
@@ -141,20 +192,17 @@ def _samples(training: Training, step: int, model: Model | None = None) -> Path:
     return path
 
 
-def _finish(training: Training) -> Report:
-    """Keep the weights that do best on held-out pictures."""
-    best: tuple[HeldOutLoss, str, list[Tensor]] | None = None
+def _finish(training: Course) -> Report:
+    """Keep the weights that do best in the examination."""
+    best: tuple[Judged, str, list[Tensor]] | None = None
     for name, tensors in training.candidates().items():
-        model = training.model(tensors, training.plan.precision)
-        loss = training.held(model.denoiser, model.text)
+        loss = training.judged(training.model(tensors, training.plan.precision))
         if best is None or loss.total < best[0].total:
             best = loss, name, tensors
     assert best is not None
     plan, run = training.plan, training.run
-    model = training.model(best[2])
-    model.card = replace(model.card, corpus={**model.card.corpus, "weights": best[1]})
     try:
-        save(model, run / FILE)
+        save(training.model(best[2], weights=best[1]), run / FILE)
     except (OSError, SafetensorError) as error:
         raise Failed(f"{FILE} cannot be written ({error}); free some space and give the same command again") from error
     samples = _samples(training, plan.steps, training.model(best[2], plan.precision))

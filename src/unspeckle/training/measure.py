@@ -3,9 +3,9 @@
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,7 +18,7 @@ from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.latents import LatentLearner
 from unspeckle.training.learner import Learner, fresh
-from unspeckle.training.plan import Plan
+from unspeckle.training.plan import AnyPlan, Plan
 
 
 class Measured(NamedTuple):
@@ -71,8 +71,13 @@ def training(
     plan: Plan, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder, seconds: float
 ) -> Measured:
     """Train throwaway weights for about `seconds`, at least two steps, after one that does not count."""
+    return steps(lambda plan: Learner(plan, fresh(plan), tokenizer, autoencoder), plan, data, seconds)
+
+
+def steps(learns: Callable[[AnyPlan], Learner], plan: AnyPlan, data: Iterator[Any], seconds: float) -> Measured:
+    """The same with whoever learns: `learns` makes one that may be thrown away."""
     start = time.perf_counter()
-    learner = Learner(replace(plan, warmup=10**9), fresh(plan), tokenizer, autoencoder)
+    learner = learns(replace(plan, warmup=10**9))
     learner.step(next(data), 1)
     _wait(plan.device)
     begun = time.perf_counter()

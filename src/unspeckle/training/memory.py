@@ -11,7 +11,7 @@ from unspeckle.denoiser import Given
 from unspeckle.errors import InputError
 from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.networks.unet import UNet
-from unspeckle.training.plan import Plan
+from unspeckle.training.plan import AnyPlan, Plan
 
 SHARE = 0.8  # of what is free that a step may take
 BASE = 500 * 2**20  # bytes for the libraries, a compiler, a batch on its way
@@ -55,7 +55,7 @@ def _kept(module: nn.Module, forward: Callable[[], Tensor]) -> int:
 def needed(plan: Plan) -> int:
     """Bytes of a whole step: weights, gradients, Adam's two moments, the averages, and what a batch keeps."""
     words = 4 * (4 + len(plan.averages)) + (0 if plan.precision == "float32" else 4)  # bytes for each parameter
-    return BASE + words * plan.parameters + round(BUSY * plan.batch * kept(plan))
+    return BASE + words * plan.parameters + round(BUSY * plan.rows * kept(plan))
 
 
 def free(device: str) -> int | None:
@@ -74,7 +74,7 @@ def free(device: str) -> int | None:
     return min(available, limit - taken)
 
 
-def fitted(plan: Plan, asked: bool, say: Callable[[str], None]) -> Plan:
+def fitted(plan: AnyPlan, asked: bool, say: Callable[[str], None]) -> AnyPlan:
     """The plan, its batch halved until a step fits what is free. InputError where the batch was asked for, or where
     not even one picture fits."""
     room = free(plan.device)

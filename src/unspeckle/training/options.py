@@ -1,4 +1,4 @@
-"""What a person asked of `unspeckle train`, as the command line parsed it."""
+"""What a person asked of `unspeckle train` and `unspeckle distil`, as the command line parsed it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,3 +28,26 @@ class TrainOptions:
     plan_only: bool = False
     json: bool = False
     quiet: bool = False
+
+
+@dataclass(frozen=True)
+class DistilOptions:
+    """None = choose for me. Exactly one of seconds, pictures and steps says how long."""
+
+    model: Path  # the teacher: a RUN or a file
+    out: Path
+    corpus: Path | None = None  # a folder, for its captions; None = those that the RUN kept
+    seconds: float | None = None
+    pictures: int | None = None  # that the teacher is to draw
+    steps: int | None = None
+    scale: float | None = None  # of guidance, baked in
+    seed: int | None = None
+    batch: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    plan_only: bool = False
+    json: bool = False
+    quiet: bool = False
+
+
+Options = TrainOptions | DistilOptions

@@ -4,7 +4,7 @@ import json
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from unspeckle import atomic, configuration
 from unspeckle.denoiser import Denoiser, Network
@@ -14,10 +14,10 @@ from unspeckle.networks.latents import LatentConfig
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.schedule import KINDS
 from unspeckle.text.encoder import TextConfig
-from unspeckle.training.options import TrainOptions
+from unspeckle.training.options import Options
 
 FILE = "plan.json"
-FREE = ("plan_only", "json", "quiet", "folder", "out")  # options that may differ when a run goes on
+FREE = ("plan_only", "json", "quiet", "folder", "model", "corpus", "out")  # options that may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,11 @@ class Plan:
         """Width and height of x."""
         return self.size[0] // self.autoencoder.factor, self.size[1] // self.autoencoder.factor
 
+    @property
+    def rows(self) -> int:
+        """Of the network in a step."""
+        return self.batch
+
     def denoiser(self, network: Network) -> Denoiser:
         """The network, with what the plan says of noise and predictions."""
         schedule = configuration.kind_from_json(KINDS, self.schedule, "schedule")
@@ -77,8 +82,25 @@ class Plan:
         atomic.write(run / FILE, json.dumps(configuration.to_json(self), indent=1).encode())
 
 
-def load(run: Path) -> Plan | None:
-    """RUN's plan, or None where there is none. InputError where it cannot be read."""
+@dataclass(frozen=True)
+class DistilPlan(Plan):
+    """What a student will be taught. corpus is the fingerprint of its captions; a picture is one the teacher draws."""
+
+    teacher: str = ""  # the hash of its model
+    scale: float = 5.0  # of its guidance
+    counts: tuple[int, ...] = (1, 2, 4)  # of steps that the student learns
+    moves: int = 12  # of the teacher's drawings: a multiple of each count
+
+    @property
+    def rows(self) -> int:
+        return self.batch * sum(self.counts)
+
+
+AnyPlan = TypeVar("AnyPlan", bound=Plan)
+
+
+def load(run: Path, kind: type[AnyPlan] = Plan) -> AnyPlan | None:  # type: ignore[assignment]
+    """RUN's plan, or None where there is none. InputError where it cannot be read, or is of another kind."""
     path = run / FILE
     if not path.exists():
         return None
@@ -86,15 +108,18 @@ def load(run: Path) -> Plan | None:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give another --out, or delete this run") from error
-    return configuration.from_json(Plan, values, str(path))
+    other = "train" if kind is DistilPlan else "distil"
+    if isinstance(values, dict) and ("teacher" in values) != (kind is DistilPlan):
+        raise InputError(f"{path}: is the plan of a run of `{other}`; give another --out")
+    return configuration.from_json(kind, values, str(path))
 
 
-def asked(options: TrainOptions) -> dict[str, Any]:
+def asked(options: Options) -> dict[str, Any]:
     """The options that decide a run, as JSON values."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in FREE}
 
 
-def refuse_changes(plan: Plan, options: TrainOptions) -> None:
+def refuse_changes(plan: Plan, options: Options) -> None:
     """InputError naming the first option that differs from those the run began with."""
     for name, value in asked(options).items():
         began = plan.asked.get(name)

@@ -5,15 +5,14 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from unspeckle.corpus import Batch
 from unspeckle.training import checkpoint, memory
 from unspeckle.training.checkpoint import Checkpoint
-from unspeckle.training.heldout import HeldOutLoss
+from unspeckle.training.heldout import Judged
 from unspeckle.training.learner import Outcome
 from unspeckle.training.plan import Plan
 
@@ -31,7 +30,7 @@ class Failed(Exception):
 class Look:
     """What is seen of a learner on the way."""
 
-    held: HeldOutLoss | None = None
+    held: Judged | None = None
     samples: Path | None = None
 
 
@@ -46,7 +45,7 @@ class Report:
     rate: float
     left: float  # seconds
     skipped: int  # steps whose loss or gradient was not finite, in all
-    held: HeldOutLoss | None = None
+    held: Judged | None = None
     samples: Path | None = None
     saved: Path | None = None  # a checkpoint, or at the end the model
 
@@ -57,13 +56,13 @@ class Stage(Protocol):
     plan: Plan
     skipped: int
 
-    def step(self, batch: Batch, step: int) -> Outcome: ...
+    def step(self, batch: Any, step: int) -> Outcome: ...
     def look(self, step: int) -> Look: ...
     def save(self, step: int) -> Path: ...
     def stop(self) -> bool: ...
 
 
-def walk(stage: Stage, data: Iterator[Batch], done: int) -> Iterator[Report]:
+def walk(stage: Stage, data: Iterator[Any], done: int) -> Iterator[Report]:
     """Take the steps done + 1 … plan.steps, the last with a checkpoint; where stage.stop() turns true, end early, at a
     clean point with a checkpoint. Failed where the loss stays infinite or memory runs out."""
     plan, steps = stage.plan, stage.plan.steps
@@ -101,7 +100,7 @@ def walk(stage: Stage, data: Iterator[Batch], done: int) -> Iterator[Report]:
             return
 
 
-def _step(stage: Stage, batch: Batch, step: int) -> Outcome:
+def _step(stage: Stage, batch: Any, step: int) -> Outcome:
     try:
         return stage.step(batch, step)
     except (RuntimeError, MemoryError) as error:

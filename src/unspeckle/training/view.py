@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from unspeckle.networks.autoencoder import IdentityConfig
-from unspeckle.training.heldout import HeldOutLoss
+from unspeckle.training.heldout import Judged
 from unspeckle.training.plan import Plan
 from unspeckle.training.stage import Report
 
@@ -59,7 +59,7 @@ class View:
 
     def __init__(self, plan: Plan, console: Console, quiet: bool) -> None:
         self.plan, self.console, self.quiet = plan, console, quiet
-        self.held: HeldOutLoss | None = None
+        self.held: Judged | None = None
         self.spoke = 0.0
         self.progress = Progress(
             BarColumn(bar_width=None), TextColumn("{task.percentage:3.0f} %"), TextColumn("{task.description}"),
@@ -95,7 +95,7 @@ class View:
             self.live.update(self._panel())
         elif report.held is not None or time.monotonic() - self.spoke > LINE_EVERY:
             self.spoke = time.monotonic()
-            held = "" if report.held is None else f" · {judged(report.held)}"
+            held = "" if report.held is None else f" · {report.held.said}"
             if report.rate:
                 self.say(f"{100 * report.step / report.steps:3.0f} % · step {report.step:,} · {now}{held}")
         if report.samples is not None:
@@ -104,15 +104,9 @@ class View:
     def _panel(self) -> RenderableType:
         if self.held is None:
             return self.progress
-        levels = Table("noise", "held-out error, of predicting the mean picture", box=None, expand=False)
-        for level, share in zip(self.held.times, self.held.shares, strict=True):
+        heading = "held-out error, of predicting the mean picture"
+        levels = Table(self.held.heading, heading, box=None, expand=False)
+        for level, share in zip(self.held.levels, self.held.shares, strict=True):
             bar = "█" * round(30 * min(share, 1.0))
-            levels.add_row(f"{level:4.2f}", f"{share:6.1%} {bar}")
-        return Group(self.progress, Text(judged(self.held)), levels)
-
-
-def judged(held: HeldOutLoss) -> str:
-    """The held-out loss in a few words."""
-    middle = held.shares[len(held.shares) // 2]
-    level = held.times[len(held.shares) // 2]
-    return f"held-out loss {held.total:.4f}; at noise {level:.2f} it errs {middle:.0%} of the mean picture's error"
+            levels.add_row(level, f"{share:6.1%} {bar}")
+        return Group(self.progress, Text(self.held.said), levels)

@@ -1,0 +1,59 @@
+"""Students: networks that a teacher taught to draw in few steps, and who of the two draws what is asked.
+
+A student's estimate is not the picture expected now, but the one towards which the teacher moves, guidance and all,
+over the whole stretch ahead: one step of the law lands where the teacher's many would. How long it is, it is told.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unspeckle.denoiser import Denoiser, Given
+from unspeckle.errors import InputError
+from unspeckle.model import Model
+
+GUIDED = {"guidance": "cfg", "rescale": 0.0, "interval": None, "guide": None}  # what an unguided drawing leaves so
+
+
+def told(given: Given, steps: Tensor) -> Given:
+    """Join log2 of each row's number of steps (B,) to what the network is told beside the words and the time."""
+    number = torch.log2(steps.double())[:, None].to(given.tokens)
+    return given._replace(vector=number if given.vector is None else torch.cat([given.vector, number], dim=1))
+
+
+class Counted(Denoiser):
+    """A student's denoiser for drawings of so many steps: its estimates are for the stretches of `times` at that."""
+
+    def __init__(self, student: Denoiser, steps: int) -> None:
+        super().__init__(student.network, student.schedule, student.prediction, student.clock)
+        self.steps = steps
+
+    def forward(self, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
+        return super().forward(x_t, t, told(given, torch.full((len(x_t),), self.steps, device=x_t.device)))
+
+
+def drawer(model: Model, ask: Any) -> Model:
+    """Who draws an Ask or an Order: the student, where the ask's steps are among those that it knows and no negative
+    words, scale, sampler or grid but its own are asked for; else the model itself.
+
+    InputError where the model is a student without its teacher, and cannot.
+    """
+    student = model if model.card.few else model.student
+    if student is None:
+        return model
+    card = student.card
+    own = ((name, getattr(ask, name), getattr(card, name)) for name in ("sampler", "grid", "scale"))
+    foreign = [(name, f"{value!r}") for name, value, mine in own if value not in (None, mine)]
+    foreign += [("negative", "words")] if ask.negative else []
+    foreign += [(name, "set") for name, usual in GUIDED.items() if getattr(ask, name) != usual]
+    steps = card.steps if ask.steps is None and student is model else ask.steps
+    if steps in card.few and not foreign:
+        return replace(student, denoiser=Counted(student.denoiser, steps))
+    if student is not model:
+        return model
+    known = ", ".join(map(str, card.few))
+    if foreign:
+        raise InputError(f"{foreign[0][0]} {foreign[0][1]}: this model was distilled to few steps; leave it out")
+    raise InputError(f"steps {steps!r}: this model was distilled to {known} steps; choose one of these")
