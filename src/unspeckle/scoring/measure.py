@@ -1,0 +1,265 @@
+"""Everything that can be found out about a model, with a corpus or without one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from unspeckle import guidance
+from unspeckle.corpus import Corpus, Split
+from unspeckle.denoiser import Denoise
+from unspeckle.draw import Ask, Order, settle
+from unspeckle.model import Model
+from unspeckle.networks.autoencoder import Identity
+from unspeckle.objective import Objective
+from unspeckle.scoring import likelihood
+from unspeckle.scoring.distances import cmmd, frechet, kid, neighbours
+from unspeckle.scoring.drawing import drawn, words
+from unspeckle.scoring.features import Features, Scattering, Whitened
+from unspeckle.scoring.likelihood import Bits, bits
+from unspeckle.scoring.memorisation import Memorisation, memorisation, nearest
+from unspeckle.scoring.pretrained import Clip, pretrained
+from unspeckle.scoring.scores import CorpusFacts, Distance, FeatureFacts, Loss, Point, Scores, interval, warnings
+from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
+from unspeckle.training.heldout import LEVELS, HeldOut
+from unspeckle.version import installed
+
+LEAST = 20  # held-out pictures, below which nothing is compared with them
+SWEPT = 128  # pictures of each way of drawing
+LOSSES = 256  # held-out pictures whose loss is measured
+COUNTED = 128  # held-out pictures whose bits are counted
+SCALED_BY = 2000  # training pictures that set the scale of the features
+SHOWN = 40  # pictures of the grid
+PAIRS = 24
+
+
+class Watch(Protocol):
+    """Hears what is being done, and how much of it: units are calls of the network for one picture, or as much."""
+
+    def stage(self, name: str) -> None: ...
+    def tell(self, units: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a person chose: pictures for each seed, seeds, features, and the ask that all drawings share."""
+
+    pictures: int = 500
+    seeds: int = 4
+    features: str = "scattering"
+    ask: Ask = field(default_factory=Ask)
+    objective: Objective = field(default_factory=lambda: Objective(mean=0.3))  # whose loss held-out pictures are given
+
+
+class Set(NamedTuple):
+    pictures: Tensor
+    captions: list[str]
+
+
+class Pair(NamedTuple):
+    """A drawn picture and the training picture nearest to it, `distance` levels away."""
+
+    drawn: Tensor
+    training: Tensor
+    caption: str
+    distance: float
+
+
+@dataclass
+class Album:
+    """Pictures for the report, uint8 (N, 3, H, W)."""
+
+    drawn: Tensor | None = None
+    captions: list[str] = field(default_factory=list)
+    held_out: Tensor | None = None  # of the same captions
+    pairs: list[Pair] = field(default_factory=list)
+    by_steps: list[Tensor] = field(default_factory=list)  # of each Point
+    by_scale: list[Tensor] = field(default_factory=list)
+
+
+def units(model: Model, corpus: Corpus | None, wishes: Wishes) -> int:
+    """How much there is to do, as a Watch hears it."""
+    order = settle(model, wishes.ask)
+    swept = min(SWEPT, wishes.pictures)
+    total = swept * sum(calls(o) for o in [*steps_of(order), *scales_of(order)])
+    if corpus is not None and len(corpus.heldout) >= LEAST:
+        held = len(corpus.heldout)
+        total += wishes.pictures * wishes.seeds * calls(order)
+        total += 2 * LEVELS * min(LOSSES, held) + likelihood.LEVELS * min(COUNTED, held)
+    return total
+
+
+def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watch: Watch) -> tuple[Scores, Album]:
+    """All scores but those of words. name: the corpus's, for the report. InputError where the wishes cannot be met."""
+    order, album = settle(model, wishes.ask), Album()
+    scores = Scores(
+        model=model.card.name, hash=model.hash, version=installed(), device=str(model.device), sampler=order.sampler,
+        grid=order.grid, steps=order.steps, scale=order.scale, size=order.size, pictures=wishes.pictures,
+        seeds=tuple(range(wishes.seeds)), corpus=None if corpus is None else _facts(model, corpus, name),
+    )  # fmt: skip
+    if corpus is not None and len(corpus.heldout) >= LEAST:
+        scores, real = _with_corpus(scores, model, corpus, wishes, order, album, watch)
+        captions = _captions(corpus.heldout, min(SWEPT, wishes.pictures), 0)
+    else:
+        scores, real = replace(scores, missing=(_why(corpus),)), None
+        prompts = list(model.card.vocabulary) or [""]  # the words that the card suggests
+        captions = [prompts[i % len(prompts)] for i in range(min(SWEPT, wishes.pictures))]
+    scores = _with_sweeps(scores, model, order, captions, real, album, watch)
+    return replace(scores, warnings=warnings(scores)), album
+
+
+def _why(corpus: Corpus | None) -> str:
+    if corpus is None:
+        return "without --corpus there are no distances, no held-out loss, no bits, no memorisation and no words"
+    return (
+        f"the corpus holds out {len(corpus.heldout)} pictures, and {LEAST} are the least that anything is compared with: "
+        "no distances, no held-out loss, no bits, no memorisation"
+    )
+
+
+def _with_corpus(
+    scores: Scores, model: Model, corpus: Corpus, wishes: Wishes, order: Order, album: Album, watch: Watch
+) -> tuple[Scores, Real]:
+    watch.stage("features of real pictures")
+    held = corpus.heldout.pictures(range(len(corpus.heldout)))
+    features, floors = _features(model, corpus, wishes)
+    real = Real(features, features(held))
+    sets, seconds = [], 0.0
+    for seed in range(wishes.seeds):
+        watch.stage(f"drawing, seed {seed + 1} of {wishes.seeds}")
+        captions, numbers = _captions(corpus.heldout, wishes.pictures, seed), _numbers(order, wishes.pictures, seed)
+        found = drawn(model, captions, numbers, wishes.ask, lambda count: watch.tell(count * calls(order)))
+        sets.append(Set(found.pictures, captions))
+        seconds += found.seconds / wishes.seeds
+    watch.stage("distances")
+    distances = _distances(real, sets, corpus.training, floors)
+    _show(album, sets[0], held)
+    watch.stage("nearest training pictures")
+    copied = _memorised(sets, held, corpus.training, album)
+    watch.stage("held-out loss")
+    loss = _loss(model, corpus, wishes.objective, watch)
+    watch.stage("bits per dimension")
+    counted = _bits(model, corpus.heldout, watch)
+    return replace(
+        scores, seconds=seconds, features=FeatureFacts(features.name, features.hash, real.held_out.shape[1]),
+        floor_pictures=len(floors[0]), distances=distances, memorisation=copied, loss=loss, bits=counted,
+        missing=() if counted is not None else ("the model draws latents: no bits per dimension of pictures",),
+    ), real  # fmt: skip
+
+
+def _with_sweeps(
+    scores: Scores, model: Model, order: Order, captions: Sequence[str], real: Real | None, album: Album, watch: Watch
+) -> Scores:
+    found: list[tuple[Point, ...]] = []
+    numbers = _numbers(order, len(captions), 0)
+    for name, orders, shown in (
+        ("steps", steps_of(order), album.by_steps),
+        ("scales", scales_of(order), album.by_scale),
+    ):
+        watch.stage(f"drawing with other {name}")
+        points = []
+        for point, pictures in sweep(model, orders, captions, numbers, real, watch.tell):
+            points.append(point)
+            shown.append(pictures)
+        found.append(tuple(points))
+    own = next(p.seconds for p in found[0] if (p.sampler, p.steps) == (order.sampler, order.steps))
+    return replace(scores, by_steps=found[0], by_scale=found[1], seconds=scores.seconds or own)
+
+
+def _features(model: Model, corpus: Corpus, wishes: Wishes) -> tuple[Features, list[Tensor]]:
+    """The features, and for each seed which training pictures make a floor; where there are enough, none of those
+    that set the features' scale."""
+    kind, _, where = wishes.features.partition(":")
+    training = corpus.training
+    order = torch.arange(len(training))
+    if kind == "scattering":
+        count = max(min(SCALED_BY, len(training) - wishes.pictures * wishes.seeds), min(len(training) // 2, SCALED_BY))
+        scale, order = order[:count], order[count:]
+        features: Features = Whitened(Scattering(), training.pictures(scale))
+    else:
+        features = pretrained(kind, where, str(model.device))
+    each = max(1, min(wishes.pictures, len(order) // wishes.seeds))
+    return features, [order[i * each : (i + 1) * each] for i in range(wishes.seeds)]
+
+
+def _places(count: int, wanted: int) -> Tensor:
+    """(wanted,) places among `count`, spread evenly; all of them again and again where more are wanted."""
+    return torch.arange(wanted) * count // wanted if wanted <= count else torch.arange(wanted) % count
+
+
+def _captions(split: Split, wanted: int, seed: int) -> list[str]:
+    """A wording of each, another one for another seed."""
+    found = [split.wordings[i] for i in _places(len(split), wanted).tolist()]
+    return [wordings[(i + seed) % len(wordings)] for i, wordings in enumerate(found)]
+
+
+def _numbers(order: Order, wanted: int, seed: int) -> range:
+    first = order.seed + seed * wanted
+    return range(first, first + wanted)
+
+
+def _show(album: Album, drawn: Set, held: Tensor) -> None:
+    few = min(SHOWN, len(drawn.captions))
+    chosen = _places(len(drawn.captions), few)
+    album.drawn, album.captions = drawn.pictures[chosen], [drawn.captions[i] for i in chosen.tolist()]
+    album.held_out = held[_places(len(held), len(drawn.captions))[chosen]]
+
+
+def _distances(real: Real, sets: Sequence[Set], training: Split, floors: Sequence[Tensor]) -> tuple[Distance, ...]:
+    found = [_compared(real, *one) for one in sets]
+    floor = [_compared(real, training.pictures(places), training.captions(places)) for places in floors]
+    return tuple(
+        Distance(name, interval([f[name] for f in found]), interval([f[name] for f in floor])) for name in found[0]
+    )
+
+
+def _compared(real: Real, pictures: Tensor, captions: list[str]) -> dict[str, float]:
+    a, b = real.held_out, real.features(pictures)
+    near = neighbours(a, b) if len(b) > 5 else None
+    found = {"kid": kid(a, b), "frechet": frechet(a, b)} | ({} if near is None else near._asdict())
+    if isinstance(real.features, Clip):
+        found |= {"cmmd": cmmd(a, b), "clip_score": Clip.score(b, real.features.captions(captions))}
+    return found
+
+
+def _memorised(sets: Sequence[Set], held: Tensor, training: Split, album: Album) -> Memorisation:
+    pictures = torch.cat([pictures for pictures, _ in sets])
+    captions = [caption for _, captions in sets for caption in captions]
+    near = nearest(pictures, training)
+    for place in near.distance.argsort()[:PAIRS].tolist():
+        twin = training.pictures([int(near.which[place])])[0]
+        album.pairs.append(Pair(pictures[place], twin, captions[place], float(near.distance[place])))
+    return memorisation(near, nearest(held, training), len(training))
+
+
+def _loss(model: Model, corpus: Corpus, objective: Objective, watch: Watch) -> Loss:
+    found = []
+    count = min(LOSSES, len(corpus.heldout))
+    for split in (corpus.heldout, corpus.training):
+        held = HeldOut(split, model.tokenizer, model.autoencoder, objective, model.device, count)
+        found.append(held(model.denoiser, model.text))
+        watch.tell(LEVELS * count)
+    out, seen = found
+    return Loss(out.total, seen.total, out.times, out.shares, seen.shares, count)
+
+
+def _bits(model: Model, split: Split, watch: Watch) -> Bits | None:
+    """None where the network draws latents: their density is not the pictures'."""
+    if not isinstance(model.autoencoder, Identity):
+        return None
+    count = min(COUNTED, len(split))
+    places = _places(len(split), count)
+    captions = split.captions(places)
+
+    def rows(first: int, last: int) -> Denoise:
+        given = words(model, captions[first:last])
+        return guidance.clamp(lambda x_t, t: model.denoiser(x_t, t, given), *model.autoencoder.bounds)  # type: ignore[misc]
+
+    return bits(split.pictures(places), model.autoencoder, model.denoiser.schedule, rows, watch.tell)
+
+
+def _facts(model: Model, corpus: Corpus, name: str) -> CorpusFacts:
+    same = model.card.corpus.get("fingerprint") == corpus.fingerprint
+    return CorpusFacts(name, corpus.fingerprint, len(corpus.training), len(corpus.heldout), same)
