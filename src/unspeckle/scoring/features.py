@@ -43,7 +43,7 @@ class Scattering:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
-        return torch.cat([self._some(some) for some in pictures.split(SHARE)])
+        return torch.cat([self._some(some) for some in torch.split(pictures, SHARE)])
 
     def _some(self, pictures: Tensor) -> Tensor:
         picture = opponent(pictures)
@@ -74,7 +74,7 @@ class Whitened:
     """Features turned and scaled so that those of real pictures vary alike in each of at most 128 directions."""
 
     def __init__(self, features: Features, real: Tensor) -> None:
-        """real (N, 3, H, W) uint8: the pictures that set the scale, at least 8; with the features they make the hash."""
+        """real (N, 3, H, W) uint8: the pictures that set the scale, at least 8; the hash tells them too."""
         self.features = features
         rows = features(real).double().cpu()
         self.mean = rows.mean(0)
@@ -86,7 +86,8 @@ class Whitened:
         self.hash = digest(features.hash, real)
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        return ((self.features(pictures).double().cpu() - self.mean) @ self.matrix).float()
+        turned: Tensor = (self.features(pictures).double().cpu() - self.mean) @ self.matrix
+        return turned.float()
 
 
 def opponent(pictures: Tensor) -> Tensor:

@@ -114,8 +114,8 @@ def _why(corpus: Corpus | None) -> str:
     if corpus is None:
         return "without --corpus there are no distances, no held-out loss, no bits, no memorisation and no words"
     return (
-        f"the corpus holds out {len(corpus.heldout)} pictures, and {LEAST} are the least that anything is compared with: "
-        "no distances, no held-out loss, no bits, no memorisation"
+        f"the corpus holds out {len(corpus.heldout)} pictures, and {LEAST} are the least that anything is compared "
+        "with: no distances, no held-out loss, no bits, no memorisation"
     )
 
 

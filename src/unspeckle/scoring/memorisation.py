@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,8 +68,8 @@ def memorisation(drawn: Nearest, held_out: Nearest, searched: int) -> Memorisati
 
 def _verdict(ratio: float, low: float, high: float, copies: int, drawn: int) -> str:
     said = (
-        f"At the {PERCENT}st percentile, drawn pictures lie {ratio:.2f} times as far from their nearest training picture "
-        f"as held-out ones do (95 % interval {low:.2f} to {high:.2f})"
+        f"At the {PERCENT}st percentile, drawn pictures lie {ratio:.2f} times as far from their nearest training "
+        f"picture as held-out ones do (95 % interval {low:.2f} to {high:.2f})"
     )
     if copies:
         return f"{said}; {copies} of {drawn:,} are training pictures again. The model repeats."
@@ -120,7 +121,7 @@ def thumbnails(pictures: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(pictures.float() - 127.5, SIDE).flatten(1)
 
 
-def _crops(split: Split, chosen: np.ndarray) -> list[Tensor]:  # type: ignore[type-arg]
+def _crops(split: Split, chosen: NDArray[np.int64]) -> list[Tensor]:
     """The middles of these pictures, and where some are longer than wide their beginnings and ends as well."""
     tall, wide = split.spare(chosen)
     still = np.zeros(len(chosen), np.bool_)

@@ -90,7 +90,9 @@ def _frame(across: _Scale, up: _Scale, x: Axis, y: Axis) -> list[str]:
             beyond = across(tick)
             parts.append(f'<text class="tick x" x="{across(tick):.1f}" y="{bottom + 17}">{_said(tick)}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    parts.append(f'<text class="label x" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}">{escape(x.label)}</text>')
+    parts.append(
+        f'<text class="label x" x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 6}">{escape(x.label)}</text>'
+    )
     middle = (TOP + bottom) / 2
     parts.append(f'<text class="label y" transform="translate(12 {middle:.0f}) rotate(-90)">{escape(y.label)}</text>')
     return parts
@@ -102,7 +104,9 @@ def _drawn(line: Line, number: int, across: _Scale, up: _Scale) -> list[str]:
     parts = [f'<polyline class="line s{number}{" dashed" if line.dashed else ""}" points="{way}"/>']
     for i, (a, b) in enumerate(places):
         for low, high in [_ends(line, i)] if line.error else []:
-            parts.append(f'<line class="bar s{number}" x1="{a:.1f}" x2="{a:.1f}" y1="{up(low):.1f}" y2="{up(high):.1f}"/>')
+            parts.append(
+                f'<line class="bar s{number}" x1="{a:.1f}" x2="{a:.1f}" y1="{up(low):.1f}" y2="{up(high):.1f}"/>'
+            )
         if line.dots:
             said = f"<title>{escape(line.names[i])}</title>" if line.names else ""
             parts.append(f'<circle class="dot s{number}" cx="{a:.1f}" cy="{b:.1f}" r="4">{said}</circle>')

@@ -33,8 +33,8 @@ _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 def pretrained(name: str, where: str, device: str) -> Features:
     """The features "inception", "dinov2" or "clip"; `where` is a path or a hub's name, or nothing for the usual one.
     InputError, naming the option, where they cannot be had."""
-    make = {"inception": Pooled, "dinov2": ClassToken, "clip": Clip}[name]
-    features: Features = make(where, device)
+    make: dict[str, Any] = {"inception": Pooled, "dinov2": ClassToken, "clip": Clip}
+    features: Features = make[name](where, device)
     return features
 
 
@@ -60,7 +60,7 @@ class Pooled:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
-        parts = (((resized(some, SIDE) - 128) / 128).to(self.device) for some in pictures.split(SHARE))
+        parts = (((resized(some, SIDE) - 128) / 128).to(self.device) for some in torch.split(pictures, SHARE))
         return torch.cat([self.network(part).cpu() for part in parts])
 
 
@@ -89,7 +89,7 @@ class ClassToken(_Transformer):
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
         side = 16 * self.network.config.patch_size  # 224 for patches of 14, whatever size it was trained at
-        parts = (self.prepared(some, side) for some in pictures.split(SHARE))
+        parts = (self.prepared(some, side) for some in torch.split(pictures, SHARE))
         return torch.cat([self.network(pixel_values=part).pooler_output.float().cpu() for part in parts])
 
 
@@ -103,7 +103,7 @@ class Clip(_Transformer):
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
         found = []
-        for some in pictures.split(SHARE):
+        for some in torch.split(pictures, SHARE):
             pooled = self.network.vision_model(pixel_values=self.prepared(some, self.side)).pooler_output
             found.append(F.normalize(self.network.visual_projection(pooled).float(), dim=1).cpu())
         return torch.cat(found)
@@ -126,8 +126,8 @@ class Clip(_Transformer):
 
 
 def resized(pictures: Tensor, side: int) -> Tensor:
-    """(B, 3, H, W) uint8 as (B, 3, side, side) float32 of 0 to 255: each colour by Pillow's bicubic filter, which widens
-    where pictures shrink, and never rounded. Parmar et al. 2022."""
+    """(B, 3, H, W) uint8 as (B, 3, side, side) float32 of 0 to 255: each colour by Pillow's bicubic filter, which
+    widens where pictures shrink, and never rounded. Parmar et al. 2022."""
     colours = pictures.cpu().flatten(0, 1).to(torch.float32).numpy()
     made = [Image.fromarray(colour).resize((side, side), Image.Resampling.BICUBIC) for colour in colours]
     return torch.from_numpy(np.stack([np.asarray(one) for one in made])).clamp(0, 255).view(-1, 3, side, side)
@@ -161,7 +161,8 @@ def _from_hub(kind: str, option: str, where: str) -> Any:
         import transformers
     except ImportError as e:
         raise InputError(f"--features {option}: needs more packages; pip install 'unspeckle[score]'") from e
-    transformers.logging.set_verbosity_error()
+    quiet: Any = transformers.logging
+    quiet.set_verbosity_error()
     safe = {} if kind.endswith("Tokenizer") else {"use_safetensors": True}
     try:
         found = getattr(transformers, kind).from_pretrained(where, **safe)

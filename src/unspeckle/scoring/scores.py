@@ -125,8 +125,8 @@ def warnings(scores: Scores) -> tuple[str, ...]:
     said = []
     if scores.corpus is not None and not scores.corpus.same:
         said.append(
-            "the model's card tells of another corpus (or of this one at another size): pictures held out here may have "
-            "been trained on, so losses, bits and memorisation may flatter the model"
+            "the model's card tells of another corpus (or of this one at another size): pictures held out here may "
+            "have been trained on, so losses, bits and memorisation may flatter the model"
         )
     if scores.distances and scores.corpus is not None and scores.features is not None:
         said += _of_counts(scores, min(scores.pictures, scores.corpus.held_out), scores.features)
@@ -141,8 +141,8 @@ def _of_counts(scores: Scores, fewest: int, features: FeatureFacts) -> list[str]
     said = []
     if fewest < 2 * features.width:
         said.append(
-            f"Fréchet distance: {fewest} pictures are few for {features.width} features; its floor shows how much of it "
-            "is bias, and it compares with nothing else"
+            f"Fréchet distance: {fewest} pictures are few for {features.width} features; its floor shows how much of "
+            "it is bias, and it compares with nothing else"
         )
     if fewest < 200:
         said.append(
@@ -150,7 +150,7 @@ def _of_counts(scores: Scores, fewest: int, features: FeatureFacts) -> list[str]
         )
     if scores.floor_pictures < min(scores.pictures, 2 * fewest):
         said.append(
-            f"there are only {scores.floor_pictures} training pictures for each floor, and {scores.pictures} drawn ones: "
+            f"there are only {scores.floor_pictures} training pictures for each floor, and {scores.pictures} drawn: "
             "only the floors of KID and CLIP score compare"
         )
     if len(scores.seeds) < 3:

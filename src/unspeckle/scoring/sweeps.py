@@ -18,7 +18,7 @@ SAMPLERS = ("ddim", "heun")  # beside the model's own
 SCALES = (1.0, 2.0, 3.0, 5.0, 7.0)  # beside the model's own
 SHOWN = 8  # pictures of each way that are kept
 BLOCKS = 8  # of the jackknife
-_TWICE = ("heun", "dpmpp_sde")  # two calls of the network a step
+TWICE = ("heun", "dpmpp_sde")  # two calls of the network a step
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Real:
 
 def calls(order: Order) -> int:
     """Of the network, for one picture; the two halves of guidance count as two."""
-    return order.steps * (2 if order.sampler in _TWICE else 1) * (1 if order.scale == 1 else 2)
+    return order.steps * (2 if order.sampler in TWICE else 1) * (1 if order.scale == 1 else 2)
 
 
 def steps_of(order: Order) -> list[Order]:
@@ -40,7 +40,7 @@ def steps_of(order: Order) -> list[Order]:
     found = []
     for sampler in dict.fromkeys((order.sampler, *SAMPLERS)):
         for count in counts:
-            half = sampler in _TWICE and order.sampler not in _TWICE
+            half = sampler in TWICE and order.sampler not in TWICE
             found.append(replace(order, sampler=sampler, steps=max(1, count // 2) if half else count))
     return list(dict.fromkeys(found))
 
