@@ -33,6 +33,7 @@ COUNTED = 128  # held-out pictures whose bits are counted
 SCALED_BY = 2000  # training pictures that set the scale of the features
 SHOWN = 40  # pictures of the grid
 PAIRS = 24
+BOUNDS = {"precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0), "frechet": (0.0,), "density": (0.0,)}
 
 
 class Watch(Protocol):
@@ -211,7 +212,8 @@ def _distances(real: Real, sets: Sequence[Set], training: Split, floors: Sequenc
     found = [_compared(real, *one) for one in sets]
     floor = [_compared(real, training.pictures(places), training.captions(places)) for places in floors]
     return tuple(
-        Distance(name, interval([f[name] for f in found]), interval([f[name] for f in floor])) for name in found[0]
+        Distance(name, *(interval([values[name] for values in some], *BOUNDS.get(name, ())) for some in (found, floor)))
+        for name in found[0]
     )
 
 

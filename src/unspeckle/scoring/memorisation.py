@@ -22,7 +22,7 @@ SIDE = 16
 SHARE = 512  # training pictures at once
 PERCENT = 1  # the percentile that decides: copies are few, so it is no mean
 DRAWS = 1000  # of the bootstrap
-COPY = 3.0  # levels: what re-compression or a shade changes; no two different pictures of a corpus lie so near
+COPY = 1 / 3  # of the held-out pictures' 1st percentile: what lies nearer is a training picture drawn again
 FEW = 300  # held-out pictures below which their 1st percentile is a matter of luck
 
 
@@ -45,7 +45,7 @@ class Memorisation:
     low: float  # the ratio's 95 % interval, by bootstrap over pictures
     high: float
     share: float  # of drawn pictures nearer than the held-out ones' 1st percentile: .01 where nothing is copied
-    copies: int  # drawn pictures that are a training picture but for some levels
+    copies: int  # drawn pictures less than a third as far as that
     verdict: str  # what the numbers say, in words
     few: bool  # too few pictures to say much of a 1st percentile
     drawn_percentiles: tuple[float, ...]
@@ -56,11 +56,12 @@ def memorisation(drawn: Nearest, held_out: Nearest, searched: int) -> Memorisati
     """Both sets against the same training pictures."""
     d, h = drawn.distance.double(), held_out.distance.double()
     ratio, low, high = _ratio(d, h)
-    copies = int((d < min(COPY, float(h.min()))).sum())
+    chance = h.quantile(PERCENT / 100)
+    copies = int((d < COPY * chance).sum())
     points = torch.linspace(0, 1, 101, dtype=torch.float64)
     return Memorisation(
         searched=searched, drawn=len(d), held_out=len(h), ratio=ratio, low=low, high=high,
-        share=float((d < h.quantile(PERCENT / 100)).double().mean()),
+        share=float((d < chance).double().mean()),
         copies=copies, verdict=_verdict(ratio, low, high, copies, len(d)), few=min(len(d), len(h)) < FEW,
         drawn_percentiles=tuple(d.quantile(points).tolist()), held_out_percentiles=tuple(h.quantile(points).tolist()),
     )  # fmt: skip

@@ -150,9 +150,9 @@ def _distances(scores: Scores) -> str:
     return _section(
         "Distance from real pictures",
         _prose(
-            f"Features: {f.name}, {f.width} numbers a picture, hash {f.hash}. {scores.pictures:,} drawn pictures against "
-            f"{scores.corpus.held_out:,} held-out ones, {len(scores.seeds)} times; the floor is {scores.floor_pictures:,} "
-            "training pictures against the same. In brackets the 95 % interval over seeds."
+            f"Features: {f.name}, {f.width} numbers a picture, hash {f.hash}. {scores.pictures:,} drawn pictures "
+            f"against {scores.corpus.held_out:,} held-out ones, {len(scores.seeds)} times; the floor is "
+            f"{scores.floor_pictures:,} training pictures against the same. In brackets the 95 % interval over seeds."
         ),
         _table(["", "drawn", "floor: real", "what it says "], rows),
     )
@@ -170,8 +170,9 @@ def _words(scores: Scores) -> str:
     return _section(
         "What the words say",
         _prose(
-            "Prompts whose combinations were never trained on, judged by a detector. The mark is the ceiling, the share "
-            "of real renders of the same prompts that the detector takes for right; the floor is that of other prompts'."
+            "Prompts whose combinations were never trained on, judged by a detector. The mark is the ceiling, the "
+            "share of real renders of the same prompts that the detector takes for right; the floor is that of other "
+            "prompts'."
         ),
         _table(["", "right", "", "ceiling", "floor"], rows),
     )
@@ -205,14 +206,14 @@ def _losses(scores: Scores) -> str:
     panels = []
     if (loss := scores.loss) is not None:
         note = (
-            "Error of the estimated picture, as a share of the mean picture's. Where training pictures are guessed much "
-            f"better than held-out ones, they are known by heart. {loss.pictures} pictures of each."
+            "Error of the estimated picture, as a share of the mean picture's. Where training pictures are guessed "
+            f"much better than held-out ones, they are known by heart. {loss.pictures} pictures of each."
         )
         panels.append(_panel("Held-out loss by level of noise", loss_curve(loss), note))
     if (b := scores.bits) is not None:
         note = (
-            f"{b.total:.3f} ± {2 * b.error:.3f} bits a dimension, given the caption, on {b.pictures} pictures: an upper "
-            f"bound of {b.prior:.4f} for the prior, {b.diffusion:.3f} for the way through the noise and "
+            f"{b.total:.3f} ± {2 * b.error:.3f} bits a dimension, given the caption, on {b.pictures} pictures: an "
+            f"upper bound of {b.prior:.4f} for the prior, {b.diffusion:.3f} for the way through the noise and "
             f"{b.reconstruction:.3f} for telling 256 levels apart at its end, in noise of {likelihood.NARROW:g} levels."
         )
         panels.append(_panel("Where the bits go", bits_curve(b), note))
@@ -233,9 +234,9 @@ def _copies(scores: Scores, album: Album) -> str:
         "Memorisation",
         _prose(m.verdict, "verdict bad" if m.copies or m.high < 1 else "verdict"),
         _prose(
-            f"Each of {m.drawn:,} drawn and {m.held_out:,} held-out pictures beside all {m.searched:,} training pictures, "
-            f"shrunk to {memorisation.SIDE} × {memorisation.SIDE}, mirrored as well. {100 * m.share:.1f} % of the drawn "
-            "ones lie nearer than the 1st percentile of held-out ones; 1 % would be chance."
+            f"Each of {m.drawn:,} drawn and {m.held_out:,} held-out pictures beside all {m.searched:,} training "
+            f"pictures, shrunk to {memorisation.SIDE} × {memorisation.SIDE}, mirrored as well. {100 * m.share:.1f} % "
+            "of the drawn ones lie nearer than the 1st percentile of held-out ones; 1 % would be chance."
         ),
         f'<div class="plots">{nearest_curve(m)}</div>\n<h3>The nearest pairs</h3>\n',
         _prose("Left drawn, right its nearest training picture; the distance is in levels of 255.", "soft"),

@@ -23,13 +23,13 @@ class Interval:
     values: tuple[float, ...]  # of each seed
 
 
-def interval(values: Sequence[float]) -> Interval:
-    """By Student's t; at least one value."""
+def interval(values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Interval:
+    """By Student's t, cut at the least and the most that a value can be; at least one value."""
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
         return Interval(mean, None, None, tuple(values))
     half = (_T[n - 2] if n - 2 < len(_T) else 2.0) * statistics.stdev(values) / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, tuple(values))
+    return Interval(mean, max(least, mean - half), min(most, mean + half), tuple(values))
 
 
 @dataclass(frozen=True)
