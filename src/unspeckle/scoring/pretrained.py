@@ -161,12 +161,13 @@ def _from_hub(kind: str, option: str, where: str) -> Any:
         import transformers
     except ImportError as e:
         raise InputError(f"--features {option}: needs more packages; pip install 'unspeckle[score]'") from e
-    quiet: Any = transformers.logging
+    quiet: Any = transformers.utils.logging
     quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
     safe = {} if kind.endswith("Tokenizer") else {"use_safetensors": True}
     try:
         found = getattr(transformers, kind).from_pretrained(where, **safe)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as e:
+    except Exception as e:  # whatever its parts raise for a file they do not like
         why = " ".join(str(e).split())[:100]
         raise InputError(
             f"--features {option}:{where}: cannot be loaded ({why}); give {option}:FOLDER with its config.json and "
