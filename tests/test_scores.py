@@ -30,7 +30,8 @@ def scores() -> Scores:
     return Scores(
         model="a <model>", hash="0123456789ab", version="1", device="cpu", sampler="dpmpp_2m", grid="uniform", steps=24,
         scale=3.0, size=(64, 64), pictures=500, seeds=(0, 1, 2, 3), seconds=0.04,
-        corpus=CorpusFacts("scenes & more", "f" * 32, 4000, 400, True), features=FeatureFacts("scattering", "ab" * 6, 128),
+        corpus=CorpusFacts("scenes & more", "f" * 32, 4000, 400, True),
+        features=FeatureFacts("scattering", "ab" * 6, 128),
         floor_pictures=500, distances=(
             Distance("kid", interval([0.0312, 0.0288, 0.0301, 0.0299]), interval([0.001, -0.002, 0.0, 0.001])),
             Distance("frechet", interval([11.0, 12.0, 13.0, 12.0]), interval([5.0, 5.1, 5.2, 4.9])),

@@ -136,6 +136,8 @@ def _check(options: ScoreOptions) -> None:
         )
     if kind == "scattering" and where:
         raise InputError(f"--features {options.features}: scattering is computed and needs no file; leave it out")
+    if kind != "scattering" and options.corpus is None:
+        raise InputError(f"--features {kind}: has nothing to compare drawn pictures with; give --corpus as well")
     if not 8 <= options.pictures <= 1_000_000:
         raise InputError(f"--pictures {options.pictures}: out of range; give 8 to 1000000, some hundreds are usual")
     if not 1 <= options.seeds <= 100:
