@@ -82,6 +82,7 @@ def test_nothing_is_warned_of_where_counts_suffice() -> None:
         ({"corpus": CorpusFacts("c", "f", 4000, 100, True)}, "Fréchet distance: 100 pictures are few for 128"),
         ({"pictures": 150}, "150 pictures are few"),
         ({"floor_pictures": 40}, "only 40 training pictures"),
+        ({"corpus": CorpusFacts("c", "f", 1500, 400, True)}, "floors share training pictures"),
         ({"seeds": (0, 1)}, "fewer than three seeds"),
         ({"bits": replace(scores().bits or Bits(0, 0, 0, 0, 0, 0, (), ()), pictures=20)}, "20 pictures only"),
     ],

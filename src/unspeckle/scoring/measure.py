@@ -54,11 +54,6 @@ class Wishes:
     objective: Objective = field(default_factory=lambda: Objective(mean=0.3))  # whose loss held-out pictures are given
 
 
-class Set(NamedTuple):
-    pictures: Tensor
-    captions: list[str]
-
-
 class Pair(NamedTuple):
     """A drawn picture and the training picture nearest to it, `distance` levels away."""
 
@@ -80,35 +75,67 @@ class Album:
     by_scale: list[Tensor] = field(default_factory=list)
 
 
+class _Set(NamedTuple):
+    """Pictures (N, 3, H, W) and what they were drawn from."""
+
+    pictures: Tensor
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all measurements share."""
+
+    model: Model
+    wishes: Wishes
+    order: Order
+    watch: Watch
+    album: Album
+
+    def draw(self, split: Split, seed: int) -> tuple[_Set, float]:
+        """Captions of the split drawn, and the seconds for one of them."""
+        captions = _captions(split, self.wishes.pictures, seed)
+        cost = calls(self.order)
+        numbers = self.numbers(len(captions), seed)
+        found = drawn(self.model, captions, numbers, self.wishes.ask, lambda count: self.watch.tell(count * cost))
+        return _Set(found.pictures, captions), found.seconds
+
+    def numbers(self, count: int, seed: int = 0) -> range:
+        """The seeds of the pictures."""
+        first = self.order.seed + seed * self.wishes.pictures
+        return range(first, first + count)
+
+
 def units(model: Model, corpus: Corpus | None, wishes: Wishes) -> int:
     """How much there is to do, as a Watch hears it."""
     order = settle(model, wishes.ask)
-    swept = min(SWEPT, wishes.pictures)
-    total = swept * sum(calls(o) for o in [*steps_of(order), *scales_of(order)])
+    total = min(SWEPT, wishes.pictures) * sum(calls(o) for o in [*steps_of(order), *scales_of(order)])
     if corpus is not None and len(corpus.heldout) >= LEAST:
         held = len(corpus.heldout)
-        total += wishes.pictures * wishes.seeds * calls(order)
-        total += 2 * LEVELS * min(LOSSES, held) + likelihood.LEVELS * min(COUNTED, held)
+        total += wishes.pictures * wishes.seeds * calls(order) + 2 * LEVELS * min(LOSSES, held)
+        if isinstance(model.autoencoder, Identity):
+            total += likelihood.LEVELS * min(COUNTED, held)
     return total
 
 
 def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watch: Watch) -> tuple[Scores, Album]:
     """All scores but those of words. name: the corpus's, for the report. InputError where the wishes cannot be met."""
-    order, album = settle(model, wishes.ask), Album()
+    task = _Task(model, wishes, settle(model, wishes.ask), watch, Album())
+    order = task.order
     scores = Scores(
         model=model.card.name, hash=model.hash, version=installed(), device=str(model.device), sampler=order.sampler,
         grid=order.grid, steps=order.steps, scale=order.scale, size=order.size, pictures=wishes.pictures,
         seeds=tuple(range(wishes.seeds)), corpus=None if corpus is None else _facts(model, corpus, name),
     )  # fmt: skip
+    count = min(SWEPT, wishes.pictures)
     if corpus is not None and len(corpus.heldout) >= LEAST:
-        scores, real = _with_corpus(scores, model, corpus, wishes, order, album, watch)
-        captions = _captions(corpus.heldout, min(SWEPT, wishes.pictures), 0)
+        scores, real = _with_corpus(scores, task, corpus)
+        scores = _with_sweeps(scores, task, _captions(corpus.heldout, count, 0), real)
     else:
-        scores, real = replace(scores, missing=(_why(corpus),)), None
         prompts = list(model.card.vocabulary) or [""]  # the words that the card suggests
-        captions = [prompts[i % len(prompts)] for i in range(min(SWEPT, wishes.pictures))]
-    scores = _with_sweeps(scores, model, order, captions, real, album, watch)
-    return replace(scores, warnings=warnings(scores)), album
+        scores = _with_sweeps(scores, task, [prompts[i % len(prompts)] for i in range(count)], None)
+        scores = replace(scores, missing=(_why(corpus),))
+    return replace(scores, warnings=warnings(scores)), task.album
 
 
 def _why(corpus: Corpus | None) -> str:
@@ -120,69 +147,68 @@ def _why(corpus: Corpus | None) -> str:
     )
 
 
-def _with_corpus(
-    scores: Scores, model: Model, corpus: Corpus, wishes: Wishes, order: Order, album: Album, watch: Watch
-) -> tuple[Scores, Real]:
+def _with_corpus(scores: Scores, task: _Task, corpus: Corpus) -> tuple[Scores, Real]:
+    watch, wishes = task.watch, task.wishes
     watch.stage("features of real pictures")
     held = corpus.heldout.pictures(range(len(corpus.heldout)))
-    features, floors = _features(model, corpus, wishes)
+    features, floors = _features(task, corpus.training)
     real = Real(features, features(held))
     sets, seconds = [], 0.0
     for seed in range(wishes.seeds):
         watch.stage(f"drawing, seed {seed + 1} of {wishes.seeds}")
-        captions, numbers = _captions(corpus.heldout, wishes.pictures, seed), _numbers(order, wishes.pictures, seed)
-        found = drawn(model, captions, numbers, wishes.ask, lambda count: watch.tell(count * calls(order)))
-        sets.append(Set(found.pictures, captions))
-        seconds += found.seconds / wishes.seeds
+        some, took = task.draw(corpus.heldout, seed)
+        sets.append(some)
+        seconds += took / wishes.seeds
+    _show(task.album, sets[0], held)
     watch.stage("distances")
     distances = _distances(real, sets, corpus.training, floors)
-    _show(album, sets[0], held)
     watch.stage("nearest training pictures")
-    copied = _memorised(sets, held, corpus.training, album)
+    copied = _memorised(sets, held, corpus.training, task.album)
     watch.stage("held-out loss")
-    loss = _loss(model, corpus, wishes.objective, watch)
+    loss = _loss(task, corpus)
     watch.stage("bits per dimension")
-    counted = _bits(model, corpus.heldout, watch)
-    return replace(
-        scores, seconds=seconds, features=FeatureFacts(features.name, features.hash, real.held_out.shape[1]),
-        floor_pictures=len(floors[0]), distances=distances, memorisation=copied, loss=loss, bits=counted,
-        missing=() if counted is not None else ("the model draws latents: no bits per dimension of pictures",),
-    ), real  # fmt: skip
+    counted = _bits(task, corpus.heldout)
+    facts = FeatureFacts(features.name, features.hash, real.held_out.shape[1])
+    missing = () if counted is not None else ("the model draws latents: no bits per dimension of pictures",)
+    scores = replace(
+        scores, seconds=seconds, features=facts, floor_pictures=len(floors[0]), distances=distances, loss=loss,
+        memorisation=copied, bits=counted, missing=missing,
+    )  # fmt: skip
+    return scores, real
 
 
-def _with_sweeps(
-    scores: Scores, model: Model, order: Order, captions: Sequence[str], real: Real | None, album: Album, watch: Watch
-) -> Scores:
+def _with_sweeps(scores: Scores, task: _Task, captions: Sequence[str], real: Real | None) -> Scores:
     found: list[tuple[Point, ...]] = []
-    numbers = _numbers(order, len(captions), 0)
+    order, album = task.order, task.album
     for name, orders, shown in (
         ("steps", steps_of(order), album.by_steps),
-        ("scales", scales_of(order), album.by_scale),
+        ("guidance scales", scales_of(order), album.by_scale),
     ):
-        watch.stage(f"drawing with other {name}")
+        task.watch.stage(f"drawing with other {name}")
         points = []
-        for point, pictures in sweep(model, orders, captions, numbers, real, watch.tell):
+        for point, some in sweep(task.model, orders, captions, task.numbers(len(captions)), real, task.watch.tell):
             points.append(point)
-            shown.append(pictures)
+            shown.append(some)
         found.append(tuple(points))
     own = next(p.seconds for p in found[0] if (p.sampler, p.steps) == (order.sampler, order.steps))
     return replace(scores, by_steps=found[0], by_scale=found[1], seconds=scores.seconds or own)
 
 
-def _features(model: Model, corpus: Corpus, wishes: Wishes) -> tuple[Features, list[Tensor]]:
+def _features(task: _Task, training: Split) -> tuple[Features, list[Tensor]]:
     """The features, and for each seed which training pictures make a floor; where there are enough, none of those
     that set the features' scale."""
-    kind, _, where = wishes.features.partition(":")
-    training = corpus.training
-    order = torch.arange(len(training))
+    kind, _, where = task.wishes.features.partition(":")
+    pictures, seeds = task.wishes.pictures, task.wishes.seeds
+    rest = torch.arange(len(training))  # in the order of hashes, which is none
     if kind == "scattering":
-        count = max(min(SCALED_BY, len(training) - wishes.pictures * wishes.seeds), min(len(training) // 2, SCALED_BY))
-        scale, order = order[:count], order[count:]
-        features: Features = Whitened(Scattering(), training.pictures(scale))
+        count = min(SCALED_BY, max(len(training) - pictures * seeds, len(training) // 2))
+        features: Features = Whitened(Scattering(), training.pictures(rest[:count]))
+        rest = rest[count:]
     else:
-        features = pretrained(kind, where, str(model.device))
-    each = max(1, min(wishes.pictures, len(order) // wishes.seeds))
-    return features, [order[i * each : (i + 1) * each] for i in range(wishes.seeds)]
+        features = pretrained(kind, where, str(task.model.device))
+    each = min(pictures, len(rest))
+    starts = [(len(rest) - each) * i // max(1, seeds - 1) for i in range(seeds)]  # they overlap where there are too few
+    return features, [rest[start : start + each] for start in starts]
 
 
 def _places(count: int, wanted: int) -> Tensor:
@@ -196,20 +222,15 @@ def _captions(split: Split, wanted: int, seed: int) -> list[str]:
     return [wordings[(i + seed) % len(wordings)] for i, wordings in enumerate(found)]
 
 
-def _numbers(order: Order, wanted: int, seed: int) -> range:
-    first = order.seed + seed * wanted
-    return range(first, first + wanted)
+def _show(album: Album, some: _Set, held: Tensor) -> None:
+    count = len(some.captions)
+    chosen = _places(count, min(SHOWN, count))
+    album.drawn, album.captions = some.pictures[chosen], [some.captions[i] for i in chosen.tolist()]
+    album.held_out = held[_places(len(held), count)[chosen]]
 
 
-def _show(album: Album, drawn: Set, held: Tensor) -> None:
-    few = min(SHOWN, len(drawn.captions))
-    chosen = _places(len(drawn.captions), few)
-    album.drawn, album.captions = drawn.pictures[chosen], [drawn.captions[i] for i in chosen.tolist()]
-    album.held_out = held[_places(len(held), len(drawn.captions))[chosen]]
-
-
-def _distances(real: Real, sets: Sequence[Set], training: Split, floors: Sequence[Tensor]) -> tuple[Distance, ...]:
-    found = [_compared(real, *one) for one in sets]
+def _distances(real: Real, sets: Sequence[_Set], training: Split, floors: Sequence[Tensor]) -> tuple[Distance, ...]:
+    found = [_compared(real, *some) for some in sets]
     floor = [_compared(real, training.pictures(places), training.captions(places)) for places in floors]
     return tuple(
         Distance(name, *(interval([values[name] for values in some], *BOUNDS.get(name, ())) for some in (found, floor)))
@@ -219,16 +240,15 @@ def _distances(real: Real, sets: Sequence[Set], training: Split, floors: Sequenc
 
 def _compared(real: Real, pictures: Tensor, captions: list[str]) -> dict[str, float]:
     a, b = real.held_out, real.features(pictures)
-    near = neighbours(a, b) if len(b) > 5 else None
-    found = {"kid": kid(a, b), "frechet": frechet(a, b)} | ({} if near is None else near._asdict())
+    found = {"kid": kid(a, b), "frechet": frechet(a, b), **neighbours(a, b)._asdict()}
     if isinstance(real.features, Clip):
         found |= {"cmmd": cmmd(a, b), "clip_score": Clip.score(b, real.features.captions(captions))}
     return found
 
 
-def _memorised(sets: Sequence[Set], held: Tensor, training: Split, album: Album) -> Memorisation:
-    pictures = torch.cat([pictures for pictures, _ in sets])
-    captions = [caption for _, captions in sets for caption in captions]
+def _memorised(sets: Sequence[_Set], held: Tensor, training: Split, album: Album) -> Memorisation:
+    pictures = torch.cat([some.pictures for some in sets])
+    captions = [caption for some in sets for caption in some.captions]
     near = nearest(pictures, training)
     for place in near.distance.argsort()[:PAIRS].tolist():
         twin = training.pictures([int(near.which[place])])[0]
@@ -236,30 +256,29 @@ def _memorised(sets: Sequence[Set], held: Tensor, training: Split, album: Album)
     return memorisation(near, nearest(held, training), len(training))
 
 
-def _loss(model: Model, corpus: Corpus, objective: Objective, watch: Watch) -> Loss:
-    found = []
-    count = min(LOSSES, len(corpus.heldout))
+def _loss(task: _Task, corpus: Corpus) -> Loss:
+    """Of held-out pictures, and of as many training pictures."""
+    found, model, count = [], task.model, min(LOSSES, len(corpus.heldout))
     for split in (corpus.heldout, corpus.training):
-        held = HeldOut(split, model.tokenizer, model.autoencoder, objective, model.device, count)
+        held = HeldOut(split, model.tokenizer, model.autoencoder, task.wishes.objective, model.device, count)
         found.append(held(model.denoiser, model.text))
-        watch.tell(LEVELS * count)
+        task.watch.tell(LEVELS * count)
     out, seen = found
     return Loss(out.total, seen.total, out.times, out.shares, seen.shares, count)
 
 
-def _bits(model: Model, split: Split, watch: Watch) -> Bits | None:
+def _bits(task: _Task, split: Split) -> Bits | None:
     """None where the network draws latents: their density is not the pictures'."""
+    model, places = task.model, _places(len(split), min(COUNTED, len(split)))
     if not isinstance(model.autoencoder, Identity):
         return None
-    count = min(COUNTED, len(split))
-    places = _places(len(split), count)
-    captions = split.captions(places)
+    captions, bounds = split.captions(places), model.autoencoder.bounds
 
     def rows(first: int, last: int) -> Denoise:
         given = words(model, captions[first:last])
-        return guidance.clamp(lambda x_t, t: model.denoiser(x_t, t, given), *model.autoencoder.bounds)  # type: ignore[misc]
+        return guidance.clamp(lambda x_t, t: model.denoiser(x_t, t, given), *bounds)  # type: ignore[arg-type]
 
-    return bits(split.pictures(places), model.autoencoder, model.denoiser.schedule, rows, watch.tell)
+    return bits(split.pictures(places), model.autoencoder, model.denoiser.schedule, rows, task.watch.tell)
 
 
 def _facts(model: Model, corpus: Corpus, name: str) -> CorpusFacts:

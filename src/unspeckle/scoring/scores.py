@@ -148,11 +148,13 @@ def _of_counts(scores: Scores, fewest: int, features: FeatureFacts) -> list[str]
         said.append(
             f"{fewest} pictures are few: precision, recall, density and coverage say little below some hundreds"
         )
-    if scores.floor_pictures < min(scores.pictures, 2 * fewest):
+    if scores.floor_pictures < scores.pictures:
         said.append(
             f"there are only {scores.floor_pictures} training pictures for each floor, and {scores.pictures} drawn: "
             "only the floors of KID and CLIP score compare"
         )
+    if scores.corpus is not None and scores.floor_pictures * len(scores.seeds) > scores.corpus.training:
+        said.append("the floors share training pictures, so their intervals are too narrow")
     if len(scores.seeds) < 3:
         said.append("fewer than three seeds: the intervals say little")
     return said
