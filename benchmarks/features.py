@@ -142,7 +142,7 @@ class Judge:
 class Layout:
     """The colours of 8 × 8 fields."""
 
-    hash = ""
+    name = hash = ""
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(opponent(x), 8).flatten(1)
@@ -151,7 +151,7 @@ class Layout:
 class Random:
     """A convolutional network of random weights: means and deviations of each layer (after Naeem et al. 2020)."""
 
-    hash = ""
+    name = hash = ""
 
     def __init__(self) -> None:
         widths = (3, 64, 128, 256)

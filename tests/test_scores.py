@@ -32,7 +32,7 @@ def scores() -> Scores:
         scale=3.0, size=(64, 64), pictures=500, seeds=(0, 1, 2, 3), seconds=0.04,
         corpus=CorpusFacts("scenes & more", "f" * 32, 4000, 400, True),
         features=FeatureFacts("scattering", "ab" * 6, 128),
-        floor_pictures=500, distances=(
+        compared=400, floor_pictures=500, distances=(
             Distance("kid", interval([0.0312, 0.0288, 0.0301, 0.0299]), interval([0.001, -0.002, 0.0, 0.001])),
             Distance("frechet", interval([11.0, 12.0, 13.0, 12.0]), interval([5.0, 5.1, 5.2, 4.9])),
             Distance("precision", interval([0.7, 0.72, 0.69, 0.71]), interval([0.8, 0.81, 0.8, 0.79])),
@@ -79,7 +79,7 @@ def test_nothing_is_warned_of_where_counts_suffice() -> None:
     ("change", "said"),
     [
         ({"corpus": CorpusFacts("c", "f", 4000, 400, False)}, "another corpus"),
-        ({"corpus": CorpusFacts("c", "f", 4000, 100, True)}, "Fréchet distance: 100 pictures are few for 128"),
+        ({"compared": 100}, "Fréchet distance: 100 pictures are few for 128"),
         ({"pictures": 150}, "150 pictures are few"),
         ({"floor_pictures": 40}, "only 40 training pictures"),
         ({"corpus": CorpusFacts("c", "f", 1500, 400, True)}, "floors share training pictures"),

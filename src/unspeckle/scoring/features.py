@@ -19,7 +19,7 @@ DIRECTIONS = 6
 REACH = 4  # pixels from a wave's middle to its end
 WIDTH, SLANT, FREQUENCY = 1.3, 0.6, 0.62 * math.pi  # of the envelope along the wave, across it; radians a pixel
 FAINT = 0.01  # strength below which differences count little
-SHARE = 64  # pictures at once
+TOGETHER = 1 << 18  # pixels at once: 64 pictures of 64 × 64
 MOST = 128  # directions in which whitened features vary
 
 
@@ -43,7 +43,8 @@ class Scattering:
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor) -> Tensor:
-        return torch.cat([self._some(some) for some in torch.split(pictures, SHARE)])
+        share = max(1, TOGETHER // math.prod(pictures.shape[2:]))
+        return torch.cat([self._some(some) for some in torch.split(pictures, share)])
 
     def _some(self, pictures: Tensor) -> Tensor:
         picture = opponent(pictures)

@@ -24,13 +24,16 @@ from unspeckle.scoring.pretrained import Clip, pretrained
 from unspeckle.scoring.scores import CorpusFacts, Distance, FeatureFacts, Loss, Point, Scores, interval, warnings
 from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
 from unspeckle.training.heldout import LEVELS, HeldOut
+from unspeckle.training.plan import Plan
 from unspeckle.version import installed
 
 LEAST = 20  # held-out pictures, below which nothing is compared with them
 SWEPT = 128  # pictures of each way of drawing
 LOSSES = 256  # held-out pictures whose loss is measured
 COUNTED = 128  # held-out pictures whose bits are counted
+COMPARED = 1000  # held-out pictures that drawn ones are compared with
 SCALED_BY = 2000  # training pictures that set the scale of the features
+HELD_AT_ONCE = 1 << 28  # bytes of pictures: fewer are taken where they are large
 SHOWN = 40  # pictures of the grid
 PAIRS = 24
 BOUNDS = {"precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0), "frechet": (0.0,), "density": (0.0,)}
@@ -51,7 +54,9 @@ class Wishes:
     seeds: int = 4
     features: str = "scattering"
     ask: Ask = field(default_factory=Ask)
-    objective: Objective = field(default_factory=lambda: Objective(mean=0.3))  # whose loss held-out pictures are given
+    objective: Objective = field(
+        default_factory=lambda: Objective("logit_normal", *Plan.times)
+    )  # whose loss is measured
 
 
 class Pair(NamedTuple):
@@ -133,7 +138,7 @@ def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watc
         scores = _with_sweeps(scores, task, _captions(corpus.heldout, count, 0), real)
     else:
         prompts = list(model.card.vocabulary) or [""]  # the words that the card suggests
-        scores = _with_sweeps(scores, task, [prompts[i % len(prompts)] for i in range(count)], None)
+        scores = _with_sweeps(scores, task, [prompts[7 * i % len(prompts)] for i in range(count)], None)
         scores = replace(scores, missing=(_why(corpus),))
     return replace(scores, warnings=warnings(scores)), task.album
 
@@ -150,7 +155,7 @@ def _why(corpus: Corpus | None) -> str:
 def _with_corpus(scores: Scores, task: _Task, corpus: Corpus) -> tuple[Scores, Real]:
     watch, wishes = task.watch, task.wishes
     watch.stage("features of real pictures")
-    held = corpus.heldout.pictures(range(len(corpus.heldout)))
+    held = corpus.heldout.pictures(_places(len(corpus.heldout), _most(corpus.heldout, COMPARED)))
     features, floors = _features(task, corpus.training)
     real = Real(features, features(held))
     sets, seconds = [], 0.0
@@ -159,7 +164,7 @@ def _with_corpus(scores: Scores, task: _Task, corpus: Corpus) -> tuple[Scores, R
         some, took = task.draw(corpus.heldout, seed)
         sets.append(some)
         seconds += took / wishes.seeds
-    _show(task.album, sets[0], held)
+    _show(task.album, sets[0], corpus.heldout)
     watch.stage("distances")
     distances = _distances(real, sets, corpus.training, floors)
     watch.stage("nearest training pictures")
@@ -171,8 +176,8 @@ def _with_corpus(scores: Scores, task: _Task, corpus: Corpus) -> tuple[Scores, R
     facts = FeatureFacts(features.name, features.hash, real.held_out.shape[1])
     missing = () if counted is not None else ("the model draws latents: no bits per dimension of pictures",)
     scores = replace(
-        scores, seconds=seconds, features=facts, floor_pictures=len(floors[0]), distances=distances, loss=loss,
-        memorisation=copied, bits=counted, missing=missing,
+        scores, seconds=seconds, features=facts, compared=len(held), floor_pictures=len(floors[0]), distances=distances,
+        loss=loss, memorisation=copied, bits=counted, missing=missing,
     )  # fmt: skip
     return scores, real
 
@@ -201,7 +206,7 @@ def _features(task: _Task, training: Split) -> tuple[Features, list[Tensor]]:
     pictures, seeds = task.wishes.pictures, task.wishes.seeds
     rest = torch.arange(len(training))  # in the order of hashes, which is none
     if kind == "scattering":
-        count = min(SCALED_BY, max(len(training) - pictures * seeds, len(training) // 2))
+        count = min(_most(training, SCALED_BY), max(len(training) - pictures * seeds, len(training) // 2))
         features: Features = Whitened(Scattering(), training.pictures(rest[:count]))
         rest = rest[count:]
     else:
@@ -209,6 +214,12 @@ def _features(task: _Task, training: Split) -> tuple[Features, list[Tensor]]:
     each = min(pictures, len(rest))
     starts = [(len(rest) - each) * i // max(1, seeds - 1) for i in range(seeds)]  # they overlap where there are too few
     return features, [rest[start : start + each] for start in starts]
+
+
+def _most(split: Split, wanted: int) -> int:
+    """So many pictures of the split as memory should hold."""
+    width, height = split.size
+    return min(len(split), wanted, HELD_AT_ONCE // (3 * width * height))
 
 
 def _places(count: int, wanted: int) -> Tensor:
@@ -222,11 +233,11 @@ def _captions(split: Split, wanted: int, seed: int) -> list[str]:
     return [wordings[(i + seed) % len(wordings)] for i, wordings in enumerate(found)]
 
 
-def _show(album: Album, some: _Set, held: Tensor) -> None:
+def _show(album: Album, some: _Set, split: Split) -> None:
     count = len(some.captions)
     chosen = _places(count, min(SHOWN, count))
     album.drawn, album.captions = some.pictures[chosen], [some.captions[i] for i in chosen.tolist()]
-    album.held_out = held[_places(len(held), count)[chosen]]
+    album.held_out = split.pictures(_places(len(split), count)[chosen])
 
 
 def _distances(real: Real, sets: Sequence[_Set], training: Split, floors: Sequence[Tensor]) -> tuple[Distance, ...]:

@@ -84,9 +84,9 @@ def _head(scores: Scores, title: str) -> str:
         f"Model {scores.hash} at {width} × {height} pixels; sampler {scores.sampler}, {scores.steps} steps, "
         f"guidance scale {scores.scale:g}"
     )
-    if scores.corpus is not None:
+    if scores.corpus is not None and scores.compared:
         said += (
-            f"; {scores.pictures:,} pictures for each of {len(scores.seeds)} seeds, against {scores.corpus.held_out:,} "
+            f"; {scores.pictures:,} pictures for each of {len(scores.seeds)} seeds, against {scores.compared:,} "
             f"held-out pictures of “{scores.corpus.name}”"
         )
     return f"<h1>{escape(title)}</h1>\n{_prose(said + '.', 'soft')}"
@@ -140,7 +140,7 @@ def _gallery(album: Album) -> str:
 
 
 def _distances(scores: Scores) -> str:
-    if not scores.distances or scores.features is None or scores.corpus is None:
+    if not scores.distances or scores.features is None:
         return ""
     rows = []
     for found in scores.distances:
@@ -151,7 +151,7 @@ def _distances(scores: Scores) -> str:
         "Distance from real pictures",
         _prose(
             f"Features: {f.name}, {f.width} numbers a picture, hash {f.hash}. {scores.pictures:,} drawn pictures "
-            f"against {scores.corpus.held_out:,} held-out ones, {len(scores.seeds)} times; the floor is "
+            f"against {scores.compared:,} held-out ones, {len(scores.seeds)} times; the floor is "
             f"{scores.floor_pictures:,} training pictures against the same. In brackets the 95 % interval over seeds."
         ),
         _table(["", "drawn", "floor: real", "what it says "], rows),

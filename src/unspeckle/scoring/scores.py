@@ -104,6 +104,7 @@ class Scores:
     seconds: float = 0.0  # for a picture, in batches
     corpus: CorpusFacts | None = None
     features: FeatureFacts | None = None
+    compared: int = 0  # held-out pictures that drawn ones are compared with
     floor_pictures: int = 0  # training pictures in each floor
     distances: tuple[Distance, ...] = ()
     loss: Loss | None = None
@@ -128,8 +129,8 @@ def warnings(scores: Scores) -> tuple[str, ...]:
             "the model's card tells of another corpus (or of this one at another size): pictures held out here may "
             "have been trained on, so losses, bits and memorisation may flatter the model"
         )
-    if scores.distances and scores.corpus is not None and scores.features is not None:
-        said += _of_counts(scores, min(scores.pictures, scores.corpus.held_out), scores.features)
+    if scores.distances and scores.features is not None:
+        said += _of_counts(scores, min(scores.pictures, scores.compared), scores.features)
     if scores.memorisation is not None and scores.memorisation.few:
         said.append("too few pictures are held out, or drawn, to say much of the 1st percentile of their distances")
     if scores.bits is not None and scores.bits.pictures < 64:
