@@ -18,8 +18,8 @@ from unspeckle.commands import distil as command
 from unspeckle.denoiser import Given
 from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
-from unspeckle.model import load, save
 from unspeckle.grids import times
+from unspeckle.model import load, save
 from unspeckle.schedule import VE, Cosine, Flow
 from unspeckle.training import command as train_command
 from unspeckle.training import plan as plans

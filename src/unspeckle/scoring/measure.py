@@ -1,0 +1,297 @@
+"""Everything that can be found out about a model, with a corpus or without one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from unspeckle import guidance
+from unspeckle.corpus import Corpus, Split
+from unspeckle.denoiser import Denoise
+from unspeckle.draw import Ask, Order, settle
+from unspeckle.model import Model
+from unspeckle.networks.autoencoder import Identity
+from unspeckle.objective import Objective
+from unspeckle.scoring import likelihood
+from unspeckle.scoring.distances import cmmd, frechet, kid, neighbours
+from unspeckle.scoring.drawing import drawn
+from unspeckle.scoring.features import Features, Scattering, Whitened
+from unspeckle.scoring.likelihood import Bits, bits
+from unspeckle.scoring.memorisation import Memorisation, memorisation, nearest
+from unspeckle.scoring.pretrained import Clip, pretrained
+from unspeckle.scoring.scores import CorpusFacts, Distance, FeatureFacts, Loss, Point, Scores, interval, warnings
+from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
+from unspeckle.training.heldout import LEVELS, HeldOut
+from unspeckle.training.plan import Plan
+from unspeckle.version import installed
+
+LEAST = 20  # held-out pictures, below which nothing is compared with them
+SWEPT = 128  # pictures of each way of drawing
+LOSSES = 256  # held-out pictures whose loss is measured
+COUNTED = 128  # held-out pictures whose bits are counted
+COMPARED = 1000  # held-out pictures that drawn ones are compared with
+SCALED_BY = 2000  # training pictures that set the scale of the features
+HELD_AT_ONCE = 1 << 28  # bytes of pictures: fewer are taken where they are large
+SHOWN = 40  # pictures of the grid
+PAIRS = 24
+BOUNDS = {"precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0), "frechet": (0.0,), "density": (0.0,)}
+
+
+class Watch(Protocol):
+    """Hears what is being done, and how much of it: units are calls of the network for one picture, or as much."""
+
+    def stage(self, name: str) -> None: ...
+    def tell(self, units: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a person chose: pictures for each seed, seeds, features, and the ask that all drawings share."""
+
+    pictures: int = 500
+    seeds: int = 4
+    features: str = "scattering"
+    ask: Ask = field(default_factory=Ask)
+    objective: Objective = field(
+        default_factory=lambda: Objective("logit_normal", *Plan.times)
+    )  # whose loss is measured
+
+
+class Pair(NamedTuple):
+    """A drawn picture and the training picture nearest to it, `distance` levels away."""
+
+    drawn: Tensor
+    training: Tensor
+    caption: str
+    distance: float
+
+
+@dataclass
+class Album:
+    """Pictures for the report, uint8 (N, 3, H, W)."""
+
+    drawn: Tensor | None = None
+    captions: list[str] = field(default_factory=list)
+    held_out: Tensor | None = None  # of the same captions
+    pairs: list[Pair] = field(default_factory=list)
+    by_steps: list[Tensor] = field(default_factory=list)  # of each Point
+    by_scale: list[Tensor] = field(default_factory=list)
+
+
+class _Set(NamedTuple):
+    """Pictures (N, 3, H, W) and what they were drawn from."""
+
+    pictures: Tensor
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all measurements share."""
+
+    model: Model
+    wishes: Wishes
+    order: Order
+    watch: Watch
+    album: Album
+
+    def draw(self, split: Split, seed: int) -> tuple[_Set, float]:
+        """Captions of the split drawn, and the seconds for one of them."""
+        captions = _captions(split, self.wishes.pictures, seed)
+        cost = calls(self.order)
+        numbers = self.numbers(len(captions), seed)
+        found = drawn(self.model, captions, numbers, self.wishes.ask, lambda count: self.watch.tell(count * cost))
+        return _Set(found.pictures, captions), found.seconds
+
+    def numbers(self, count: int, seed: int = 0) -> range:
+        """The seeds of the pictures."""
+        first = self.order.seed + seed * self.wishes.pictures
+        return range(first, first + count)
+
+
+def units(model: Model, corpus: Corpus | None, wishes: Wishes) -> int:
+    """How much there is to do, as a Watch hears it."""
+    order = settle(model, wishes.ask)
+    total = min(SWEPT, wishes.pictures) * sum(calls(o) for o in [*steps_of(order), *scales_of(order)])
+    if corpus is not None and len(corpus.heldout) >= LEAST:
+        held = len(corpus.heldout)
+        total += wishes.pictures * wishes.seeds * calls(order) + 2 * LEVELS * min(LOSSES, held)
+        if isinstance(model.autoencoder, Identity):
+            total += likelihood.LEVELS * min(COUNTED, held)
+    return total
+
+
+def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watch: Watch) -> tuple[Scores, Album]:
+    """All scores but those of words. name: the corpus's, for the report. InputError where the wishes cannot be met."""
+    task = _Task(model, wishes, settle(model, wishes.ask), watch, Album())
+    order = task.order
+    scores = Scores(
+        model=model.card.name, hash=model.hash, version=installed(), device=str(model.device), sampler=order.sampler,
+        grid=order.grid, steps=order.steps, scale=order.scale, size=order.size, pictures=wishes.pictures,
+        seeds=tuple(range(wishes.seeds)), corpus=None if corpus is None else _facts(model, corpus, name),
+    )  # fmt: skip
+    count = min(SWEPT, wishes.pictures)
+    if corpus is not None and len(corpus.heldout) >= LEAST:
+        scores, real = _with_corpus(scores, task, corpus)
+        scores = _with_sweeps(scores, task, _captions(corpus.heldout, count, 0), real)
+    else:
+        prompts = list(model.card.vocabulary) or [""]  # the words that the card suggests
+        scores = _with_sweeps(scores, task, [prompts[7 * i % len(prompts)] for i in range(count)], None)
+        scores = replace(scores, missing=(_why(corpus),))
+    return replace(scores, warnings=warnings(scores)), task.album
+
+
+def _why(corpus: Corpus | None) -> str:
+    if corpus is None:
+        return "without --corpus there are no distances, no held-out loss, no bits, no memorisation and no words"
+    return (
+        f"the corpus holds out {len(corpus.heldout)} pictures, and {LEAST} are the least that anything is compared "
+        "with: no distances, no held-out loss, no bits, no memorisation"
+    )
+
+
+def _with_corpus(scores: Scores, task: _Task, corpus: Corpus) -> tuple[Scores, Real]:
+    watch, wishes = task.watch, task.wishes
+    watch.stage("features of real pictures")
+    held = corpus.heldout.pictures(_places(len(corpus.heldout), _most(corpus.heldout, COMPARED)))
+    features, floors = _features(task, corpus.training)
+    real = Real(features, features(held))
+    sets, seconds = [], 0.0
+    for seed in range(wishes.seeds):
+        watch.stage(f"drawing, seed {seed + 1} of {wishes.seeds}")
+        some, took = task.draw(corpus.heldout, seed)
+        sets.append(some)
+        seconds += took / wishes.seeds
+    _show(task.album, sets[0], corpus.heldout)
+    watch.stage("distances")
+    distances = _distances(real, sets, corpus.training, floors)
+    watch.stage("nearest training pictures")
+    copied = _memorised(sets, held, corpus.training, task.album)
+    watch.stage("held-out loss")
+    loss = _loss(task, corpus)
+    watch.stage("bits per dimension")
+    counted = _bits(task, corpus.heldout)
+    facts = FeatureFacts(features.name, features.hash, real.held_out.shape[1])
+    missing = () if counted is not None else ("the model draws latents: no bits per dimension of pictures",)
+    scores = replace(
+        scores, seconds=seconds, features=facts, compared=len(held), floor_pictures=len(floors[0]), distances=distances,
+        loss=loss, memorisation=copied, bits=counted, missing=missing,
+    )  # fmt: skip
+    return scores, real
+
+
+def _with_sweeps(scores: Scores, task: _Task, captions: Sequence[str], real: Real | None) -> Scores:
+    found: list[tuple[Point, ...]] = []
+    order, album = task.order, task.album
+    for name, orders, shown in (
+        ("steps", steps_of(order), album.by_steps),
+        ("guidance scales", scales_of(order), album.by_scale),
+    ):
+        task.watch.stage(f"drawing with other {name}")
+        points = []
+        for point, some in sweep(task.model, orders, captions, task.numbers(len(captions)), real, task.watch.tell):
+            points.append(point)
+            shown.append(some)
+        found.append(tuple(points))
+    own = next(p.seconds for p in found[0] if (p.sampler, p.steps) == (order.sampler, order.steps))
+    return replace(scores, by_steps=found[0], by_scale=found[1], seconds=scores.seconds or own)
+
+
+def _features(task: _Task, training: Split) -> tuple[Features, list[Tensor]]:
+    """The features, and for each seed which training pictures make a floor; where there are enough, none of those
+    that set the features' scale."""
+    kind, _, where = task.wishes.features.partition(":")
+    pictures, seeds = task.wishes.pictures, task.wishes.seeds
+    rest = torch.arange(len(training))  # in the order of hashes, which is none
+    if kind == "scattering":
+        count = min(_most(training, SCALED_BY), max(len(training) - pictures * seeds, len(training) // 2))
+        features: Features = Whitened(Scattering(), training.pictures(rest[:count]))
+        rest = rest[count:]
+    else:
+        features = pretrained(kind, where, str(task.model.device))
+    each = min(pictures, len(rest))
+    starts = [(len(rest) - each) * i // max(1, seeds - 1) for i in range(seeds)]  # they overlap where there are too few
+    return features, [rest[start : start + each] for start in starts]
+
+
+def _most(split: Split, wanted: int) -> int:
+    """So many pictures of the split as memory should hold."""
+    width, height = split.size
+    return min(len(split), wanted, HELD_AT_ONCE // (3 * width * height))
+
+
+def _places(count: int, wanted: int) -> Tensor:
+    """(wanted,) places among `count`, spread evenly; all of them again and again where more are wanted."""
+    return torch.arange(wanted) * count // wanted if wanted <= count else torch.arange(wanted) % count
+
+
+def _captions(split: Split, wanted: int, seed: int) -> list[str]:
+    """A wording of each, another one for another seed."""
+    found = [split.wordings[i] for i in _places(len(split), wanted).tolist()]
+    return [wordings[(i + seed) % len(wordings)] for i, wordings in enumerate(found)]
+
+
+def _show(album: Album, some: _Set, split: Split) -> None:
+    count = len(some.captions)
+    chosen = _places(count, min(SHOWN, count))
+    album.drawn, album.captions = some.pictures[chosen], [some.captions[i] for i in chosen.tolist()]
+    album.held_out = split.pictures(_places(len(split), count)[chosen])
+
+
+def _distances(real: Real, sets: Sequence[_Set], training: Split, floors: Sequence[Tensor]) -> tuple[Distance, ...]:
+    found = [_compared(real, *some) for some in sets]
+    floor = [_compared(real, training.pictures(places), training.captions(places)) for places in floors]
+    return tuple(
+        Distance(name, *(interval([values[name] for values in some], *BOUNDS.get(name, ())) for some in (found, floor)))
+        for name in found[0]
+    )
+
+
+def _compared(real: Real, pictures: Tensor, captions: list[str]) -> dict[str, float]:
+    a, b = real.held_out, real.features(pictures)
+    found = {"kid": kid(a, b), "frechet": frechet(a, b), **neighbours(a, b)._asdict()}
+    if isinstance(real.features, Clip):
+        found |= {"cmmd": cmmd(a, b), "clip_score": Clip.score(b, real.features.captions(captions))}
+    return found
+
+
+def _memorised(sets: Sequence[_Set], held: Tensor, training: Split, album: Album) -> Memorisation:
+    pictures = torch.cat([some.pictures for some in sets])
+    captions = [caption for some in sets for caption in some.captions]
+    near = nearest(pictures, training)
+    for place in near.distance.argsort()[:PAIRS].tolist():
+        twin = training.pictures([int(near.which[place])])[0]
+        album.pairs.append(Pair(pictures[place], twin, captions[place], float(near.distance[place])))
+    return memorisation(near, nearest(held, training), len(training))
+
+
+def _loss(task: _Task, corpus: Corpus) -> Loss:
+    """Of held-out pictures, and of as many training pictures."""
+    found, model, count = [], task.model, min(LOSSES, len(corpus.heldout))
+    for split in (corpus.heldout, corpus.training):
+        held = HeldOut(split, model.tokenizer, model.autoencoder, task.wishes.objective, model.device, count)
+        found.append(held(model.denoiser, model.text))
+        task.watch.tell(LEVELS * count)
+    out, seen = found
+    return Loss(out.total, seen.total, out.times, out.shares, seen.shares, count)
+
+
+def _bits(task: _Task, split: Split) -> Bits | None:
+    """None where the network draws latents: their density is not the pictures'."""
+    model, places = task.model, _places(len(split), min(COUNTED, len(split)))
+    if not isinstance(model.autoencoder, Identity):
+        return None
+    captions, bounds = split.captions(places), model.autoencoder.bounds
+
+    def rows(first: int, last: int) -> Denoise:
+        given = model.denoiser.prepare(model.text(model.tokenizer.encode(captions[first:last]).to(model.device)))
+        return guidance.clamp(lambda x_t, t: model.denoiser(x_t, t, given), *bounds)  # type: ignore[arg-type]
+
+    return bits(split.pictures(places), model.autoencoder, model.denoiser.schedule, rows, task.watch.tell)
+
+
+def _facts(model: Model, corpus: Corpus, name: str) -> CorpusFacts:
+    same = model.card.corpus.get("fingerprint") == corpus.fingerprint
+    return CorpusFacts(name, corpus.fingerprint, len(corpus.training), len(corpus.heldout), same)

@@ -1,0 +1,260 @@
+"""The scores as one HTML file: no network, no script, readable in light and dark and on a phone."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from importlib.resources import files
+
+from torch import Tensor
+
+from unspeckle.scoring import likelihood, memorisation
+from unspeckle.scoring.charts import bits_curve, loss_curve, nearest_curve, scale_plots, steps_plots
+from unspeckle.scoring.images import figure, image, strip
+from unspeckle.scoring.measure import Album
+from unspeckle.scoring.scores import Interval, Point, Scores
+
+SAID = {  # of each distance: its name, a factor and decimals to show it with, what it says
+    "kid": ("KID × 1000", 1000, 1, "how unlike as crowds; unbiased, so where there is no difference it is about 0"),
+    "frechet": ("Fréchet distance", 1, 1, "the same of two Gaussians; few pictures raise it: read it by its floor"),
+    "cmmd": ("CMMD", 1, 3, "the same of CLIP's embeddings, under a wide kernel"),
+    "precision": ("precision", 1, 3, "drawn pictures that lie among real ones: are they good?"),
+    "recall": ("recall", 1, 3, "real pictures that lie among drawn ones: is everything drawn?"),
+    "density": ("density", 1, 3, "how thick the crowd of real pictures is where drawn ones lie"),
+    "coverage": ("coverage", 1, 3, "real pictures with a drawn one near them"),
+    "clip_score": ("CLIP score", 1, 2, "how well pictures fit their captions; that of real ones is the mark"),
+}
+SOURCES = (
+    "KID: Bińkowski et al. 2018. Fréchet distance: Heusel et al. 2017. Precision and recall: Kynkäänniemi et al. 2019. "
+    "Density and coverage: Naeem et al. 2020. Bits: Kingma et al. 2021. Scattering: Bruna & Mallat 2013. Numbers of "
+    "other features, or of other counts of pictures, do not compare with these."
+)
+
+
+def page(scores: Scores, album: Album, command: str) -> str:
+    """The whole file. command: how to make it again."""
+    title = f"How well {scores.model} draws"
+    parts = [
+        _head(scores, title), _facts(scores), _warnings(scores), _gallery(album), _distances(scores), _words(scores),
+        _steps(scores, album), _scales(scores, album), _losses(scores), _copies(scores, album), _points(scores),
+        _foot(scores, command),
+    ]  # fmt: skip
+    css = (files("unspeckle") / "scoring" / "report.css").read_text("utf-8")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>\n{css}</style></head>\n<body><main>\n{''.join(parts)}</main></body></html>\n"
+    )
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section><h2>{title}</h2>\n{''.join(parts)}</section>\n"
+
+
+def _prose(text: str, kind: str = "") -> str:
+    return f'<p class="{kind}">{escape(text)}</p>\n' if kind else f"<p>{escape(text)}</p>\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells are HTML; the last column is of words where its heading says so by a trailing space."""
+    wordy = [name.endswith(" ") for name in head]
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        kinds = (' class="words"' if is_wordy else "" for is_wordy in wordy)
+        return f"<tr>{''.join(f'<{tag}{k}>{c}</{tag}>' for k, c in zip(kinds, cells, strict=True))}</tr>"
+
+    return f'<div class="scroll"><table>{row("th", head)}{"".join(row("td", cells) for cells in rows)}</table></div>\n'
+
+
+def number(value: float, decimals: int) -> str:
+    """With thin thousands and a true minus."""
+    return f"{value:,.{decimals}f}".replace("-", "−")
+
+
+def _ranged(value: Interval, factor: float, decimals: int) -> str:
+    """The mean, and its interval where there is one."""
+    mean = number(value.mean * factor, decimals)
+    if value.low is None or value.high is None:
+        return mean
+    low, high = number(value.low * factor, decimals), number(value.high * factor, decimals)
+    return f'{mean} <span class="soft">({low} to {high})</span>'
+
+
+def _head(scores: Scores, title: str) -> str:
+    width, height = scores.size
+    said = (
+        f"Model {scores.hash} at {width} × {height} pixels; sampler {scores.sampler}, {scores.steps} steps, "
+        f"guidance scale {scores.scale:g}"
+    )
+    if scores.corpus is not None and scores.compared:
+        said += (
+            f"; {scores.pictures:,} pictures for each of {len(scores.seeds)} seeds, against {scores.compared:,} "
+            f"held-out pictures of “{scores.corpus.name}”"
+        )
+    return f"<h1>{escape(title)}</h1>\n{_prose(said + '.', 'soft')}"
+
+
+def _facts(scores: Scores) -> str:
+    facts = []
+    if scores.words is not None:
+        mean, low, high = (100 * float(scores.words[name]) for name in ("mean", "low", "high"))
+        facts.append(("words", f"{mean:.0f} %", f"of pictures hold what was asked ({low:.0f} to {high:.0f})"))
+    for name, decimals in (("kid", 1), ("precision", 2), ("recall", 2)):
+        if (found := scores.distance(name)) is not None:
+            said, factor, _, _ = SAID[name]
+            drawn, floor = (number(factor * value.mean, decimals) for value in (found.drawn, found.floor))
+            facts.append((said, drawn, f"real pictures: {floor}"))
+    if (m := scores.memorisation) is not None:
+        facts.append(("memorisation", f"{m.ratio:.2f} ×", "held-out pictures' distance: 1 or more is clean"))
+    if (b := scores.bits) is not None:
+        facts.append(("bits a dimension", number(b.total, 2), f"± {2 * b.error:.2f}, an upper bound"))
+    if (loss := scores.loss) is not None:
+        facts.append(("held-out loss", number(loss.total, 4), f"training pictures: {number(loss.training, 4)}"))
+    facts.append(("speed", f"{1 / max(scores.seconds, 1e-9):.3g}/s", f"pictures in batches, {escape(scores.device)}"))
+    cells = "".join(
+        f'<div class="fact"><span class="what">{name}</span><b>{value}</b><span>{said}</span></div>\n'
+        for name, value, said in facts
+    )
+    return f'<div class="facts">{cells}</div>\n'
+
+
+def _warnings(scores: Scores) -> str:
+    lines = [f"<li>{escape(line[:1].upper() + line[1:])}.</li>" for line in (*scores.missing, *scores.warnings)]
+    return f'<div class="warn"><strong>Read with care</strong><ul>{"".join(lines)}</ul></div>\n' if lines else ""
+
+
+def _gallery(album: Album) -> str:
+    if album.drawn is None or album.held_out is None:
+        return ""
+    shown = [
+        figure(f'<div class="pair">{image(drawn, caption)}{image(real, "held out")}</div>', caption)
+        for drawn, real, caption in zip(album.drawn, album.held_out, album.captions, strict=True)
+    ]
+    return _section(
+        "Drawn and real",
+        _prose(
+            "On the left drawn from the caption, on the right the held-out picture that has this caption. "
+            "Not chosen, but spread evenly over the first seed's.",
+            "soft",
+        ),
+        f'<div class="grid pairs">{"".join(shown)}</div>\n',
+    )
+
+
+def _distances(scores: Scores) -> str:
+    if not scores.distances or scores.features is None:
+        return ""
+    rows = []
+    for found in scores.distances:
+        name, factor, decimals, said = SAID[found.name]
+        rows.append([name, _ranged(found.drawn, factor, decimals), _ranged(found.floor, factor, decimals), said])
+    f = scores.features
+    return _section(
+        "Distance from real pictures",
+        _prose(
+            f"Features: {f.name}, {f.width} numbers a picture, hash {f.hash}. {scores.pictures:,} drawn pictures "
+            f"against {scores.compared:,} held-out ones, {len(scores.seeds)} times; the floor is "
+            f"{scores.floor_pictures:,} training pictures against the same. In brackets the 95 % interval over seeds."
+        ),
+        _table(["", "drawn", "floor: real", "what it says "], rows),
+    )
+
+
+def _words(scores: Scores) -> str:
+    if scores.words is None:
+        return ""
+    rows = []
+    for c in scores.words["categories"]:
+        share, low, high, ceiling, floor = (100 * c[name] for name in ("share", "low", "high", "ceiling", "floor"))
+        meter = f'<span class="meter"><i style="width:{share:.1f}%"></i><u style="left:{ceiling:.1f}%"></u></span>'
+        right = f'{share:.0f} % <span class="soft">({low:.0f} to {high:.0f})</span>'
+        rows.append([escape(c["name"]), right, meter, f"{ceiling:.0f} %", f"{floor:.0f} %"])
+    return _section(
+        "What the words say",
+        _prose(
+            "Prompts whose combinations were never trained on, judged by a detector. The mark is the ceiling, the "
+            "share of real renders of the same prompts that the detector takes for right; the floor is that of other "
+            "prompts'."
+        ),
+        _table(["", "right", "", "ceiling", "floor"], rows),
+    )
+
+
+def _steps(scores: Scores, album: Album) -> str:
+    rows = _strips(scores, scores.by_steps, album.by_steps, lambda p: f"{p.sampler}, {p.steps}")
+    return _section("Steps and time", steps_plots(scores), rows)
+
+
+def _scales(scores: Scores, album: Album) -> str:
+    rows = _strips(scores, scores.by_scale, album.by_scale, lambda p: f"scale {p.scale:g}")
+    return _section("Guidance scale", scale_plots(scores), rows)
+
+
+def _strips(scores: Scores, points: Sequence[Point], pictures: list[Tensor], name: Callable[[Point], str]) -> str:
+    rows = []
+    for point, some in zip(points, pictures, strict=True):
+        own = (point.sampler, point.steps, point.scale) == (scores.sampler, scores.steps, scores.scale)
+        said = escape(name(point))
+        rows.append(f"<span{' class=own' if own else ''}>{said}</span>{strip(some, said)}\n")
+    same = _prose("The same captions and seeds in every row; the way that the model is drawn with stands out.", "soft")
+    return f'{same}<div class="strips">{"".join(rows)}</div>\n'
+
+
+def _panel(title: str, drawn: str, note: str) -> str:
+    return f'<div class="panel"><h3>{title}</h3>{drawn}{_prose(note, "note")}</div>\n'
+
+
+def _losses(scores: Scores) -> str:
+    panels = []
+    if (loss := scores.loss) is not None:
+        note = (
+            "Error of the estimated picture, as a share of the mean picture's. Where training pictures are guessed "
+            f"much better than held-out ones, they are known by heart. {loss.pictures} pictures of each."
+        )
+        panels.append(_panel("Held-out loss by level of noise", loss_curve(loss), note))
+    if (b := scores.bits) is not None:
+        note = (
+            f"{b.total:.3f} ± {2 * b.error:.3f} bits a dimension, given the caption, on {b.pictures} pictures: an "
+            f"upper bound of {b.prior:.4f} for the prior, {b.diffusion:.3f} for the way through the noise and "
+            f"{b.reconstruction:.3f} for telling 256 levels apart at its end, in noise of {likelihood.NARROW:g} levels."
+        )
+        panels.append(_panel("Where the bits go", bits_curve(b), note))
+    return _section("Losses and bits", f'<div class="plots">{"".join(panels)}</div>\n') if panels else ""
+
+
+def _copies(scores: Scores, album: Album) -> str:
+    if (m := scores.memorisation) is None:
+        return ""
+    pairs = [
+        figure(
+            f'<div class="pair">{image(p.drawn, "drawn")}{image(p.training, "training picture")}</div>',
+            f"{p.distance:.1f}: {p.caption}",
+        )
+        for p in album.pairs
+    ]
+    return _section(
+        "Memorisation",
+        _prose(m.verdict, "verdict bad" if m.copies or m.high < 1 else "verdict"),
+        _prose(
+            f"Each of {m.drawn:,} drawn and {m.held_out:,} held-out pictures beside all {m.searched:,} training "
+            f"pictures, shrunk to {memorisation.SIDE} × {memorisation.SIDE}, mirrored as well. {100 * m.share:.1f} % "
+            "of the drawn ones lie nearer than the 1st percentile of held-out ones; 1 % would be chance."
+        ),
+        f'<div class="plots">{nearest_curve(m)}</div>\n<h3>The nearest pairs</h3>\n',
+        _prose("Left drawn, right its nearest training picture; the distance is in levels of 255.", "soft"),
+        f'<div class="grid pairs">{"".join(pairs)}</div>\n',
+    )
+
+
+def _points(scores: Scores) -> str:
+    rows = []
+    for p in dict.fromkeys((*scores.by_steps, *scores.by_scale)):
+        measured = ((p.kid, 1000, 1), (p.kid_error, 1000, 1), (p.precision, 1, 3), (p.recall, 1, 3), (p.coverage, 1, 3))
+        cells = ["–" if value is None else number(factor * value, places) for value, factor, places in measured]
+        rows.append([escape(p.sampler), str(p.steps), f"{p.scale:g}", f"{1000 * p.seconds:.0f}", *cells])
+    head = ["sampler", "steps", "scale", "ms a picture", "KID × 1000", "± (s.e.)", "precision", "recall", "coverage"]
+    return f"<details><summary>All ways of drawing, as numbers</summary>{_table(head, rows)}</details>\n"
+
+
+def _foot(scores: Scores, command: str) -> str:
+    corpus = "" if scores.corpus is None else f" on the corpus <code>{scores.corpus.fingerprint}</code>"
+    made = f"Made by unspeckle {escape(scores.version)}: <code>{escape(command)}</code>{corpus}."
+    return f"<footer><p>{made}</p>{_prose(SOURCES)}</footer>\n"

@@ -1,0 +1,272 @@
+"""`unspeckle score`: numbers that fit what was drawn, on standard output; everything else beside it."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import unspeckle
+from tiny import random_model, saved
+from unspeckle import configuration
+from unspeckle.cli import main
+from unspeckle.corpus import open_corpus, read
+from unspeckle.draw import Ask, settle
+from unspeckle.model import save
+from unspeckle.scoring.distances import kid, neighbours
+from unspeckle.scoring.drawing import drawn
+from unspeckle.scoring.features import Scattering
+from unspeckle.scoring.measure import Wishes, measure, units
+from unspeckle.scoring.scores import Scores
+from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
+
+SMALL = ["--pictures", "16", "--seeds", "2", "--steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "blots"
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(640):
+        pixels = np.full((16, 16, 3), rng.integers(0, 256, 3), np.uint8)
+        y, x = rng.integers(0, 9, 2)
+        pixels[y : y + 7, x : x + 7] = rng.integers(0, 256, 3)
+        Image.fromarray(pixels).save(path / f"{i:03d}.png")
+        (path / f"{i:03d}.txt").write_text(f"a frog\n{('a blue rabbit', 'two red frogs')[i % 2]}\n")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def test_many_captions_in_a_batch_are_drawn_as_draw_draws_each() -> None:
+    model = random_model(steps=3)
+    captions, numbers = ["a frog", "two red frogs", "a blue rabbit left of a pizza"], [7, 3, 11]
+    for ask in (Ask(), Ask(sampler="euler_a", scale=1.0), Ask(sampler="heun", grid="karras", steps=4)):
+        told: list[int] = []
+        found = drawn(model, captions, numbers, ask, told.append)
+        assert sum(told) == 3 and found.seconds > 0
+        for picture, caption, number in zip(found.pictures, captions, numbers, strict=True):
+            (one,) = unspeckle.draw(model, replace(ask, prompt=caption, seed=number))
+            difference = np.abs(np.asarray(one).astype(int) - picture.permute(1, 2, 0).numpy())
+            assert difference.max() <= 1
+
+
+def test_ways_of_drawing_cost_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`calls` is what the network is really asked, rows of a batch counted one by one."""
+    model = random_model()
+    rows: list[int] = []
+    inner = model.network.forward
+    monkeypatch.setattr(model.network, "forward", lambda x, *rest: rows.append(len(x)) or inner(x, *rest))
+    for sampler, scale, steps in (("dpmpp_2m", 3.0, 4), ("ddim", 1.0, 3), ("heun", 2.0, 3)):
+        rows.clear()
+        order = settle(model, Ask(sampler=sampler, scale=scale, steps=steps))
+        drawn(model, ["a frog"] * 5, range(5), Ask(sampler=sampler, scale=scale, steps=steps))
+        spared = 5 * (1 if scale == 1 else 2) * (2 if sampler == "heun" else 0)  # at pure noise and at the picture
+        assert sum(rows) == 5 * calls(order) - spared
+
+
+def test_sweeps_cover_the_model_s_own_way_once() -> None:
+    order = settle(random_model(steps=24), Ask(scale=4.0))
+    steps, scales = steps_of(order), scales_of(order)
+    assert steps.count(order) == scales.count(order) == 1
+    assert {(o.sampler, o.steps) for o in steps if o.sampler == "heun"} == {("heun", n) for n in (2, 4, 8, 12, 24)}
+    assert [o.scale for o in scales] == [1, 2, 3, 4, 5, 7]
+    few = steps_of(settle(random_model(steps=1), Ask()))
+    assert {o.steps for o in few} == {1, 2}
+
+
+def test_a_sweep_s_numbers_are_those_of_its_pictures() -> None:
+    model, features = random_model(), Scattering()
+    held = features(torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8))
+    order = settle(model, Ask(steps=2))
+    captions, numbers = ["a frog"] * 16, range(16)
+    ((point, shown),) = sweep(model, [order], captions, numbers, Real(features, held), lambda count: None)
+    rows = features(drawn(model, captions, numbers, Ask(steps=2)).pictures)
+    near = neighbours(held, rows)
+    assert (point.kid, point.precision, point.recall) == pytest.approx((kid(held, rows), near.precision, near.recall))
+    assert len(shown) == 8 and point.kid_error is not None and point.kid_error > 0
+
+
+def test_scores_of_a_corpus(model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.html"
+    assert main(["score", str(model), "--corpus", str(folder), "-o", str(out), *SMALL]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [str(out), str(out.with_suffix(".json"))]
+    assert "held out, at 16x16" in said.err and "note: " in said.err and "s left" in said.err
+    found = configuration.from_json(Scores, json.loads(out.with_suffix(".json").read_text()), "scores")
+    assert found.hash == random_model().hash and (found.pictures, found.seeds, found.steps) == (16, (0, 1), 2)
+    assert found.corpus is not None and not found.corpus.same and "another corpus" in " ".join(found.warnings)
+    assert [d.name for d in found.distances] == ["kid", "frechet", "precision", "recall", "density", "coverage"]
+    assert found.loss is not None and found.bits is not None and found.memorisation is not None
+    distance = found.distance("kid")
+    assert distance is not None and distance.drawn.mean > 10 * abs(distance.floor.mean)  # an untrained model
+    assert all(p.kid is not None for p in (*found.by_steps, *found.by_scale))
+    html = out.read_text()
+    assert "How well tiny draws" in html and found.corpus.fingerprint in html
+
+    # the same once more: the same numbers, but for the clock; and as JSON on standard output
+    assert main(["score", str(model), "--corpus", str(folder), "-o", str(out), *SMALL, "--json", "-q"]) == 0
+    said = capsys.readouterr()
+    again = configuration.from_json(Scores, json.loads(said.out), "scores")
+    assert said.err == "" and len(said.out.splitlines()) == 1
+
+    def timeless(scores: Scores) -> Scores:
+        points = {k: tuple(replace(p, seconds=0.0) for p in getattr(scores, k)) for k in ("by_steps", "by_scale")}
+        return replace(scores, seconds=0.0, **points)
+
+    assert timeless(again) == timeless(found)
+
+
+def test_distances_are_those_of_the_drawn_pictures(folder: Path, tmp_path: Path) -> None:
+    model = random_model(steps=2)
+    corpus = open_corpus(read(folder), 16, cache=tmp_path)
+    said: list[str] = []
+    told: list[int] = []
+
+    class Watch:
+        stage, tell = staticmethod(said.append), staticmethod(told.append)
+
+    wishes = Wishes(pictures=16, seeds=2)
+    scores, album = measure(model, corpus, "blots", wishes, Watch())
+    assert sum(told) == units(model, corpus, wishes)
+    assert len(said) == len(set(said)) == 9 and scores.corpus is not None
+    held = corpus.heldout.pictures(range(len(corpus.heldout)))
+    assert album.drawn is not None and album.held_out is not None and len(album.drawn) == 16
+    places = torch.arange(16) * len(held) // 16
+    assert torch.equal(album.held_out, held[places])
+    for caption, place in zip(album.captions, places.tolist(), strict=True):
+        assert caption in corpus.heldout.wordings[place]
+    expected = drawn(model, album.captions, range(16), Ask()).pictures
+    assert (expected.int() - album.drawn.int()).abs().max() <= 1
+    assert album.pairs == sorted(album.pairs, key=lambda p: p.distance)
+    own = next(p for p in scores.by_steps if (p.sampler, p.steps) == (scores.sampler, scores.steps))
+    other = next(p for p in scores.by_scale if p.scale == scores.scale)
+    assert own.kid == pytest.approx(other.kid, rel=1e-6)
+
+
+def test_without_a_corpus(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["score", str(model), *SMALL, "--json"]) == 0
+    said = capsys.readouterr()
+    found = configuration.from_json(Scores, json.loads(said.out), "scores")
+    assert found.corpus is None and found.distances == () and "--corpus" in found.missing[0]
+    assert all(p.kid is None and p.seconds > 0 for p in (*found.by_steps, *found.by_scale))
+    assert found.seconds > 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny-score.html", "tiny-score.json"]
+    assert str(tmp_path / "tiny-score.html") in said.err
+
+
+def test_a_corpus_that_holds_too_little_out(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(folder.iterdir())[:60]:
+        (few / path.name).write_bytes(path.read_bytes())
+    out = tmp_path / "few.html"
+    assert main(["score", str(model), "--corpus", str(few), "-o", str(out), *SMALL, "-q"]) == 0
+    capsys.readouterr()
+    found = json.loads(out.with_suffix(".json").read_text())
+    assert "20 are the least" in found["missing"][0] and found["distances"] == []
+
+
+def test_a_run_s_plan_says_how_captions_were_read(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Held-out loss at the plan's own times; captions as `train` was told to read them, unless told otherwise."""
+    from tiny import plan
+
+    run = tmp_path / "run"
+    run.mkdir()
+    corpus = open_corpus(read(folder, "auto", "a blot"), 16, cache=tmp_path / "cache")
+    trained = random_model()
+    trained.card = replace(trained.card, corpus={"fingerprint": corpus.fingerprint})
+    save(trained, run / "model.safetensors")
+    replace(plan(), asked={"captions": "auto", "caption": "a blot", "template": None}, times=(1.0, 0.5)).save(run)
+    out = tmp_path / "run.html"
+    assert main(["score", str(run), "--corpus", str(folder), "-o", str(out), *SMALL, "-q"]) == 0
+    found = json.loads(out.with_suffix(".json").read_text())
+    assert found["corpus"]["same"] and not any("another corpus" in line for line in found["warnings"])
+    middle = torch.tensor(0.5 / 8, dtype=torch.float64)
+    assert found["loss"]["times"][0] == pytest.approx(
+        float((1.0 + 0.5 * torch.special.ndtri(middle)).sigmoid()), rel=1e-5
+    )
+    assert main(["score", str(run), "--corpus", str(folder), "--caption", "a", "-o", str(out), *SMALL, "-q"]) == 0
+    assert not json.loads(out.with_suffix(".json").read_text())["corpus"]["same"]
+    capsys.readouterr()
+
+
+BAD = [
+    ("score HERE/nothing.safetensors", "HERE/nothing.safetensors"),
+    ("score MODEL --corpus HERE/nothing", "HERE/nothing"),
+    ("score MODEL --features magic", "scattering, inception"),
+    ("score MODEL --features scattering:x", "leave it out"),
+    ("score MODEL --features inception:", "inception:FILE"),
+    ("score MODEL --features inception:HERE/nothing --corpus FOLDER", "no such file"),
+    ("score MODEL --features inception", "--corpus"),
+    ("score MODEL --pictures 3", "--pictures 3"),
+    ("score MODEL --pictures many", "--pictures"),
+    ("score MODEL --seeds 0", "--seeds 0"),
+    ("score MODEL --steps 0", "steps 0"),
+    ("score MODEL --sampler magic", "dpmpp_2m"),
+    ("score MODEL --scale inf", "scale inf"),
+    ("score MODEL --out HERE/report.pdf", "ends in .html"),
+    ("score MODEL --out HERE/nowhere/report.html", "HERE/nowhere"),
+    ("score MODEL --device abacus", "abacus"),
+]
+
+
+@pytest.mark.parametrize(("line", "names"), BAD)
+def test_bad_input(
+    line: str, names: str, model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        w.replace("MODEL", str(model)).replace("HERE", str(tmp_path)).replace("FOLDER", str(folder))
+        for w in line.split()
+    ]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and names.replace("HERE", str(tmp_path)) in said.err
+    assert len([line for line in said.err.splitlines() if line.startswith("unspeckle: ")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_is_130_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    line = [
+        sys.executable,
+        "-m",
+        "unspeckle",
+        "score",
+        str(model),
+        "--pictures",
+        "100000",
+        "-o",
+        str(tmp_path / "a.html"),
+    ]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+        assert running.stderr is not None
+        running.stderr.readline()
+        time.sleep(0.5)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 130 and out == b"" and b"Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
