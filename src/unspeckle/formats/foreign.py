@@ -138,6 +138,6 @@ def model(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> Foreign
         clamp=False,
     )
     denoiser = Denoiser(network, habits.table, habits.prediction, "index")
-    made = Foreign(denoiser, checkpoint.tokenizer, parts["text"], parts["autoencoder"], card, habits)  # type: ignore[arg-type]
+    made = Foreign(denoiser, checkpoint.tokenizer, parts["text"], parts["autoencoder"], card, habits=habits)  # type: ignore[arg-type]
     made.to(device)
     return made
