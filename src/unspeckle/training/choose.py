@@ -12,9 +12,9 @@ from unspeckle import quantities
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.errors import InputError
 from unspeckle.model import Model
+from unspeckle.networks import Config
 from unspeckle.networks.autoencoder import Identity
-from unspeckle.networks.unet import UNetConfig
-from unspeckle.presets import PRESETS, Preset, preset
+from unspeckle.presets import LADDER, PRESETS, Preset, preset
 from unspeckle.schedule import to_config
 from unspeckle.text.encoder import TextConfig
 from unspeckle.text.tokenizer import Tokenizer
@@ -115,7 +115,7 @@ def _kind(origin: Model | None) -> dict[str, Any]:
     return {"schedule": to_config(denoiser.schedule), "prediction": denoiser.prediction, "clock": denoiser.clock}
 
 
-def fits(size: tuple[int, int], network: UNetConfig) -> None:
+def fits(size: tuple[int, int], network: Config) -> None:
     """InputError, naming the nearest size that does, where the network cannot halve the pictures evenly."""
     factor = network.factor
     if any(side % factor for side in size):
@@ -137,7 +137,7 @@ def _fitting(
 ) -> str:
     """The largest preset that will see PICTURES_A_PARAMETER pictures for each of its parameters."""
     measured_name = "tiny"
-    names = [name for name in PRESETS if all(side % PRESETS[name].at(size).factor == 0 for side in size)]
+    names = [name for name in LADDER if all(side % PRESETS[name].at(size).factor == 0 for side in size)]
     if not names:
         fits(size, PRESETS[measured_name].at(size))
     cost = {n: measure.flops(PRESETS[n].at(size), size, tokenizer.length) for n in {*names, measured_name}}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unspeckle.denoiser import Given
 from unspeckle.errors import InputError
-from unspeckle.networks.unet import UNet
+from unspeckle.networks import build
 from unspeckle.training.plan import Plan
 
 SHARE = 0.8  # of what is free that a step may take
@@ -28,7 +28,7 @@ def kept(plan: Plan) -> int:
         return tensor
 
     with torch.device("meta"):
-        network = UNet(plan.network).to(dtype)
+        network = build(plan.network).to(dtype)
         config, (width, height) = plan.network, plan.size
         words = torch.empty(1, plan.text.length, config.text_width, dtype=dtype)
         given = Given(words, None, torch.empty(1, config.vector_width, dtype=dtype))

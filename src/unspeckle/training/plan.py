@@ -8,8 +8,8 @@ from typing import Any
 
 from unspeckle import atomic, configuration
 from unspeckle.errors import InputError
+from unspeckle.networks import Config
 from unspeckle.networks.autoencoder import IdentityConfig
-from unspeckle.networks.unet import UNetConfig
 from unspeckle.text.encoder import TextConfig
 from unspeckle.training.options import TrainOptions
 
@@ -25,7 +25,7 @@ class Plan:
     corpus: str  # its fingerprint
     size: tuple[int, int]  # width, height in pixels
     preset: str
-    network: UNetConfig
+    network: Config
     text: TextConfig
     steps: int
     batch: int
