@@ -49,18 +49,21 @@ def _own(
     return Preset(name, millions, network, layers)
 
 
-# name       millions widths   layers stretch text layers
+# name       millions widths   layers stretch head text layers
 _TRANSFORMERS = (
-    ("t-tiny",   7.2, (128, 256), (2, 8),  2, 128, 2),
-    ("t-small", 11.0, (128, 256), (2, 12), 2, 128, 2),
+    ("t-nano",   0.5, (48, 96),   (1, 3),  2, 32,  64, 1),
+    ("t-tiny",   7.2, (128, 256), (2, 8),  2, 64, 128, 2),
+    ("t-small", 11.0, (128, 256), (2, 12), 2, 64, 128, 2),
 )  # fmt: skip
 
 
 def _transformer(
-    name: str, millions: float, widths: tuple[int, ...], layers: tuple[int, ...], stretch: int, text: int,
-    text_layers: int,
+    name: str, millions: float, widths: tuple[int, ...], layers: tuple[int, ...], stretch: int, head: int,
+    text: int, text_layers: int,
 ) -> Preset:  # fmt: skip
-    network = TransformerConfig(widths=widths, layers=layers, stretch=stretch, text_width=text, vector_width=text)
+    network = TransformerConfig(
+        widths=widths, layers=layers, stretch=stretch, head_width=head, text_width=text, vector_width=text
+    )
     return Preset(name, millions, network, text_layers)
 
 

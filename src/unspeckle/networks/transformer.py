@@ -171,7 +171,7 @@ class Transformer(nn.Module):
         self.merge = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2, bias=False) for fine, coarse in steps)
         self.middle = Level(inner, config.layers[-1], True, config)
         self.split = nn.ModuleList(nn.Linear(coarse, 4 * fine, bias=False) for fine, coarse in steps)
-        self.up = nn.ModuleList(Level(width, count, False, config) for width, count in levels)
+        self.up = nn.ModuleList(Level(width, count, False, config) for width, count in reversed(levels))
         self.tell = silenced(nn.Linear(inner, 2 * config.widths[0]))
         self.leave = silenced(nn.Conv2d(config.widths[0], config.channels * config.patch**2, 3, padding=1))
 
