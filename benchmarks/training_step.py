@@ -28,7 +28,7 @@ from unspeckle.presets import preset
 from unspeckle.text.encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import measure
-from unspeckle.training.learner import Learner, Weights
+from unspeckle.training.learner import Learner, Weights, fresh
 from unspeckle.training.plan import Plan
 
 Step = Callable[[Batch], None]
@@ -56,7 +56,7 @@ def plan_for(name: str, size: int, batch: int, tokenizer: Tokenizer) -> Plan:
 
 
 def ours(plan: Plan, tokenizer: Tokenizer) -> Step:
-    learner = Learner(plan, Weights(UNet(plan.network), TextEncoder(plan.text)), tokenizer, Identity(IdentityConfig()))
+    learner = Learner(plan, fresh(plan), tokenizer, Identity(IdentityConfig()))
     count = itertools.count(1)
 
     def step(batch: Batch) -> None:

@@ -10,15 +10,15 @@ from torch.profiler import ProfilerActivity, profile
 from tiny import plan
 from unspeckle.denoiser import Given
 from unspeckle.errors import InputError
+from unspeckle.networks import build
 from unspeckle.networks.latents import LatentConfig, Latents
-from unspeckle.networks.unet import UNet
 from unspeckle.training import memory
 
 
-@pytest.mark.parametrize("name", ["nano", "micro"])
+@pytest.mark.parametrize("name", ["nano", "micro", "t-nano"])
 def test_what_is_counted_is_what_a_forward_pass_leaves_in_memory(name: str) -> None:
     counted, batch = plan(name), 4
-    network = UNet(counted.network)
+    network = build(counted.network)
     words, vector = torch.randn(batch, 8, counted.network.text_width), torch.randn(batch, counted.network.vector_width)
     x, clock = torch.randn(batch, 3, 64, 64), torch.rand(batch)
     network(x, clock, Given(words, None, vector)).sum().backward()  # what is allocated once

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from unspeckle.denoiser import Given
+from unspeckle.networks import build
 from unspeckle.networks.autoencoder import Identity, IdentityConfig
 from unspeckle.networks.layers import Attention, PlaceNorm, attend, sinusoids
 from unspeckle.networks.unet import UNet, UNetConfig
@@ -50,7 +51,7 @@ def test_stable_diffusion_runs_on_meta_at_its_own_shapes() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_the_millions_they_claim(name: str) -> None:
     with torch.device("meta"):
-        network = UNet(PRESETS[name].at((64, 64)))
+        network = build(PRESETS[name].at((64, 64)))
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     assert millions == pytest.approx(PRESETS[name].millions, rel=0.1)
 

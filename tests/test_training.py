@@ -105,8 +105,13 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": "bfloat16"}, pytest.param({"precision": "bfloat16", "compile": True}, marks=pytest.mark.slow)],
-    ids=["bfloat16", "compiled"],
+    [
+        {"precision": "bfloat16"},
+        {"precision": "bfloat16", "preset": "t-nano"},
+        pytest.param({"precision": "bfloat16", "compile": True}, marks=pytest.mark.slow),
+        pytest.param({"precision": "bfloat16", "compile": True, "preset": "t-nano"}, marks=pytest.mark.slow),
+    ],
+    ids=["bfloat16", "transformer", "compiled", "transformer compiled"],
 )
 def test_resuming_is_bit_for_bit_the_same_as_people_train(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
@@ -219,6 +224,18 @@ def test_it_learns_which_colour_a_word_means(folder: Path, tmp_path: Path) -> No
         assert nearest == name, (name, seen, colour)
 
 
+def test_a_transformer_learns_too(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert command.run(options(folder, out, steps=60, batch=32, precision=None, preset="t-nano")) == 0
+    held = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]["held_out"]
+    plan = plans.load(out)
+    materials = command.gather(command.read(folder), options(folder, out), plan, command.Console(quiet=True))
+    untrained = Learner(plan, loop.fresh(plan), materials.tokenizer, materials.autoencoder)
+    heard = materials.corpus.heldout, materials.tokenizer, materials.autoencoder, untrained.objective
+    silent = loop.HeldOut(*heard, torch.device("cpu"), loop.HELD_OUT)(untrained.denoiser, untrained.working.text)
+    assert held < 0.5 * silent.total  # of saying nothing, which an untrained network does
+
+
 def test_steps_that_are_not_finite_move_nothing_and_are_bounded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -329,7 +346,7 @@ def test_a_folder_with_other_things_is_not_trained_into(folder: Path, tmp_path: 
 def test_more_time_never_chooses_a_smaller_network(folder: Path, tmp_path: Path) -> None:
     from unspeckle.text.tokenizer import Tokenizer
 
-    tokenizer, names = Tokenizer.learn(["a frog"]), list(choose.PRESETS)
+    tokenizer, names = Tokenizer.learn(["a frog"]), list(choose.LADDER)
     pixels = Identity(IdentityConfig())
 
     def picked_for(seconds: float) -> int:

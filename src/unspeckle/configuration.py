@@ -60,6 +60,10 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if hint is Any:
         return value
     if origin in (Union, UnionType):
+        configs = [choice for choice in inner if isinstance(choice, type) and is_dataclass(choice)]
+        if configs and isinstance(value, dict):  # the one that knows most of the fields
+            nearest = max(configs, key=lambda config: len({f.name for f in fields(config)} & set(value)))
+            return from_json(nearest, value, where)
         for choice in inner:
             try:
                 return _typed(value, choice, where)

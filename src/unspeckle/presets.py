@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unspeckle.errors import InputError
+from unspeckle.networks import Config
+from unspeckle.networks.transformer import TransformerConfig
 from unspeckle.networks.unet import UNetConfig
 
 
@@ -13,10 +15,10 @@ class Preset:
 
     name: str
     millions: float
-    network: UNetConfig
+    network: Config
     text_layers: int
 
-    def at(self, size: tuple[int, int], channels: int = 3) -> UNetConfig:
+    def at(self, size: tuple[int, int], channels: int = 3) -> Config:
         """The network for x of (width, height) and so many channels: 16 places a side at 64 pixels, more above."""
         short = min(size)
         patch = 4 if short >= 64 else 2 if short >= 32 else 1
@@ -47,7 +49,26 @@ def _own(
     return Preset(name, millions, network, layers)
 
 
-PRESETS = {row[0]: _own(*row) for row in _TABLE}
+# name       millions widths   layers stretch head text layers
+_TRANSFORMERS = (
+    ("t-nano",   0.5, (48, 96),   (1, 3),  2, 32,  64, 1),
+    ("t-tiny",   7.3, (128, 256), (2, 8),  2, 64, 128, 2),
+    ("t-small", 10.2, (128, 256), (2, 12), 2, 64, 128, 2),
+)  # fmt: skip
+
+
+def _transformer(
+    name: str, millions: float, widths: tuple[int, ...], layers: tuple[int, ...], stretch: int, head: int,
+    text: int, text_layers: int,
+) -> Preset:  # fmt: skip
+    network = TransformerConfig(
+        widths=widths, layers=layers, stretch=stretch, head_width=head, text_width=text, vector_width=text
+    )
+    return Preset(name, millions, network, text_layers)
+
+
+LADDER = {row[0]: _own(*row) for row in _TABLE}  # what `train` chooses from by itself
+PRESETS = LADDER | {row[0]: _transformer(*row) for row in _TRANSFORMERS}
 
 
 def preset(name: str) -> Preset:

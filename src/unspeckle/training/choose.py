@@ -14,10 +14,12 @@ from unspeckle.configuration import kind_to_json
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.errors import InputError
 from unspeckle.model import Model
+from unspeckle.networks import Config
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import Latents
+from unspeckle.networks.transformer import TransformerConfig
 from unspeckle.networks.unet import UNetConfig
-from unspeckle.presets import PRESETS, Preset, preset
+from unspeckle.presets import LADDER, PRESETS, Preset, preset
 from unspeckle.schedule import KINDS
 from unspeckle.text.encoder import TextConfig
 from unspeckle.text.tokenizer import Tokenizer
@@ -148,7 +150,7 @@ def space(options: TrainOptions, size: tuple[int, int]) -> str:
     return "latents" if long and all(side >= 64 and side % 8 == 0 for side in size) else "pixels"
 
 
-def fits(size: tuple[int, int], network: UNetConfig, shrink: int) -> None:
+def fits(size: tuple[int, int], network: Config, shrink: int) -> None:
     """InputError, naming the nearest size that does, where autoencoder and network cannot halve the pictures evenly."""
     factor = network.factor * shrink
     if any(side % factor for side in size):
@@ -156,7 +158,7 @@ def fits(size: tuple[int, int], network: UNetConfig, shrink: int) -> None:
         raise InputError(f"--size {size[0]}x{size[1]}: both sides must be multiples of {factor} here; try {near}")
 
 
-def network_for(chosen: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> UNetConfig:
+def network_for(chosen: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> Config:
     """The preset's network for the latents of pictures of that size."""
     width, height = size
     return chosen.at((width // autoencoder.factor, height // autoencoder.factor), autoencoder.channels)
@@ -164,10 +166,10 @@ def network_for(chosen: Preset, size: tuple[int, int], autoencoder: Autoencoder)
 
 def _sizes(
     chosen: Preset | None, size: tuple[int, int], tokenizer: Tokenizer, autoencoder: Autoencoder, origin: Model | None
-) -> tuple[UNetConfig, TextConfig]:
+) -> tuple[Config, TextConfig]:
     if origin is not None:
         made = origin.network.config, origin.text.config
-        assert isinstance(made[0], UNetConfig) and isinstance(made[1], TextConfig)
+        assert isinstance(made[0], UNetConfig | TransformerConfig) and isinstance(made[1], TextConfig)
         return made[0], made[1]
     assert chosen is not None
     network = network_for(chosen, size, autoencoder)
@@ -181,9 +183,9 @@ def _fitting(
 ) -> str:  # fmt: skip
     """The largest preset that will see PICTURES_A_PARAMETER pictures for each of its parameters."""
     measured_name = "tiny"
-    sized = {name: network_for(chosen, size, autoencoder) for name, chosen in PRESETS.items()}
+    sized = {name: network_for(PRESETS[name], size, autoencoder) for name in LADDER}
     unit, extent = autoencoder.factor, (size[0] // autoencoder.factor, size[1] // autoencoder.factor)
-    names = [name for name in PRESETS if all(side % (unit * sized[name].factor) == 0 for side in size)]
+    names = [name for name in LADDER if all(side % (unit * sized[name].factor) == 0 for side in size)]
     if not names:
         fits(size, sized[measured_name], unit)
     cost = {n: measure.flops(sized[n], extent, tokenizer.length) for n in {*names, measured_name}}

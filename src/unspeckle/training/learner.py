@@ -3,15 +3,15 @@
 import copy
 import math
 from collections.abc import Iterator
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from unspeckle.corpus import Batch
 from unspeckle.denoiser import Network
+from unspeckle.networks import build
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.unet import UNet
 from unspeckle.objective import Objective
 from unspeckle.seeds import Stream
 from unspeckle.text.encoder import TextEncoder
@@ -37,7 +37,7 @@ def fresh(plan: Plan) -> Weights:
     """Untrained weights, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        return Weights(UNet(plan.network), TextEncoder(plan.text))
+        return Weights(build(plan.network), TextEncoder(plan.text))
 
 
 class Outcome(NamedTuple):
@@ -117,9 +117,8 @@ class Learner(Masters):
         self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
         self.nothing = tokenizer.encode([""]).to(self.device)
         if plan.compile:
-            unet = self.working.network
-            assert isinstance(unet, UNet)
-            unet.compiled_trunk = torch.compile(unet.trunk, dynamic=False)
+            whole: Any = self.working.network
+            whole.compiled_trunk = torch.compile(whole.trunk, dynamic=False)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean loss of a batch, captions dropped example by example."""

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unspeckle.corpus import Batch
 from unspeckle.denoiser import Given
+from unspeckle.networks import Config, build
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import LatentConfig, Latents
-from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.latents import LatentLearner
 from unspeckle.training.learner import Learner, fresh
@@ -59,11 +59,11 @@ def compiler() -> bool:
     return sys.platform != "win32" and any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
-def flops(config: UNetConfig, size: tuple[int, int], length: int) -> float:
+def flops(config: Config, size: tuple[int, int], length: int) -> float:
     """Floating-point operations of one training picture: three times those of the forward pass."""
     with torch.device("meta"), FlopCounterMode(display=False) as counted:
         given = Given(torch.empty(1, length, config.text_width), None, torch.empty(1, config.vector_width))
-        UNet(config)(torch.empty(1, config.channels, size[1], size[0]), torch.empty(1), given)
+        build(config)(torch.empty(1, config.channels, size[1], size[0]), torch.empty(1), given)
     return 3.0 * float(counted.get_total_flops())
 
 

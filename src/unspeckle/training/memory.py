@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
 from unspeckle.errors import InputError
+from unspeckle.networks import build
 from unspeckle.networks.latents import LatentConfig, Latents
-from unspeckle.networks.unet import UNet
 from unspeckle.training.plan import AnyPlan, Plan
 
 SHARE = 0.8  # of what is free that a step may take
@@ -24,7 +24,7 @@ def kept(plan: Plan) -> int:
     or, where that is more, those of the autoencoder while it learns."""
     dtype = torch.float32 if plan.precision == "float32" else torch.bfloat16
     with torch.device("meta"):
-        network = UNet(plan.network).to(dtype)
+        network = build(plan.network).to(dtype)
         config, (width, height) = plan.network, plan.extent
         words = torch.empty(1, plan.text.length, config.text_width, dtype=dtype)
         given = Given(words, None, torch.empty(1, config.vector_width, dtype=dtype))

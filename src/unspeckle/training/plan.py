@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from unspeckle import atomic, configuration
 from unspeckle.denoiser import Denoiser, Network
 from unspeckle.errors import InputError
+from unspeckle.networks import Config
 from unspeckle.networks.autoencoder import IdentityConfig
 from unspeckle.networks.latents import LatentConfig
-from unspeckle.networks.unet import UNetConfig
 from unspeckle.schedule import KINDS
 from unspeckle.text.encoder import TextConfig
 from unspeckle.training.options import Options
@@ -28,7 +28,7 @@ class Plan:
     corpus: str  # its fingerprint
     size: tuple[int, int]  # width, height in pixels
     preset: str
-    network: UNetConfig
+    network: Config
     text: TextConfig
     steps: int
     batch: int
