@@ -21,15 +21,15 @@ def steps_plots(scores: Scores) -> str:
     across = Axis("steps (calls of the network, guidance apart)", log=True, ticks=calls)
     if any(p.kid is None for p in points):
         lines = [_line(name, some, _calls, lambda p: 1000 * p.seconds) for name, some in by_name.items()]
-        return _plots(plot(lines, across, Axis("ms a picture", low=0), "time against steps"))
+        return _plots(plot(lines, across, Axis("ms a picture", low=0), "Time against steps"))
     floor, name = _floor(scores)
-    high = Axis("KID × 1000", low=min(0.0, *(1000 * (p.kid or 0) for p in points)))
+    high = Axis("KID × 1000, lower is better", low=min(0.0, *(1000 * (p.kid or 0) for p in points)))
     beside = [_line(n, some, _calls, _kid, _error) for n, some in by_name.items()]
     timed = [_line(n, some, lambda p: 1000 * p.seconds, _kid, _error) for n, some in by_name.items()]
     span = Axis("milliseconds a picture", log=True, low=min(times), high=max(times))
     return _plots(
-        plot(beside, across, high, "KID against steps", floor, name),
-        plot(timed, span, high, "KID against time", floor, name),
+        plot(beside, across, high, "Quality against steps", floor, name),
+        plot(timed, span, high, "Quality against time", floor, name),
     )
 
 
@@ -40,15 +40,22 @@ def scale_plots(scores: Scores) -> str:
         return ""
     floor, name = _floor(scores)
     across = Axis("guidance scale", ticks=sorted({p.scale for p in points}))
-    high = Axis("KID × 1000", low=min(0.0, *(1000 * (p.kid or 0) for p in points)))
+    high = Axis("KID × 1000, lower is better", low=min(0.0, *(1000 * (p.kid or 0) for p in points)))
     shares = [
         _line("precision", points, lambda p: p.scale, lambda p: p.precision or 0),
         _line("recall", points, lambda p: p.scale, lambda p: p.recall or 0),
         _line("coverage", points, lambda p: p.scale, lambda p: p.coverage or 0),
     ]
     return _plots(
-        plot([_line("KID", points, lambda p: p.scale, _kid, _error)], across, high, "KID against scale", floor, name),
-        plot(shares, across, Axis("share", low=0, high=1), "precision, recall and coverage against guidance scale"),
+        plot(
+            [_line("KID", points, lambda p: p.scale, _kid, _error)],
+            across,
+            high,
+            "Quality against guidance scale",
+            floor,
+            name,
+        ),
+        plot(shares, across, Axis("share", low=0, high=1), "Precision, recall, coverage"),
     )
 
 
@@ -59,7 +66,12 @@ def loss_curve(loss: Loss) -> str:
         ),
         Line("training", loss.times, loss.training_shares, dashed=True, dots=False),
     ]
-    return plot(lines, Axis("time: 0 is the picture, 1 is noise", low=0, high=1), Axis("share", low=0), "loss by noise")
+    return plot(
+        lines,
+        Axis("time: 0 is the picture, 1 is noise", low=0, high=1),
+        Axis("share", low=0),
+        "Held-out loss by level of noise",
+    )
 
 
 def bits_curve(bits: Bits) -> str:
@@ -68,7 +80,7 @@ def bits_curve(bits: Bits) -> str:
     noise = 0.5 / math.log(2)
     return plot(
         [line], Axis("log-SNR: noise on the left, the picture on the right"), Axis("bits a dimension and unit", low=0),
-        "bits by noise", noise, "white noise",
+        "Where the bits go", noise, "white noise",
     )  # fmt: skip
 
 
@@ -78,8 +90,10 @@ def nearest_curve(found: Memorisation) -> str:
         Line("drawn", found.drawn_percentiles, percent, dots=False),
         Line("held out", found.held_out_percentiles, percent, dots=False, dashed=True),
     ]
-    across = Axis("distance to the nearest training picture, levels", low=0)
-    return plot(lines, across, Axis("share of pictures nearer", low=0, high=1), "distances to training pictures")
+    across = Axis("levels of 255, at 16 × 16 pixels", low=0)
+    return plot(
+        lines, across, Axis("share of pictures nearer", low=0, high=1), "Distance to the nearest training picture"
+    )
 
 
 def _calls(point: Point) -> float:

@@ -34,7 +34,8 @@ class Axis:
 class _Scale:
     """From data to pixels, along one axis."""
 
-    def __init__(self, axis: Axis, values: Sequence[float], start: float, end: float) -> None:
+    def __init__(self, axis: Axis, values: Sequence[float], start: float, end: float, tight: bool) -> None:
+        """tight: end with the data, not at the next round number."""
         self.log, self.start, self.end = axis.log, start, end
         low = min(values) if axis.low is None else axis.low
         high = max(values) if axis.high is None else axis.high
@@ -42,10 +43,11 @@ class _Scale:
             low, high = (low / 2, low * 2) if self.log and low > 0 else (low - 0.5, low + 0.5)
         self.low, self.high = low, high
         self.ticks = list(axis.ticks) or (_decades(low, high) if self.log else _round(low, high))
-        if not axis.ticks and axis.low is None and not self.log:
-            self.low = min(low, self.ticks[0])
-        if not axis.ticks and axis.high is None and not self.log:
-            self.high = max(high, self.ticks[-1])
+        if tight:
+            self.ticks = [tick for tick in self.ticks if low <= tick <= high]
+        elif not axis.ticks and not self.log:
+            self.low = min(low, self.ticks[0]) if axis.low is None else low
+            self.high = max(high, self.ticks[-1]) if axis.high is None else high
 
     def __call__(self, value: float) -> float:
         place, low, high = (math.log(v) if self.log else v for v in (value, self.low, self.high))
@@ -53,13 +55,13 @@ class _Scale:
 
 
 def plot(lines: Sequence[Line], x: Axis, y: Axis, title: str, mark: float | None = None, mark_name: str = "") -> str:
-    """One plot. title: read out to those who do not see it; mark: a level of y to draw across, with its name."""
+    """One plot under its title. mark: a level of y to draw across, with its name."""
     lines = [line for line in lines if len(line.xs)]
     if not lines:
         return ""
-    across = _Scale(x, [v for line in lines for v in line.xs], LEFT, WIDTH - RIGHT)
+    across = _Scale(x, [v for line in lines for v in line.xs], LEFT, WIDTH - RIGHT, tight=True)
     reach = [v for line in lines for i, v in enumerate(line.ys) for v in (v, *_ends(line, i))]
-    up = _Scale(y, reach + ([] if mark is None else [mark]), HEIGHT - BOTTOM, TOP)
+    up = _Scale(y, reach + ([] if mark is None else [mark]), HEIGHT - BOTTOM, TOP, tight=False)
     parts = [*_frame(across, up, x, y)]
     if mark is not None:
         parts.append(f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(mark):.1f}" y2="{up(mark):.1f}"/>')
@@ -67,15 +69,16 @@ def plot(lines: Sequence[Line], x: Axis, y: Axis, title: str, mark: float | None
     for number, line in enumerate(lines, 1):
         parts += _drawn(line, number, across, up)
     drawn = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
-    return f'<figure class="plot">{legend(lines) if len(lines) > 1 else ""}{drawn}</figure>'
+    head = f"<figcaption><b>{escape(title)}</b>{_legend(lines) if len(lines) > 1 else ''}</figcaption>"
+    return f'<figure class="plot">{head}{drawn}</figure>'
 
 
-def legend(lines: Sequence[Line]) -> str:
+def _legend(lines: Sequence[Line]) -> str:
     keys = "".join(
         f'<span class="key s{number}{" dashed" if line.dashed else ""}">{escape(line.name)}</span>'
         for number, line in enumerate(lines, 1)
     )
-    return f'<figcaption class="legend">{keys}</figcaption>'
+    return f'<span class="legend">{keys}</span>'
 
 
 def _frame(across: _Scale, up: _Scale, x: Axis, y: Axis) -> list[str]:

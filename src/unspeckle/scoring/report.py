@@ -22,6 +22,7 @@ SAID = {  # of each distance: its name, a factor and decimals to show it with, w
     "coverage": ("coverage", 1, 3, "real pictures with a drawn one near them"),
     "clip_score": ("CLIP score", 1, 2, "how well pictures fit their captions; that of real ones is the mark"),
 }
+SAME = "The same captions and seeds in every row. In bold the way in which all other numbers were measured."
 SOURCES = (
     "KID: Bińkowski et al. 2018. Fréchet distance: Heusel et al. 2017. Precision and recall: Kynkäänniemi et al. 2019. "
     "Density and coverage: Naeem et al. 2020. Bits: Kingma et al. 2021. Scattering: Bruna & Mallat 2013. Numbers of "
@@ -179,27 +180,31 @@ def _words(scores: Scores) -> str:
 
 
 def _steps(scores: Scores, album: Album) -> str:
-    rows = _strips(scores, scores.by_steps, album.by_steps, lambda p: f"{p.sampler}, {p.steps}")
-    return _section("Steps and time", steps_plots(scores), rows)
+    own, others = list[tuple[Point, Tensor]](), list[tuple[Point, Tensor]]()
+    for point, some in zip(scores.by_steps, album.by_steps, strict=True):
+        (own if point.sampler == scores.sampler else others).append((point, some))
+    shown, more = (_strips(scores, rows, lambda p: f"{p.sampler}, {p.steps}") for rows in (own, others))
+    more = f"<details><summary>Other samplers</summary>{more}</details>\n" if others else ""
+    return _section("Steps and time", steps_plots(scores), _prose(SAME, "soft"), shown, more)
 
 
 def _scales(scores: Scores, album: Album) -> str:
-    rows = _strips(scores, scores.by_scale, album.by_scale, lambda p: f"scale {p.scale:g}")
-    return _section("Guidance scale", scale_plots(scores), rows)
+    rows = list(zip(scores.by_scale, album.by_scale, strict=True))
+    strips = _strips(scores, rows, lambda p: f"scale {p.scale:g}")
+    return _section("Guidance scale", scale_plots(scores), _prose(SAME, "soft"), strips)
 
 
-def _strips(scores: Scores, points: Sequence[Point], pictures: list[Tensor], name: Callable[[Point], str]) -> str:
+def _strips(scores: Scores, shown: Sequence[tuple[Point, Tensor]], name: Callable[[Point], str]) -> str:
     rows = []
-    for point, some in zip(points, pictures, strict=True):
+    for point, some in shown:
         own = (point.sampler, point.steps, point.scale) == (scores.sampler, scores.steps, scores.scale)
         said = escape(name(point))
         rows.append(f"<span{' class=own' if own else ''}>{said}</span>{strip(some, said)}\n")
-    same = _prose("The same captions and seeds in every row; the way that the model is drawn with stands out.", "soft")
-    return f'{same}<div class="strips">{"".join(rows)}</div>\n'
+    return f'<div class="strips">{"".join(rows)}</div>\n'
 
 
-def _panel(title: str, drawn: str, note: str) -> str:
-    return f'<div class="panel"><h3>{title}</h3>{drawn}{_prose(note, "note")}</div>\n'
+def _panel(drawn: str, note: str) -> str:
+    return f'<div class="panel">{drawn}{_prose(note, "note")}</div>\n'
 
 
 def _losses(scores: Scores) -> str:
@@ -209,14 +214,14 @@ def _losses(scores: Scores) -> str:
             "Error of the estimated picture, as a share of the mean picture's. Where training pictures are guessed "
             f"much better than held-out ones, they are known by heart. {loss.pictures} pictures of each."
         )
-        panels.append(_panel("Held-out loss by level of noise", loss_curve(loss), note))
+        panels.append(_panel(loss_curve(loss), note))
     if (b := scores.bits) is not None:
         note = (
             f"{b.total:.3f} ± {2 * b.error:.3f} bits a dimension, given the caption, on {b.pictures} pictures: an "
             f"upper bound of {b.prior:.4f} for the prior, {b.diffusion:.3f} for the way through the noise and "
             f"{b.reconstruction:.3f} for telling 256 levels apart at its end, in noise of {likelihood.NARROW:g} levels."
         )
-        panels.append(_panel("Where the bits go", bits_curve(b), note))
+        panels.append(_panel(bits_curve(b), note))
     return _section("Losses and bits", f'<div class="plots">{"".join(panels)}</div>\n') if panels else ""
 
 
