@@ -55,14 +55,10 @@ def _prose(text: str, kind: str = "") -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML; the last column is of words where its heading says so by a trailing space."""
-    wordy = [name.endswith(" ") for name in head]
-
-    def row(tag: str, cells: Sequence[str]) -> str:
-        kinds = (' class="words"' if is_wordy else "" for is_wordy in wordy)
-        return f"<tr>{''.join(f'<{tag}{k}>{c}</{tag}>' for k, c in zip(kinds, cells, strict=True))}</tr>"
-
-    return f'<div class="scroll"><table>{row("th", head)}{"".join(row("td", cells) for cells in rows)}</table></div>\n'
+    """Cells are HTML."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
+    return f'<div class="scroll"><table><tr>{top}</tr>\n{body}</table></div>\n'
 
 
 def number(value: float, decimals: int) -> str:
@@ -146,7 +142,8 @@ def _distances(scores: Scores) -> str:
     rows = []
     for found in scores.distances:
         name, factor, decimals, said = SAID[found.name]
-        rows.append([name, _ranged(found.drawn, factor, decimals), _ranged(found.floor, factor, decimals), said])
+        drawn, floor = (_ranged(value, factor, decimals) for value in (found.drawn, found.floor))
+        rows.append([f"{name}<small>{said}</small>", drawn, floor])
     f = scores.features
     return _section(
         "Distance from real pictures",
@@ -155,7 +152,7 @@ def _distances(scores: Scores) -> str:
             f"against {scores.compared:,} held-out ones, {len(scores.seeds)} times; the floor is "
             f"{scores.floor_pictures:,} training pictures against the same. In brackets the 95 % interval over seeds."
         ),
-        _table(["", "drawn", "floor: real", "what it says "], rows),
+        _table(["", "drawn", "floor: real"], rows),
     )
 
 
