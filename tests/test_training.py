@@ -182,6 +182,8 @@ def test_the_run_holds_what_the_contract_says(whole: Path) -> None:
     model = load(whole)
     assert model.card.size == (16, 16) and "red" in model.card.vocabulary
     assert str(whole) not in json.dumps(model.card.corpus) + model.card.recipe
+    heard = (whole / command.CAPTIONS).read_text().splitlines()
+    assert set(heard) == {f"a photo of a {name}" for name in COLOURS} and len(heard) == model.card.corpus["training"]
 
 
 def test_the_model_is_the_best_candidate(folder: Path, whole: Path) -> None:

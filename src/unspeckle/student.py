@@ -19,7 +19,7 @@ GUIDED = {"guidance": "cfg", "rescale": 0.0, "interval": None, "guide": None}  #
 
 def told(given: Given, steps: Tensor) -> Given:
     """Join log2 of each row's number of steps (B,) to what the network is told beside the words and the time."""
-    number = torch.log2(steps.double())[:, None].to(given.tokens)
+    number = torch.log2(steps.float())[:, None].to(given.tokens)
     return given._replace(vector=number if given.vector is None else torch.cat([given.vector, number], dim=1))
 
 
