@@ -86,7 +86,7 @@ def test_shrinking_averages_and_does_not_round() -> None:
 
 
 def test_fid_and_kid_are_those_of_torchmetrics() -> None:
-    image = peer("torchmetrics.image")
+    image = peer("torchmetrics.image.fid")
 
     class Pool(torch.nn.Module):
         """Features of a tiny network, the same for both."""
@@ -97,13 +97,13 @@ def test_fid_and_kid_are_those_of_torchmetrics() -> None:
             return F.adaptive_avg_pool2d(x.float() / 255, 2).flatten(1)
 
     real, drawn = noise(40, 8, 1), noise(30, 8, 2) // 2
-    theirs = image.fid.FrechetInceptionDistance(feature=Pool(), input_img_size=(3, 8, 8))
+    theirs = image.FrechetInceptionDistance(feature=Pool(), input_img_size=(3, 8, 8))
     theirs.set_dtype(torch.float64)
     theirs.update(real, real=True)
     theirs.update(drawn, real=False)
     a, b = Pool()(real), Pool()(drawn)
     assert frechet(a, b) == pytest.approx(float(theirs.compute()), rel=1e-5)
-    whole = image.kid.KernelInceptionDistance(feature=Pool(), subsets=1, subset_size=30)
+    whole = peer("torchmetrics.image.kid").KernelInceptionDistance(feature=Pool(), subsets=1, subset_size=30)
     whole.update(real[:30], real=True)
     whole.update(drawn, real=False)
     assert kid(a[:30], b) == pytest.approx(float(whole.compute()[0]), rel=1e-5)
