@@ -15,6 +15,7 @@ from unspeckle.formats.checkpoint import Checkpoint, Habits
 from unspeckle.formats.grids import grid
 from unspeckle.formats.noise import ecosystem_noise
 from unspeckle.model import Card, Model, Way
+from unspeckle.networks.adapters import live
 from unspeckle.networks.layers import sinusoids
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.seeds import Noise
@@ -101,9 +102,17 @@ class Foreign(Model):
             digest.update(f"{name}{tuple(tensor.shape)}{sums.tolist()}".encode())
         return digest.hexdigest()[:12]
 
+    def changed(self) -> "Foreign":
+        """To be called by whoever changed its weights or adapters: what is known of them is forgotten."""
+        self.__dict__.pop("_digest", None)
+        return self
+
     @property
     def hash(self) -> str:
-        return self._digest
+        strengths = [adapter.strength * adapter.scale for part in self.parts().values() for adapter in live(part)]
+        if not strengths:
+            return self._digest
+        return hashlib.sha256(f"{self._digest}{strengths}".encode()).hexdigest()[:12]
 
 
 def sizes(size: tuple[int, int], width: int, score: float) -> Tensor:

@@ -1,0 +1,138 @@
+"""Adapters of low rank beside layers that stay as they are (Hu et al. 2021): to learn, to switch off, or to merge."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Parts = Mapping[str, nn.Module]  # of a model, by the first word of their layers' names
+
+
+class Adapter(nn.Module):
+    """scale · up · down. For a linear layer down is (r, I) and up (O, r); for a convolution (r, I, h, w) and
+    (O, r, 1, 1). strength: a factor more, of the person's; 0 switches it off."""
+
+    def __init__(self, down: Tensor, up: Tensor, scale: float = 1.0) -> None:
+        super().__init__()
+        self.down, self.up = nn.Parameter(down), nn.Parameter(up)
+        self.scale, self.strength = scale, 1.0
+
+    def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
+        """What is added to the layer's answer, computed in x's precision."""
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        if isinstance(layer, nn.Conv2d):
+            h = F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding), up)
+        else:
+            h = F.linear(F.linear(x, down), up)
+        return self.strength * self.scale * h
+
+    def delta(self) -> Tensor:
+        """What is added to the layer's weight, (O, I) or (O, I, h, w) float32."""
+        up, down = self.up.float().flatten(1), self.down.float().flatten(1)
+        return (self.strength * self.scale * (up @ down)).view(len(self.up), *self.down.shape[1:])
+
+
+class Adapted(nn.Module):
+    """A layer with its adapters, in the place of the layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.adapters = layer, nn.ModuleList()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        for adapter in self.adapters:
+            if adapter.strength:
+                out = out + adapter(x, self.layer)
+        return out
+
+    @property
+    def weight(self) -> Tensor:
+        """As it would be merged, for whoever computes with the weight itself."""
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        deltas = [adapter.delta() for adapter in self.adapters if adapter.strength]  # type: ignore[operator]
+        return (weight.float() + sum(deltas)).to(weight.dtype) if deltas else weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.layer.bias  # type: ignore[return-value]
+
+    @property
+    def out_features(self) -> int:
+        return self.layer.out_features  # type: ignore[return-value]
+
+
+class Adapters(nn.Module):
+    """Adapters by the full names of their layers, such as "network.down.0.transformer.layers.0.itself.query"."""
+
+    def __init__(self, adapters: Mapping[str, Adapter]) -> None:
+        super().__init__()
+        self.held = nn.ModuleDict({name.replace(".", "/"): one for name, one in adapters.items()})
+
+    def items(self) -> Iterator[tuple[str, Adapter]]:
+        for name, adapter in self.held.items():
+            assert isinstance(adapter, Adapter)
+            yield name.replace("/", "."), adapter
+
+    def turn(self, strength: float) -> "Adapters":
+        """Make all of them so strong; 0 = off."""
+        for _, adapter in self.items():
+            adapter.strength = strength
+        return self
+
+    @torch.no_grad()
+    def merge(self, parts: Parts) -> None:
+        """Add them to the weights, as strong as they are."""
+        for name, adapter in self.items():
+            found = layer(parts, name)
+            weight: Tensor = (found.layer if isinstance(found, Adapted) else found).weight  # type: ignore[assignment]
+            weight.copy_(weight.float() + adapter.delta().to(weight.device))
+
+    def attach(self, parts: Parts) -> None:
+        """Put them beside their layers, which stay as they are."""
+        for name, adapter in self.items():
+            found = layer(parts, name)
+            if not isinstance(found, Adapted):
+                found = Adapted(found)
+                _put(parts, name, found)
+            found.adapters.append(adapter.to(found.weight.device))
+
+    def detach(self, parts: Parts) -> None:
+        """Take them away again."""
+        for name, adapter in self.items():
+            found = layer(parts, name)
+            assert isinstance(found, Adapted)
+            found.adapters = nn.ModuleList(one for one in found.adapters if one is not adapter)
+            if not found.adapters:
+                _put(parts, name, found.layer)
+
+
+def layer(parts: Parts, name: str) -> nn.Module:
+    """The layer of that full name, with its adapters where it has some."""
+    part, _, rest = name.partition(".")
+    return parts[part].get_submodule(rest)
+
+
+def _put(parts: Parts, name: str, module: nn.Module) -> None:
+    above, _, last = name.rpartition(".")
+    setattr(layer(parts, above) if "." in above else parts[above], last, module)
+
+
+def live(module: nn.Module) -> list[Adapter]:
+    """All adapters that are attached within the module."""
+    return [one for one in module.modules() if isinstance(one, Adapter)]
+
+
+def fresh(parts: Parts, names: list[str], rank: int, seed: int) -> Adapters:
+    """Adapters that begin as nothing (up is zero), for linear layers, the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def one(found: nn.Module) -> Adapter:
+        assert isinstance(found, nn.Linear)
+        r = min(rank, found.in_features, found.out_features)
+        bound = found.in_features**-0.5  # as a linear layer of torch begins
+        down = (torch.rand(r, found.in_features, generator=generator) * 2 - 1) * bound
+        return Adapter(down, torch.zeros(found.out_features, r))
+
+    return Adapters({name: one(layer(parts, name)) for name in names})
