@@ -113,3 +113,12 @@ def pipeline(family: str, scratch: Path, prediction: str = "epsilon", seed: int 
             )
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def loaded(folder: Path) -> Any:
+    """The folder's pipeline as diffusers loads it."""
+    xl = (folder / "text_encoder_2").is_dir()
+    kind = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
+    pipe = kind.from_pretrained(folder, **({} if xl else {"safety_checker": None}))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -36,13 +36,7 @@ def whole(tmp_path_factory: Any) -> Any:
 def peer(folder: Path) -> Any:
     """The pipeline of diffusers, which needs peft for LoRA."""
     pytest.importorskip("peft", reason="peft is not installed: no peer to compare LoRA with")
-    import diffusers
-
-    xl = (folder / "text_encoder_2").is_dir()
-    kind = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
-    pipe = kind.from_pretrained(folder, **({} if xl else {"safety_checker": None}))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return stable.loaded(folder)
 
 
 def layers(model: Any, which: str) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:

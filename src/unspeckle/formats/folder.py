@@ -24,7 +24,7 @@ _PIPELINES = ("StableDiffusion", "LatentConsistencyModel")
 
 def read(folder: Path, prediction: str | None = None) -> Checkpoint:
     """The folder's model. InputError, one line, where it is of no known kind, incomplete or damaged."""
-    index = _json(folder / INDEX)
+    index = parsed(folder / INDEX)
     kind = str(index.get("_class_name"))
     if not kind.startswith(_PIPELINES) or "3" in kind or "Upscale" in kind:
         raise InputError(f"{folder / INDEX}: is a {kind}; only Stable Diffusion 1, 2 and XL are known here")
@@ -33,14 +33,14 @@ def read(folder: Path, prediction: str | None = None) -> Checkpoint:
     readers = [name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
     if not readers:
         raise InputError(f"{folder}: has neither text_encoder nor text_encoder_2; copy or download it again")
-    unet = network(_json(folder / "unet" / "config.json"), folder / "unet" / "config.json")
-    vae = autoencoder(_json(folder / "vae" / "config.json"), folder / "vae" / "config.json")
-    encoders = [encoder(_json(folder / name / "config.json"), folder / name / "config.json") for name in readers]
+    unet = network(parsed(folder / "unet" / "config.json"), folder / "unet" / "config.json")
+    vae = autoencoder(parsed(folder / "vae" / "config.json"), folder / "vae" / "config.json")
+    encoders = [encoder(parsed(folder / name / "config.json"), folder / name / "config.json") for name in readers]
     large = bool(unet.vector_width)
     encoders = [replace(one, skip=1, final_norm=False) if large else one for one in encoders]
     zeros = large and bool(index.get("force_zeros_for_empty_prompt", len(readers) == 2))
-    said = habits(_json(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler")
-    size = _json(folder / "unet" / "config.json").get("sample_size") or 64
+    said = habits(parsed(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler")
+    size = parsed(folder / "unet" / "config.json").get("sample_size") or 64
     if kind.startswith("StableDiffusion") and not large:
         said = replace(said, offset=1)  # as these pipelines decide, whatever an old file says
     said = replace(said, size=int(size if isinstance(size, int) else max(size)) << (len(vae.multipliers) - 1))
@@ -71,7 +71,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     whole = sorted(folder.glob("*.safetensors"), key=_preference)
     indices = sorted(folder.glob("*.safetensors.index*.json"), key=_preference)
     if indices:
-        files = _json(indices[0]).get("weight_map")
+        files = parsed(indices[0]).get("weight_map")
         names = sorted({str(name) for name in files.values()}) if isinstance(files, dict) else []
         if not names or any("/" in name or "\\" in name for name in names):
             raise InputError(f"{indices[0]}: names no files beside it; copy or download it again")
@@ -93,7 +93,8 @@ def _preference(file: Path) -> tuple[bool, int, str]:
     return "non_ema" in file.name, file.name.count("."), file.name
 
 
-def _json(file: Path) -> dict[str, Any]:
+def parsed(file: Path) -> dict[str, Any]:
+    """What the JSON file says. InputError, one line, where it is not there or holds no object."""
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as e:

@@ -39,7 +39,7 @@ _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 
 def network(said: Said, file: Path) -> UNetConfig:
     """unet/config.json."""
-    _only(said, _UNET, file)
+    only(said, _UNET, file)
     widths = _numbers(said, "block_out_channels", file)
     levels = len(widths)
     downs, ups = said.get("down_block_types", ()), said.get("up_block_types", ())
@@ -83,7 +83,7 @@ def network(said: Said, file: Path) -> UNetConfig:
 
 def autoencoder(said: Said, file: Path) -> VaeConfig:
     """vae/config.json."""
-    _only(said, _VAE, file)
+    only(said, _VAE, file)
     widths = _numbers(said, "block_out_channels", file)
     blocks = {*said.get("down_block_types", ()), *said.get("up_block_types", ())}
     mixes = {bool(said.get(key, True)) for key in ("use_quant_conv", "use_post_quant_conv")}
@@ -143,7 +143,8 @@ def habits(said: Said, file: Path) -> Habits:
     )
 
 
-def _only(said: Said, known: Said, file: Path) -> None:
+def only(said: Said, known: Said, file: Path) -> None:
+    """InputError, naming it, where something is said otherwise than is known."""
     for key, value in known.items():
         if said.get(key, value) != value and (value or said[key]):
             raise InputError(f"{file}: {key} is {said[key]!r}; only {value!r} is known here")

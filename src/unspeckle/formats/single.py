@@ -31,7 +31,7 @@ def read(
         raise InputError(f"{file}: {_found(tensors)}; --model takes Stable Diffusion 1, 2 or XL, or a model of ours")
     network, large = _network(unet, file), "label_emb.0.0.weight" in unet
     vae = _part(tensors, ldm.VAE_PREFIX)
-    coder = _autoencoder(vae, float(metadata.get(SCALE) or SCALES[large]), file)
+    coder = autoencoder(vae, float(metadata.get(SCALE) or SCALES[large]), file)
     texts = [(prefix, opens, part) for prefix, opens in ldm.TEXT_PREFIXES if (part := _part(tensors, prefix))]
     if not texts:
         raise InputError(f"{file}: holds no text encoder that is known here, only its U-Net; get the whole model")
@@ -140,7 +140,8 @@ def _network(part: Mapping[str, Tensor], file: Path) -> UNetConfig:
     )
 
 
-def _autoencoder(part: Mapping[str, Tensor], scale: float, file: Path) -> VaeConfig:
+def autoencoder(part: Mapping[str, Tensor], scale: float, file: Path) -> VaeConfig:
+    """The sizes of the autoencoder that has these tensors of the original layout, without their prefix."""
     shapes = _Shapes(part, file, ldm.VAE_PREFIX)
     levels, width = shapes.count(r"encoder\.down\.(\d+)\."), shapes.side("encoder.conv_in.weight", 0)
     return VaeConfig(

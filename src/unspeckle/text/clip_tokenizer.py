@@ -2,13 +2,13 @@
 
 import gzip
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
@@ -18,6 +18,11 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 BACK = 20  # tokens after a comma that move to the next chunk together, where they would be torn apart
 OPENAI = "bpe_simple_vocab_16e6.txt.gz"  # the file in which CLIP itself keeps its merges
 _SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class _Encoded(NamedTuple):
+    ids: list[int]
+    offsets: list[tuple[int, int]]  # from which character to which each stands for
 
 
 class ClipTokenizer:
@@ -35,6 +40,7 @@ class ClipTokenizer:
         self.bpe, self.length = bpe, length
         self.start, self.end, *self.pads = (self._id(token) for token in (START, END, *pads))
         self._comma = bpe.token_to_id(",</w>")
+        self._learnt: dict[int, list[int]] = {}  # a word's own id to those that it is given to the encoders as
 
     def _id(self, token: str) -> int:
         found = self.bpe.token_to_id(token)
@@ -94,12 +100,27 @@ class ClipTokenizer:
             spans += [(0, 0), *islice(told, len(chunk)), *[(0, 0)] * (self.length - 1 - len(chunk))]
         return spans
 
+    def learn(self, word: str, ids: Sequence[int]) -> None:
+        """Read the word, alone and in whatever case, as these ids. InputError where it is one of the tokens."""
+        if not word.strip() or self.bpe.token_to_id(word) is not None:
+            raise InputError(f"{word!r}: is a token already, or none; rename the embedding's file")
+        self.bpe.add_tokens([AddedToken(word, single_word=True, normalized=True)])
+        self._learnt[self._id(word)] = list(ids)
+
     def unknown(self, prompt: str) -> list[str]:
         """None: every word has tokens, and nobody wrote down which were in the captions."""
         return []
 
-    def _encoded(self, captions: Sequence[str]) -> Iterable[Any]:
-        return self.bpe.encode_batch(list(captions), add_special_tokens=False)
+    def _encoded(self, captions: Sequence[str]) -> list[_Encoded]:
+        return [self._spread(one) for one in self.bpe.encode_batch(list(captions), add_special_tokens=False)]
+
+    def _spread(self, encoded: Any) -> _Encoded:
+        """With as many ids for each learnt word as it has."""
+        if not self._learnt:
+            return _Encoded(encoded.ids, encoded.offsets)
+        pairs = zip(encoded.ids, encoded.offsets, strict=True)
+        spread = [(one, span) for own, span in pairs for one in self._learnt.get(own, [own])]
+        return _Encoded([one for one, _ in spread], [span for _, span in spread])
 
     def _filled(self, chunk: list[int], pad: int) -> list[int]:
         ids = [self.start, *chunk, self.end]
