@@ -214,6 +214,23 @@ def test_a_run_s_plan_says_how_captions_were_read(
     capsys.readouterr()
 
 
+def test_a_run_of_distil_is_scored_as_one_of_train(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_distil import plan
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").write_bytes(model.read_bytes())
+    plan(asked={"steps": 3}).save(run)
+    assert main(["score", str(run), "-o", str(tmp_path / "run.html"), *SMALL, "-q"]) == 0
+    capsys.readouterr()
+    (run / "plan.json").write_text("[" * 100_000)
+    assert main(["score", str(run), "-o", str(tmp_path / "run.html"), *SMALL, "-q"]) == 2
+    said = capsys.readouterr().err
+    assert "plan.json: cannot be read" in said and len(said.splitlines()) == 1
+
+
 BAD = [
     ("score HERE/nothing.safetensors", "HERE/nothing.safetensors"),
     ("score MODEL --corpus HERE/nothing", "HERE/nothing"),

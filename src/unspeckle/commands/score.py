@@ -102,7 +102,7 @@ def run(options: ScoreOptions) -> int:
     settle(model, options.ask)  # says what is wrong with it before pictures are read
     out = options.out or Path(f"{slug(_name(model, options.model))}-score.html")
     _writable(out)
-    plan = None if options.model is None or not options.model.is_dir() else plans.load(options.model)
+    plan = None if options.model is None or not options.model.is_dir() else plans.either(options.model)
     console = Console(stderr=True, quiet=options.quiet, highlight=False, markup=False)
     wishes = Wishes(options.pictures, options.seeds, options.features, options.ask)
     if plan is not None:
