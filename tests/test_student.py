@@ -59,6 +59,12 @@ def test_one_file_carries_both_and_either_alone(tmp_path: Path) -> None:
     assert again.hash == teacher.hash != both.hash
 
 
+def test_a_hash_tells_all_that_decides_a_students_pictures() -> None:
+    usual, unbounded = taught(), taught()
+    unbounded.student.card = replace(unbounded.student.card, clamp=False)
+    assert unbounded.hash != usual.hash
+
+
 def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

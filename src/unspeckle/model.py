@@ -135,6 +135,8 @@ class Model:
         """12 hex digits of what decides the pictures: tensors and configuration, but not the cards' words."""
         said = _describe(self)
         deciding: list[Any] = [said, self.card.clamp]
+        if self.student is not None and self.student.card.clamp != Card.clamp:
+            deciding += [{"student": {"clamp": self.student.card.clamp}}]
         for card in (said.pop("card"), said.get("student", {}).pop("card", {})):
             deciding += [card["few"]] if card.get("few") else []
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
