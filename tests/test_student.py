@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tiny import random_model, told_model
+from unspeckle.cli import main
 from unspeckle.denoiser import Given
 from unspeckle.draw import Ask, asked, draw, settle, steps
 from unspeckle.errors import InputError
@@ -104,6 +105,27 @@ def test_who_draws(ask: Ask, by_student: bool) -> None:
     order = settle(model, ask)
     assert (order.scale == 1.0 and order.grid == "shifted") == by_student
     assert (drawer(model, order).network is model.student.network) == by_student
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("--steps 4", ""),
+        ("--steps 3 --negative red", ""),
+        ("--negative red", ""),
+        ("--steps 4 --negative red", "negative words"),
+        ("--steps 2 --scale 3", "scale 3.0"),
+        ("--steps 1 --rescale 0.5", "rescale set"),
+    ],
+)
+def test_a_teacher_that_draws_in_its_students_steps_says_why(
+    options: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(taught(), tmp_path / "both.safetensors")
+    line = ["draw", "a frog", "-m", str(tmp_path / "both.safetensors"), "-o", str(tmp_path), *options.split()]
+    assert main(line) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "teacher" in line]
+    assert [line.split(":")[0] for line in said] == [why] * bool(why)
 
 
 def test_a_students_picture_is_replayed_by_its_student() -> None:

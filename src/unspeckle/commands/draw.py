@@ -16,6 +16,7 @@ from unspeckle.model import Model, load
 from unspeckle.picture import keep, record, stamp
 from unspeckle.prompts import parse, words
 from unspeckle.samplers import Step
+from unspeckle.student import passed_over
 from unspeckle.terminal import Show
 
 
@@ -33,6 +34,8 @@ def run(
         strange = drawer.tokenizer.unknown(words(parse(ask.prompt)))
         if strange:
             show.say(f"words the model never saw: {', '.join(strange)}")
+        if why := passed_over(drawer, ask):
+            show.say(f"{why}: the student does without, so its teacher draws, badly in {ask.steps} steps; leave it out")
         for order in orders:
             film = Film(drawer, order.steps)
             for moves, step in enumerate(steps(drawer, order)):
