@@ -18,7 +18,7 @@ from unspeckle.model import Model, Way
 from unspeckle.picture import stamp
 from unspeckle.prompts import Prompt, parse
 from unspeckle.samplers import SAMPLERS, Step
-from unspeckle.student import drawer
+from unspeckle.student import GUIDED, drawer
 from unspeckle.version import installed
 
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
@@ -31,7 +31,8 @@ _LONGEST = 100_000  # characters of a prompt: more would not be read back from a
 class Ask:
     """What to draw. None = the model card's. Pictures have the seeds seed, seed + 1, … seed + count - 1.
 
-    prompt and negative are written in the language of `prompts/`. scale is the guidance scale, 1 = no guidance. size is
+    prompt and negative are written in the language of `prompts/`. scale is the guidance scale, 1 = no guidance, and so
+    nothing to do for negative, guidance, rescale, interval and guide (an error in models told of the scale). size is
     (width, height) in pixels, or one number for both. guidance: classifier-free or adaptive projected, see guidance.py;
     interval: the times (low, high) of guidance; rescale: 0 to 1; guide: a weaker model in place of the negative prompt.
     steps that the model's student knows, such as 1, 2 or 4, are drawn by it, unless negative words, or a scale, sampler
@@ -89,7 +90,7 @@ def settle(model: Model, ask: Ask | Order) -> Order:
     count, seed = _whole("count", ask.count, 1, 1_000_000), _whole("seed", ask.seed, 0, 2**64 - 1)
     if seed + count > 2**64:
         raise InputError(f"seed {seed} with count {count}: seeds end at 2^64 - 1; take a smaller seed")
-    return Order(
+    order = Order(
         prompt=ask.prompt,
         negative=ask.negative,
         seed=seed,
@@ -104,6 +105,22 @@ def settle(model: Model, ask: Ask | Order) -> Order:
         interval=None if ask.interval is None else _interval(ask.interval),
         guide=_guide(model, ask),
     )
+    if model.left(2.0) == 1 and (names := idle(model, order)):
+        why = "this model is told of the guidance scale and guesses once, which it cannot change"
+        raise InputError(f"{names[0]}: {why}; {'write NOT in the prompt' if order.negative else 'leave it out'}")
+    return order
+
+
+def idle(model: Model, order: Order) -> list[str]:
+    """The options of guidance that change nothing, where none is left for them: at scale 1, and in a model that is told
+    of the scale. Prompts whose weights do not sum to 1 (AND, NOT) draw away from the negative one without guidance."""
+    if model.left(order.scale) != 1:
+        return []
+    names = [name for name, usual in GUIDED.items() if getattr(order, name) != usual]
+    if order.negative:
+        weights = map(sum, conditioning.kind(model, parse(order.prompt), order.steps))
+        names += ["negative"] if all(abs(1 - weight) < 1e-9 for weight in weights) else []
+    return names
 
 
 def parts(model: Model, ask: Ask | Order) -> list[Order]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from unspeckle.draw import Ask, parts, pictures, signed, steps
+from unspeckle.draw import Ask, idle, parts, pictures, signed, steps
 from unspeckle.errors import InputError
 from unspeckle.film import Film
 from unspeckle.model import Model, load
@@ -36,6 +36,8 @@ def run(
             show.say(f"words the model never saw: {', '.join(strange)}")
         if why := passed_over(drawer, ask):
             show.say(f"{why}: the student does without, so its teacher draws, badly in {ask.steps} steps; leave it out")
+        if names := idle(drawer, orders[0]):
+            show.say(f"{' and '.join(names)}: nothing to do at scale {orders[0].scale:g}, which is no guidance")
         for order in orders:
             film = Film(drawer, order.steps)
             for moves, step in enumerate(steps(drawer, order)):
