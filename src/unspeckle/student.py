@@ -56,7 +56,7 @@ def drawer(model: Model, ask: Any) -> Model:
 
 
 def passed_over(model: Model, ask: Any) -> str:
-    """What keeps a student from an ask in steps that it alone knows well, so that its teacher draws it; else nothing."""
+    """What keeps a student from an ask in steps that it knows, so that its teacher draws it; else nothing."""
     if model.student is None or ask.steps not in model.student.card.few:
         return ""
     return _foreign(model.student.card, ask)

@@ -105,7 +105,7 @@ def load(run: Path, kind: type[AnyPlan] = Plan) -> AnyPlan | None:  # type: igno
     if found is not None and type(found) is not kind:
         other = "train" if kind is DistilPlan else "distil"
         raise InputError(f"{run / FILE}: is the plan of a run of `{other}`; give another --out")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def either(run: Path) -> Plan | None:
