@@ -97,6 +97,8 @@ def replay(
     picture: Annotated[Path, typer.Argument(help="A PNG that draw wrote.", show_default=False)],
     model: ModelPath = None,
     guide: Annotated[Optional[Path], typer.Option(help="The weaker model, where one guided.")] = None,  # noqa: UP045
+    prediction: Prediction = None,
+    trust_pickle: TrustPickle = False,
     device: Device = None,
     quiet: Quiet = False,
 ) -> int:
@@ -104,7 +106,7 @@ def replay(
     _share_the_cores()
     from unspeckle.commands.replay import run
 
-    return run(picture, model, guide, quiet, device)
+    return run(picture, model, guide, quiet, device, prediction, trust_pickle)
 
 
 @app.command(epilog="Exit code: 0 where what was written computes the same, 1 where it does not.")
@@ -293,6 +295,8 @@ def score(
     caption: Annotated[str | None, typer.Option(help="As in train.")] = None,
     template: Annotated[str | None, typer.Option(help="As in train.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    prediction: Prediction = None,
+    trust_pickle: TrustPickle = False,
     device: Device = None,
     quiet: Quiet = False,
 ) -> int:
@@ -321,6 +325,8 @@ def score(
             json,
             quiet,
             device,
+            prediction,
+            trust_pickle,
         )
     )
 

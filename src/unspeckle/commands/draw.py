@@ -27,7 +27,9 @@ def run(
     """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
     _writable(out)
     drawer = load(model, place(device), prediction=prediction, trust_pickle=trust_pickle)
-    ask = ask if guide is None else replace(ask, guide=load(guide, place(device)))
+    if guide is not None:
+        weaker = load(guide, place(device), prediction=prediction, trust_pickle=trust_pickle)
+        ask = replace(ask, guide=weaker)
     orders = parts(drawer, ask)
     total, done = sum(order.steps for order in orders), 0
     with Show(quiet=quiet) as show:

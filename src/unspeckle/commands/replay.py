@@ -1,20 +1,25 @@
 """`unspeckle replay`: is this picture what its ask gives?"""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from unspeckle.commands.draw import place
 from unspeckle.draw import asked, settle, signed, steps
 from unspeckle.errors import InputError
-from unspeckle.model import Model, load
+from unspeckle.model import Model
+from unspeckle.model import load as read_model
 from unspeckle.picture import difference, read, record
 from unspeckle.terminal import Show
 
 SAME, DIFFERENT = 0, 1
 
 
-def run(path: Path, model: Path | None, guide: Path | None, quiet: bool, device: str | None) -> int:
+def run(
+    path: Path, model: Path | None, guide: Path | None, quiet: bool, device: str | None,
+    prediction: str | None = None, trust_pickle: bool = False,
+) -> int:  # fmt: skip
     """Draw the picture again and print the largest difference of any pixel; returns the exit code."""
     picture = read(path)
     said = record(picture)
@@ -24,12 +29,13 @@ def run(path: Path, model: Path | None, guide: Path | None, quiet: bool, device:
         ask, at = asked(said)
     except InputError as e:
         raise InputError(f"{path}: {e}") from e
-    drawer = load(model, place(device))
+    load = partial(read_model, device=place(device), prediction=prediction, trust_pickle=trust_pickle)
+    drawer = load(model)
     _same(path, said.get("model"), drawer, "model")
     if "guide" in said:
         if guide is None:
             raise InputError(f"{path}: was guided by a weaker model, {_named(said['guide'])}; name it with --guide")
-        weaker = load(guide, place(device))
+        weaker = load(guide)
         _same(path, said["guide"], weaker, "guide")
         ask = replace(ask, guide=weaker)
     order = settle(drawer, ask)

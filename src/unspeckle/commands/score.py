@@ -50,6 +50,8 @@ class ScoreOptions:
     json: bool
     quiet: bool
     device: str | None
+    prediction: str | None = None
+    trust_pickle: bool = False
 
 
 class Watching:
@@ -98,7 +100,7 @@ class Watching:
 def run(options: ScoreOptions) -> int:
     """Measure and write; returns the exit code. InputError where the options do not allow it."""
     _check(options)
-    model = load(options.model, place(options.device))
+    model = load(options.model, place(options.device), prediction=options.prediction, trust_pickle=options.trust_pickle)
     settle(model, options.ask)  # says what is wrong with it before pictures are read
     out = options.out or Path(f"{slug(_name(model, options.model))}-score.html")
     _writable(out)
