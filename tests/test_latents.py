@@ -1,5 +1,6 @@
 """The learnt autoencoder: unit variance, a distance that is what it says, learning that can stop anywhere."""
 
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tiny import saved
 from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
 from unspeckle.model import load
-from unspeckle.networks import LatentConfig, Latents
-from unspeckle.training import checkpoint, command, latents
+from unspeckle.networks import Identity, IdentityConfig, LatentConfig, Latents
+from unspeckle.presets import LADDER, PRESETS
+from unspeckle.training import checkpoint, command, latents, measure
 from unspeckle.training import plan as plans
+from unspeckle.training.choose import network_for, space
 from unspeckle.training.options import TrainOptions
 
 
@@ -40,6 +44,9 @@ def discs(seed: int) -> list[np.ndarray]:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    for name in ("training", "latents"):  # how fast it is does not matter here
+        real = getattr(measure, name)
+        monkeypatch.setattr(measure, name, lambda *given, real=real: real(*given[:-1], 0.0))
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
@@ -154,6 +161,79 @@ def test_another_model_goes_on_with_its_own_autoencoder(folder: Path, learnt: Pa
     kept = [name for name in before.tensors() if name.startswith("autoencoder.")]
     assert kept and all(torch.equal(before.tensors()[name], after.tensors()[name]) for name in kept)
     assert any(not torch.equal(before.tensors()[name], after.tensors()[name]) for name in before.tensors())
+
+
+def test_an_autoencoder_is_never_taken_unlearnt(
+    folder: Path, learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever dies between the plan and the autoencoder's keeping, the same command ends with the same model."""
+    asked = {"space": None, "preset": None, "from_model": learnt, "steps": 3}
+    assert command.run(options(folder, tmp_path / "whole", **asked)) == 0
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(latents, "settle", lambda *rest, **more: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            command.run(options(folder, out, **asked))
+    assert (out / "plan.json").exists() and not (out / latents.FOLDER).exists()
+    assert command.run(options(folder, out, **asked)) == 0
+    assert load(out).hash == load(tmp_path / "whole").hash
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_without_its_autoencoder_does_not_go_on(
+    folder: Path, learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    asked = {"steps": 4} if own else {"space": None, "preset": None, "from_model": learnt, "steps": 3}
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_in(patch, "unspeckle.training.learner.Learner.step", 2)
+        assert command.run(options(folder, out, **asked)) == 130
+    shutil.move(out / latents.FOLDER, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{out / latents.FOLDER}: the autoencoder .* is gone; put it back"):
+        command.run(options(folder, out, **asked))
+    shutil.rmtree(out / latents.FOLDER, ignore_errors=True)
+    shutil.move(tmp_path / "elsewhere", out / latents.FOLDER)
+    assert command.run(options(folder, out, **asked)) == 0
+
+
+def test_a_model_that_changed_before_the_first_step_is_refused(
+    folder: Path, learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = tmp_path / "model.safetensors", tmp_path / "run"
+    shutil.copy(learnt / "model.safetensors", model)
+    asked = options(folder, out, space=None, preset=None, from_model=model, steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(latents, "settle", lambda *rest, **more: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            command.run(asked)
+    saved(tmp_path).replace(model)
+    with pytest.raises(InputError, match=f"--from {model}: changed since"):
+        command.run(asked)
+
+
+@pytest.mark.parametrize(
+    ("size", "preset", "where"),
+    [
+        ((64, 64), None, "latents"),
+        ((96, 64), None, "latents"),
+        ((136, 136), None, "pixels"),
+        ((200, 200), None, "pixels"),
+        ((272, 272), None, "pixels"),
+        ((144, 144), None, "latents"),
+        ((144, 144), "base", "pixels"),
+        ((256, 256), "large", "latents"),
+        ((32, 32), None, "pixels"),
+    ],
+)
+def test_latents_are_the_default_only_where_a_network_fits_them(
+    size: tuple[int, int], preset: str | None, where: str, folder: Path
+) -> None:
+    asked = options(folder, Path("run"), space=None, preset=preset, steps=None, seconds=3600.0)
+    assert space(asked, size) == where
+    names = [preset] if preset else LADDER
+    autoencoder = Latents(LatentConfig()) if where == "latents" else Identity(IdentityConfig())
+    networks = [network_for(PRESETS[name], size, autoencoder) for name in names]
+    assert any(side % (network.factor * autoencoder.factor) == 0 for network in networks for side in size[:1])
 
 
 def test_a_drawing_is_as_large_as_asked(learnt: Path) -> None:

@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from test_student import taught
+from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.model import load
+from unspeckle.model import load, save
 from unspeckle.networks.autoencoder import Identity, IdentityConfig
 from unspeckle.training import checkpoint, choose, command, loop, optimizer, stage
 from unspeckle.training import plan as plans
@@ -171,6 +173,25 @@ def test_a_changed_folder_is_refused(folder: Path, tmp_path: Path, monkeypatch: 
         Image.new("RGB", (16, 16), (200, i, 0)).save(path)
     with pytest.raises(InputError, match="have changed"):
         command.run(options(other, out))
+
+
+@pytest.mark.parametrize(
+    "command_line", ["train FOLDER --from MODEL --out RUN --steps 3", "distil MODEL --out RUN --steps 3"]
+)
+def test_only_models_that_learn_here_are_gone_on_from(
+    command_line: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stable = pytest.importorskip("stable", reason="needs diffusers")
+    stable.pipeline("1", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
+    save(taught().student, tmp_path / "student.safetensors")
+    capsys.readouterr()
+    for name, says in (("pipe", "was not trained here"), ("student.safetensors", "name the model that taught it")):
+        told = {"FOLDER": str(folder), "MODEL": str(tmp_path / name), "RUN": str(tmp_path / "run")}
+        assert main([told.get(word, word) for word in command_line.split()]) == 2
+        said = capsys.readouterr()
+        lines = [line for line in said.err.splitlines() if line.startswith("unspeckle: ")]
+        assert said.out == "" and len(lines) == 1 and f"{tmp_path / name}: " in lines[0] and says in lines[0]
+        assert not (tmp_path / "run" / "plan.json").exists()
 
 
 def test_the_run_holds_what_the_contract_says(whole: Path) -> None:

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -12,15 +10,12 @@ from rich.console import Console
 from unspeckle import configuration
 from unspeckle.corpus import read
 from unspeckle.errors import InputError
-from unspeckle.model import FILE, Model, load
-from unspeckle.networks.autoencoder import Identity
-from unspeckle.networks.latents import Latents
+from unspeckle.model import FILE, Model
 from unspeckle.schedule import KINDS
-from unspeckle.text.encoder import TextEncoder
 from unspeckle.training import checkpoint, distil, measure, memory
 from unspeckle.training import plan as plans
 from unspeckle.training.choose import PRECISIONS, Say, check_common, finished
-from unspeckle.training.command import CAPTIONS, CAPTIONS_KEPT, DONE, alone, follow, listen, usable
+from unspeckle.training.command import CAPTIONS, CAPTIONS_KEPT, DONE, alone, follow, listen, own, usable
 from unspeckle.training.lessons import lessons
 from unspeckle.training.options import DistilOptions
 from unspeckle.training.plan import DistilPlan
@@ -46,7 +41,7 @@ def run(options: DistilOptions) -> int:
             print((options.out / FILE).absolute())
             return DONE
     usable(options)
-    teacher = _teacher(options.model)
+    teacher = own(options.model)
     captions = _captions(options)
     fingerprint = hashlib.blake2b("\n".join(captions).encode(), digest_size=16).hexdigest()
     taught, held_out = _divided(captions)
@@ -71,16 +66,6 @@ def run(options: DistilOptions) -> int:
         card = distil.card(teacher, plan, _recipe(plan))
         course = distil.Distilling(plan, options.out, teacher, taught, held_out, card)
         return follow(course, options, console, listen())
-
-
-def _teacher(path: Path) -> Model:
-    """The model, without a student that it may already have."""
-    model = load(path)
-    if model.card.few:
-        raise InputError(f"{path}: is a student, which has nothing to teach; name the model that taught it")
-    if not (isinstance(model.text, TextEncoder) and isinstance(model.autoencoder, Identity | Latents)):
-        raise InputError(f"{path}: was not trained here, and only such models can be distilled")
-    return replace(model, student=None)
 
 
 def _captions(options: DistilOptions) -> list[str]:

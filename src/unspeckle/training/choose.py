@@ -16,7 +16,7 @@ from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.networks import Config
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.latents import Latents
+from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.networks.transformer import TransformerConfig
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.presets import LADDER, PRESETS, Preset, preset
@@ -147,7 +147,14 @@ def space(options: TrainOptions, size: tuple[int, int]) -> str:
     if options.space is not None:
         return options.space
     long = (options.seconds or 0) >= LATENTS_AFTER or (options.pictures or 0) >= LATENTS_AFTER_PICTURES
-    return "latents" if long and all(side >= 64 and side % 8 == 0 for side in size) else "pixels"
+    return "latents" if long and min(size) >= 64 and _latents_fit(options.preset, size) else "pixels"
+
+
+def _latents_fit(name: str | None, size: tuple[int, int]) -> bool:
+    """Whether the preset, or one of those to choose from, can denoise the latents of such pictures."""
+    factor, (width, height) = LatentConfig().factor, size
+    sized = [preset(one).at((width // factor, height // factor)) for one in ([name] if name else LADDER)]
+    return any(math.gcd(*size) % (factor * network.factor) == 0 for network in sized)
 
 
 def fits(size: tuple[int, int], network: Config, shrink: int) -> None:

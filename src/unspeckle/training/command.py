@@ -8,10 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from unspeckle.errors import InputError
 from unspeckle.model import FILE, Card, Model, load
 from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
 from unspeckle.networks.latents import Latents
+from unspeckle.text.encoder import TextEncoder
 from unspeckle.text.tokenizer import Tokenizer, words
 from unspeckle.training import checkpoint, latents
 from unspeckle.training import plan as plans
@@ -122,10 +124,22 @@ def alone(options: Options) -> Iterator[None]:
         yield
 
 
+def own(path: Path) -> Model:
+    """The model that training goes on from, or a student's teacher. InputError where it is not one that learns here."""
+    model = load(path)
+    if model.card.few:
+        raise InputError(f"{path}: is a student, which has nothing to teach; name the model that taught it")
+    if not (isinstance(model.text, TextEncoder) and isinstance(model.autoencoder, Identity | Latents)):
+        raise InputError(f"{path}: was not trained here, and only such models can be distilled or trained further")
+    return replace(model, student=None)
+
+
 def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: Console) -> Materials:
     """Decode the pictures, and take or learn the words."""
     resumed = plan is not None and checkpoint.steps_done(options.out / "checkpoints") > 0
-    origin = None if options.from_model is None or resumed else load(options.from_model)
+    origin = None if options.from_model is None or resumed else own(options.from_model)
+    if plan is not None and origin is not None and _parts(origin) != (plan.network, plan.text, plan.autoencoder):
+        raise InputError(f"--from {options.from_model}: changed since {options.out} began; give another --out")
     if plan is None:
         for line in listing.describe():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -144,7 +158,8 @@ def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: 
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     if plan is not None:
-        tokenizer, autoencoder = _kept_tokenizer(options.out), _planned(plan)
+        tokenizer = _kept_tokenizer(options.out)
+        autoencoder = _planned(plan) if origin is None else origin.autoencoder
     elif origin is not None:
         tokenizer, autoencoder = origin.tokenizer, origin.autoencoder
     else:
@@ -165,9 +180,15 @@ def _kept_tokenizer(run: Path) -> Tokenizer:
         raise InputError(f"{run / WORDS}: cannot be read ({error.strerror}); give another --out") from error
 
 
+def _parts(model: Model) -> tuple[Any, Any, Any]:
+    text: Any = model.text
+    return model.network.config, text.config, model.autoencoder.config
+
+
 def _planned(plan: Plan) -> Autoencoder:
     """The plan's autoencoder, its learnt weights still in RUN."""
-    return Identity(plan.autoencoder) if isinstance(plan.autoencoder, IdentityConfig) else latents.unlearnt(plan.seed)
+    kind = plan.autoencoder
+    return Identity(kind) if isinstance(kind, IdentityConfig) else latents.unlearnt(plan.seed, kind)
 
 
 def cache() -> Path:
@@ -224,7 +245,7 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
         )
     stop = listen()
     try:
-        ready = _autoencoder(options, plan, corpus, autoencoder, stop, console)
+        ready = _autoencoder(options, plan, corpus, autoencoder, origin is not None, stop, console)
     except Failed as failure:
         return _failed(options, failure)
     if not ready:
@@ -234,16 +255,25 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
 
 
 def _autoencoder(
-    options: TrainOptions, plan: Plan, corpus: Corpus, autoencoder: Autoencoder, stop: Stop, console: Console
+    options: TrainOptions,
+    plan: Plan,
+    corpus: Corpus,
+    autoencoder: Autoencoder,
+    given: bool,
+    stop: Stop,
+    console: Console,
 ) -> bool:
-    """See to it that the autoencoder is ready; False where it was stopped on the way."""
+    """See to it that the autoencoder is ready; False where it was stopped on the way. given: it has learnt already."""
     if isinstance(autoencoder, Latents) and plan.latent_steps:
+        kept = checkpoint.steps_done(options.out / latents.FOLDER / "checkpoints")
+        if checkpoint.steps_done(options.out / "checkpoints") and kept < plan.latent_steps:
+            raise latents.lost(options.out)
         learning = latents.LatentTraining(plan, options.out, corpus, autoencoder, stop)
         console.print(f"the autoencoder learns first, for {plan.latent_steps:,} steps", highlight=False)
         _watch(latents.learn(learning), learning.plan, options.out / latents.FOLDER, console, options.quiet)
         return not stop()
     if isinstance(autoencoder, Latents):
-        latents.settle(options.out, autoencoder)
+        latents.settle(options.out, autoencoder, given=given)
     return True
 
 

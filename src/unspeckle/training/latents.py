@@ -156,16 +156,26 @@ def learn(training: LatentTraining) -> Iterator[Report]:
     training.autoencoder.eval().requires_grad_(False)
 
 
-def unlearnt(seed: int) -> Latents:
+def unlearnt(seed: int, config: LatentConfig | None = None) -> Latents:
     """An autoencoder that knows nothing yet, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Latents(LatentConfig())
+        return Latents(config or LatentConfig())
 
 
-def settle(run: Path, autoencoder: Latents) -> None:
-    """Keep another model's autoencoder for this run, or take up the one that this run kept so; it is fixed."""
+def lost(run: Path) -> InputError:
+    """What is said of a run whose network has learnt from latents of an autoencoder that is no more."""
+    return InputError(
+        f"{run / FOLDER}: the autoencoder that this run learnt with is gone; put it back, or give another --out"
+    )
+
+
+def settle(run: Path, autoencoder: Latents, given: bool) -> None:
+    """Keep another model's autoencoder for this run, or take up the one that this run kept so; it is fixed. given: this
+    one is that model's, and has learnt. InputError where it is not, and none was kept."""
     found = checkpoint.latest(run / FOLDER / "checkpoints")
+    if found is None and not given:
+        raise lost(run)
     if found is None:
         kept = {f"weights.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
         keep(run / FOLDER / "checkpoints", 0, kept, {"skipped": 0})
