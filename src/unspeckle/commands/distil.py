@@ -15,8 +15,9 @@ from unspeckle.schedule import KINDS
 from unspeckle.training import checkpoint, distil, measure, memory
 from unspeckle.training import plan as plans
 from unspeckle.training.choose import PRECISIONS, Say, check_common, finished
-from unspeckle.training.command import CAPTIONS, CAPTIONS_KEPT, DONE, alone, follow, listen, own, usable
+from unspeckle.training.command import CAPTIONS, CAPTIONS_KEPT, DONE, alone, follow, listen, usable
 from unspeckle.training.lessons import lessons
+from unspeckle.training.materials import own
 from unspeckle.training.options import DistilOptions
 from unspeckle.training.plan import DistilPlan
 from unspeckle.training.view import table

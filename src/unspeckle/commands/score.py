@@ -25,7 +25,7 @@ from unspeckle.scoring.report import page
 from unspeckle.scoring.teaching import detector_for
 from unspeckle.scoring.words import words_score
 from unspeckle.training import plan as plans
-from unspeckle.training.command import cache
+from unspeckle.training.materials import cache
 
 FEATURES = ("scattering", "inception", "dinov2", "clip")
 EVERY = 10.0  # seconds between two lines where there is no terminal
