@@ -85,8 +85,11 @@ def choose(
     wish = options.seconds or (options.pictures or (options.steps or 0) * plan.batch) / measured.rate
     if _compiles(options, wish, say):
         plan, measured = _compiled(plan, measured, data(plan), tokenizer, autoencoder, say, options.compile is True)
-    learnt = measure.latents(plan, data(plan), 3.0) if learns else math.inf
-    share = LATENT_SHARE * measured.rate / learnt
+    share = 0.0
+    if learns:
+        learnt = measure.latents(plan, data(plan), 3.0)
+        share = LATENT_SHARE * measured.rate / learnt.rate
+        measured = measured._replace(memory=max(measured.memory, learnt.memory))
     plan = finished(plan, measured, options, started, CLOSING, 1 + share)
     return replace(plan, latent_steps=math.ceil(LATENT_SHARE * plan.steps) if learns else 0)
 
@@ -250,7 +253,7 @@ def finished(
             raise InputError(f"--for {options.seconds:g}s: was used up by preparing; give more time, or --steps")
         steps = max(1, int(left * measured.rate / dearer / plan.batch))
     seconds = options.seconds or spent + steps * plan.batch * dearer / measured.rate * (1 + RESERVE)
-    disk = plan.parameters * 4 * (3 * (3 + len(plan.averages)) + 1)  # a third checkpoint while it is written
+    disk = _disk(plan)
     room = shutil.disk_usage(_existing(options)).free
     if disk > room:
         raise InputError(
@@ -261,6 +264,13 @@ def finished(
         plan, steps=steps, warmup=max(1, min(200, steps // 20)), rate=measured.rate, seconds=seconds,
         memory=measured.memory, disk=disk,
     )  # fmt: skip
+
+
+def _disk(plan: Plan) -> int:
+    """Bytes of the model and of three checkpoints, a third while it is written, of the network and of an autoencoder
+    that learns; one that has learnt is kept once."""
+    latent = memory.autoencoder_parameters(plan)
+    return 4 * (plan.parameters * (3 * (3 + len(plan.averages)) + 1) + latent * (3 * 3 + 1 if plan.latent_steps else 2))
 
 
 def _existing(options: Options) -> str:
