@@ -41,7 +41,7 @@ def run(options: DistilOptions) -> int:
             console.print(f"this run is finished; draw with --model {options.out}", highlight=False, soft_wrap=True)
             print((options.out / FILE).absolute())
             return DONE
-    usable(options)
+    usable(options, plan)
     teacher = own(options.model)
     captions = _captions(options)
     fingerprint = hashlib.blake2b("\n".join(captions).encode(), digest_size=16).hexdigest()

@@ -125,11 +125,17 @@ def check_common(options: Options) -> None:
     for flag, count in (("--batch", options.batch), ("--steps", options.steps), ("--pictures", options.pictures)):
         if count is not None and count < 1:
             raise InputError(f"{flag} {count}: must be at least 1")
-    if options.device is not None:
-        try:
-            torch.empty(1, device=options.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {options.device}: cannot be used here; leave it out, or take cpu") from error
+    if options.device is not None and not usable(options.device):
+        raise InputError(f"--device {options.device}: cannot be used here; leave it out, or take cpu")
+
+
+def usable(device: str) -> bool:
+    """Whether this machine has the device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        return False
+    return True
 
 
 def _kind(origin: Model | None) -> dict[str, Any]:

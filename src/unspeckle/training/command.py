@@ -21,9 +21,8 @@ from unspeckle.model import FILE, Card
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import Latents
 from unspeckle.text.tokenizer import words
-from unspeckle.training import checkpoint, latents
+from unspeckle.training import checkpoint, choose, latents
 from unspeckle.training import plan as plans
-from unspeckle.training.choose import check, choose
 from unspeckle.training.learner import Weights, fresh
 from unspeckle.training.log import Log
 from unspeckle.training.loop import Course, Training, train
@@ -53,15 +52,15 @@ def run(options: TrainOptions) -> int:
             print((options.out / FILE).absolute())
             return DONE
     else:
-        check(options)
-    usable(options)
+        choose.check(options)
+    usable(options, plan)
     done = plan is not None
     listing = read(options.folder, options.captions, options.caption, options.template)
     with alone(options):
         materials = gather(listing, options, plan, console)
         if plan is None:
             size = materials.corpus.training.size
-            plan = choose(options, size, *materials, started, lambda line: console.print(line, highlight=False))
+            plan = choose.choose(options, size, *materials, started, lambda line: console.print(line, highlight=False))
         elif plan.corpus != materials.corpus.fingerprint:
             raise InputError(
                 f"{options.folder}: its pictures or captions have changed since {options.out} began; "
@@ -75,8 +74,10 @@ def run(options: TrainOptions) -> int:
         return _carry_out(options, plan, materials, console)
 
 
-def usable(options: Options) -> None:
-    """InputError where --out cannot be a RUN."""
+def usable(options: Options, plan: Plan | None) -> None:
+    """InputError where --out cannot be a RUN, or its plan cannot be carried on here."""
+    if plan is not None and not choose.usable(plan.device):
+        raise InputError(f"{options.out}: was begun on {plan.device}, which is not here; give another --out")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out}: is a file; give a folder")
     foreign = options.out.is_dir() and not (options.out / plans.FILE).exists() and any(options.out.iterdir())

@@ -87,8 +87,8 @@ def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: 
 def _kept_tokenizer(run: Path) -> Tokenizer:
     try:
         return Tokenizer.from_json((run / WORDS).read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{run / WORDS}: cannot be read ({error.strerror}); give another --out") from error
+    except (OSError, UnicodeDecodeError, InputError) as error:
+        raise InputError(f"{run / WORDS}: cannot be read ({error}); put it back, or give another --out") from error
 
 
 def _parts(model: Model) -> tuple[Any, Any, Any]:

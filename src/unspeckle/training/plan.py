@@ -118,7 +118,13 @@ def either(run: Path) -> Plan | None:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give another --out, or delete this run") from error
     distils = isinstance(values, dict) and "teacher" in values
-    return configuration.from_json(DistilPlan if distils else Plan, values, str(path))
+    plan = configuration.from_json(DistilPlan if distils else Plan, values, str(path))
+    for name in ("steps", "batch", "threads", "warmup", "average_every"):
+        if getattr(plan, name) < 1:
+            raise InputError(
+                f"{path}: field {name!r} must be at least 1, not {getattr(plan, name)}; give another --out"
+            )
+    return plan
 
 
 def asked(options: Options) -> dict[str, Any]:
