@@ -1,5 +1,6 @@
 """The command line's contract: results on standard output, one line and exit code 2 for what a person can mend."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -136,6 +137,9 @@ BAD = [
     ("draw frog -m HERE", "model.safetensors"),
     ("replay HERE/nothing.png", "HERE/nothing.png"),
     ("replay HERE/text", "HERE/text"),
+    ("convert HERE/nothing HERE/b.safetensors", "HERE/nothing: no such file or folder"),
+    ("distil MODEL --out HERE/few --steps 3 --scale nan", "--scale nan"),
+    ("distil MODEL --out HERE/few --steps 3 --scale inf", "--scale inf"),
     ("make-corpus", "Missing command"),
     ("make-corpus emoji HERE/new --scenes none", "--scenes"),
     ("make-corpus emoji HERE/new --scenes 0", "--scenes 0"),
@@ -178,6 +182,25 @@ def test_a_folder_that_cannot_be_written(model: str, tmp_path: Path, capsys: pyt
     assert main(["draw", "x", "-m", model, "-o", "/proc/nowhere"]) == 2
     said = capsys.readouterr().err
     assert "/proc/nowhere" in said and len(said.splitlines()) == 1
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_to_be(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    picture, report = tmp_path / "a-frog-0.png", tmp_path / "a.html"
+    for words, name in (
+        (["draw", "a frog", "-m", model, "-o", str(tmp_path)], picture),
+        (["score", model, "-n", "8", "-o", str(report)], report),
+    ):
+        assert main([*words, "--steps", "1", "-q"]) == 2
+        said = capsys.readouterr()
+        assert said.err == f"unspeckle: {name}: No space left on device; free some, and give the same command again\n"
+        assert said.out == "" and list(tmp_path.iterdir()) == []
 
 
 def test_train_parses_what_people_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The learnt autoencoder: unit variance, a distance that is what it says, learning that can stop anywhere."""
 
+import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -189,6 +190,45 @@ def test_an_autoencoder_is_never_taken_unlearnt(
     assert (out / "plan.json").exists() and not (out / latents.FOLDER).exists()
     assert command.run(options(folder, out, **asked)) == 0
     assert load(out).hash == load(tmp_path / "whole").hash
+
+
+class Killed(BaseException):
+    """As it were: nothing in the package catches it."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_whichever_file_a_run_dies_at_it_ends_with_the_same_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """Killed at its first file, at the second one of what is left, at the third, … before or after it is in place."""
+    monkeypatch.setattr("unspeckle.training.stage.SAVE_EVERY", 0.0)
+    asked = {"steps": 4, "precision": "float32"}
+    assert command.run(options(folder, tmp_path / "whole", **asked)) == 0
+    out, real, places = tmp_path / "run", Path.replace, list[str]()
+    for death in range(1, 30):
+        count = [0]
+
+        def replace(self: Path, target: Path, count: list[int] = count, death: int = death) -> Path:
+            count[0] += 1
+            if count[0] == death:
+                places.append(target.name)
+                if after:
+                    real(self, target)
+                raise Killed
+            return real(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            try:
+                code = command.run(options(folder, out, **asked))
+            except Killed:
+                continue
+        break
+    assert code == 0 and len(places) >= 4
+    assert load(out).hash == load(tmp_path / "whole").hash
+    told = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert told == sorted(told) and told[-1] == 4
+    assert (out / "samples" / "step-00000004.png").exists()
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -1,6 +1,7 @@
 """The command line. The words and options of its commands lie beside, a file for each kind; what they do lies in
 `commands/` and is imported when they run, so that help needs no torch."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -79,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as e:
         if e.filename is None and e.strerror is None:
             raise
-        return _refuse(f"{e.filename or 'a file'}: {e.strerror}")
+        mend = "; free some, and give the same command again" if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return _refuse(f"{e.filename or 'the results or the cache'}: {e.strerror}{mend}")
     except MemoryError:
         return _refuse("memory does not suffice; ask for fewer or smaller pictures")
     except Exception as e:

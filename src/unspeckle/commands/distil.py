@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 
 import torch
@@ -33,6 +34,8 @@ def run(options: DistilOptions) -> int:
     started = time.monotonic()
     console = Console(stderr=True, quiet=options.quiet)
     plan = plans.load(options.out, DistilPlan)
+    if options.scale is not None and not math.isfinite(options.scale):
+        raise InputError(f"--scale {options.scale}: must be a finite number; 1 is no guidance, 3 to 7 is usual")
     if plan is None:
         check_common(options)
     else:

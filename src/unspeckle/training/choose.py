@@ -263,8 +263,8 @@ def finished(
     room = shutil.disk_usage(_existing(options)).free
     if disk > room:
         raise InputError(
-            f"{options.out}: the run needs {disk / 2**30:.1f} GiB, {room / 2**30:.1f} GiB are free; "
-            "free some, or choose a smaller --preset"
+            f"{options.out}: the run needs {disk / 2**20:,.0f} MiB, {room / 2**20:,.0f} MiB are free; "
+            "free some, or give an --out elsewhere"
         )
     return replace(
         plan, steps=steps, warmup=max(1, min(200, steps // 20)), rate=measured.rate, seconds=seconds,

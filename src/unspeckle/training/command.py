@@ -34,6 +34,7 @@ from unspeckle.training.view import View, table
 
 DONE, FAILED, STOPPED = 0, 1, 130
 PROMPTS = 16
+LOCK = ".lock"  # in a RUN
 
 Stop = Callable[[], bool]
 CAPTIONS = "captions.txt"  # in a RUN: some of those it learns from, one a line, for `distil`
@@ -80,8 +81,10 @@ def usable(options: Options, plan: Plan | None) -> None:
         raise InputError(f"{options.out}: was begun on {plan.device}, which is not here; give another --out")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out}: is a file; give a folder")
-    foreign = options.out.is_dir() and not (options.out / plans.FILE).exists() and any(options.out.iterdir())
-    if foreign and not all(entry.name.startswith((".lock", ".unspeckle-")) for entry in options.out.iterdir()):
+    if plan is not None or not options.out.is_dir():
+        return
+    names = {entry.name for entry in options.out.iterdir() if not entry.name.startswith(".unspeckle-")}
+    if names - ({LOCK, WORDS, CAPTIONS} if LOCK in names else set()):  # what a run holds that died before its plan
         raise InputError(f"--out {options.out}: holds other things; give a new or empty folder")
 
 
@@ -93,7 +96,7 @@ def alone(options: Options) -> Iterator[None]:
         return
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        file = (options.out / ".lock").open("w")
+        file = (options.out / LOCK).open("w")
     except OSError as error:
         raise InputError(f"--out {options.out}: cannot be written ({error.strerror}); give another folder") from error
     with file:
