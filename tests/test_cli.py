@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import unspeckle
@@ -201,6 +202,17 @@ def test_a_full_disk_is_told_with_the_file_that_was_to_be(
         said = capsys.readouterr()
         assert said.err == f"unspeckle: {name}: No space left on device; free some, and give the same command again\n"
         assert said.out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_is_one_line(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*_: object) -> torch.Tensor:
+        return torch.empty(2**55)
+
+    monkeypatch.setattr("unspeckle.commands.draw.signed", greedy)
+    assert main(["draw", "a frog", "-m", model, "-o", str(tmp_path), "-q"]) == 2
+    assert capsys.readouterr().err == "unspeckle: memory does not suffice; ask for fewer or smaller pictures\n"
 
 
 def test_train_parses_what_people_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

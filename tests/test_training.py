@@ -376,7 +376,9 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
         ({"preset": "gigantic"}, "nano, micro"),
         ({"precision": "int3"}, "--precision int3"),
         ({"device": "abacus"}, "--device abacus"),
-        ({"size": "17"}, "multiples of 2 here; try 16x16"),
+        ({"size": "17"}, "multiples of 2 here, at least 16; try 16x16"),
+        ({"size": "8"}, "at least 16; try 16x16"),
+        ({"device": "meta"}, "--device meta: cannot be used here"),
         ({"batch": 0}, "--batch 0"),
     ],
 )

@@ -82,13 +82,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         mend = "; free some, and give the same command again" if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return _refuse(f"{e.filename or 'the results or the cache'}: {e.strerror}{mend}")
-    except MemoryError:
-        return _refuse("memory does not suffice; ask for fewer or smaller pictures")
     except Exception as e:
+        if _ran_out(e):
+            return _refuse("memory does not suffice; ask for fewer or smaller pictures")
         if not hasattr(e, "format_message"):  # what typer raises for a usage it does not know
             raise
         context = getattr(e, "ctx", None)
         return _refuse(f"{e.format_message().rstrip('.')}; see {getattr(context, 'command_path', 'unspeckle')} --help")
+
+
+def _ran_out(error: Exception) -> bool:
+    if "torch" in sys.modules:  # which has words of its own for it
+        from unspeckle.training.memory import ran_out
+
+        return ran_out(error)
+    return isinstance(error, MemoryError)
 
 
 def _refuse(message: str) -> int:

@@ -34,6 +34,7 @@ RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
 LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
 LATENT_SHARE = 0.2  # of the network's steps, which the autoencoder learns for beforehand
 CLOSING = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
+LEAST = 16  # pixels of a side: no smaller pictures are drawn
 PRECISIONS = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
 Say = Callable[[str], None]
@@ -132,7 +133,7 @@ def check_common(options: Options) -> None:
 def usable(device: str) -> bool:
     """Whether this machine has the device."""
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # which the device "meta" cannot
     except (RuntimeError, AssertionError):
         return False
     return True
@@ -167,11 +168,15 @@ def _latents_fit(name: str | None, size: tuple[int, int]) -> bool:
 
 
 def fits(size: tuple[int, int], network: Config, shrink: int) -> None:
-    """InputError, naming the nearest size that does, where autoencoder and network cannot halve the pictures evenly."""
+    """InputError, naming the nearest size that does, where autoencoder and network cannot halve the pictures evenly, or
+    where nothing so small is drawn."""
     factor = network.factor * shrink
-    if any(side % factor for side in size):
-        near = "x".join(str(max(factor, round(side / factor) * factor)) for side in size)
-        raise InputError(f"--size {size[0]}x{size[1]}: both sides must be multiples of {factor} here; try {near}")
+    least = -(-LEAST // factor) * factor
+    if any(side % factor or side < least for side in size):
+        near = "x".join(str(max(least, round(side / factor) * factor)) for side in size)
+        raise InputError(
+            f"--size {size[0]}x{size[1]}: sides must be multiples of {factor} here, at least {least}; try {near}"
+        )
 
 
 def network_for(chosen: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> Config:

@@ -1,5 +1,6 @@
 """What a run is made of: decoded pictures, words, an autoencoder, and the model that it goes on from."""
 
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -113,7 +114,8 @@ def standard(corpus: Corpus) -> Identity:
     count = min(len(split), 1024)
     chosen = np.arange(count) * len(split) // count
     sums, squares, places = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    for some in np.array_split(chosen, -(-count // 64)):
+    each = max(1, min(64, (1 << 22) // math.prod(split.size)))
+    for some in np.array_split(chosen, -(-count // each)):
         pixels = split.pictures(some).double() / 127.5 - 1
         sums += pixels.sum((0, 2, 3))
         squares += pixels.square().sum((0, 2, 3))
