@@ -130,6 +130,7 @@ BAD = [
     ("draw (frog -m MODEL", "unclosed"),
     ("draw frog -m MODEL --negative [frog", "negative: unclosed"),
     ("draw frog --size huge", "write 64 or"),
+    ("check HERE --size 0", "write 64 or"),
     ("draw frog -m MODEL --device abacus", "abacus"),
     ("draw frog -m MODEL --out HERE/text", "HERE/text"),
     ("draw frog -m MODEL --out HERE/text/below", "HERE/text"),
