@@ -120,7 +120,8 @@ def many(model: Model, prompts: Sequence[str], seeds: Sequence[int], ask: Ask | 
     for place, words in enumerate(prompts):
         order = settle(model, replace(ask or Ask(), prompt=words, seed=seeds[place], count=1))
         prompt = parse(words)
-        alike.setdefault(conditioning.kind(model, prompt, order.steps), []).append((place, prompt))
+        kind = tuple(conditioning.kind(model, prompt, count) for count in order.passes)
+        alike.setdefault(kind, []).append((place, prompt))
     drawn: dict[int, Image.Image] = {}
     for group in alike.values():
         most = max(1, TOGETHER // math.prod(order.sides))

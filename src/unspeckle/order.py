@@ -84,9 +84,14 @@ class Order(Ask):
         return min(int(self.steps * self.strength), self.steps)
 
     @property
+    def passes(self) -> tuple[int, ...]:
+        """How many steps are taken: at once, or before and after the picture is enlarged."""
+        return (self.steps, self.later) if self.hires else (self.later if self.image else self.steps,)
+
+    @property
     def moves(self) -> int:
         """How many Steps a drawing of it has before its last one."""
-        return self.steps + 1 + self.later if self.hires else self.later if self.image else self.steps
+        return sum(self.passes) + len(self.passes) - 1
 
     @property
     def sides(self) -> tuple[int, int]:
