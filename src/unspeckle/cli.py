@@ -90,7 +90,7 @@ def draw(
     strength: Annotated[
         float | None,
         typer.Option(
-            help="How far to leave it, over 0 to 1.  [default: 0.8; mask 1, hires 0.7]", rich_help_panel=PICTURE
+            help="How far to leave it, over 0 to 1.  [default: 0.8; mask 1, hires 0.5]", rich_help_panel=PICTURE
         ),
     ] = None,
     mask: Annotated[
@@ -111,8 +111,8 @@ def draw(
         typer.Option(metavar="WxH", help="Draw at --size, enlarge to this, and draw on.", rich_help_panel=PICTURE),
     ] = None,
     upscaler: Annotated[
-        str, typer.Option(help="Of hires: latent or lanczos (of the picture).", rich_help_panel=PICTURE)
-    ] = "latent",
+        str, typer.Option(help="Of hires: lanczos (of the picture) or latent.", rich_help_panel=PICTURE)
+    ] = "lanczos",
     prediction: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Where it does not tell: eps or v.", rich_help_panel=STABLE),

@@ -28,7 +28,7 @@ __all__ = ["Ask", "Order", "asked", "draw", "fingerprint", "many", "parts", "pic
 
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
 _UNUSUAL = {  # what a record tells of only where it is not so
-    "guidance": "cfg", "rescale": 0, "interval": None, "paste": True, "upscaler": "latent", "clip_skip": 1, "tiles": 0,
+    "guidance": "cfg", "rescale": 0, "interval": None, "paste": True, "upscaler": "lanczos", "clip_skip": 1, "tiles": 0,
 }  # fmt: skip
 
 

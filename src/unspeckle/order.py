@@ -17,8 +17,8 @@ from unspeckle.student import drawer
 
 MOST = 1 << 24  # pixels of one picture
 GUIDANCE = ("cfg", "apg")
-UPSCALERS = ("latent", "lanczos")
-STRENGTHS = {"image": 0.8, "mask": 1.0, "hires": 0.7}  # where none is asked for: diffusers', and A1111's of hires-fix
+UPSCALERS = ("lanczos", "latent")
+STRENGTHS = {"image": 0.8, "mask": 1.0, "hires": 0.5}  # where none is asked for; those of a picture are diffusers'
 LARGEST_SEED = 2**64 - 1
 _LONGEST = 100_000  # characters of a prompt: more would not be read back from a PNG
 
@@ -61,7 +61,7 @@ class Ask:
     variation: int | None = None
     variation_strength: float = 0.2
     hires: int | tuple[int, int] | None = None
-    upscaler: str = "latent"
+    upscaler: str = "lanczos"
     clip_skip: int = 1
     tiles: int = 0
 
