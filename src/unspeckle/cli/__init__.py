@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from unspeckle.cli import corpora, drawing, learning, scoring
+from unspeckle.commands.grouped import Grouped
 from unspeckle.errors import InputError
 
 DONE, BAD_INPUT, STOPPED = 0, 2, 130
@@ -36,7 +37,7 @@ for group, command, epilog in (
     (app, corpora.check, "Exit code: 0 where nothing is amiss, 1 where something is."),
     (app, scoring.score, "Example: unspeckle score my-run --corpus photographs --out my-run.html"),
 ):
-    group.command(epilog=epilog)(command)
+    group.command(cls=Grouped if command is drawing.draw else None, epilog=epilog)(command)
 
 
 def _version(wanted: bool) -> None:

@@ -130,7 +130,7 @@ class Vae(Autoencoder):
 
     def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the standardised latents."""
-        mean, log_variance = self.mix(self.encoder(pictures)).chunk(2, dim=1)
+        mean, log_variance = self.mix(self.encoder(pictures.to(self._dtype))).float().chunk(2, dim=1)
         deviation = (log_variance.clamp(-30, 20) / 2).exp()
         return (mean - self.config.shift) * self.config.scale, deviation * self.config.scale
 
@@ -139,5 +139,10 @@ class Vae(Autoencoder):
         return self.posterior(pictures)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        out: Tensor = self.decoder(self.unmix(latents / self.config.scale + self.config.shift))
+        z = (latents / self.config.scale + self.config.shift).to(self._dtype)
+        out: Tensor = self.decoder(self.unmix(z)).float()
         return out
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.decoder.leave.weight.dtype
