@@ -12,7 +12,7 @@ import unspeckle
 ROOT = Path(unspeckle.__file__).parent
 MATHEMATICS = ("schedule", "denoiser", "objective", "guidance", "samplers", "seeds")
 GRIDS = "grids"  # the times on which they walk
-PLAIN = ("errors", "version", "atomic", "quantities", "configuration")  # know nothing of diffusion
+PLAIN = ("errors", "version", "atomic", "quantities", "configuration", "kernels")  # know nothing of diffusion
 ABOVE = {  # a file may import what stands in its own row or in a lower one, and what is named beside it
     "networks": 2, "presets": 2, "text": 2, "corpus": 2, "picture": 2, "terminal": 2, "prompts": 2, "storage": 2,
     "model": 3, "formats": 3, "student": 4, "conditioning": 4, "order": 4, "border": 4, "start": 4, "inpaint": 4,

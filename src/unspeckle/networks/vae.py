@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.networks.layers import attend
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class VaeAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        h = self.out(F.scaled_dot_product_attention(self.query(h), self.key(h), self.value(h)))
+        h = self.out(attend(self.query(h), self.key(h), self.value(h), 1))
         out: Tensor = x + h.transpose(1, 2).reshape(x.shape)
         return out
 
