@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.networks.layers import attend
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class VaeAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        h = self.out(F.scaled_dot_product_attention(self.query(h), self.key(h), self.value(h)))
+        h = self.out(attend(self.query(h), self.key(h), self.value(h), 1))
         out: Tensor = x + h.transpose(1, 2).reshape(x.shape)
         return out
 
@@ -130,7 +131,7 @@ class Vae(Autoencoder):
 
     def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the standardised latents."""
-        mean, log_variance = self.mix(self.encoder(pictures)).chunk(2, dim=1)
+        mean, log_variance = self.mix(self.encoder(pictures.to(self._dtype))).float().chunk(2, dim=1)
         deviation = (log_variance.clamp(-30, 20) / 2).exp()
         return (mean - self.config.shift) * self.config.scale, deviation * self.config.scale
 
@@ -139,5 +140,10 @@ class Vae(Autoencoder):
         return self.posterior(pictures)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        out: Tensor = self.decoder(self.unmix(latents / self.config.scale + self.config.shift))
+        z = (latents / self.config.scale + self.config.shift).to(self._dtype)
+        out: Tensor = self.decoder(self.unmix(z)).float()
         return out
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.decoder.leave.weight.dtype
