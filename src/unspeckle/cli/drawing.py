@@ -6,11 +6,22 @@ from typing import Annotated, Optional
 import typer
 
 from unspeckle import quantities
-from unspeckle.cli.options import Device, ModelPath, Prediction, Quiet, TrustPickle, share_the_cores
+from unspeckle.cli.options import (
+    STABLE,
+    Device,
+    Embeddings,
+    Loras,
+    ModelPath,
+    Prediction,
+    Quiet,
+    TrustPickle,
+    Vae,
+    share_the_cores,
+)
 
 INTERVAL_HELP = "Guide at these times only: 0 is the picture, 1 is noise.  [default: always]"
 GUIDE_HELP = "A weaker model that guides in place of the negative prompt (autoguidance)."
-GUIDANCE, PICTURE, STABLE = "Guidance", "From a picture, or toward another", "Stable Diffusion"  # groups of options
+GUIDANCE, PICTURE = "Guidance", "From a picture, or toward another"  # groups of options
 
 
 def draw(
@@ -78,6 +89,15 @@ def draw(
         bool,
         typer.Option("--trust-pickle", help="Read the tensors of a .ckpt, and only those.", rich_help_panel=STABLE),
     ] = False,
+    lora: Loras = None,
+    embedding: Embeddings = None,
+    vae: Vae = None,
+    preview: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            metavar="FILE|FOLDER", help="A tiny autoencoder (TAESD) that shows what emerges.", rich_help_panel=STABLE
+        ),
+    ] = None,
     clip_skip: Annotated[
         int, typer.Option(help="2 = without the text encoder's last layer, as A1111 counts.", rich_help_panel=STABLE)
     ] = 1,
@@ -99,7 +119,7 @@ def draw(
     when = None if interval is None else quantities.span(interval, "--interval")
     larger = None if hires is None else quantities.size(hires, "--hires")
     share_the_cores()
-    from unspeckle.commands.draw import run
+    from unspeckle.commands.draw import Additions, run
     from unspeckle.draw import Ask
 
     ask = Ask(
@@ -107,7 +127,8 @@ def draw(
         strength=strength, paste=paste, variation=variation, variation_strength=variation_strength, hires=larger,
         upscaler=upscaler, clip_skip=clip_skip, tiles=tiles,
     )  # fmt: skip
-    return run(ask, model, guide, out, strip, quiet, device, prediction, trust_pickle, image, mask)
+    added = Additions(lora or (), embedding or (), vae)
+    return run(ask, model, guide, out, strip, quiet, device, prediction, trust_pickle, image, mask, added, preview)
 
 
 def replay(
@@ -116,6 +137,9 @@ def replay(
     guide: Annotated[Optional[Path], typer.Option(help="The weaker model, where one guided.")] = None,  # noqa: UP045
     image: Annotated[Optional[Path], typer.Option(help="The picture it went on from.")] = None,  # noqa: UP045
     mask: Annotated[Optional[Path], typer.Option(help="The mask in which it was painted.")] = None,  # noqa: UP045
+    lora: Loras = None,
+    embedding: Embeddings = None,
+    vae: Vae = None,
     prediction: Prediction = None,
     trust_pickle: TrustPickle = False,
     device: Device = None,
@@ -123,9 +147,11 @@ def replay(
 ) -> int:
     """Draw a picture again from the ask in its file, and print the largest pixel difference."""
     share_the_cores()
+    from unspeckle.commands.draw import Additions
     from unspeckle.commands.replay import run
 
-    return run(picture, model, guide, quiet, device, prediction, trust_pickle, image, mask)
+    added = Additions(lora or (), embedding or (), vae)
+    return run(picture, model, guide, quiet, device, prediction, trust_pickle, image, mask, added)
 
 
 def convert(

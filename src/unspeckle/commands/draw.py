@@ -3,9 +3,10 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -24,16 +25,29 @@ from unspeckle.student import passed_over
 from unspeckle.terminal import Show
 
 
+class Additions(NamedTuple):
+    """To a Stable Diffusion: see formats/additions.py."""
+
+    loras: Sequence[str] = ()
+    embeddings: Sequence[Path] = ()
+    vae: Path | None = None
+
+
+NONE = Additions()
+
+
 def run(
     ask: Ask, model: Path | None, guide: Path | None, out: Path, strip: bool, quiet: bool, device: str | None,
     prediction: str | None = None, trust_pickle: bool = False, image: Path | None = None, mask: Path | None = None,
+    additions: Additions = NONE, preview: Path | None = None,
 ) -> int:  # fmt: skip
     """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
     _writable(out)
     ask = replace(ask, image=source(image, "--image"), mask=source(mask, "--mask"))
     if quiet:
         logging.getLogger("unspeckle").setLevel(logging.ERROR)
-    drawer = load(model, place(device), prediction=prediction, trust_pickle=trust_pickle)
+    drawer = add(load(model, place(device), prediction=prediction, trust_pickle=trust_pickle), additions)
+    shown = drawer if preview is None else previewed(drawer, preview)
     if guide is not None:
         weaker = load(guide, place(device), prediction=prediction, trust_pickle=trust_pickle)
         ask = replace(ask, guide=weaker)
@@ -52,10 +66,26 @@ def run(
             for moves, step in enumerate(steps(drawer, order)):
                 if strip:
                     film.see(step)
-                show.show(done + moves, total, ask.prompt, _frame(drawer, step))
+                show.show(done + moves, total, ask.prompt, _frame(shown, step))
             done += order.moves
             _save(signed(drawer, order, step), film if strip else None, out)
     return 0
+
+
+def add(model: Model, additions: Additions) -> Model:
+    """The model with what was asked to be added to it."""
+    if not any(additions):
+        return model
+    from unspeckle.formats import additions as stable
+
+    return stable.add(model, *additions)
+
+
+def previewed(model: Model, path: Path) -> Model:
+    """The model as it is shown on the way, decoded by the autoencoder at the path."""
+    from unspeckle.formats import additions as stable
+
+    return replace(model, autoencoder=stable.preview(model, path))
 
 
 def source(path: Path | None, option: str) -> Image.Image | None:

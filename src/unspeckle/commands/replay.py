@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from unspeckle.commands.draw import place, source
+from unspeckle.commands.draw import NONE, Additions, add, place, source
 from unspeckle.draw import asked, fingerprint, settle, signed, steps
 from unspeckle.errors import InputError
 from unspeckle.model import Model
@@ -21,7 +21,7 @@ SAME, DIFFERENT = 0, 1
 def run(
     path: Path, model: Path | None, guide: Path | None, quiet: bool, device: str | None,
     prediction: str | None = None, trust_pickle: bool = False,
-    image: Path | None = None, mask: Path | None = None,
+    image: Path | None = None, mask: Path | None = None, additions: Additions = NONE,
 ) -> int:  # fmt: skip
     """Draw the picture again and print the largest difference of any pixel; returns the exit code."""
     picture = read(path)
@@ -33,7 +33,7 @@ def run(
     except InputError as e:
         raise InputError(f"{path}: {e}") from e
     load = partial(read_model, device=place(device), prediction=prediction, trust_pickle=trust_pickle)
-    drawer = load(model)
+    drawer = add(load(model), additions)
     _same(path, said.get("model"), drawer, "model")
     if "guide" in said:
         if guide is None:

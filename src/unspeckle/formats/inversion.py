@@ -83,5 +83,5 @@ def _grow(encoder: ClipEncoder, first: int, vectors: Tensor) -> None:
     old = encoder.token.weight
     between = old.new_zeros(first - len(old), old.shape[1])
     rows = torch.cat([old.detach(), between, vectors.to(old)])
-    encoder.token = nn.Embedding(*rows.shape, _weight=rows, _freeze=True)
+    encoder.token = nn.Embedding(len(rows), rows.shape[1], _weight=rows, _freeze=True)
     encoder.config = replace(encoder.config, vocabulary=len(rows))

@@ -1,4 +1,4 @@
-"""An autoencoder by itself, in place of a checkpoint's: a folder of diffusers, a file of the original layout, a tiny one."""
+"""An autoencoder by itself, in place of a checkpoint's: a folder of diffusers, an original file, or a tiny one."""
 
 import re
 from dataclasses import replace
@@ -44,11 +44,11 @@ def read(path: Path, model: Foreign) -> Autoencoder:
 
 def _folder(place: Path) -> tuple[Any, dict[str, Tensor]]:
     place = place / "vae" if (place / "vae").is_dir() else place
-    said, held = parsed(place / "config.json"), diffusers.modern(tensors(place))
+    said, held = parsed(place / "config.json"), tensors(place)
     if said.get("_class_name") == taesd.KIND:
         return taesd.folder(said, held, place)
     config = autoencoder(said, place / "config.json")
-    return config, fetched(Vae, config, table(Vae, config, diffusers.VAE), held, place)
+    return config, fetched(Vae, config, table(Vae, config, diffusers.VAE), diffusers.modern(held), place)
 
 
 def _file(file: Path, model: Foreign) -> tuple[Any, dict[str, Tensor]]:
@@ -61,10 +61,6 @@ def _file(file: Path, model: Foreign) -> tuple[Any, dict[str, Tensor]]:
         raise InputError(f"{file}: is of diffusers' layout, which needs its config.json beside it; give the folder")
     inner = {name.removeprefix(ldm.VAE_PREFIX): t for name, t in held.items() if name.startswith(ldm.VAE_PREFIX)}
     held = inner or held
-    config = replace(single.autoencoder(held, 1.0, file), **_scale(model))
+    of = model.autoencoder.config
+    config = replace(single.autoencoder(held, of.scale, file), shift=of.shift)
     return config, fetched(Vae, config, table(Vae, config, ldm.VAE), held, file, ldm.SPARE)
-
-
-def _scale(model: Foreign) -> dict[str, float]:
-    config = model.autoencoder.config
-    return {"scale": config.scale, "shift": config.shift}
