@@ -37,7 +37,7 @@ for group, command, epilog in (
     (app, corpora.check, "Exit code: 0 where nothing is amiss, 1 where something is."),
     (app, scoring.score, "Example: unspeckle score my-run --corpus photographs --out my-run.html"),
 ):
-    group.command(cls=Grouped if command is drawing.draw else None, epilog=epilog)(command)
+    group.command(cls=Grouped if command in (drawing.draw, learning.train) else None, epilog=epilog)(command)
 
 
 def _version(wanted: bool) -> None:

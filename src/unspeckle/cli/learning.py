@@ -1,12 +1,15 @@
 """The words and options of `train` and `distil`."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from unspeckle import quantities
 from unspeckle.cli.options import Captions, Device, Quiet
+from unspeckle.errors import InputError
+
+_LORA: dict[str, Any] = {"rich_help_panel": "LoRA"}
 
 
 def train(
@@ -27,6 +30,15 @@ def train(
     device: Device = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile.")] = None,
+    lora: Annotated[
+        bool, typer.Option("--lora", help="Fine-tune the Stable Diffusion of --from, by a small file.", **_LORA)
+    ] = False,
+    rank: Annotated[int | None, typer.Option(help="How much it can hold.  [default: 8]", **_LORA)] = None,
+    text_encoder: Annotated[bool, typer.Option("--text-encoder", help="Its text encoders learn too.", **_LORA)] = False,
+    layout: Annotated[str | None, typer.Option(help="Of the file: kohya or peft.  [default: kohya]", **_LORA)] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="[default: 1e-4]", **_LORA)] = None,
+    prediction: Annotated[str | None, typer.Option(help="Where it does not tell: eps or v.", **_LORA)] = None,
+    trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Read the tensors of a .ckpt.", **_LORA)] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only print the plan.")] = False,
     json: Annotated[bool, typer.Option("--json", help="With --plan: print it as JSON.")] = False,
     quiet: Quiet = False,
@@ -35,33 +47,35 @@ def train(
 
     Ctrl-C stops at a clean point; the same command goes on from there, bit for bit.
     """
+    common: dict[str, Any] = {
+        "folder": folder, "out": out, "seconds": None if for_ is None else quantities.duration(for_),
+        "pictures": None if pictures is None else quantities.count(pictures, "--pictures"),
+        "steps": None if steps is None else quantities.count(steps, "--steps"), "size": size, "captions": captions,
+        "caption": caption, "template": template, "from_model": from_model, "seed": seed, "batch": batch,
+        "device": device, "precision": precision, "plan_only": plan, "json": json, "quiet": quiet,
+    }  # fmt: skip
+    alone = {"--preset": preset, "--space": space, "--compile": compile}
+    tuned = {"--rank": rank, "--text-encoder": text_encoder or None, "--layout": layout,
+             "--learning-rate": learning_rate, "--prediction": prediction,
+             "--trust-pickle": trust_pickle or None}  # fmt: skip
+    for name, value in (alone if lora else tuned).items():
+        if value is not None:
+            raise InputError(f"{name}: is {'not ' if lora else 'only '}for --lora; leave it out")
+    if lora and from_model is None:
+        raise InputError("--lora: wants the Stable Diffusion that it is for; name it with --from")
+    if lora:
+        from unspeckle.commands.tune import run as tune
+        from unspeckle.training.options import LoraOptions
+
+        options = LoraOptions(
+            **common, rank=8 if rank is None else rank, words=text_encoder, layout=layout or "kohya",
+            learning_rate=learning_rate, prediction=prediction, trust_pickle=trust_pickle,
+        )  # fmt: skip
+        return tune(options)
+    from unspeckle.training.command import run
     from unspeckle.training.options import TrainOptions
 
-    options = TrainOptions(
-        folder=folder,
-        out=out,
-        seconds=None if for_ is None else quantities.duration(for_),
-        pictures=None if pictures is None else quantities.count(pictures, "--pictures"),
-        steps=None if steps is None else quantities.count(steps, "--steps"),
-        size=size,
-        preset=preset,
-        space=space,
-        captions=captions,
-        caption=caption,
-        template=template,
-        from_model=from_model,
-        seed=seed,
-        batch=batch,
-        device=device,
-        precision=precision,
-        compile=compile,
-        plan_only=plan,
-        json=json,
-        quiet=quiet,
-    )
-    from unspeckle.training.command import run
-
-    return run(options)
+    return run(TrainOptions(**common, preset=preset, space=space, compile=compile))
 
 
 def distil(

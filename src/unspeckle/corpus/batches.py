@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -45,16 +46,9 @@ def _endless(split: Split, size: int, seed: int, start: int, flips: bool) -> Ite
 
     count = len(split)
     mirrorable = split.mirrorable() if flips else np.zeros(count, np.bool_)
-    variety = np.array([len(words) for words in split.wordings], np.int64)
-    epoch, order = -1, np.empty(0, np.int64)
     while True:
         positions = np.arange(start, start + size, dtype=np.int64)
-        chosen = np.empty(size, np.int64)
-        for turn in range(start // count, (start + size - 1) // count + 1):
-            if turn != epoch:
-                epoch, order = turn, permutation(count, seed, turn)
-            mine = positions // count == turn
-            chosen[mine] = order[positions[mine] % count]
+        chosen = shown(count, seed, positions)
         tall, wide = split.spare(chosen)
         pictures = split.crops(
             chosen,
@@ -62,12 +56,27 @@ def _endless(split: Split, size: int, seed: int, start: int, flips: bool) -> Ite
             _below(wide + 1, seed, _LEFT, positions),
             mirrorable[chosen] & (hashed(seed, _MIRROR, positions) >> np.uint64(63) == 0),
         )
-        wording = _below(variety[chosen], seed, _WORDING, positions).tolist()
-        captions = [split.wordings[i][w] for i, w in zip(chosen.tolist(), wording, strict=True)]
-        yield Batch(pictures, captions, torch.from_numpy(positions))
+        yield Batch(pictures, worded(split, seed, positions, chosen), torch.from_numpy(positions))
         start += size
 
 
+def shown(count: int, seed: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of so many pictures is shown at each global position: (B,) -> (B,)."""
+    chosen = np.empty(len(positions), np.int64)
+    for epoch in np.unique(positions // count).tolist():
+        mine = positions // count == epoch
+        chosen[mine] = permutation(count, seed, epoch)[positions[mine] % count]
+    return chosen
+
+
+def worded(split: Split, seed: int, positions: NDArray[np.int64], chosen: NDArray[np.int64]) -> list[str]:
+    """With which of its wordings each of the pictures chosen (B,) is shown at its position."""
+    variety = np.array([len(split.wordings[i]) for i in chosen.tolist()], np.int64)
+    wording = _below(variety, seed, _WORDING, positions).tolist()
+    return [split.wordings[i][w] for i, w in zip(chosen.tolist(), wording, strict=True)]
+
+
+@lru_cache(maxsize=4)
 def permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """An order of range(count) that hangs on (seed, epoch) alone."""
     key = int(hashed(seed, _ORDER, np.array([epoch], np.int64))[0])

@@ -124,15 +124,21 @@ def live(module: nn.Module) -> list[Adapter]:
     return [one for one in module.modules() if isinstance(one, Adapter)]
 
 
-def fresh(parts: Parts, names: list[str], rank: int, seed: int) -> Adapters:
-    """Adapters that begin as nothing (up is zero), for linear layers, the same for the same seed."""
+def targets(parts: Parts) -> list[str]:
+    """The layers that learn best: the linear ones of attention and feed-forward."""
+    named = ((f"{part}.{name}", one) for part, module in parts.items() for name, one in module.named_modules())
+    return [name for name, one in named if isinstance(one, nn.Linear) and ".layers." in name]
+
+
+def fresh(parts: Parts, rank: int, seed: int) -> Adapters:
+    """Adapters of the parts' targets that begin as nothing (up is zero), the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
 
     def one(found: nn.Module) -> Adapter:
         assert isinstance(found, nn.Linear)
         r = min(rank, found.in_features, found.out_features)
         bound = found.in_features**-0.5  # as a linear layer of torch begins
-        down = (torch.rand(r, found.in_features, generator=generator) * 2 - 1) * bound
-        return Adapter(down, torch.zeros(found.out_features, r))
+        down = (torch.rand(r, found.in_features, generator=generator, device="cpu") * 2 - 1) * bound
+        return Adapter(down, torch.zeros(found.out_features, r, device="cpu"))
 
-    return Adapters({name: one(layer(parts, name)) for name in names})
+    return Adapters({name: one(layer(parts, name)) for name in targets(parts)})

@@ -23,6 +23,14 @@ class VaeConfig:
     scale: float = 0.18215
     shift: float = 0.0
 
+    @property
+    def channels(self) -> int:
+        return self.latents
+
+    @property
+    def factor(self) -> int:
+        return 1 << (len(self.multipliers) - 1)
+
 
 class VaeBlock(nn.Module):
     """Two convolutions (He et al. 2016)."""
@@ -124,7 +132,7 @@ class Vae(Autoencoder):
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
-        self.config, self.channels, self.factor = config, config.latents, 1 << (len(config.multipliers) - 1)
+        self.config, self.channels, self.factor = config, config.channels, config.factor
         self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.mix = nn.Conv2d(2 * config.latents, 2 * config.latents, 1) if config.mixes else nn.Identity()
         self.unmix = nn.Conv2d(config.latents, config.latents, 1) if config.mixes else nn.Identity()

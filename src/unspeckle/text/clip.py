@@ -82,6 +82,11 @@ class ClipTextsConfig:
     pooled: bool = False  # give the last encoder's pooled vector too
     zeros: bool = False  # no words at all are zeros, not the encoding of an empty prompt (XL)
 
+    @property
+    def length(self) -> int:
+        """Tokens of a chunk."""
+        return self.encoders[0].length
+
 
 class ClipTexts(nn.Module):
     """ids (B, encoders, chunks · length) to a Given: each chunk is read alone, their tokens stand one behind the other,

@@ -181,11 +181,11 @@ def follow(course: Course, options: Options, console: Console, stop: Stop) -> in
         report = _watch(train(course), course.plan, options.out, console, options.quiet)
     except Failed as failure:
         return _failed(options, failure)
-    if not (options.out / FILE).exists():
+    if not (options.out / course.file).exists():
         return _stopped(console)
     if report is not None and report.held is not None:
         console.print(report.held.said, highlight=False)
-    print((options.out / FILE).absolute())
+    print((options.out / course.file).absolute())
     return DONE
 
 

@@ -63,10 +63,14 @@ class Masters:
         self.plan, self.device = plan, torch.device(plan.device)
         self.weights = weights.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weights.train().requires_grad_(True)
-        self.working = self.weights
-        if plan.precision != "float32":
-            self.working = copy.deepcopy(self.weights).to(DTYPES[plan.precision])
+        self.working = self.worker()
         self.optimizer = Optimizer(self.weights, plan)
+
+    def worker(self) -> nn.Module:
+        """Who computes."""
+        weights: nn.Module = self.weights
+        same = self.plan.precision == "float32"
+        return weights if same else copy.deepcopy(weights).to(DTYPES[self.plan.precision])
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.weights.parameters())
@@ -84,6 +88,10 @@ class Masters:
         if self.working is not self.weights:
             for master, worker in self._pairs():
                 worker.copy_(master)
+
+    def step(self, batch: Any, step: int) -> Outcome:
+        """Learn from a batch as step 1…plan.steps."""
+        raise NotImplementedError
 
     def descend(self, loss: Tensor, step: int) -> Outcome:
         """Move the weights by the loss as step 1…plan.steps; not at all where loss or gradient is not finite."""

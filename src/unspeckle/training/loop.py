@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -25,7 +25,7 @@ from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import checkpoint
 from unspeckle.training.ema import PowerAverage
 from unspeckle.training.heldout import HeldOut, Judged
-from unspeckle.training.learner import DTYPES, Learner, Outcome, Weights, fresh
+from unspeckle.training.learner import DTYPES, Learner, Masters, Outcome, Weights, fresh
 from unspeckle.training.plan import Plan
 from unspeckle.training.stage import Failed, Look, Report, keep, walk
 
@@ -37,13 +37,14 @@ Judge = Callable[[Model], Judged]
 
 @dataclass
 class Course(ABC):
-    """All that a run holds in memory, whatever it learns from."""
+    """All that a run holds in memory, whatever it learns from. file: what it leaves in RUN."""
 
+    file: ClassVar[str] = FILE
     plan: Plan
     run: Path
     stop: Callable[[], bool] = field(default=lambda: False, kw_only=True)
     skipped: int = field(default=0, kw_only=True)
-    learner: Learner = field(init=False)
+    learner: Masters = field(init=False)
     averages: list[PowerAverage] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -51,7 +52,7 @@ class Course(ABC):
         self.averages = [PowerAverage(width, self.learner.parameters()) for width in self.plan.averages]
 
     @abstractmethod
-    def learns(self) -> Learner:
+    def learns(self) -> Masters:
         """Who learns, from the beginning."""
 
     @abstractmethod
@@ -65,6 +66,10 @@ class Course(ABC):
     @abstractmethod
     def model(self, tensors: list[Tensor], precision: str = "float32", weights: str = "") -> Model:
         """A model of these tensors, apart from the ones that learn. weights: which ones they are, for its card."""
+
+    def write(self, model: Model) -> None:
+        """Leave in RUN what was learnt, atomically."""
+        save(model, self.run / self.file)
 
     @abstractmethod
     def asks(self) -> list[Ask]:
@@ -141,6 +146,7 @@ class Training(Course):
 
     def judge(self) -> Judge:
         judged, learner = self.corpus.heldout if len(self.corpus.heldout) else self.corpus.training, self.learner
+        assert isinstance(learner, Learner)
         held = HeldOut(judged, self.tokenizer, self.autoencoder, learner.objective, learner.device, HELD_OUT)
         return lambda model: held(model.denoiser, model.text)
 
@@ -178,7 +184,8 @@ def train(training: Course) -> Iterator[Report]:
 
 def _samples(training: Course, step: int, model: Model | None = None) -> Path:
     """Draw the samples as one PNG; training's own randomness is not touched."""
-    chosen = training.averages[0].average if training.averages[0].seen else training.learner.tensors()
+    averaged = [average.average for average in training.averages[:1] if average.seen]
+    chosen = averaged[0] if averaged else training.learner.tensors()
     model = model or training.model(chosen, training.plan.precision)
     pictures = [draw(model, ask)[0] for ask in training.asks()]
     width, height = training.plan.size
@@ -203,7 +210,10 @@ def _finish(training: Course) -> Report:
     plan, run = training.plan, training.run
     samples = _samples(training, plan.steps, training.model(best[2], plan.precision))  # first: the model ends a run
     try:
-        save(training.model(best[2], weights=best[1]), run / FILE)
+        training.write(training.model(best[2], weights=best[1]))
     except (OSError, SafetensorError) as error:
-        raise Failed(f"{FILE} cannot be written ({error}); free some space and give the same command again") from error
-    return Report(plan.steps, plan.steps, math.nan, math.nan, 0, 0, training.skipped, best[0], samples, run / FILE)
+        told = f"{training.file} cannot be written ({error}); free some space and give the same command again"
+        raise Failed(told) from error
+    return Report(
+        plan.steps, plan.steps, math.nan, math.nan, 0, 0, training.skipped, best[0], samples, run / training.file
+    )

@@ -61,14 +61,7 @@ def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: 
         size = quantities.size(options.size)
     else:
         size = origin.card.size if origin is not None else (128, 128) if torch.cuda.is_available() else (64, 64)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("decoding pictures")
-        corpus = open_corpus(
-            listing,
-            size,
-            cache=cache(),
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    corpus = decoded(listing, size, console)
     if plan is not None:
         tokenizer = _kept_tokenizer(options.out)
         autoencoder = _planned(plan) if origin is None else origin.autoencoder
@@ -83,6 +76,17 @@ def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: 
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         _warn_of_cuts(corpus, tokenizer, console)
     return Materials(corpus, tokenizer, autoencoder, origin)
+
+
+def decoded(listing: Listing, size: tuple[int, int], console: Console) -> Corpus:
+    """The listing's pictures, decoded where they were not yet."""
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("decoding pictures")
+
+        def told(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        return open_corpus(listing, size, cache=cache(), progress=told)
 
 
 def _kept_tokenizer(run: Path) -> Tokenizer:

@@ -17,7 +17,7 @@ from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.latents import LatentLearner
-from unspeckle.training.learner import Learner, fresh
+from unspeckle.training.learner import Learner, Masters, fresh
 from unspeckle.training.plan import AnyPlan, Plan
 from unspeckle.training.reconstruction import COARSE_EVERY
 
@@ -75,7 +75,7 @@ def training(
     return steps(lambda plan: Learner(plan, fresh(plan), tokenizer, autoencoder), plan, data, seconds)
 
 
-def steps(learns: Callable[[AnyPlan], Learner], plan: AnyPlan, data: Iterator[Any], seconds: float) -> Measured:
+def steps(learns: Callable[[AnyPlan], Masters], plan: AnyPlan, data: Iterator[Any], seconds: float) -> Measured:
     """The same with whoever learns: `learns` makes one that may be thrown away."""
     start = time.perf_counter()
     learner = learns(replace(plan, warmup=10**9))

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
 from unspeckle.errors import InputError
-from unspeckle.networks import build
 from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.training.plan import AnyPlan, Plan
 from unspeckle.training.reconstruction import reconstruction
@@ -25,7 +24,7 @@ def kept(plan: Plan) -> int:
     device."""
     dtype = _dtype(plan)
     with torch.device("meta"):
-        network = build(plan.network).to(dtype)
+        network = plan.built().to(dtype)
         config, (width, height) = plan.network, plan.extent
         words = torch.empty(1, plan.text.length, config.text_width, dtype=dtype)
         given = Given(words, None, torch.empty(1, config.vector_width, dtype=dtype))

@@ -50,4 +50,33 @@ class DistilOptions:
     quiet: bool = False
 
 
-Options = TrainOptions | DistilOptions
+@dataclass(frozen=True)
+class LoraOptions:
+    """None = choose for me. Exactly one of seconds, pictures and steps says how long."""
+
+    folder: Path
+    out: Path
+    from_model: Path  # a Stable Diffusion: file, folder or hub name
+    seconds: float | None = None
+    pictures: int | None = None
+    steps: int | None = None
+    size: str | None = None
+    captions: str = "auto"
+    caption: str | None = None
+    template: str | None = None
+    rank: int = 8
+    words: bool = False  # its text encoders learn too
+    layout: str = "kohya"
+    learning_rate: float | None = None
+    seed: int | None = None
+    batch: int | None = None
+    device: str | None = None
+    precision: str | None = None
+    prediction: str | None = None
+    trust_pickle: bool = False
+    plan_only: bool = False
+    json: bool = False
+    quiet: bool = False
+
+
+Options = TrainOptions | DistilOptions | LoraOptions

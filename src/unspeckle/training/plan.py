@@ -6,13 +6,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import nn
+
 from unspeckle import atomic, configuration
 from unspeckle.denoiser import Denoiser, Network
 from unspeckle.errors import InputError
-from unspeckle.networks import Config
+from unspeckle.networks import Config, build
+from unspeckle.networks.adapters import fresh
 from unspeckle.networks.autoencoder import IdentityConfig
 from unspeckle.networks.latents import LatentConfig
+from unspeckle.networks.vae import VaeConfig
 from unspeckle.schedule import KINDS
+from unspeckle.text.clip import ClipTextsConfig
 from unspeckle.text.encoder import TextConfig
 from unspeckle.training.options import Options
 
@@ -73,6 +78,10 @@ class Plan:
         """Of the network in a step."""
         return self.batch
 
+    def built(self) -> nn.Module:
+        """The untrained network, with what learns in it."""
+        return build(self.network)
+
     def denoiser(self, network: Network) -> Denoiser:
         """The network, with what the plan says of noise and predictions."""
         schedule = configuration.kind_from_json(KINDS, self.schedule, "schedule")
@@ -96,6 +105,25 @@ class DistilPlan(Plan):
         return self.batch * sum(self.counts)
 
 
+@dataclass(frozen=True)
+class LoraPlan(Plan):
+    """What adapters of a Stable Diffusion will learn; parameters counts these. text and autoencoder are its own."""
+
+    text: ClipTextsConfig  # type: ignore[assignment]
+    autoencoder: VaeConfig  # type: ignore[assignment]
+    origin: str = ""  # the hash of its model
+    rank: int = 8
+    words: bool = False  # its text encoders learn too
+    layout: str = "kohya"  # of the file
+    scale: float = 7.5  # of the samples' guidance
+
+    def built(self) -> nn.Module:
+        network = build(self.network).requires_grad_(False)
+        parts = {"network": network}
+        fresh(parts, self.rank, self.seed).attach(parts)
+        return network
+
+
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
@@ -103,7 +131,7 @@ def load(run: Path, kind: type[AnyPlan] = Plan) -> AnyPlan | None:  # type: igno
     """RUN's plan, or None where there is none. InputError where it cannot be read, or is of another kind."""
     found = either(run)
     if found is not None and type(found) is not kind:
-        other = "train" if kind is DistilPlan else "distil"
+        other = {DistilPlan: "distil", LoraPlan: "train --lora"}.get(type(found), "train")
         raise InputError(f"{run / FILE}: is the plan of a run of `{other}`; give another --out")
     return found
 
@@ -117,8 +145,9 @@ def either(run: Path) -> Plan | None:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give another --out, or delete this run") from error
-    distils = isinstance(values, dict) and "teacher" in values
-    plan = configuration.from_json(DistilPlan if distils else Plan, values, str(path))
+    held = values if isinstance(values, dict) else {}
+    kind = DistilPlan if "teacher" in held else LoraPlan if "rank" in held else Plan
+    plan = configuration.from_json(kind, values, str(path))
     for name in ("steps", "batch", "threads", "warmup", "average_every"):
         if getattr(plan, name) < 1:
             raise InputError(
@@ -151,5 +180,7 @@ def flag(name: str, value: Any) -> str:
         return f"--for {value:g}s"
     if name == "compile":
         return "--compile" if value else "--no-compile"
-    typed = {"from_model": "from"}.get(name, name).replace("_", "-")
+    typed = {"from_model": "from", "words": "text-encoder"}.get(name, name).replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{typed}" if value else ""
     return f"--{typed} {shlex.quote(str(value))}"

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from unspeckle.networks.autoencoder import IdentityConfig
 from unspeckle.training.heldout import Judged
-from unspeckle.training.plan import Plan
+from unspeckle.training.plan import LoraPlan, Plan
 from unspeckle.training.stage import Report
 
 LINE_EVERY = 30.0  # seconds, where there is no terminal
@@ -25,6 +25,11 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def paced(rate: float) -> str:
+    """Pictures a second, or a minute where they are few."""
+    return f"{rate:.0f} pictures/s" if rate >= 2 else f"{60 * rate:.1f} pictures/min"
+
+
 def table(plan: Plan, done: int) -> Table:
     """The plan, before the first step or the one after `done`."""
     width, height = plan.size
@@ -32,8 +37,8 @@ def table(plan: Plan, done: int) -> Table:
     end = datetime.now() + timedelta(seconds=seconds)
     work = f"{plan.device}, {plan.precision}, {'compiled' if plan.compile else 'eager'}"
     rows = {
-        "works on": f"{work}, {plan.rate:.0f} pictures/s measured",
-        "network": f"{plan.preset}, {plan.parameters / 1e6:.1f} M parameters with its words",
+        "works on": f"{work}, {paced(plan.rate)} measured",
+        "network": f"{plan.preset}, {plan.parameters / 1e6:.1f} M parameters{_words(plan)}",
         "denoises": _space(plan),
         "pictures": f"{width}x{height}, {plan.pictures:,} in {plan.steps:,} steps of {plan.batch}",
         "memory": f"{plan.memory / 2**30:.1f} GiB at the peak",
@@ -44,6 +49,10 @@ def table(plan: Plan, done: int) -> Table:
     for name, value in rows.items():
         shown.add_row(Text(name, style="bold"), value)
     return shown
+
+
+def _words(plan: Plan) -> str:
+    return " with its words" if not isinstance(plan, LoraPlan) or plan.words else ""
 
 
 def _space(plan: Plan) -> str:
@@ -87,7 +96,7 @@ class View:
         if self.quiet:
             return
         now = (
-            f"{report.rate:.0f} pictures/s · loss {report.loss:.4f} · {spoken(report.left)} left"
+            f"{paced(report.rate)} · loss {report.loss:.4f} · {spoken(report.left)} left"
             + (f" · {report.skipped} steps skipped" if report.skipped else "")
         )  # fmt: skip
         if self.live.is_started:
