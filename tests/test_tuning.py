@@ -23,7 +23,7 @@ from unspeckle.commands import tune
 from unspeckle.draw import Ask, steps
 from unspeckle.errors import InputError
 from unspeckle.formats import lora
-from unspeckle.training import checkpoint, encoded
+from unspeckle.training import checkpoint, encoded, tuning
 from unspeckle.training import plan as plans
 from unspeckle.training.options import LoraOptions, TrainOptions
 from unspeckle.training.plan import LoraPlan
@@ -63,6 +63,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tune, "MEASURED", 0.0)
+    monkeypatch.setattr(tuning, "STEPS", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
@@ -106,7 +107,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(
     assert parts == ({"unet", "te1", "te2"} if changes.get("words") else {"unet"})
 
 
-@pytest.mark.parametrize(("family", "layout"), [("1", "kohya"), ("2", "peft"), ("xl", "kohya"), ("xl", "peft")])
+@pytest.mark.parametrize(("family", "layout"), [("1", "kohya"), ("2", "peft"), ("xl", "kohya")])
 def test_diffusers_draws_the_same_with_it(family: str, layout: str, folder: Path, base: Any, tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="peft is not installed: no peer to draw with the LoRA")
     out = tmp_path / "run"
@@ -128,13 +129,12 @@ def test_diffusers_draws_the_same_with_it(family: str, layout: str, folder: Path
     assert (expected - plain).norm() >= 0.02 * plain.norm()
 
 
-@pytest.mark.parametrize("family", ["1", "2"])
-def test_it_learns(family: str, folder: Path, base: Any, tmp_path: Path) -> None:
+def test_it_learns(folder: Path, base: Any, tmp_path: Path) -> None:
     """What was held out is denoised better than by the checkpoint, which the first moment of a run is."""
     found = []
     for count, rate in ((1, 1e-9), (60, 5e-3)):
         out = tmp_path / f"run{count}"
-        assert tune.run(options(folder, out, base(family), steps=count, learning_rate=rate, batch=8)) == 0
+        assert tune.run(options(folder, out, base("1"), steps=count, learning_rate=rate)) == 0
         found.append([json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]["held_out"])
     assert found[1] < 0.9 * found[0]
 
