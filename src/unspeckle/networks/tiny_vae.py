@@ -58,11 +58,16 @@ class TinyVae(Autoencoder):
     def encode(self, pictures: Tensor) -> Tensor:
         if not self.config.encodes:
             raise InputError("this tiny autoencoder only decodes; put its taesd_encoder.safetensors beside the decoder")
-        x = ((pictures + 1) / 2).contiguous(memory_format=torch.channels_last)
-        out: Tensor = (self.encoder(x) - self.config.shift) * self.config.scale
+        x = ((pictures + 1) / 2).to(self._dtype).contiguous(memory_format=torch.channels_last)
+        out: Tensor = (self.encoder(x).float() - self.config.shift) * self.config.scale
         return out
 
     def decode(self, latents: Tensor) -> Tensor:
         z = latents / self.config.scale + self.config.shift
-        out: Tensor = self.decoder((torch.tanh(z / 3) * 3).contiguous(memory_format=torch.channels_last))
+        z = (torch.tanh(z / 3) * 3).to(self._dtype).contiguous(memory_format=torch.channels_last)
+        out: Tensor = self.decoder(z).float()
         return out * 2 - 1
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.decoder.parameters()).dtype
