@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.layers import attend
+from unspeckle.networks.layers import Growing, attend
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Decoder(nn.Module):
                 self.up.append(VaeBlock(now, width, config.groups))
                 now = width
             if level < len(widths) - 1:
-                self.grow.append(nn.Conv2d(now, now, 3, padding=1))
+                self.grow.append(Growing(now))
         self.norm = nn.GroupNorm(config.groups, now, 1e-6)
         self.leave = nn.Conv2d(now, 3, 3, padding=1)
 
@@ -114,7 +114,7 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.up, 1):
             h = block(h)
             if i % self.blocks == 0 and i < len(self.up):
-                h = self.grow[i // self.blocks - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+                h = self.grow[i // self.blocks - 1](h)
         out: Tensor = self.leave(F.silu(self.norm(h)))
         return out
 
@@ -131,7 +131,8 @@ class Vae(Autoencoder):
 
     def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the standardised latents."""
-        mean, log_variance = self.mix(self.encoder(pictures)).chunk(2, dim=1)
+        coded = self.mix(self.encoder(pictures.to(self._dtype)))
+        mean, log_variance = coded.to(pictures.dtype).chunk(2, dim=1)
         deviation = (log_variance.clamp(-30, 20) / 2).exp()
         return (mean - self.config.shift) * self.config.scale, deviation * self.config.scale
 
@@ -140,5 +141,10 @@ class Vae(Autoencoder):
         return self.posterior(pictures)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        out: Tensor = self.decoder(self.unmix(latents / self.config.scale + self.config.shift))
-        return out
+        z = latents / self.config.scale + self.config.shift
+        out: Tensor = self.decoder(self.unmix(z.to(self._dtype)))
+        return out.to(latents.dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.decoder.enter.weight.dtype
