@@ -27,6 +27,7 @@ app.add_typer(corpora, name="make-corpus")
 
 MODEL_HELP = "A model: file, RUN of train, or Stable Diffusion (file, folder, hub name).  [default: the one inside]"
 INTERVAL_HELP = "Guide at these times only: 0 is the picture, 1 is noise.  [default: always]"
+PRECISION_HELP = "auto (bfloat16 for a Stable Diffusion where it pays), float32, bfloat16 or float16."
 GUIDE_HELP = "A weaker model that guides in place of the negative prompt (autoguidance)."
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the paths of results.")]
 Device = Annotated[Optional[str], typer.Option(help="cpu or cuda.  [default: cuda where there is one]")]  # noqa: UP045
@@ -74,6 +75,7 @@ def draw(
     strip: Annotated[bool, typer.Option("--strip", help="Save the film of the drawing as well.")] = False,
     prediction: Prediction = None,
     trust_pickle: TrustPickle = False,
+    precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
     device: Device = None,
     quiet: Quiet = False,
 ) -> int:
@@ -89,7 +91,7 @@ def draw(
     from unspeckle.draw import Ask
 
     ask = Ask(" ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides, guidance, rescale, when)
-    return run(ask, model, guide, out, strip, quiet, device, prediction, trust_pickle)
+    return run(ask, model, guide, out, strip, quiet, device, prediction, trust_pickle, precision)
 
 
 @app.command(epilog="Exit code: 0 where no pixel differs, 1 where one does.")

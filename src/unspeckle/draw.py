@@ -216,7 +216,8 @@ def signed(model: Model, order: Order, last: Step) -> list[Image.Image]:
     }
     guide = order.guide and {"name": order.guide.card.name, "hash": order.guide.hash}
     unusual = {"guidance": order.guidance, "rescale": order.rescale, "interval": order.interval, "guide": guide}
-    common |= {name: value for name, value in unusual.items() if value not in ("cfg", 0, None)}
+    unusual["precision"] = model.precision
+    common |= {name: value for name, value in unusual.items() if value not in ("cfg", 0, None, "float32")}
     drawn = pictures(model, last.x)
     return [stamp(image, {"seed": order.seed + place, **common}) for place, image in enumerate(drawn)]
 
@@ -277,6 +278,8 @@ def _guide(model: Model, ask: Ask | Order) -> Model | None:
         return None
     if ask.negative:
         raise InputError("negative: a guide takes its place; write NOT in the prompt, or leave one of the two out")
+    if model.precision != ask.guide.precision:
+        raise InputError(f"guide: draws in {ask.guide.precision}, the model in {model.precision}; load both alike")
     mine, its = _border(model), _border(ask.guide)
     if mine[:3] != its[:3] or any(not torch.equal(tensor, its[3][name]) for name, tensor in mine[3].items()):
         name = ask.guide.card.name

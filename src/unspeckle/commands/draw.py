@@ -14,6 +14,7 @@ from unspeckle.errors import InputError
 from unspeckle.film import Film
 from unspeckle.model import Model, load
 from unspeckle.picture import keep, record, stamp
+from unspeckle.precision import keep_memory
 from unspeckle.prompts import parse, words
 from unspeckle.samplers import Step
 from unspeckle.terminal import Show
@@ -21,12 +22,13 @@ from unspeckle.terminal import Show
 
 def run(
     ask: Ask, model: Path | None, guide: Path | None, out: Path, strip: bool, quiet: bool, device: str | None,
-    prediction: str | None = None, trust_pickle: bool = False,
+    prediction: str | None = None, trust_pickle: bool = False, precision: str = "auto",
 ) -> int:  # fmt: skip
     """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
     _writable(out)
-    drawer = load(model, place(device), prediction=prediction, trust_pickle=trust_pickle)
-    ask = ask if guide is None else replace(ask, guide=load(guide, place(device)))
+    keep_memory()
+    drawer = load(model, place(device), prediction=prediction, trust_pickle=trust_pickle, precision=precision)
+    ask = ask if guide is None else replace(ask, guide=load(guide, place(device), precision=drawer.precision))
     orders = parts(drawer, ask)
     total, done = sum(order.steps for order in orders), 0
     with Show(quiet=quiet) as show:

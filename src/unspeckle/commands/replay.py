@@ -24,12 +24,13 @@ def run(path: Path, model: Path | None, guide: Path | None, quiet: bool, device:
         ask, at = asked(said)
     except InputError as e:
         raise InputError(f"{path}: {e}") from e
-    drawer = load(model, place(device))
+    precision = str(said.get("precision", "float32"))
+    drawer = load(model, place(device), precision=precision)
     _same(path, said.get("model"), drawer, "model")
     if "guide" in said:
         if guide is None:
             raise InputError(f"{path}: was guided by a weaker model, {_named(said['guide'])}; name it with --guide")
-        weaker = load(guide, place(device))
+        weaker = load(guide, place(device), precision=precision)
         _same(path, said["guide"], weaker, "guide")
         ask = replace(ask, guide=weaker)
     order = settle(drawer, ask)
