@@ -64,12 +64,12 @@ def wait(device: str) -> None:
 
 
 def keep_memory() -> None:
-    """Ask glibc to keep what is freed: it gives large blocks back at once, and each step pays for their pages again,
-    a twentieth of its time. For a process that does little but draw."""
+    """Ask glibc to keep what is freed, but for blocks over 32 MiB: it gives all large ones back at once, and each step
+    pays for their pages again, a twentieth of its time. For a process that does little but draw."""
     if sys.platform == "linux":
         try:
             mallopt = ctypes.CDLL(None).mallopt
         except AttributeError:  # another C library
             return
-        mallopt(-4, 0)  # M_MMAP_MAX: no block has a map of its own
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, at most this
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
