@@ -27,9 +27,9 @@ from unspeckle.presets import preset
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import latents
 from unspeckle.training.choose import LATENT_SHARE, network_for
-from unspeckle.training.command import cache, standard
 from unspeckle.training.heldout import HeldOut
 from unspeckle.training.learner import Learner, fresh
+from unspeckle.training.materials import cache, standard
 from unspeckle.training.plan import Plan
 
 

@@ -69,7 +69,7 @@ def vae(**changes: Any) -> Any:
     return speaking(diffusers.AutoencoderKL(**{**config, **blocks, **changes}))
 
 
-def text(width: int, act: str, projection: int = 0, layers: int = 2, end: int = TOKENS - 1) -> Any:
+def text(width: int, act: str, projection: int = 0, layers: int = 3, end: int = TOKENS - 1) -> Any:
     config = transformers.CLIPTextConfig(
         vocab_size=TOKENS, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
         num_attention_heads=width // 64, projection_dim=projection or width, hidden_act=act,

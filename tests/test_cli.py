@@ -1,5 +1,6 @@
 """The command line's contract: results on standard output, one line and exit code 2 for what a person can mend."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import unspeckle
@@ -128,6 +130,7 @@ BAD = [
     ("draw (frog -m MODEL", "unclosed"),
     ("draw frog -m MODEL --negative [frog", "negative: unclosed"),
     ("draw frog --size huge", "write 64 or"),
+    ("check HERE --size 0", "write 64 or"),
     ("draw frog -m MODEL --device abacus", "abacus"),
     ("draw frog -m MODEL --out HERE/text", "HERE/text"),
     ("draw frog -m MODEL --out HERE/text/below", "HERE/text"),
@@ -136,6 +139,9 @@ BAD = [
     ("draw frog -m HERE", "model.safetensors"),
     ("replay HERE/nothing.png", "HERE/nothing.png"),
     ("replay HERE/text", "HERE/text"),
+    ("convert HERE/nothing HERE/b.safetensors", "HERE/nothing: no such file or folder"),
+    ("distil MODEL --out HERE/few --steps 3 --scale nan", "--scale nan"),
+    ("distil MODEL --out HERE/few --steps 3 --scale inf", "--scale inf"),
     ("make-corpus", "Missing command"),
     ("make-corpus emoji HERE/new --scenes none", "--scenes"),
     ("make-corpus emoji HERE/new --scenes 0", "--scenes 0"),
@@ -178,6 +184,36 @@ def test_a_folder_that_cannot_be_written(model: str, tmp_path: Path, capsys: pyt
     assert main(["draw", "x", "-m", model, "-o", "/proc/nowhere"]) == 2
     said = capsys.readouterr().err
     assert "/proc/nowhere" in said and len(said.splitlines()) == 1
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_to_be(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    picture, report = tmp_path / "a-frog-0.png", tmp_path / "a.html"
+    for words, name in (
+        (["draw", "a frog", "-m", model, "-o", str(tmp_path)], picture),
+        (["score", model, "-n", "8", "-o", str(report)], report),
+    ):
+        assert main([*words, "--steps", "1", "-q"]) == 2
+        said = capsys.readouterr()
+        assert said.err == f"unspeckle: {name}: No space left on device; free some, and give the same command again\n"
+        assert said.out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_is_one_line(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*_: object) -> torch.Tensor:
+        return torch.empty(2**55)
+
+    monkeypatch.setattr("unspeckle.commands.draw.signed", greedy)
+    assert main(["draw", "a frog", "-m", model, "-o", str(tmp_path), "-q"]) == 2
+    assert capsys.readouterr().err == "unspeckle: memory does not suffice; ask for fewer or smaller pictures\n"
 
 
 def test_train_parses_what_people_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ def test_a_disk_too_small_is_refused_before_decoding(tmp_path: Path, monkeypatch
     opened(folder, tmp_path / "cache")
     needed = next((tmp_path / "cache").iterdir()).stat().st_size - cache._FOOTER.size - len("[]")
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: Disk(0, 0, needed - 1))
-    with pytest.raises(InputError, match=r"other: 9 pictures at 8x8 need .* GB and .* GB are free"):
+    with pytest.raises(InputError, match=r"other: 9 pictures at 8x8 need .* MB and .* MB are free"):
         opened(folder, tmp_path / "other")
     assert list((tmp_path / "other").iterdir()) == []
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: Disk(0, 0, needed))

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tiny import random_model
 from unspeckle.corpus import read
-from unspeckle.corpus.wording import class_name, clean, fill, stem_words
+from unspeckle.corpus.wording import MOST, class_name, clean, fill, stem_words
+from unspeckle.draw import Ask, settle
 from unspeckle.errors import InputError
+from unspeckle.prompts import escape
 
 
 def put(folder: Path, *names: str) -> Path:
@@ -22,6 +25,15 @@ def put(folder: Path, *names: str) -> Path:
 
 def words(folder: Path, **options: str) -> dict[str, tuple[str, ...]]:
     return {picture.path: picture.captions for picture in read(folder, **options).pictures}
+
+
+def test_a_caption_without_end_is_cut(tmp_path: Path) -> None:
+    """So that it can be drawn as well: a prompt has at most 100,000 characters, an escape before each counted."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("(frog) " * 300_000)
+    (caption,) = read(tmp_path).captions()
+    assert caption.startswith("(frog) (frog)") and len(caption) <= MOST
+    settle(random_model(), Ask(escape(caption)))
 
 
 def test_txt_gives_a_wording_a_line(tmp_path: Path) -> None:

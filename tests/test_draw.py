@@ -2,7 +2,8 @@
 
 import math
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 
 from tiny import random_model, told_model
 from unspeckle.denoiser import Given
-from unspeckle.draw import Ask, asked, draw, many, parts, pictures, settle, steps
+from unspeckle.draw import Ask, asked, draw, idle, many, parts, pictures, settle, steps
 from unspeckle.errors import InputError
 from unspeckle.film import COLUMNS, Film
 from unspeckle.grids import times
@@ -22,6 +23,42 @@ from unspeckle.picture import difference, record
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import VE
 from unspeckle.seeds import noise
+
+
+@dataclass
+class ToldOfScale(Model):
+    """A model whose network is told of the guidance scale itself."""
+
+    def left(self, scale: float) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"negative": "0.5"}, {"guidance": "apg"}, {"rescale": 0.5}, {"interval": (0.2, 0.8)}, {"guide": told_model()}],
+)
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_what_guidance_would_do_is_refused_where_the_network_is_told_of_it(
+    option: dict[str, Any], scale: float
+) -> None:
+    plain = told_model()
+    told = ToldOfScale(plain.denoiser, plain.tokenizer, plain.text, plain.autoencoder, plain.card)
+    settle(told, Ask("0.3", scale=scale))
+    (name,) = option
+    with pytest.raises(InputError, match=f"^{name}: this model is told of the guidance scale"):
+        settle(told, Ask("0.3", scale=scale, **option))
+    order = settle(plain, Ask("0.3", scale=scale, **option))
+    assert idle(plain, order) == ([name] if scale == 1 else [])
+
+
+def test_what_is_called_idle_changes_no_picture() -> None:
+    """And what is not does: the negative prompt counts without guidance where a prompt's weights do not sum to 1."""
+    model = random_model()
+    for prompt in ("a frog", "a frog AND two frogs", "a frog NOT red", "[a frog:a pizza:0.5] AND red :0.5"):
+        plain, away = (Ask(prompt, negative=words, scale=1.0) for words in ("", "a blue rabbit"))
+        same = draw(model, plain)[0].tobytes() == draw(model, away)[0].tobytes()
+        assert same == ("negative" in idle(model, settle(model, away)))
+        assert same == (prompt == "a frog")
 
 
 def last(model, ask):

@@ -201,6 +201,31 @@ def test_what_a_stable_diffusion_2_predicts(folder: Any, tmp_path: Path) -> None
     assert unspeckle.load(file).denoiser.prediction == "v"
 
 
+def test_every_command_that_draws_hears_how_to_read_a_model(folder: Any, tmp_path: Path, capsys: Any) -> None:
+    """A Stable Diffusion 2 as .ckpt, which neither tells what it predicts nor is read unasked."""
+    file, _ = converted(folder("2"), tmp_path)
+    pickle, out = file.with_suffix(".ckpt"), ["-o", str(tmp_path / "drawn")]
+    torch.save({"state_dict": load_file(file)}, pickle)
+    asked, told = ["a frog", "--size", "16", "--steps", "2", "-q"], ["--prediction", "v", "--trust-pickle"]
+    both = ["--model", str(pickle), "--guide", str(pickle)]
+    capsys.readouterr()
+    assert main(["draw", *asked, *both, *out, *told]) == 0
+    picture = capsys.readouterr().out.strip()
+    assert main(["replay", picture, *both, "-q", *told]) == 0
+    assert capsys.readouterr().out == "largest pixel difference: 0\n"
+    report = ["-n", "8", "--steps", "1", "-q", "-o", str(tmp_path / "a.html")]
+    lines = (["draw", *asked, *both, *out], ["replay", picture, *both], ["score", str(pickle), *report])
+    for line in lines:
+        for some, says in (
+            ([], "--trust-pickle"),
+            (told[2:], "--prediction v or"),
+            (["--prediction", "x"], "eps or v"),
+        ):
+            assert main([*line, *some]) == 2
+            said = capsys.readouterr()
+            assert said.out == "" and len(said.err.splitlines()) == 1 and says in said.err
+
+
 def test_pickles(folder: Any, tmp_path: Path) -> None:
     file, _ = converted(folder("1"), tmp_path)
     pickle = file.with_suffix(".ckpt")

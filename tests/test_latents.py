@@ -1,5 +1,7 @@
 """The learnt autoencoder: unit variance, a distance that is what it says, learning that can stop anywhere."""
 
+import json
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,13 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tiny import saved
 from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
 from unspeckle.model import load
-from unspeckle.networks import LatentConfig, Latents
-from unspeckle.training import checkpoint, command, latents
+from unspeckle.networks import Identity, IdentityConfig, LatentConfig, Latents
+from unspeckle.presets import LADDER, PRESETS
+from unspeckle.training import checkpoint, command, latents, measure
 from unspeckle.training import plan as plans
+from unspeckle.training.choose import network_for, space
 from unspeckle.training.options import TrainOptions
+from unspeckle.training.reconstruction import pyramid
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +46,9 @@ def discs(seed: int) -> list[np.ndarray]:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    for name in ("training", "latents"):  # how fast it is does not matter here
+        real = getattr(measure, name)
+        monkeypatch.setattr(measure, name, lambda *given, real=real: real(*given[:-1], 0.0))
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
@@ -81,6 +90,17 @@ def test_it_learns_to_give_back_pictures_that_it_never_saw(learnt: Path) -> None
     assert error < 0.35 * unseen.var((2, 3)).mean()
 
 
+def test_the_disk_that_a_run_takes_is_foreseen(folder: Path, tmp_path: Path) -> None:
+    """Two checkpoints are left of each part, room for a third is wanted while it is written. With AdamW: Muon's take
+    less."""
+    run, once = tmp_path / "run", 0
+    assert command.run(options(folder, run, steps=5, precision="float32")) == 0
+    for part in (run, run / latents.FOLDER):
+        once += sorted((part / "checkpoints").glob("step-*"))[-1].stat().st_size
+    used = 3 * once + (run / "model.safetensors").stat().st_size
+    assert plans.load(run).disk == pytest.approx(used, rel=0.02)
+
+
 def test_shifted_pictures_have_shifted_latents(learnt: Path) -> None:
     autoencoder = load(learnt).autoencoder
     torch.manual_seed(0)
@@ -108,8 +128,8 @@ def test_the_distance_is_its_definition() -> None:
 
     bands = [error - up(grey), grey - up(coarse), coarse - up(coarsest)]
     wanted = sum(part.abs().mean() for part in (error, *bands, coarsest))
-    assert torch.allclose(latents.pyramid(error), wanted)
-    assert latents.pyramid(torch.zeros(1, 3, 16, 16)) == 0
+    assert torch.allclose(pyramid(error), wanted)
+    assert pyramid(torch.zeros(1, 3, 16, 16)) == 0
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -154,6 +174,118 @@ def test_another_model_goes_on_with_its_own_autoencoder(folder: Path, learnt: Pa
     kept = [name for name in before.tensors() if name.startswith("autoencoder.")]
     assert kept and all(torch.equal(before.tensors()[name], after.tensors()[name]) for name in kept)
     assert any(not torch.equal(before.tensors()[name], after.tensors()[name]) for name in before.tensors())
+
+
+def test_an_autoencoder_is_never_taken_unlearnt(
+    folder: Path, learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever dies between the plan and the autoencoder's keeping, the same command ends with the same model."""
+    asked = {"space": None, "preset": None, "from_model": learnt, "steps": 3}
+    assert command.run(options(folder, tmp_path / "whole", **asked)) == 0
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(latents, "settle", lambda *rest, **more: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            command.run(options(folder, out, **asked))
+    assert (out / "plan.json").exists() and not (out / latents.FOLDER).exists()
+    assert command.run(options(folder, out, **asked)) == 0
+    assert load(out).hash == load(tmp_path / "whole").hash
+
+
+class Killed(BaseException):
+    """As it were: nothing in the package catches it."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_whichever_file_a_run_dies_at_it_ends_with_the_same_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    """Killed at its first file, at the second one of what is left, at the third, … before or after it is in place."""
+    monkeypatch.setattr("unspeckle.training.stage.SAVE_EVERY", 0.0)
+    asked = {"steps": 4, "precision": "float32"}
+    assert command.run(options(folder, tmp_path / "whole", **asked)) == 0
+    out, real, places = tmp_path / "run", Path.replace, list[str]()
+    for death in range(1, 30):
+        count = [0]
+
+        def replace(self: Path, target: Path, count: list[int] = count, death: int = death) -> Path:
+            count[0] += 1
+            if count[0] == death:
+                places.append(target.name)
+                if after:
+                    real(self, target)
+                raise Killed
+            return real(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            try:
+                code = command.run(options(folder, out, **asked))
+            except Killed:
+                continue
+        break
+    assert code == 0 and len(places) >= 4
+    assert load(out).hash == load(tmp_path / "whole").hash
+    told = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert told == sorted(told) and told[-1] == 4
+    assert (out / "samples" / "step-00000004.png").exists()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_without_its_autoencoder_does_not_go_on(
+    folder: Path, learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    asked = {"steps": 4} if own else {"space": None, "preset": None, "from_model": learnt, "steps": 3}
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_in(patch, "unspeckle.training.learner.Learner.step", 2)
+        assert command.run(options(folder, out, **asked)) == 130
+    shutil.move(out / latents.FOLDER, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{out / latents.FOLDER}: the autoencoder .* is gone; put it back"):
+        command.run(options(folder, out, **asked))
+    shutil.rmtree(out / latents.FOLDER, ignore_errors=True)
+    shutil.move(tmp_path / "elsewhere", out / latents.FOLDER)
+    assert command.run(options(folder, out, **asked)) == 0
+
+
+def test_a_model_that_changed_before_the_first_step_is_refused(
+    folder: Path, learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, out = tmp_path / "model.safetensors", tmp_path / "run"
+    shutil.copy(learnt / "model.safetensors", model)
+    asked = options(folder, out, space=None, preset=None, from_model=model, steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(latents, "settle", lambda *rest, **more: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            command.run(asked)
+    saved(tmp_path).replace(model)
+    with pytest.raises(InputError, match=f"--from {model}: changed since"):
+        command.run(asked)
+
+
+@pytest.mark.parametrize(
+    ("size", "preset", "where"),
+    [
+        ((64, 64), None, "latents"),
+        ((96, 64), None, "latents"),
+        ((136, 136), None, "pixels"),
+        ((200, 200), None, "pixels"),
+        ((272, 272), None, "pixels"),
+        ((144, 144), None, "latents"),
+        ((144, 144), "base", "pixels"),
+        ((256, 256), "large", "latents"),
+        ((32, 32), None, "pixels"),
+    ],
+)
+def test_latents_are_the_default_only_where_a_network_fits_them(
+    size: tuple[int, int], preset: str | None, where: str, folder: Path
+) -> None:
+    asked = options(folder, Path("run"), space=None, preset=preset, steps=None, seconds=3600.0)
+    assert space(asked, size) == where
+    names = [preset] if preset else LADDER
+    autoencoder = Latents(LatentConfig()) if where == "latents" else Identity(IdentityConfig())
+    networks = [network_for(PRESETS[name], size, autoencoder) for name in names]
+    assert any(side % (network.factor * autoencoder.factor) == 0 for network in networks for side in size[:1])
 
 
 def test_a_drawing_is_as_large_as_asked(learnt: Path) -> None:

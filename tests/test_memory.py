@@ -8,11 +8,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tiny import plan
+from unspeckle.corpus import Batch
 from unspeckle.denoiser import Given
 from unspeckle.errors import InputError
 from unspeckle.networks import build
 from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.training import memory
+from unspeckle.training.latents import LatentLearner
+from unspeckle.training.reconstruction import COARSE_EVERY
 
 
 @pytest.mark.parametrize("name", ["nano", "micro", "t-nano"])
@@ -29,17 +32,35 @@ def test_what_is_counted_is_what_a_forward_pass_leaves_in_memory(name: str) -> N
     assert memory.kept(counted) == pytest.approx(left / batch, rel=0.15)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_is_counted_is_what_the_dearest_step_of_an_autoencoder_leaves(precision: str) -> None:
+    learning = replace(plan("nano", batch=4, precision=precision), autoencoder=LatentConfig(), latent_steps=8)
+    learner = LatentLearner(learning, Latents(LatentConfig()))
+    pictures = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    batch = Batch(pictures, [""] * 4, torch.arange(4))
+    left = []
+    for step in (COARSE_EVERY, COARSE_EVERY, 1):
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            loss = learner.loss(batch, step)
+        left.append(sum(event.self_cpu_memory_usage for event in profiled.key_averages()))
+        loss.backward()
+    assert memory.kept_to_learn_latents(learning) == pytest.approx(left[1] / 4, rel=0.05)
+    assert left[2] < 0.9 * left[1]
+
+
 def test_a_learning_autoencoder_is_counted_where_it_takes_more() -> None:
     fixed = replace(plan("nano"), autoencoder=LatentConfig())
     learning = replace(fixed, latent_steps=1)
-    autoencoder, pictures = Latents(LatentConfig()), torch.randn(4, 3, 64, 64)
-    autoencoder.decode(autoencoder.encode(pictures)).sum().backward()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        output = autoencoder.decode(autoencoder.encode(pictures))
-    left = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
-    assert output.requires_grad
-    assert memory.kept(learning) == pytest.approx(left / 4, rel=0.15)
-    assert memory.kept(fixed) < 0.5 * memory.kept(learning)
+    own = sum(p.numel() for p in Latents(LatentConfig()).parameters())
+    assert memory.autoencoder_parameters(fixed) == own and memory.autoencoder_parameters(plan("nano")) == 0
+    rows = memory.BUSY * learning.batch * memory.kept_to_learn_latents(learning)
+    assert memory.needed(learning) == pytest.approx(memory.BASE + 4 * learning.parameters + 16 * own + rows)
+    assert memory.needed(fixed) == pytest.approx(
+        memory.BASE + 4 * 6 * fixed.parameters + 4 * own + memory.BUSY * fixed.rows * memory.kept(fixed)
+    )
+    assert memory.needed(learning) > 1.5 * memory.needed(fixed)
+    huge = replace(learning, parameters=10**9)  # here the network's own step is the larger one
+    assert memory.needed(huge) == memory.needed(replace(huge, latent_steps=0))
 
 
 def test_bfloat16_keeps_half_as_much_but_for_the_norms_statistics() -> None:

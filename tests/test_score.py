@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,18 @@ import unspeckle
 from tiny import random_model, saved
 from unspeckle import configuration
 from unspeckle.cli import main
+from unspeckle.conditioning import denoise
 from unspeckle.corpus import open_corpus, read
 from unspeckle.draw import Ask, settle
-from unspeckle.model import save
+from unspeckle.model import Way, save
+from unspeckle.prompts import escape, parse
 from unspeckle.scoring.distances import kid, neighbours
 from unspeckle.scoring.drawing import drawn
 from unspeckle.scoring.features import Scattering
 from unspeckle.scoring.measure import Wishes, measure, units
 from unspeckle.scoring.scores import Scores
 from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
+from unspeckle.seeds import Stream
 
 SMALL = ["--pictures", "16", "--seeds", "2", "--steps", "2"]
 
@@ -82,13 +86,31 @@ def test_ways_of_drawing_cost_what_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_sweeps_cover_the_model_s_own_way_once() -> None:
-    order = settle(random_model(steps=24), Ask(scale=4.0))
-    steps, scales = steps_of(order), scales_of(order)
+    model = random_model(steps=24)
+    order = settle(model, Ask(scale=4.0))
+    steps, scales = steps_of(model, order), scales_of(model, order)
     assert steps.count(order) == scales.count(order) == 1
     assert {(o.sampler, o.steps) for o in steps if o.sampler == "heun"} == {("heun", n) for n in (2, 4, 8, 12, 24)}
     assert [o.scale for o in scales] == [1, 2, 3, 4, 5, 7]
-    few = steps_of(settle(random_model(steps=1), Ask()))
+    few = steps_of(model, settle(random_model(steps=1), Ask()))
     assert {o.steps for o in few} == {1, 2}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_sweeps_never_mix_a_student_with_its_teacher(alone: bool) -> None:
+    from test_student import taught
+    from unspeckle.student import drawer
+
+    both = taught()
+    model = both.student if alone else both
+    for ask in (Ask(steps=2), Ask(steps=4)):
+        order = settle(model, ask)
+        assert steps_of(model, order) == [replace(order, steps=count) for count in (1, 2, 4)]
+        assert scales_of(model, order) == []
+    for ask in (Ask(), Ask(steps=4, scale=3.0, sampler="ddim", grid="shifted"), Ask(steps=6, sampler="ddim")):
+        order = settle(both, ask)
+        orders = [*steps_of(both, order), *scales_of(both, order)]
+        assert orders.count(order) >= 1 and not any(drawer(both, o).card.few for o in orders)
 
 
 def test_a_sweep_s_numbers_are_those_of_its_pictures() -> None:
@@ -212,6 +234,73 @@ def test_a_run_s_plan_says_how_captions_were_read(
     assert main(["score", str(run), "--corpus", str(folder), "--caption", "a", "-o", str(out), *SMALL, "-q"]) == 0
     assert not json.loads(out.with_suffix(".json").read_text())["corpus"]["same"]
     capsys.readouterr()
+
+
+def test_a_student_is_scored_and_says_whose_loss_it_is(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_student import taught
+
+    both, out, found = taught(), tmp_path / "a.html", []
+    for model in (both, both.student, random_model()):
+        save(model, tmp_path / "model.safetensors")
+        line = ["score", str(tmp_path / "model.safetensors"), "--corpus", str(folder), "-o", str(out), *SMALL, "-q"]
+        assert main(line) == 0
+        found.append(json.loads(out.with_suffix(".json").read_text()))
+        assert ("Guidance scale" in out.read_text()) == (model.card.name == "tiny" and model.student is None
+                                                         and not model.card.few)  # fmt: skip
+    capsys.readouterr()
+    whole, alone, teacher = found
+    assert whole["loss"] == teacher["loss"] and whole["bits"] == teacher["bits"] and whole["missing"] == []
+    assert any("its teacher's" in line for line in whole["warnings"])
+    assert alone["loss"] is alone["bits"] is None and "no held-out loss" in alone["missing"][0]
+    assert [point["steps"] for point in whole["by_steps"]] == [1, 2, 4] and whole["by_scale"] == []
+    assert [d["drawn"] for d in whole["distances"]] == [d["drawn"] for d in alone["distances"]]
+
+
+@pytest.mark.parametrize("family", ["xl", "xl-refiner", "1-lcm", "1-inpaint"])
+@torch.no_grad()
+def test_stable_diffusions_that_want_to_be_told_more_are_scored(family: str, folder: Path, tmp_path: Path) -> None:
+    """And their held-out loss is the error of the estimates that a drawing of the same captions would go by."""
+    stable = pytest.importorskip("stable", reason="needs diffusers")
+    pipe = stable.pipeline(family, tmp_path / "scratch")
+    pipe.save_pretrained(tmp_path / "pipe")
+    model = unspeckle.load(tmp_path / "pipe")
+    corpus = open_corpus(read(folder), 16, cache=tmp_path)
+
+    class Watch:
+        stage, tell = staticmethod(lambda name: None), staticmethod(lambda units: None)
+
+    wishes = Wishes(pictures=8, seeds=1, ask=Ask(steps=1, size=16))
+    scores, _ = measure(model, corpus, "blots", wishes, Watch())
+    assert scores.loss is not None and scores.bits is None and "latents" in scores.missing[0]
+    split, order = corpus.heldout, settle(model, wishes.ask)
+    x = model.autoencoder.encode(split.pictures(range(len(split))).float() / 127.5 - 1)
+    t = torch.tensor(scores.loss.times[5])
+    (alpha, sigma), eps = model.denoiser.schedule(t), Stream(0, torch.arange(len(x))).normal(5, x.shape[1:])
+    way = Way(torch.tensor([1.0, 0.0]), 1.0, model.denoiser)
+    prompts = [parse(escape(caption)) for caption in split.captions(range(len(split)))]
+    complete = partial(model.complete, scale=order.scale, size=order.size)
+    estimate = denoise(model, prompts, parse(""), way, None, complete)(alpha * x + sigma * eps, t)
+    share = (estimate - x).square().mean() / x.square().mean()
+    assert scores.loss.shares[5] == pytest.approx(float(share), rel=1e-4)
+
+
+def test_a_run_of_distil_is_scored_as_one_of_train(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_distil import plan
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").write_bytes(model.read_bytes())
+    plan(asked={"steps": 3}).save(run)
+    assert main(["score", str(run), "-o", str(tmp_path / "run.html"), *SMALL, "-q"]) == 0
+    capsys.readouterr()
+    (run / "plan.json").write_text("[" * 100_000)
+    assert main(["score", str(run), "-o", str(tmp_path / "run.html"), *SMALL, "-q"]) == 2
+    said = capsys.readouterr().err
+    assert "plan.json: cannot be read" in said and len(said.splitlines()) == 1
 
 
 BAD = [

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tiny import random_model, told_model
+from unspeckle.cli import main
 from unspeckle.denoiser import Given
 from unspeckle.draw import Ask, asked, draw, settle, steps
 from unspeckle.errors import InputError
@@ -59,6 +60,12 @@ def test_one_file_carries_both_and_either_alone(tmp_path: Path) -> None:
     assert again.hash == teacher.hash != both.hash
 
 
+def test_a_hash_tells_all_that_decides_a_students_pictures() -> None:
+    usual, unbounded = taught(), taught()
+    unbounded.student.card = replace(unbounded.student.card, clamp=False)
+    assert unbounded.hash != usual.hash
+
+
 def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -98,6 +105,27 @@ def test_who_draws(ask: Ask, by_student: bool) -> None:
     order = settle(model, ask)
     assert (order.scale == 1.0 and order.grid == "shifted") == by_student
     assert (drawer(model, order).network is model.student.network) == by_student
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("--steps 4", ""),
+        ("--steps 3 --negative red", ""),
+        ("--negative red", ""),
+        ("--steps 4 --negative red", "negative words"),
+        ("--steps 2 --scale 3", "scale 3.0"),
+        ("--steps 1 --rescale 0.5", "rescale set"),
+    ],
+)
+def test_a_teacher_that_draws_in_its_students_steps_says_why(
+    options: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(taught(), tmp_path / "both.safetensors")
+    line = ["draw", "a frog", "-m", str(tmp_path / "both.safetensors"), "-o", str(tmp_path), *options.split()]
+    assert main(line) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "teacher" in line]
+    assert [line.split(":")[0] for line in said] == [why] * bool(why)
 
 
 def test_a_students_picture_is_replayed_by_its_student() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from test_student import taught
+from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.model import load
+from unspeckle.model import load, save
 from unspeckle.networks.autoencoder import Identity, IdentityConfig
 from unspeckle.training import checkpoint, choose, command, loop, optimizer, stage
 from unspeckle.training import plan as plans
@@ -173,6 +176,63 @@ def test_a_changed_folder_is_refused(folder: Path, tmp_path: Path, monkeypatch: 
         command.run(options(other, out))
 
 
+@pytest.mark.parametrize(
+    "command_line", ["train FOLDER --from MODEL --out RUN --steps 3", "distil MODEL --out RUN --steps 3"]
+)
+def test_only_models_that_learn_here_are_gone_on_from(
+    command_line: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stable = pytest.importorskip("stable", reason="needs diffusers")
+    stable.pipeline("1", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
+    save(taught().student, tmp_path / "student.safetensors")
+    capsys.readouterr()
+    for name, says in (("pipe", "was not trained here"), ("student.safetensors", "name the model that taught it")):
+        told = {"FOLDER": str(folder), "MODEL": str(tmp_path / name), "RUN": str(tmp_path / "run")}
+        assert main([told.get(word, word) for word in command_line.split()]) == 2
+        said = capsys.readouterr()
+        lines = [line for line in said.err.splitlines() if line.startswith("unspeckle: ")]
+        assert said.out == "" and len(lines) == 1 and f"{tmp_path / name}: " in lines[0] and says in lines[0]
+        assert not (tmp_path / "run" / "plan.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "says"),
+    [
+        ("plan.json", {"threads": 0}, "'threads' must be at least 1, not 0"),
+        ("plan.json", {"steps": -3}, "'steps' must be at least 1"),
+        ("plan.json", {"device": "cuda:77"}, "was begun on cuda:77, which is not here"),
+        ("plan.json", {"batch": "many"}, "field 'batch'"),
+        ("plan.json", b"\xff", "plan.json: cannot be read"),
+        ("tokenizer.json", b"\xff\xfe", "tokenizer.json: cannot be read"),
+        ("tokenizer.json", b"{}", "tokenizer.json: cannot be read"),
+        ("tokenizer.json", None, "tokenizer.json: cannot be read"),
+        ("checkpoints/step-00000012.safetensors", b"torn", "no checkpoint there can be read"),
+    ],
+)
+def test_what_is_wrong_in_a_run_is_named(
+    part: str, content: object, says: str, folder: Path, whole: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    (run / "model.safetensors").unlink()
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((run / part).read_text()) | content).encode()
+    (run / part).unlink() if content is None else (run / part).write_bytes(content)
+    options = "--steps 12 --size 16 --preset nano --batch 8 --precision float32 -q"
+    assert main(["train", str(folder), "--out", str(run), *options.split()]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and len(said.err.splitlines()) == 1 and str(run) in said.err and says in said.err
+
+
+def test_what_is_no_checkpoint_is_let_be(tmp_path: Path) -> None:
+    (tmp_path / "step-final.safetensors").touch()
+    for step in (7, 8, 100_000_000, 100_000_001):
+        checkpoint.save(tmp_path, Checkpoint(step, {"a": torch.ones(1)}, {}))
+    assert checkpoint.steps_done(tmp_path) == checkpoint.latest(tmp_path).step == 100_000_001
+    assert len(list(tmp_path.iterdir())) == 3
+
+
 def test_the_run_holds_what_the_contract_says(whole: Path) -> None:
     assert plans.load(whole).steps == 12
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
@@ -316,7 +376,9 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
         ({"preset": "gigantic"}, "nano, micro"),
         ({"precision": "int3"}, "--precision int3"),
         ({"device": "abacus"}, "--device abacus"),
-        ({"size": "17"}, "multiples of 2 here; try 16x16"),
+        ({"size": "17"}, "multiples of 2 here, at least 16; try 16x16"),
+        ({"size": "8"}, "at least 16; try 16x16"),
+        ({"device": "meta"}, "--device meta: cannot be used here"),
         ({"batch": 0}, "--batch 0"),
     ],
 )

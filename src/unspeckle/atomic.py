@@ -20,6 +20,9 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         beside.chmod(0o666 & ~_UMASK)  # some writers make files for their owner alone
         beside.replace(path)
+    except OSError as error:
+        _name(error, beside, path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 
@@ -45,5 +48,14 @@ def write_new(path: Path, data: bytes) -> bool:
                 return False
             beside.replace(path)
         return True
+    except OSError as error:
+        _name(error, beside, path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _name(error: OSError, beside: Path, path: Path) -> None:
+    """Let the error tell of the file that was to be: a full disk names none."""
+    if error.errno is not None and error.filename in (None, str(beside)):
+        error.filename = str(path)

@@ -1,155 +1,106 @@
 """From an ask to pictures: the one door, for command line, scores, training's sample grids and notebooks alike."""
 
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from unspeckle import conditioning, guidance
-from unspeckle.denoiser import Denoise
+from unspeckle.border import pictures
+from unspeckle.denoiser import Denoise, Given
 from unspeckle.errors import InputError
-from unspeckle.grids import GRIDS
-from unspeckle.model import Model, Way
+from unspeckle.inpaint import masked, pasted, settled
+from unspeckle.model import Model
+from unspeckle.order import Ask, Order, idle, settle
 from unspeckle.picture import stamp
 from unspeckle.prompts import Prompt, parse
 from unspeckle.samplers import SAMPLERS, Step
+from unspeckle.start import Start, again, begin, fitted
 from unspeckle.student import drawer
 from unspeckle.version import installed
 
+__all__ = [
+    "Ask",
+    "Order",
+    "asked",
+    "draw",
+    "fingerprint",
+    "idle",
+    "many",
+    "parts",
+    "pictures",
+    "settle",
+    "signed",
+    "steps",
+]
+
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
-_MOST = 1 << 24  # pixels of one picture
-GUIDANCE = ("cfg", "apg")
-_LONGEST = 100_000  # characters of a prompt: more would not be read back from a PNG
+_UNUSUAL = {  # what a record tells of only where it is not so
+    "guidance": "cfg", "rescale": 0, "interval": None, "paste": True, "upscaler": "lanczos", "clip_skip": 1, "tiles": 0,
+}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What to draw. None = the model card's. Pictures have the seeds seed, seed + 1, … seed + count - 1.
-
-    prompt and negative are written in the language of `prompts/`. scale is the guidance scale, 1 = no guidance. size is
-    (width, height) in pixels, or one number for both. guidance: classifier-free or adaptive projected, see guidance.py;
-    interval: the times (low, high) of guidance; rescale: 0 to 1; guide: a weaker model in place of the negative prompt.
-    steps that the model's student knows, such as 1, 2 or 4, are drawn by it, unless negative words, or a scale, sampler
-    or grid that are not its own, are asked for.
-    """
-
-    prompt: str = ""
-    negative: str = ""
-    seed: int = 0
-    count: int = 1
-    steps: int | None = None
-    sampler: str | None = None
-    grid: str | None = None
-    scale: float | None = None
-    size: int | tuple[int, int] | None = None
-    guidance: str = "cfg"
-    rescale: float = 0.0
-    interval: tuple[float, float] | None = None
-    guide: Model | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class Order:
-    """An ask with every choice made and found possible."""
-
-    prompt: str
-    negative: str
-    seed: int
-    count: int
-    steps: int
-    sampler: str
-    grid: str
-    scale: float
-    size: tuple[int, int]
-    guidance: str
-    rescale: float
-    interval: tuple[float, float] | None
-    guide: Model | None = field(repr=False)
-
-
-def settle(model: Model, ask: Ask | Order) -> Order:
-    """The ask with the card's choices filled in. InputError, naming the option, where it cannot be drawn."""
-    model = drawer(model, ask)
-    card = model.card
-    sampler = _named("sampler", card.sampler if ask.sampler is None else ask.sampler, SAMPLERS)
-    for name, text in (("prompt", ask.prompt), ("negative", ask.negative)):
-        if not isinstance(text, str) or len(text) > _LONGEST:
-            raise InputError(f"{name}: must be text of at most {_LONGEST} characters")
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            raise InputError(f"{name}: is not valid Unicode; write it as UTF-8")
-        parse(text, name)
-    scale = card.scale if ask.scale is None else ask.scale
-    if not _number(scale):
-        raise InputError(f"scale {scale!r}: must be a finite number; 1 is no guidance, 3 to 7 is usual")
-    count, seed = _whole("count", ask.count, 1, 1_000_000), _whole("seed", ask.seed, 0, 2**64 - 1)
-    if seed + count > 2**64:
-        raise InputError(f"seed {seed} with count {count}: seeds end at 2^64 - 1; take a smaller seed")
-    return Order(
-        prompt=ask.prompt,
-        negative=ask.negative,
-        seed=seed,
-        count=count,
-        steps=_whole("steps", card.steps if ask.steps is None else ask.steps, 1, 1000),
-        sampler=sampler,
-        grid=_named("grid", model.grid(sampler) if ask.grid is None else ask.grid, GRIDS),
-        scale=float(scale),
-        size=_fitting(model, card.size if ask.size is None else ask.size),
-        guidance=_named("guidance", ask.guidance, GUIDANCE),
-        rescale=_share("rescale", ask.rescale),
-        interval=None if ask.interval is None else _interval(ask.interval),
-        guide=_guide(model, ask),
-    )
-
-
-def parts(model: Model, ask: Ask | Order) -> list[Order]:
+def parts(model: Model, ask: Ask) -> list[Order]:
     """The ask cut into batches that memory holds; each goes through `steps` on its own."""
     order = settle(model, ask)
-    most = max(1, TOGETHER // math.prod(order.size))
-    return [
-        replace(order, seed=order.seed + first, count=min(most, order.count - first))
-        for first in range(0, order.count, most)
-    ]
+    most = max(1, TOGETHER // math.prod(order.sides))
+    return [order.part(first, min(most, order.count - first)) for first in range(0, order.count, most)]
 
 
-def steps(model: Model, ask: Ask | Order) -> Iterator[Step]:
+def steps(model: Model, ask: Ask) -> Iterator[Step]:
     """Draw all of the ask's pictures as one batch, step by step; the last Step's x is the result (see `pictures`).
 
-    A picture depends on its own seed alone, not on its place or its neighbours, but for the rounding of float32.
+    A picture depends on its own seed alone, not on its place or its neighbours, but for the rounding of float32. With
+    hires, the first part's last Step is followed by those of the second part, which are larger.
     InputError at once, before the first step, where the ask cannot be drawn.
     """
     order = settle(model, ask)
-    return _steps(model, order, [parse(order.prompt)] * order.count, range(order.seed, order.seed + order.count))
+    return _steps(model, order, [parse(order.prompt)] * order.count, *order.seeds())
 
 
 @torch.no_grad()
-def _steps(model: Model, order: Order, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Iterator[Step]:
-    """One batch: row i from prompts[i] and the noise of seeds[i], the rest as ordered."""
-    model = drawer(model, order)
-    width, height = (side // model.autoencoder.factor for side in order.size)
-    fresh = model.noise(seeds, (model.autoencoder.channels, height, width))
-    way = model.way(order.sampler, order.grid, order.steps)
-    x = way.start * fresh(-1, 0)  # (B, C, H, W)
-    denoise = _denoise(model, order, prompts, way)
-    yield from SAMPLERS[order.sampler](denoise, way.denoiser.schedule, way.times, x, fresh)
+def _steps(
+    model: Model, order: Order, prompts: Sequence[Prompt], seeds: Sequence[int], others: Sequence[int | None]
+) -> Iterator[Step]:
+    """One batch: row i from prompts[i] and the noise of seeds[i] (turned to that of others[i]), the rest as ordered."""
+    model = drawer(model, order).skipping(order.clip_skip)
+    for step in _drawn(model, order, prompts, begin(model, order, seeds, others)):
+        yield step
+    if order.hires is not None:
+        yield from _drawn(model, order, prompts, again(model, order, seeds, others, step.x))
 
 
-def _denoise(model: Model, order: Order, prompts: Sequence[Prompt], way: Way) -> Denoise:
+def _drawn(model: Model, order: Order, prompts: Sequence[Prompt], start: Start) -> Iterator[Step]:
+    schedule, times = start.way.denoiser.schedule, start.way.times
+    denoise = _denoise(model, order, prompts, start)
+    if start.mask is not None and start.known is not None:
+        denoise = masked(denoise, schedule, start.known, start.noise, start.mask, float(times[0]))
+    drawn = SAMPLERS[order.sampler](denoise, schedule, times, start.x, start.fresh)
+    return drawn if start.mask is None or start.known is None else settled(drawn, start.known, start.mask)
+
+
+def _denoise(model: Model, order: Order, prompts: Sequence[Prompt], start: Start) -> Denoise:
     rule, negative = _rule(order, model.left(order.scale)), parse(order.negative)
+    size = (start.x.shape[3] * model.autoencoder.factor, start.x.shape[2] * model.autoencoder.factor)
 
-    def read(one: Model, way: Way, rule: guidance.Rule | None) -> Denoise:
-        complete = partial(one.complete, scale=order.scale, size=order.size)
-        return conditioning.denoise(one, prompts, negative, way, rule, complete)
+    def complete(one: Model, given: Given, wanted: bool) -> Given:
+        if one.masks and start.beside is not None:
+            given = given._replace(beside=start.beside.expand(len(given.tokens), -1, -1, -1))
+        return one.complete(given, wanted, order.scale, size)
+
+    def read(one: Model, rule: guidance.Rule | None) -> Denoise:
+        way = one.way(order.sampler, order.grid, order.steps)._replace(times=start.way.times)
+        return conditioning.denoise(one, prompts, negative, way, rule, partial(complete, one))
 
     if order.guide is None or rule is None:
-        denoise = read(model, way, rule)
+        denoise = read(model, rule)
     else:
-        its = read(order.guide, order.guide.way(order.sampler, order.grid, order.steps), None)
-        denoise = guidance.autoguidance(read(model, way, None), its, rule)
+        denoise = guidance.autoguidance(read(model, None), read(order.guide.skipping(order.clip_skip), None), rule)
     bounds: Any = model.autoencoder.bounds if model.card.clamp else None
     return denoise if bounds is None else guidance.clamp(denoise, *bounds)
 
@@ -163,7 +114,7 @@ def _rule(order: Order, scale: float) -> guidance.Rule | None:
     return rule if order.interval is None else guidance.interval(rule, *order.interval)
 
 
-def draw(model: Model, ask: Ask | Order) -> list[Image.Image]:
+def draw(model: Model, ask: Ask) -> list[Image.Image]:
     """The ask's pictures, RGB, in the order of their seeds; `picture.write` saves one with its ask."""
     drawn: list[Image.Image] = []
     for part in parts(model, ask):
@@ -182,22 +133,17 @@ def many(model: Model, prompts: Sequence[str], seeds: Sequence[int], ask: Ask | 
     for place, words in enumerate(prompts):
         order = settle(model, replace(ask or Ask(), prompt=words, seed=seeds[place], count=1))
         prompt = parse(words)
-        alike.setdefault(conditioning.kind(model, prompt, order.steps), []).append((place, prompt))
+        kind = tuple(conditioning.kind(model, prompt, count) for count in order.passes)
+        alike.setdefault(kind, []).append((place, prompt))
     drawn: dict[int, Image.Image] = {}
     for group in alike.values():
-        most = max(1, TOGETHER // math.prod(order.size))
+        most = max(1, TOGETHER // math.prod(order.sides))
         for batch in (group[first : first + most] for first in range(0, len(group), most)):
-            for step in _steps(model, order, [prompt for _, prompt in batch], [seeds[place] for place, _ in batch]):
+            rows, others = [seeds[place] for place, _ in batch], [order.variation] * len(batch)
+            for step in _steps(model, order, [prompt for _, prompt in batch], rows, others):
                 last = step
             drawn.update(zip((place for place, _ in batch), pictures(model, last.x), strict=True))
     return [drawn[place] for place in range(len(prompts))]
-
-
-@torch.no_grad()
-def pictures(model: Model, x: Tensor) -> list[Image.Image]:
-    """x (B, C, H, W), of any time, as RGB pictures."""
-    data = ((model.autoencoder.decode(x.float()).nan_to_num().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-    return [Image.fromarray(one) for one in data.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
 def signed(model: Model, order: Order, last: Step) -> list[Image.Image]:
@@ -211,102 +157,49 @@ def signed(model: Model, order: Order, last: Step) -> list[Image.Image]:
         "scale": order.scale,
         "size": list(order.size),
         "model": {"name": model.card.name, "hash": model.hash},
-        "batch": [order.seed, order.count],  # rounding differs a little with the neighbours
+        "batch": [order.first, order.count],  # rounding differs a little with the neighbours
         "version": installed(),
     }
-    guide = order.guide and {"name": order.guide.card.name, "hash": order.guide.hash}
-    unusual = {"guidance": order.guidance, "rescale": order.rescale, "interval": order.interval, "guide": guide}
-    unusual["precision"] = model.precision
-    common |= {name: value for name, value in unusual.items() if value not in ("cfg", 0, None, "float32")}
-    drawn = pictures(model, last.x)
-    return [stamp(image, {"seed": order.seed + place, **common}) for place, image in enumerate(drawn)]
+    unusual = {name: getattr(order, name) for name, usual in _UNUSUAL.items() if getattr(order, name) != usual}
+    if order.guide is not None:
+        unusual["guide"] = {"name": order.guide.card.name, "hash": order.guide.hash}
+    if order.image is not None or order.hires is not None:
+        unusual["strength"] = order.strength
+    unusual |= {} if model.precision == "float32" else {"precision": model.precision}
+    unusual |= {} if order.hires is None else {"hires": list(order.hires)}
+    unusual |= {} if order.image is None else {"image": fingerprint(order.image.convert("RGB"))}
+    unusual |= {} if order.mask is None else {"mask": fingerprint(order.mask.convert("L"))}
+    drawn = pictures(model, last.x, order.tiles)
+    if order.image is not None and order.mask is not None and order.paste:
+        picture, mask = (fitted(one, order.size) for one in (order.image.convert("RGB"), order.mask.convert("L")))
+        drawn = [pasted(one, picture, mask) for one in drawn]
+    for one, seed, other in zip(drawn, *order.seeds(), strict=True):
+        varied = {} if other is None else {"variation": other, "variation_strength": order.variation_strength}
+        stamp(one, {"seed": seed, **common, **unusual, **varied})
+    return drawn
+
+
+def fingerprint(picture: Image.Image) -> str:
+    """16 hex digits of a picture's pixels and size, whatever file they lie in."""
+    return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()[:16]
 
 
 def asked(record: dict[str, Any]) -> tuple[Ask, int]:
-    """The ask that a record tells of, and its picture's place in the batch. InputError where it makes none. A guide is
-    not part of it: the record names it, whoever has it puts it in."""
+    """The ask that a record tells of, and its picture's place in the batch. InputError where it makes none. A guide,
+    an image and a mask are not part of it: the record names them, whoever has them puts them in."""
     try:
         first, count = record["batch"]
         width, height = record["size"]
-        place = record["seed"] - first
+        varied = "variation" in record
+        place = record["variation" if varied else "seed"] - first
         names = ("prompt", "negative", "steps", "sampler", "grid", "scale")
         said = {name: record[name] for name in names}
-        said |= {name: record[name] for name in ("guidance", "rescale", "interval") if name in record}
-        ask = Ask(seed=first, count=count, size=(width, height), **said)
+        said |= {name: record[name] for name in (*_UNUSUAL, "strength", "variation_strength") if name in record}
+        said |= {"hires": tuple(record["hires"])} if "hires" in record else {}
+        said |= {"seed": record["seed"], "variation": first} if varied else {"seed": first}
+        ask = Ask(count=count, size=(width, height), **said)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"its record is incomplete or damaged ({type(e).__name__}: {e}); give the original PNG") from e
     if not 0 <= place < count:
         raise InputError("its record is damaged (the seed lies outside its batch); give the original PNG")
     return ask, place
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        most = f"to {high}" if high < 2**63 else "to 2^64 - 1"
-        raise InputError(f"{name} {value!r}: must be a whole number from {low} {most}")
-    return value
-
-
-def _named(option: str, name: Any, known: Any) -> str:
-    if name not in known:
-        raise InputError(f"{option} {name!r}: unknown; choose one of {', '.join(known)}")
-    return str(name)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _share(name: str, value: Any) -> float:
-    if not _number(value) or not 0 <= value <= 1:
-        raise InputError(f"{name} {value!r}: must be a number from 0 to 1")
-    return float(value)
-
-
-def _interval(interval: Any) -> tuple[float, float]:
-    if not isinstance(interval, tuple | list) or len(interval) != 2:
-        raise InputError(f"interval {interval!r}: must be two times from 0 to 1, the lower first")
-    low, high = (_share("interval", time) for time in interval)
-    if low > high:
-        raise InputError(f"interval {low:g} to {high:g}: the lower time comes first; 0 is the picture, 1 noise")
-    return low, high
-
-
-def _guide(model: Model, ask: Ask | Order) -> Model | None:
-    """The ask's guide, if it sees the same noisy pictures as the model."""
-    if ask.guide is None:
-        return None
-    if ask.negative:
-        raise InputError("negative: a guide takes its place; write NOT in the prompt, or leave one of the two out")
-    if model.precision != ask.guide.precision:
-        raise InputError(f"guide: draws in {ask.guide.precision}, the model in {model.precision}; load both alike")
-    mine, its = _border(model), _border(ask.guide)
-    if mine[:3] != its[:3] or any(not torch.equal(tensor, its[3][name]) for name, tensor in mine[3].items()):
-        name = ask.guide.card.name
-        raise InputError(f"guide {name!r}: knows other noise or colours than the model; give one of the same corpus")
-    return ask.guide
-
-
-def _border(model: Model) -> tuple[Any, type, Any, dict[str, Tensor]]:
-    """What decides how a noisy picture looks to the network."""
-    config: Any = model.autoencoder.config
-    return model.denoiser.schedule, type(model.autoencoder), config, model.autoencoder.state_dict()
-
-
-def _fitting(model: Model, size: int | tuple[int, int]) -> tuple[int, int]:
-    """(width, height) if the network can draw it; the InputError names the nearest size that it can."""
-    config: Any = model.network.config
-    unit = int(config.factor) * model.autoencoder.factor
-    least = -(-16 // unit) * unit
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or any(type(side) is not int for side in sides):
-        raise InputError(f"size {size!r}: must be a number of pixels or a pair of them, width first")
-    near = [max(least, (side + unit // 2) // unit * unit) for side in sides]
-    if near != list(sides):
-        raise InputError(
-            f"size {sides[0]}x{sides[1]}: sides must be multiples of {unit}, at least {least}; "
-            f"the nearest that fits is {near[0]}x{near[1]}"
-        )
-    if math.prod(sides) > _MOST:
-        raise InputError(f"size {sides[0]}x{sides[1]}: is over {_MOST} pixels; choose a smaller one")
-    return sides[0], sides[1]

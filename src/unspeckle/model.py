@@ -98,6 +98,17 @@ class Model:
         that guidance scale and of that size in pixels."""
         return given
 
+    @property
+    def masks(self) -> bool:
+        """Whether the network is told, beside x, what to paint: a mask of ones, and the rest's latents."""
+        return False
+
+    def skipping(self, clip_skip: int) -> "Model":
+        """The model, its text read without the last clip_skip - 1 layers of CLIP. InputError where it has no such."""
+        if clip_skip != 1:
+            raise InputError(f"clip_skip {clip_skip}: this model reads its words without CLIP; leave it out")
+        return self
+
     def left(self, scale: float) -> float:
         """Of a guidance scale, what is left for the guidance rule: 1 where the network itself is told of it."""
         return scale
@@ -139,6 +150,8 @@ class Model:
             return self.known_hash
         said = _describe(self)
         deciding: list[Any] = [said, self.card.clamp]
+        if self.student is not None and self.student.card.clamp != Card.clamp:
+            deciding += [{"student": {"clamp": self.student.card.clamp}}]
         for card in (said.pop("card"), said.get("student", {}).pop("card", {})):
             deciding += [card["few"]] if card.get("few") else []
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())

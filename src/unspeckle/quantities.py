@@ -49,7 +49,7 @@ def span(text: str, option: str) -> tuple[float, float]:
 
 def size(text: str, option: str = "--size") -> tuple[int, int]:
     """(width, height) in pixels of "64" or "96x64"; InputError otherwise."""
-    found = re.fullmatch(r"([0-9]{1,6})(?:[x×]([0-9]{1,6}))?", text.strip().lower())
+    found = re.fullmatch(r"([1-9][0-9]{0,5})(?:[x×]([1-9][0-9]{0,5}))?", text.strip().lower())
     if found is None:
         raise InputError(f"{option} {text!r}: is no size; write 64 or, width first, 96x64")
     return int(found[1]), int(found[2] or found[1])

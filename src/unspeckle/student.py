@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unspeckle.denoiser import Denoiser, Given
 from unspeckle.errors import InputError
-from unspeckle.model import Model
+from unspeckle.model import Card, Model
 
 GUIDED = {"guidance": "cfg", "rescale": 0.0, "interval": None, "guide": None}  # what an unguided drawing leaves so
 
@@ -43,11 +43,7 @@ def drawer(model: Model, ask: Any) -> Model:
     student = model if model.card.few else model.student
     if student is None:
         return model
-    card = student.card
-    own = ((name, getattr(ask, name), getattr(card, name)) for name in ("sampler", "grid", "scale"))
-    foreign = [(name, f"{value!r}") for name, value, mine in own if value not in (None, mine)]
-    foreign += [("negative", "words")] if ask.negative else []
-    foreign += [(name, "set") for name, usual in GUIDED.items() if getattr(ask, name) != usual]
+    card, foreign = student.card, _foreign(student.card, ask)
     steps = card.steps if ask.steps is None and student is model else ask.steps
     if steps in card.few and not foreign:
         return replace(student, denoiser=Counted(student.denoiser, steps))
@@ -55,5 +51,20 @@ def drawer(model: Model, ask: Any) -> Model:
         return model
     known = ", ".join(map(str, card.few))
     if foreign:
-        raise InputError(f"{foreign[0][0]} {foreign[0][1]}: this model was distilled to few steps; leave it out")
+        raise InputError(f"{foreign}: this model was distilled to few steps; leave it out")
     raise InputError(f"steps {steps!r}: this model was distilled to {known} steps; choose one of these")
+
+
+def passed_over(model: Model, ask: Any) -> str:
+    """What keeps a student from an ask in steps that it knows, so that its teacher draws it; else nothing."""
+    if model.student is None or ask.steps not in model.student.card.few:
+        return ""
+    return _foreign(model.student.card, ask)
+
+
+def _foreign(card: Card, ask: Any) -> str:
+    """The first of the ask's wishes that a student with that card knows nothing of, if there is one."""
+    own = ((name, getattr(ask, name), getattr(card, name)) for name in ("sampler", "grid", "scale"))
+    foreign = [f"{name} {value!r}" for name, value, mine in own if value not in (None, mine)]
+    foreign += ["negative words"] if ask.negative else []
+    return next(iter(foreign + [f"{name} set" for name, usual in GUIDED.items() if getattr(ask, name) != usual]), "")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unspeckle.errors import InputError
-from unspeckle.formats import door, writing
+from unspeckle.formats import door, hub, writing
 from unspeckle.formats.checkpoint import Checkpoint
 
 SAME, DIFFERENT = 0, 1
@@ -16,6 +16,8 @@ SAME, DIFFERENT = 0, 1
 def run(source: str, target: Path, prediction: str | None, trust_pickle: bool) -> int:
     """Write `target`, a single file if it is named .safetensors, else a folder; read it back and compare. Returns the
     exit code: 1 where what was written does not compute the same."""
+    if not Path(source).exists() and not hub.is_name(source):
+        raise InputError(f"{source}: no such file or folder; give a Stable Diffusion: file, folder or hub name")
     checkpoint = door.read(source, prediction, trust_pickle)
     if checkpoint is None:
         raise InputError(f"{source}: is no Stable Diffusion, folder or single file; convert takes only those")

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
+import math
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -12,16 +11,14 @@ from rich.console import Console
 from unspeckle import configuration
 from unspeckle.corpus import read
 from unspeckle.errors import InputError
-from unspeckle.model import FILE, Model, load
-from unspeckle.networks.autoencoder import Identity
-from unspeckle.networks.latents import Latents
+from unspeckle.model import FILE, Model
 from unspeckle.schedule import KINDS
-from unspeckle.text.encoder import TextEncoder
 from unspeckle.training import checkpoint, distil, measure, memory
 from unspeckle.training import plan as plans
 from unspeckle.training.choose import PRECISIONS, Say, check_common, finished
 from unspeckle.training.command import CAPTIONS, CAPTIONS_KEPT, DONE, alone, follow, listen, usable
 from unspeckle.training.lessons import lessons
+from unspeckle.training.materials import own
 from unspeckle.training.options import DistilOptions
 from unspeckle.training.plan import DistilPlan
 from unspeckle.training.view import table
@@ -37,6 +34,8 @@ def run(options: DistilOptions) -> int:
     started = time.monotonic()
     console = Console(stderr=True, quiet=options.quiet)
     plan = plans.load(options.out, DistilPlan)
+    if options.scale is not None and not math.isfinite(options.scale):
+        raise InputError(f"--scale {options.scale}: must be a finite number; 1 is no guidance, 3 to 7 is usual")
     if plan is None:
         check_common(options)
     else:
@@ -45,8 +44,8 @@ def run(options: DistilOptions) -> int:
             console.print(f"this run is finished; draw with --model {options.out}", highlight=False, soft_wrap=True)
             print((options.out / FILE).absolute())
             return DONE
-    usable(options)
-    teacher = _teacher(options.model)
+    usable(options, plan)
+    teacher = own(options.model)
     captions = _captions(options)
     fingerprint = hashlib.blake2b("\n".join(captions).encode(), digest_size=16).hexdigest()
     taught, held_out = _divided(captions)
@@ -71,16 +70,6 @@ def run(options: DistilOptions) -> int:
         card = distil.card(teacher, plan, _recipe(plan))
         course = distil.Distilling(plan, options.out, teacher, taught, held_out, card)
         return follow(course, options, console, listen())
-
-
-def _teacher(path: Path) -> Model:
-    """The model, without a student that it may already have."""
-    model = load(path)
-    if model.card.few:
-        raise InputError(f"{path}: is a student, which has nothing to teach; name the model that taught it")
-    if not (isinstance(model.text, TextEncoder) and isinstance(model.autoencoder, Identity | Latents)):
-        raise InputError(f"{path}: was not trained here, and only such models can be distilled")
-    return replace(model, student=None)
 
 
 def _captions(options: DistilOptions) -> list[str]:

@@ -1,5 +1,6 @@
 """`unspeckle draw`: words to PNG files, seen while they emerge."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -9,41 +10,71 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from unspeckle.corpus.decoding import FORMATS, LARGEST_FILE, Undecodable, whole
+from unspeckle.corpus.decoding import quiet as quiet_decoders
 from unspeckle.draw import Ask, parts, pictures, signed, steps
 from unspeckle.errors import InputError
 from unspeckle.film import Film
 from unspeckle.model import Model, load
+from unspeckle.order import idle
 from unspeckle.picture import keep, record, stamp
 from unspeckle.precision import keep_memory
 from unspeckle.prompts import parse, words
 from unspeckle.samplers import Step
+from unspeckle.student import passed_over
 from unspeckle.terminal import Show
 
 
 def run(
     ask: Ask, model: Path | None, guide: Path | None, out: Path, strip: bool, quiet: bool, device: str | None,
-    prediction: str | None = None, trust_pickle: bool = False, precision: str = "auto",
+    prediction: str | None = None, trust_pickle: bool = False, image: Path | None = None, mask: Path | None = None,
+    precision: str = "auto",
 ) -> int:  # fmt: skip
     """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
     _writable(out)
+    ask = replace(ask, image=source(image, "--image"), mask=source(mask, "--mask"))
+    if quiet:
+        logging.getLogger("unspeckle").setLevel(logging.ERROR)
     keep_memory()
     drawer = load(model, place(device), prediction=prediction, trust_pickle=trust_pickle, precision=precision)
-    ask = ask if guide is None else replace(ask, guide=load(guide, place(device), precision=drawer.precision))
+    if guide is not None:
+        own = drawer.precision
+        weaker = load(guide, place(device), prediction=prediction, trust_pickle=trust_pickle, precision=own)
+        ask = replace(ask, guide=weaker)
     orders = parts(drawer, ask)
-    total, done = sum(order.steps for order in orders), 0
+    total, done = sum(order.moves for order in orders), 0
     with Show(quiet=quiet) as show:
         strange = drawer.tokenizer.unknown(words(parse(ask.prompt)))
         if strange:
             show.say(f"words the model never saw: {', '.join(strange)}")
+        if why := passed_over(drawer, ask):
+            show.say(f"{why}: the student does without, so its teacher draws, badly in {ask.steps} steps; leave it out")
+        if names := idle(drawer, orders[0]):
+            show.say(f"{' and '.join(names)}: nothing to do at scale {orders[0].scale:g}, which is no guidance")
         for order in orders:
-            film = Film(drawer, order.steps)
+            film = Film(drawer, order.moves)
             for moves, step in enumerate(steps(drawer, order)):
                 if strip:
                     film.see(step)
                 show.show(done + moves, total, ask.prompt, _frame(drawer, step))
-            done += order.steps
+            done += order.moves
             _save(signed(drawer, order, step), film if strip else None, out)
     return 0
+
+
+def source(path: Path | None, option: str) -> Image.Image | None:
+    """The picture of a file, RGB, upright, on white. InputError where it is none."""
+    if path is None:
+        return None
+    if not path.is_file():
+        raise InputError(f"{option} {path}: no such picture; give one as {', '.join(FORMATS)}")
+    if path.stat().st_size > LARGEST_FILE:
+        raise InputError(f"{option} {path}: is too large a file; save it smaller")
+    try:
+        with quiet_decoders():
+            return whole(path.read_bytes())
+    except Undecodable as e:
+        raise InputError(f"{option} {path}: cannot be read ({e}); give one as {', '.join(FORMATS)}") from e
 
 
 def place(device: str | None) -> str:

@@ -25,7 +25,7 @@ from unspeckle.scoring.report import page
 from unspeckle.scoring.teaching import detector_for
 from unspeckle.scoring.words import words_score
 from unspeckle.training import plan as plans
-from unspeckle.training.command import cache
+from unspeckle.training.materials import cache
 
 FEATURES = ("scattering", "inception", "dinov2", "clip")
 EVERY = 10.0  # seconds between two lines where there is no terminal
@@ -50,6 +50,8 @@ class ScoreOptions:
     json: bool
     quiet: bool
     device: str | None
+    prediction: str | None = None
+    trust_pickle: bool = False
 
 
 class Watching:
@@ -98,11 +100,11 @@ class Watching:
 def run(options: ScoreOptions) -> int:
     """Measure and write; returns the exit code. InputError where the options do not allow it."""
     _check(options)
-    model = load(options.model, place(options.device))
+    model = load(options.model, place(options.device), prediction=options.prediction, trust_pickle=options.trust_pickle)
     settle(model, options.ask)  # says what is wrong with it before pictures are read
     out = options.out or Path(f"{slug(_name(model, options.model))}-score.html")
     _writable(out)
-    plan = None if options.model is None or not options.model.is_dir() else plans.load(options.model)
+    plan = None if options.model is None or not options.model.is_dir() else plans.either(options.model)
     console = Console(stderr=True, quiet=options.quiet, highlight=False, markup=False)
     wishes = Wishes(options.pictures, options.seeds, options.features, options.ask)
     if plan is not None:

@@ -224,7 +224,7 @@ def _require_space(folder: Path, paths: Sequence[str], size: tuple[int, int], ca
     if needed > free:
         what = f"{len(paths):,} pictures at {size[0]}x{size[1]}"
         mend = "free some space, choose another cache folder or a smaller size"
-        raise InputError(f"{cache}: {what} need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; {mend}")
+        raise InputError(f"{cache}: {what} need {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free; {mend}")
 
 
 def _lock(file: BinaryIO) -> None:

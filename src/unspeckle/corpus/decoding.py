@@ -88,6 +88,17 @@ def decode(raw: bytes, size: tuple[int, int]) -> tuple[NDArray[np.uint8], tuple[
         raise Undecodable("truncated" if truncated else f"damaged ({type(error).__name__})") from error
 
 
+def whole(raw: bytes) -> Image.Image:
+    """The picture at its own size, RGB, upright, on white. Raises Undecodable."""
+    image = open_header(io.BytesIO(raw))
+    try:
+        turn = _orientation(image)
+        upright = _rgb(image)
+    except Exception as error:
+        raise Undecodable(f"damaged ({type(error).__name__})") from error
+    return upright.transpose(_TRANSPOSE[turn]) if turn in _TRANSPOSE else upright
+
+
 def covering(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     """The (w, h) at which a picture of `full` (w, h) is kept so that `size` (W, H) is just covered."""
     scale = max(size[0] / full[0], size[1] / full[1])

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 
+MOST = 10_000  # characters of a caption: no text encoder reads so far
 TEMPLATE = "a photo of a {name}"
 _GENERIC = re.compile(
     r"(?:image|picture|photo|file|pic|img)s?|data(?:set)?|raw|all|jpe?g|png|train(?:ing)?|test|val(?:id(?:ation)?)?",
@@ -12,10 +13,12 @@ _SINGULAR_S = frozenset(["lens", "gas", "atlas", "canvas", "pancreas", "christma
 
 
 def clean(text: str) -> str:
-    """One line of text: white space joined, control characters and half surrogates out, Unicode composed (NFC)."""
+    """One line of text: white space joined, control characters and half surrogates out, Unicode composed (NFC). Of more
+    than MOST characters the first."""
+    text = text[: 4 * MOST]
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     plain = "".join(c for c in whole if c.isspace() or unicodedata.category(c) != "Cc")
-    return unicodedata.normalize("NFC", " ".join(plain.split()))
+    return unicodedata.normalize("NFC", " ".join(plain.split()))[:MOST].rstrip()
 
 
 def spoken(name: str) -> str:

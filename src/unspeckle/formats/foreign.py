@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unspeckle.denoiser import Denoiser, Given
+from unspeckle.errors import InputError
 from unspeckle.formats.checkpoint import Checkpoint, Habits
 from unspeckle.formats.grids import grid
 from unspeckle.formats.noise import ecosystem_noise
@@ -20,6 +21,7 @@ from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.precision import lower
 from unspeckle.seeds import Noise
 from unspeckle.storage import float32
+from unspeckle.text.clip import ClipTexts, Skipping
 
 _FAMILIES = {  # of time grids; what is not here walks on ours
     "ddim": "ddim", "plms": "ddim", "ddpm": "ddim", "euler": "euler", "euler_a": "euler", "heun": "euler",
@@ -74,6 +76,18 @@ class Foreign(Model):
         if config.beside and given.beside is None:
             given = given._replace(beside=self._unknown(size).expand(rows, -1, -1, -1))
         return given
+
+    @property
+    def masks(self) -> bool:
+        assert isinstance(self.network.config, UNetConfig)
+        return self.network.config.beside > 0
+
+    def skipping(self, clip_skip: int) -> Model:
+        assert isinstance(self.text, ClipTexts)
+        most = min(encoder.layers - encoder.skip for encoder in self.text.config.encoders)
+        if clip_skip > most:
+            raise InputError(f"clip_skip {clip_skip}: this text encoder has {most} layers to read; choose fewer")
+        return self if clip_skip == 1 else replace(self, text=Skipping(self.text, clip_skip - 1))
 
     def left(self, scale: float) -> float:
         assert isinstance(self.network.config, UNetConfig)

@@ -20,6 +20,11 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not decode")
 
+    def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the latents that the pictures may have, (B, C, H / factor, W / factor) each."""
+        mean = self.encode(pictures)
+        return mean, torch.zeros_like(mean)
+
     @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """Lowest and highest value of each channel, (C, 1, 1) each, where pictures bound them."""

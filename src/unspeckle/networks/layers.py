@@ -13,6 +13,7 @@ from unspeckle.kernels.attention import attention
 
 Affine = TypeVar("Affine", nn.Conv2d, nn.Linear)
 FEW_KEYS = 128  # up to here explicit products train faster on a CPU than the fused kernel, whose backward is slow
+MANY_SCORES = 2**16  # of a head: from here our own kernel is asked, so that small models never wait for a compiler
 
 
 def sinusoids(clock: Tensor, width: int) -> Tensor:
@@ -25,7 +26,8 @@ def sinusoids(clock: Tensor, width: int) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Softmax attention: query (B, N, C), key and value (B, M, C), mask (B, M) True = seen; returns (B, N, C)."""
-    if mask is None and (made := attention(query, key, value, heads)) is not None:
+    many = query.shape[1] * key.shape[1] >= MANY_SCORES
+    if mask is None and many and (made := attention(query, key, value, heads)) is not None:
         return made
     batch, count, width = query.shape
     query, key, value = (a.view(batch, -1, heads, width // heads).transpose(1, 2) for a in (query, key, value))

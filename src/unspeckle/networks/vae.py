@@ -131,8 +131,7 @@ class Vae(Autoencoder):
 
     def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the standardised latents."""
-        coded = self.mix(self.encoder(pictures.to(self._dtype)))
-        mean, log_variance = coded.to(pictures.dtype).chunk(2, dim=1)
+        mean, log_variance = self.mix(self.encoder(pictures.to(self._dtype))).float().chunk(2, dim=1)
         deviation = (log_variance.clamp(-30, 20) / 2).exp()
         return (mean - self.config.shift) * self.config.scale, deviation * self.config.scale
 
@@ -141,10 +140,10 @@ class Vae(Autoencoder):
         return self.posterior(pictures)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        z = latents / self.config.scale + self.config.shift
-        out: Tensor = self.decoder(self.unmix(z.to(self._dtype)))
-        return out.to(latents.dtype)
+        z = (latents / self.config.scale + self.config.shift).to(self._dtype)
+        out: Tensor = self.decoder(self.unmix(z)).float()
+        return out
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.decoder.enter.weight.dtype
+        return self.decoder.leave.weight.dtype

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unspeckle import guidance
 from unspeckle.corpus import Corpus, Split
-from unspeckle.denoiser import Denoise
+from unspeckle.denoiser import Denoise, Given
 from unspeckle.draw import Ask, Order, settle
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import Identity
@@ -23,6 +23,7 @@ from unspeckle.scoring.memorisation import Memorisation, memorisation, nearest
 from unspeckle.scoring.pretrained import Clip, pretrained
 from unspeckle.scoring.scores import CorpusFacts, Distance, FeatureFacts, Loss, Point, Scores, interval, warnings
 from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
+from unspeckle.student import drawer
 from unspeckle.training.heldout import LEVELS, HeldOut
 from unspeckle.training.plan import Plan
 from unspeckle.version import installed
@@ -105,6 +106,10 @@ class _Task:
         found = drawn(self.model, captions, numbers, self.wishes.ask, lambda count: self.watch.tell(count * cost))
         return _Set(found.pictures, captions), found.seconds
 
+    def complete(self, given: Given) -> Given:
+        """What the captions' pictures are denoised with."""
+        return self.model.complete(given, wanted=True, scale=self.order.scale, size=self.order.size)
+
     def numbers(self, count: int, seed: int = 0) -> range:
         """The seeds of the pictures."""
         first = self.order.seed + seed * self.wishes.pictures
@@ -114,11 +119,12 @@ class _Task:
 def units(model: Model, corpus: Corpus | None, wishes: Wishes) -> int:
     """How much there is to do, as a Watch hears it."""
     order = settle(model, wishes.ask)
-    total = min(SWEPT, wishes.pictures) * sum(calls(o) for o in [*steps_of(order), *scales_of(order)])
+    total = min(SWEPT, wishes.pictures) * sum(calls(o) for o in [*steps_of(model, order), *scales_of(model, order)])
     if corpus is not None and len(corpus.heldout) >= LEAST:
         held = len(corpus.heldout)
-        total += wishes.pictures * wishes.seeds * calls(order) + 2 * LEVELS * min(LOSSES, held)
-        if isinstance(model.autoencoder, Identity):
+        total += wishes.pictures * wishes.seeds * calls(order)
+        total += 0 if model.card.few else 2 * LEVELS * min(LOSSES, held)
+        if isinstance(model.autoencoder, Identity) and not model.card.few:
             total += likelihood.LEVELS * min(COUNTED, held)
     return total
 
@@ -140,7 +146,10 @@ def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watc
         prompts = list(model.card.vocabulary) or [""]  # the words that the card suggests
         scores = _with_sweeps(scores, task, [prompts[7 * i % len(prompts)] for i in range(count)], None)
         scores = replace(scores, missing=(_why(corpus),))
-    return replace(scores, warnings=warnings(scores)), task.album
+    said = warnings(scores)
+    if drawer(model, order) is not model and scores.loss is not None:
+        said = ("a student draws, but held-out loss and bits are its teacher's: only the teacher is a denoiser", *said)
+    return replace(scores, warnings=said), task.album
 
 
 def _why(corpus: Corpus | None) -> str:
@@ -169,34 +178,42 @@ def _with_corpus(scores: Scores, task: _Task, corpus: Corpus) -> tuple[Scores, R
     distances = _distances(real, sets, corpus.training, floors)
     watch.stage("nearest training pictures")
     copied = _memorised(sets, held, corpus.training, task.album)
-    watch.stage("held-out loss")
-    loss = _loss(task, corpus)
-    watch.stage("bits per dimension")
-    counted = _bits(task, corpus.heldout)
+    loss, counted, missing = None, None, list[str]()
+    if task.model.card.few:
+        missing += ["a student's estimates are not those of a denoiser: no held-out loss and no bits per dimension"]
+    else:
+        watch.stage("held-out loss")
+        loss = _loss(task, corpus)
+        watch.stage("bits per dimension")
+        counted = _bits(task, corpus.heldout)
+        missing += [] if counted else ["the model draws latents: no bits per dimension of pictures"]
     facts = FeatureFacts(features.name, features.hash, real.held_out.shape[1])
-    missing = () if counted is not None else ("the model draws latents: no bits per dimension of pictures",)
     scores = replace(
         scores, seconds=seconds, features=facts, compared=len(held), floor_pictures=len(floors[0]), distances=distances,
-        loss=loss, memorisation=copied, bits=counted, missing=missing,
+        loss=loss, memorisation=copied, bits=counted, missing=tuple(missing),
     )  # fmt: skip
     return scores, real
 
 
 def _with_sweeps(scores: Scores, task: _Task, captions: Sequence[str], real: Real | None) -> Scores:
-    found: list[tuple[Point, ...]] = []
+    found: dict[str, tuple[Point, ...]] = {}
     order, album = task.order, task.album
     for name, orders, shown in (
-        ("steps", steps_of(order), album.by_steps),
-        ("guidance scales", scales_of(order), album.by_scale),
+        ("steps", steps_of(task.model, order), album.by_steps),
+        ("guidance scales", scales_of(task.model, order), album.by_scale),
     ):
+        if not orders:
+            continue
         task.watch.stage(f"drawing with other {name}")
         points = []
         for point, some in sweep(task.model, orders, captions, task.numbers(len(captions)), real, task.watch.tell):
             points.append(point)
             shown.append(some)
-        found.append(tuple(points))
-    own = next(p.seconds for p in found[0] if (p.sampler, p.steps) == (order.sampler, order.steps))
-    return replace(scores, by_steps=found[0], by_scale=found[1], seconds=scores.seconds or own)
+        found[name] = tuple(points)
+    own = next(p.seconds for p in found["steps"] if (p.sampler, p.steps) == (order.sampler, order.steps))
+    return replace(
+        scores, by_steps=found["steps"], by_scale=found.get("guidance scales", ()), seconds=scores.seconds or own
+    )
 
 
 def _features(task: _Task, training: Split) -> tuple[Features, list[Tensor]]:
@@ -272,7 +289,7 @@ def _loss(task: _Task, corpus: Corpus) -> Loss:
     found, model, count = [], task.model, min(LOSSES, len(corpus.heldout))
     for split in (corpus.heldout, corpus.training):
         held = HeldOut(split, model.tokenizer, model.autoencoder, task.wishes.objective, model.device, count)
-        found.append(held(model.denoiser, model.text))
+        found.append(held(model.denoiser, model.text, task.complete))
         task.watch.tell(LEVELS * count)
     out, seen = found
     return Loss(out.total, seen.total, out.times, out.shares, seen.shares, count)
@@ -287,6 +304,7 @@ def _bits(task: _Task, split: Split) -> Bits | None:
 
     def rows(first: int, last: int) -> Denoise:
         given = model.denoiser.prepare(model.text(model.tokenizer.encode(captions[first:last]).to(model.device)))
+        given = task.complete(given)
         return guidance.clamp(lambda x_t, t: model.denoiser(x_t, t, given), *bounds)  # type: ignore[arg-type]
 
     return bits(split.pictures(places), model.autoencoder, model.denoiser.schedule, rows, task.watch.tell)

@@ -186,6 +186,8 @@ def _steps(scores: Scores, album: Album) -> str:
 
 
 def _scales(scores: Scores, album: Album) -> str:
+    if not scores.by_scale:
+        return ""
     rows = list(zip(scores.by_scale, album.by_scale, strict=True))
     strips = _strips(scores, rows, lambda p: f"scale {p.scale:g}")
     return _section("Guidance scale", scale_plots(scores), _prose(SAME, "soft"), strips)

@@ -1,6 +1,6 @@
 """The same captions and seeds drawn in many ways: how quality goes with steps, guidance scale and time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from unspeckle.scoring.distances import kid, neighbours
 from unspeckle.scoring.drawing import drawn
 from unspeckle.scoring.features import Features
 from unspeckle.scoring.scores import Point
+from unspeckle.student import drawer
 
 SHARES = (1 / 6, 1 / 3, 2 / 3, 1, 2)  # of the model's steps
 SAMPLERS = ("ddim", "heun")  # beside the model's own
@@ -34,19 +35,30 @@ def calls(order: Order) -> int:
     return order.steps * (2 if order.sampler in TWICE else 1) * (1 if order.scale == 1 else 2)
 
 
-def steps_of(order: Order) -> list[Order]:
-    """The model's sampler and two others at fewer and more steps; a sampler of two calls a step takes half of them."""
+def steps_of(model: Model, order: Order) -> list[Order]:
+    """The model's sampler and two others at fewer and more steps; a sampler of two calls a step takes half of them.
+    Of a student, the counts of steps that it knows; of its teacher, none that the student would draw."""
+    if few := drawer(model, order).card.few:
+        return [replace(order, steps=steps) for steps in few]
     counts = sorted({min(1000, max(1, round(order.steps * share))) for share in SHARES})
     found = []
     for sampler in dict.fromkeys((order.sampler, *SAMPLERS)):
         for count in counts:
             half = sampler in TWICE and order.sampler not in TWICE
             found.append(replace(order, sampler=sampler, steps=max(1, count // 2) if half else count))
-    return list(dict.fromkeys(found))
+    return _alike(model, dict.fromkeys(found))
 
 
-def scales_of(order: Order) -> list[Order]:
-    return [replace(order, scale=scale) for scale in sorted({*SCALES, order.scale})]
+def scales_of(model: Model, order: Order) -> list[Order]:
+    """The same with other guidance scales; none for a student, which has but the one that it learnt."""
+    if drawer(model, order).card.few:
+        return []
+    return _alike(model, [replace(order, scale=scale) for scale in sorted({*SCALES, order.scale})])
+
+
+def _alike(model: Model, orders: Iterable[Order]) -> list[Order]:
+    """Those that the model draws itself."""
+    return [order for order in orders if not drawer(model, order).card.few]
 
 
 def sweep(

@@ -15,7 +15,7 @@ from unspeckle.corpus.sprites import Library
 from unspeckle.corpus.tints import TINTS
 from unspeckle.scoring.detector import STRIDE, Detector, DetectorConfig, Outputs, load, save
 from unspeckle.scoring.examples import blocks
-from unspeckle.training.command import cache
+from unspeckle.training.materials import cache
 from unspeckle.training.measure import device_and_precision
 from unspeckle.training.optimizer import Muon
 

@@ -60,12 +60,13 @@ class ClipEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
         self.project = nn.Linear(config.width, config.projection, bias=False) if config.projection else nn.Identity()
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
+        """skip: how many layers more the tokens do without."""
         x = self.token(ids) + self.place[: ids.shape[1]]
         read = x
         for count, layer in enumerate(self.layers, 1):
             x = layer(x)
-            if count == self.config.layers - self.config.skip:
+            if count == self.config.layers - self.config.skip - skip:
                 read = x
         tokens = self.norm(read) if self.config.final_norm else read
         ends = (ids == self.config.end).int().argmax(1)
@@ -91,11 +92,12 @@ class ClipTexts(nn.Module):
         self.config = config
         self.encoders = nn.ModuleList(ClipEncoder(one) for one in config.encoders)
 
-    def forward(self, ids: Tensor) -> Given:
+    def forward(self, ids: Tensor, skip: int = 0) -> Given:
+        """skip: how many of the last layers the tokens do without, beside those that they always do."""
         read, vector = [], None
         for encoder, config, rows in zip(self.encoders, self.config.encoders, ids.unbind(1), strict=True):
             chunks = rows.view(len(rows), -1, config.length)
-            tokens, vector = encoder(chunks.flatten(0, 1))
+            tokens, vector = encoder(chunks.flatten(0, 1), skip)
             read.append(tokens.view(len(ids), -1, config.width))
             vector = vector.view(len(ids), chunks.shape[1], -1)[:, 0]
         tokens, vector = torch.cat(read, 2), vector if self.config.pooled else None
@@ -104,3 +106,15 @@ class ClipTexts(nn.Module):
             tokens = tokens * words[:, None, None]
             vector = None if vector is None else vector * words[:, None]
         return Given(tokens, None, vector)
+
+
+class Skipping(nn.Module):
+    """ClipTexts whose tokens do without so many more of the last layers ("clip skip", less one)."""
+
+    def __init__(self, texts: ClipTexts, skip: int) -> None:
+        super().__init__()
+        self.texts, self.skip = texts, skip
+
+    def forward(self, ids: Tensor) -> Given:
+        given: Given = self.texts(ids, self.skip)
+        return given

@@ -29,28 +29,39 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     metadata = {"unspeckle-checkpoint": json.dumps({"step": checkpoint.step, "counters": checkpoint.counters})}
     with replacing(path) as beside:
         safetensors.torch.save_file({k: t.contiguous() for k, t in checkpoint.tensors.items()}, beside, metadata)
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
+    for old in _files(folder)[:-KEPT]:
         old.unlink()
     return path
 
 
 def latest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that can be read, or None where there is none. InputError where none can be read."""
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+    for path in reversed(_files(folder)):
         try:
             with safe_open(path, framework="pt") as file:
                 held = json.loads((file.metadata() or {})["unspeckle-checkpoint"])
                 return Checkpoint(int(held["step"]), {k: file.get_tensor(k) for k in file.keys()}, held["counters"])  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, ValueError):
             continue
-    if any(folder.glob("step-*.safetensors")):
+    if _files(folder):
         raise InputError(f"{folder}: no checkpoint there can be read; delete the folder to begin anew")
     return None
 
 
 def steps_done(folder: Path) -> int:
     """The step of the newest checkpoint by its name, 0 where there is none."""
-    return max((int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.safetensors")), default=0)
+    return _step(files[-1]) if (files := _files(folder)) else 0
+
+
+def _files(folder: Path) -> list[Path]:
+    """The checkpoints there, the newest last."""
+    return sorted((path for path in folder.glob("step-*.safetensors") if _step(path) >= 0), key=_step)
+
+
+def _step(path: Path) -> int:
+    """Of a checkpoint by its name, -1 where it has another one."""
+    number = path.stem.removeprefix("step-")
+    return int(number) if number.isascii() and number.isdecimal() else -1
 
 
 def restore(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

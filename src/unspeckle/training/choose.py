@@ -16,7 +16,7 @@ from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.networks import Config
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.latents import Latents
+from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.networks.transformer import TransformerConfig
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.presets import LADDER, PRESETS, Preset, preset
@@ -34,6 +34,7 @@ RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
 LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
 LATENT_SHARE = 0.2  # of the network's steps, which the autoencoder learns for beforehand
 CLOSING = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
+LEAST = 16  # pixels of a side: no smaller pictures are drawn
 PRECISIONS = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
 Say = Callable[[str], None]
@@ -85,8 +86,11 @@ def choose(
     wish = options.seconds or (options.pictures or (options.steps or 0) * plan.batch) / measured.rate
     if _compiles(options, wish, say):
         plan, measured = _compiled(plan, measured, data(plan), tokenizer, autoencoder, say, options.compile is True)
-    learnt = measure.latents(plan, data(plan), 3.0) if learns else math.inf
-    share = LATENT_SHARE * measured.rate / learnt
+    share = 0.0
+    if learns:
+        learnt = measure.latents(plan, data(plan), 3.0)
+        share = LATENT_SHARE * measured.rate / learnt.rate
+        measured = measured._replace(memory=max(measured.memory, learnt.memory))
     plan = finished(plan, measured, options, started, CLOSING, 1 + share)
     return replace(plan, latent_steps=math.ceil(LATENT_SHARE * plan.steps) if learns else 0)
 
@@ -122,11 +126,17 @@ def check_common(options: Options) -> None:
     for flag, count in (("--batch", options.batch), ("--steps", options.steps), ("--pictures", options.pictures)):
         if count is not None and count < 1:
             raise InputError(f"{flag} {count}: must be at least 1")
-    if options.device is not None:
-        try:
-            torch.empty(1, device=options.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {options.device}: cannot be used here; leave it out, or take cpu") from error
+    if options.device is not None and not usable(options.device):
+        raise InputError(f"--device {options.device}: cannot be used here; leave it out, or take cpu")
+
+
+def usable(device: str) -> bool:
+    """Whether this machine has the device."""
+    try:
+        torch.zeros(1, device=device).item()  # which the device "meta" cannot
+    except (RuntimeError, AssertionError):
+        return False
+    return True
 
 
 def _kind(origin: Model | None) -> dict[str, Any]:
@@ -147,15 +157,26 @@ def space(options: TrainOptions, size: tuple[int, int]) -> str:
     if options.space is not None:
         return options.space
     long = (options.seconds or 0) >= LATENTS_AFTER or (options.pictures or 0) >= LATENTS_AFTER_PICTURES
-    return "latents" if long and all(side >= 64 and side % 8 == 0 for side in size) else "pixels"
+    return "latents" if long and min(size) >= 64 and _latents_fit(options.preset, size) else "pixels"
+
+
+def _latents_fit(name: str | None, size: tuple[int, int]) -> bool:
+    """Whether the preset, or one of those to choose from, can denoise the latents of such pictures."""
+    factor, (width, height) = LatentConfig().factor, size
+    sized = [preset(one).at((width // factor, height // factor)) for one in ([name] if name else LADDER)]
+    return any(math.gcd(*size) % (factor * network.factor) == 0 for network in sized)
 
 
 def fits(size: tuple[int, int], network: Config, shrink: int) -> None:
-    """InputError, naming the nearest size that does, where autoencoder and network cannot halve the pictures evenly."""
+    """InputError, naming the nearest size that does, where autoencoder and network cannot halve the pictures evenly, or
+    where nothing so small is drawn."""
     factor = network.factor * shrink
-    if any(side % factor for side in size):
-        near = "x".join(str(max(factor, round(side / factor) * factor)) for side in size)
-        raise InputError(f"--size {size[0]}x{size[1]}: both sides must be multiples of {factor} here; try {near}")
+    least = -(-LEAST // factor) * factor
+    if any(side % factor or side < least for side in size):
+        near = "x".join(str(max(least, round(side / factor) * factor)) for side in size)
+        raise InputError(
+            f"--size {size[0]}x{size[1]}: sides must be multiples of {factor} here, at least {least}; try {near}"
+        )
 
 
 def network_for(chosen: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> Config:
@@ -243,17 +264,24 @@ def finished(
             raise InputError(f"--for {options.seconds:g}s: was used up by preparing; give more time, or --steps")
         steps = max(1, int(left * measured.rate / dearer / plan.batch))
     seconds = options.seconds or spent + steps * plan.batch * dearer / measured.rate * (1 + RESERVE)
-    disk = plan.parameters * 4 * (3 * (3 + len(plan.averages)) + 1)  # a third checkpoint while it is written
+    disk = _disk(plan)
     room = shutil.disk_usage(_existing(options)).free
     if disk > room:
         raise InputError(
-            f"{options.out}: the run needs {disk / 2**30:.1f} GiB, {room / 2**30:.1f} GiB are free; "
-            "free some, or choose a smaller --preset"
+            f"{options.out}: the run needs {disk / 2**20:,.0f} MiB, {room / 2**20:,.0f} MiB are free; "
+            "free some, or give an --out elsewhere"
         )
     return replace(
         plan, steps=steps, warmup=max(1, min(200, steps // 20)), rate=measured.rate, seconds=seconds,
         memory=measured.memory, disk=disk,
     )  # fmt: skip
+
+
+def _disk(plan: Plan) -> int:
+    """Bytes of the model and of three checkpoints, a third while it is written, of the network and of an autoencoder
+    that learns; one that has learnt is kept once."""
+    latent = memory.autoencoder_parameters(plan)
+    return 4 * (plan.parameters * (3 * (3 + len(plan.averages)) + 1) + latent * (3 * 3 + 1 if plan.latent_steps else 2))
 
 
 def _existing(options: Options) -> str:

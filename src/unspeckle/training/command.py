@@ -1,7 +1,6 @@
 """`unspeckle train`: from a folder to RUN/model.safetensors, or from where it was stopped."""
 
 import json
-import os
 import signal
 import sys
 import time
@@ -11,26 +10,23 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
-from unspeckle import atomic, configuration, quantities
-from unspeckle.corpus import Corpus, Listing, open_corpus, read
+from unspeckle import atomic, configuration
+from unspeckle.corpus import Corpus, read
 from unspeckle.errors import InputError
-from unspeckle.model import FILE, Card, Model, load
-from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
+from unspeckle.model import FILE, Card
+from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import Latents
-from unspeckle.text.tokenizer import Tokenizer, words
-from unspeckle.training import checkpoint, latents
+from unspeckle.text.tokenizer import words
+from unspeckle.training import checkpoint, choose, latents
 from unspeckle.training import plan as plans
-from unspeckle.training.choose import check, choose, space
 from unspeckle.training.learner import Weights, fresh
 from unspeckle.training.log import Log
 from unspeckle.training.loop import Course, Training, train
+from unspeckle.training.materials import WORDS, Materials, gather
 from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import Plan
 from unspeckle.training.stage import Failed, Report
@@ -38,20 +34,11 @@ from unspeckle.training.view import View, table
 
 DONE, FAILED, STOPPED = 0, 1, 130
 PROMPTS = 16
-WORDS = "tokenizer.json"
+LOCK = ".lock"  # in a RUN
 
 Stop = Callable[[], bool]
 CAPTIONS = "captions.txt"  # in a RUN: some of those it learns from, one a line, for `distil`
 CAPTIONS_KEPT = 20_000
-
-
-class Materials(NamedTuple):
-    """What a plan is made for."""
-
-    corpus: Corpus
-    tokenizer: Tokenizer
-    autoencoder: Autoencoder
-    origin: Model | None
 
 
 def run(options: TrainOptions) -> int:
@@ -66,15 +53,15 @@ def run(options: TrainOptions) -> int:
             print((options.out / FILE).absolute())
             return DONE
     else:
-        check(options)
-    usable(options)
+        choose.check(options)
+    usable(options, plan)
     done = plan is not None
     listing = read(options.folder, options.captions, options.caption, options.template)
     with alone(options):
         materials = gather(listing, options, plan, console)
         if plan is None:
             size = materials.corpus.training.size
-            plan = choose(options, size, *materials, started, lambda line: console.print(line, highlight=False))
+            plan = choose.choose(options, size, *materials, started, lambda line: console.print(line, highlight=False))
         elif plan.corpus != materials.corpus.fingerprint:
             raise InputError(
                 f"{options.folder}: its pictures or captions have changed since {options.out} began; "
@@ -88,12 +75,16 @@ def run(options: TrainOptions) -> int:
         return _carry_out(options, plan, materials, console)
 
 
-def usable(options: Options) -> None:
-    """InputError where --out cannot be a RUN."""
+def usable(options: Options, plan: Plan | None) -> None:
+    """InputError where --out cannot be a RUN, or its plan cannot be carried on here."""
+    if plan is not None and not choose.usable(plan.device):
+        raise InputError(f"{options.out}: was begun on {plan.device}, which is not here; give another --out")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out}: is a file; give a folder")
-    foreign = options.out.is_dir() and not (options.out / plans.FILE).exists() and any(options.out.iterdir())
-    if foreign and not all(entry.name.startswith((".lock", ".unspeckle-")) for entry in options.out.iterdir()):
+    if plan is not None or not options.out.is_dir():
+        return
+    names = {entry.name for entry in options.out.iterdir() if not entry.name.startswith(".unspeckle-")}
+    if names - ({LOCK, WORDS, CAPTIONS} if LOCK in names else set()):  # what a run holds that died before its plan
         raise InputError(f"--out {options.out}: holds other things; give a new or empty folder")
 
 
@@ -105,7 +96,7 @@ def alone(options: Options) -> Iterator[None]:
         return
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        file = (options.out / ".lock").open("w")
+        file = (options.out / LOCK).open("w")
     except OSError as error:
         raise InputError(f"--out {options.out}: cannot be written ({error.strerror}); give another folder") from error
     with file:
@@ -120,86 +111,6 @@ def alone(options: Options) -> Iterator[None]:
         for torn in options.out.rglob(".unspeckle-*.part"):  # of a process that was killed
             torn.unlink()
         yield
-
-
-def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: Console) -> Materials:
-    """Decode the pictures, and take or learn the words."""
-    resumed = plan is not None and checkpoint.steps_done(options.out / "checkpoints") > 0
-    origin = None if options.from_model is None or resumed else load(options.from_model)
-    if plan is None:
-        for line in listing.describe():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if plan is not None:
-        size = plan.size
-    elif options.size is not None:
-        size = quantities.size(options.size)
-    else:
-        size = origin.card.size if origin is not None else (128, 128) if torch.cuda.is_available() else (64, 64)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("decoding pictures")
-        corpus = open_corpus(
-            listing,
-            size,
-            cache=cache(),
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    if plan is not None:
-        tokenizer, autoencoder = _kept_tokenizer(options.out), _planned(plan)
-    elif origin is not None:
-        tokenizer, autoencoder = origin.tokenizer, origin.autoencoder
-    else:
-        learnt = space(options, corpus.training.size) == "latents"
-        tokenizer = Tokenizer.learn(corpus.captions())
-        autoencoder = latents.unlearnt(options.seed or 0) if learnt else standard(corpus)
-    if plan is None:
-        for line in corpus.describe():
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        _warn_of_cuts(corpus, tokenizer, console)
-    return Materials(corpus, tokenizer, autoencoder, origin)
-
-
-def _kept_tokenizer(run: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_json((run / WORDS).read_text("utf-8"))
-    except OSError as error:
-        raise InputError(f"{run / WORDS}: cannot be read ({error.strerror}); give another --out") from error
-
-
-def _planned(plan: Plan) -> Autoencoder:
-    """The plan's autoencoder, its learnt weights still in RUN."""
-    return Identity(plan.autoencoder) if isinstance(plan.autoencoder, IdentityConfig) else latents.unlearnt(plan.seed)
-
-
-def cache() -> Path:
-    """Where decoded pictures lie, for every run to find."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unspeckle" / "pictures"
-
-
-def standard(corpus: Corpus) -> Identity:
-    """Pixel space, standardised by the colours of at most 1,024 training pictures."""
-    split = corpus.training
-    count = min(len(split), 1024)
-    chosen = np.arange(count) * len(split) // count
-    sums, squares, places = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    for some in np.array_split(chosen, -(-count // 64)):
-        pixels = split.pictures(some).double() / 127.5 - 1
-        sums += pixels.sum((0, 2, 3))
-        squares += pixels.square().sum((0, 2, 3))
-        places += pixels[:, 0].numel()
-    mean = sums / places
-    deviation = (squares / places - mean**2).clamp(min=0).sqrt().clamp(min=0.05)
-    red, green, blue = ([round(float(v), 4) for v in pair] for pair in zip(mean, deviation, strict=True))
-    return Identity(IdentityConfig((red[0], green[0], blue[0]), (red[1], green[1], blue[1])))
-
-
-def _warn_of_cuts(corpus: Corpus, tokenizer: Tokenizer, console: Console) -> None:
-    captions = list(dict.fromkeys(corpus.captions()))
-    cut = [caption for caption, lost in zip(captions, tokenizer.cut(captions), strict=True) if lost]
-    if cut:
-        console.print(
-            f"{len(cut):,} captions are longer than {tokenizer.length - 1} tokens and lose their ends: {cut[0][:100]}…",
-            highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
 
 
 def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console: Console) -> int:
@@ -224,7 +135,7 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
         )
     stop = listen()
     try:
-        ready = _autoencoder(options, plan, corpus, autoencoder, stop, console)
+        ready = _autoencoder(options, plan, corpus, autoencoder, origin is not None, stop, console)
     except Failed as failure:
         return _failed(options, failure)
     if not ready:
@@ -234,16 +145,25 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
 
 
 def _autoencoder(
-    options: TrainOptions, plan: Plan, corpus: Corpus, autoencoder: Autoencoder, stop: Stop, console: Console
+    options: TrainOptions,
+    plan: Plan,
+    corpus: Corpus,
+    autoencoder: Autoencoder,
+    given: bool,
+    stop: Stop,
+    console: Console,
 ) -> bool:
-    """See to it that the autoencoder is ready; False where it was stopped on the way."""
+    """See to it that the autoencoder is ready; False where it was stopped on the way. given: it has learnt already."""
     if isinstance(autoencoder, Latents) and plan.latent_steps:
+        kept = checkpoint.steps_done(options.out / latents.FOLDER / "checkpoints")
+        if checkpoint.steps_done(options.out / "checkpoints") and kept < plan.latent_steps:
+            raise latents.lost(options.out)
         learning = latents.LatentTraining(plan, options.out, corpus, autoencoder, stop)
         console.print(f"the autoencoder learns first, for {plan.latent_steps:,} steps", highlight=False)
         _watch(latents.learn(learning), learning.plan, options.out / latents.FOLDER, console, options.quiet)
         return not stop()
     if isinstance(autoencoder, Latents):
-        latents.settle(options.out, autoencoder)
+        latents.settle(options.out, autoencoder, given=given)
     return True
 
 

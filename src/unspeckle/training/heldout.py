@@ -1,12 +1,14 @@
 """How well pictures that training never sees are denoised, at each level of noise."""
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from unspeckle.corpus import Split
-from unspeckle.denoiser import Denoiser
+from unspeckle.denoiser import Denoiser, Given
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.objective import Objective
 from unspeckle.seeds import Stream
@@ -14,6 +16,7 @@ from unspeckle.text.tokenizer import Tokenizer
 
 LEVELS = 8  # of noise
 SHARE = 64  # pictures a call of the network
+PIXELS = 1 << 20  # in them: fewer where they are large
 
 
 class Judged(Protocol):
@@ -70,16 +73,21 @@ class HeldOut:
         self.times = (objective.mean + objective.std * torch.special.ndtri(middles)).sigmoid().float().to(device)
         count = min(most, len(split))
         chosen = torch.arange(count) * len(split) // count
-        pixels = split.pictures(chosen)
-        self.x = autoencoder.encode(pixels.to(device).float() / 127.5 - 1)
+        self.rows = max(1, min(SHARE, PIXELS // math.prod(split.size)))
+        parts = (split.pictures(some).to(device).float() / 127.5 - 1 for some in torch.split(chosen, self.rows))
+        with torch.no_grad():
+            self.x = torch.cat([autoencoder.encode(part) for part in parts])
         self.ids = tokenizer.encode(split.captions(chosen)).to(device)
 
     @torch.no_grad()
-    def __call__(self, denoiser: Denoiser, text: nn.Module) -> HeldOutLoss:
+    def __call__(
+        self, denoiser: Denoiser, text: nn.Module, complete: Callable[[Given], Given] = lambda given: given
+    ) -> HeldOutLoss:
+        """complete: adds what else the model wants to be told (see `Model.complete`)."""
         errors = torch.zeros(LEVELS, dtype=torch.float64)
-        for first in range(0, len(self.x), SHARE):
-            x, ids = self.x[first : first + SHARE], self.ids[first : first + SHARE]
-            given = denoiser.prepare(text(ids))
+        for first in range(0, len(self.x), self.rows):
+            x, ids = self.x[first : first + self.rows], self.ids[first : first + self.rows]
+            given = complete(denoiser.prepare(text(ids)))
             stream = Stream(0, torch.arange(first, first + len(x), device=x.device))
             for i, level in enumerate(self.times):
                 t = level.expand(len(x))

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -18,28 +17,14 @@ from unspeckle.seeds import Stream
 from unspeckle.training import checkpoint
 from unspeckle.training.learner import Masters, Outcome
 from unspeckle.training.plan import Plan
+from unspeckle.training.reconstruction import COARSE_EVERY, reconstruction
 from unspeckle.training.stage import Look, Report, keep, walk
 
 FOLDER = "autoencoder"  # of a RUN: its checkpoints, the last of which is the autoencoder, and its log
 NOISE = 0.1  # largest deviation of what is added to latents, so that a denoiser's small errors do not show
-COARSE_EVERY, COARSE = 4, 0.5  # steps, and the weight of what halved latents should decode to
-OCTAVES = 3
 MEASURED = 1024  # pictures that say how the latents are to be standardised
 SHOWN = 16  # held-out pictures beside their reconstructions
 _LEVEL, _NOISE = 0, 1  # a Stream's purposes
-
-
-def pyramid(error: Tensor) -> Tensor:
-    """The mean absolute error (B, 3, H, W) of the picture and of its bands, each an octave coarser: the Laplacian
-    pyramid's distance (Bojanowski et al. 2018, eq. 2), which keeps edges sharper than the error of pixels alone."""
-    total = error.abs().mean()
-    for _ in range(OCTAVES):
-        if min(error.shape[2:]) < 4:
-            break
-        small = F.avg_pool2d(error, 2)
-        band = error - F.interpolate(small, scale_factor=2.0, mode="bilinear", align_corners=False)
-        total, error = total + band.abs().mean(), small
-    return total + error.abs().mean()
 
 
 class LatentLearner(Masters):
@@ -53,18 +38,15 @@ class LatentLearner(Masters):
         self.working.standard = self.weights.standard
 
     def loss(self, batch: Batch, step: int) -> Tensor:
-        """What is lost on the way there and back, with noise between; now and then also at half the resolution, which
-        keeps latents smooth, so that they are easier to denoise (Skorokhodov et al. 2025)."""
+        """What is lost on the way there and back, with noise between."""
         stream = Stream(self.plan.seed, batch.indices.to(self.device))
         pictures = batch.pictures.to(self.device).float() / 127.5 - 1
-        latents = self.working.encode(pictures)
         deviation = NOISE * stream.uniform(_LEVEL).view(-1, 1, 1, 1)
-        noisy = latents + deviation * stream.normal(_NOISE, latents.shape[1:])
-        loss = pyramid(self.working.decode(noisy) - pictures)
-        if step % COARSE_EVERY == 0:
-            halved = self.working.decode(F.avg_pool2d(latents, 2)) - F.avg_pool2d(pictures, 2)
-            loss = loss + COARSE * pyramid(halved)
-        return loss
+
+        def noised(latents: Tensor) -> Tensor:
+            return latents + deviation * stream.normal(_NOISE, latents.shape[1:])
+
+        return reconstruction(self.working, pictures, noised, coarse=step % COARSE_EVERY == 0)
 
     def step(self, batch: Batch, step: int) -> Outcome:
         """Learn from a batch as step 1…plan.steps."""
@@ -156,16 +138,26 @@ def learn(training: LatentTraining) -> Iterator[Report]:
     training.autoencoder.eval().requires_grad_(False)
 
 
-def unlearnt(seed: int) -> Latents:
+def unlearnt(seed: int, config: LatentConfig | None = None) -> Latents:
     """An autoencoder that knows nothing yet, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Latents(LatentConfig())
+        return Latents(config or LatentConfig())
 
 
-def settle(run: Path, autoencoder: Latents) -> None:
-    """Keep another model's autoencoder for this run, or take up the one that this run kept so; it is fixed."""
+def lost(run: Path) -> InputError:
+    """What is said of a run whose network has learnt from latents of an autoencoder that is no more."""
+    return InputError(
+        f"{run / FOLDER}: the autoencoder that this run learnt with is gone; put it back, or give another --out"
+    )
+
+
+def settle(run: Path, autoencoder: Latents, given: bool) -> None:
+    """Keep another model's autoencoder for this run, or take up the one that this run kept so; it is fixed. given: this
+    one is that model's, and has learnt. InputError where it is not, and none was kept."""
     found = checkpoint.latest(run / FOLDER / "checkpoints")
+    if found is None and not given:
+        raise lost(run)
     if found is None:
         kept = {f"weights.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
         keep(run / FOLDER / "checkpoints", 0, kept, {"skipped": 0})

@@ -201,9 +201,9 @@ def _finish(training: Course) -> Report:
             best = loss, name, tensors
     assert best is not None
     plan, run = training.plan, training.run
+    samples = _samples(training, plan.steps, training.model(best[2], plan.precision))  # first: the model ends a run
     try:
         save(training.model(best[2], weights=best[1]), run / FILE)
     except (OSError, SafetensorError) as error:
         raise Failed(f"{FILE} cannot be written ({error}); free some space and give the same command again") from error
-    samples = _samples(training, plan.steps, training.model(best[2], plan.precision))
     return Report(plan.steps, plan.steps, math.nan, math.nan, 0, 0, training.skipped, best[0], samples, run / FILE)

@@ -20,6 +20,7 @@ from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.latents import LatentLearner
 from unspeckle.training.learner import Learner, fresh
 from unspeckle.training.plan import AnyPlan, Plan
+from unspeckle.training.reconstruction import COARSE_EVERY
 
 
 class Measured(NamedTuple):
@@ -76,18 +77,19 @@ def steps(learns: Callable[[AnyPlan], Learner], plan: AnyPlan, data: Iterator[An
     return Measured(plan.batch / median, _peak(plan.device), begun - start)
 
 
-def latents(plan: Plan, data: Iterator[Batch], seconds: float) -> float:
-    """Pictures/s at which the plan's autoencoder learns: throwaway weights for about `seconds`, at least two steps."""
+def latents(plan: Plan, data: Iterator[Batch], seconds: float) -> Measured:
+    """The same of the plan's autoencoder. The step that does not count is one of those that take the most memory."""
     assert isinstance(plan.autoencoder, LatentConfig)
+    start = time.perf_counter()
     learner = LatentLearner(replace(plan, warmup=10**9), Latents(plan.autoencoder))
-    learner.step(next(data), 1)
+    learner.step(next(data), COARSE_EVERY)
     wait(plan.device)
     begun, taken = time.perf_counter(), 0
     while taken < 2 or time.perf_counter() - begun < seconds:
         learner.step(next(data), taken + 1)
         wait(plan.device)
         taken += 1
-    return taken * plan.batch / (time.perf_counter() - begun)
+    return Measured(taken * plan.batch / (time.perf_counter() - begun), _peak(plan.device), begun - start)
 
 
 def _peak(device: str) -> int:

@@ -12,6 +12,7 @@ from unspeckle.errors import InputError
 from unspeckle.networks import build
 from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.training.plan import AnyPlan, Plan
+from unspeckle.training.reconstruction import reconstruction
 
 SHARE = 0.8  # of what is free that a step may take
 BASE = 500 * 2**20  # bytes for the libraries, a compiler, a batch on its way
@@ -20,22 +21,38 @@ MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def kept(plan: Plan) -> int:
-    """Bytes that the forward pass of one picture keeps for the backward pass, counted on the meta device: the network's
-    or, where that is more, those of the autoencoder while it learns."""
-    dtype = torch.float32 if plan.precision == "float32" else torch.bfloat16
+    """Bytes that the forward pass of one picture through the network keeps for the backward pass, counted on the meta
+    device."""
+    dtype = _dtype(plan)
     with torch.device("meta"):
         network = build(plan.network).to(dtype)
         config, (width, height) = plan.network, plan.extent
         words = torch.empty(1, plan.text.length, config.text_width, dtype=dtype)
         given = Given(words, None, torch.empty(1, config.vector_width, dtype=dtype))
         x = torch.empty(1, config.channels, height, width, dtype=dtype)
-        most = _kept(network, lambda: network(x, torch.empty(1), given))
-        if isinstance(plan.autoencoder, LatentConfig) and plan.latent_steps:
-            latents = Latents(plan.autoencoder).to(dtype)
-            latents.standard.float()
-            pictures = torch.empty(1, 3, plan.size[1], plan.size[0])
-            most = max(most, _kept(latents, lambda: latents.decode(latents.encode(pictures))))
-    return most
+        return _kept(network, lambda: network(x, torch.empty(1), given))
+
+
+def kept_to_learn_latents(plan: Plan) -> int:
+    """The same of the autoencoder, in those of its steps that take the most."""
+    assert isinstance(plan.autoencoder, LatentConfig)
+    with torch.device("meta"):
+        latents = Latents(plan.autoencoder).to(_dtype(plan))
+        latents.standard.float()
+        pictures = torch.empty(1, 3, plan.size[1], plan.size[0])
+        return _kept(latents, lambda: reconstruction(latents, pictures, lambda x: x + torch.empty_like(x), coarse=True))
+
+
+def autoencoder_parameters(plan: Plan) -> int:
+    """How many there are of those that are learnt, here or for another model; 0 where x is pixels."""
+    if not isinstance(plan.autoencoder, LatentConfig):
+        return 0
+    with torch.device("meta"):
+        return sum(p.numel() for p in Latents(plan.autoencoder).parameters())
+
+
+def _dtype(plan: Plan) -> torch.dtype:
+    return torch.float32 if plan.precision == "float32" else torch.bfloat16
 
 
 def _kept(module: nn.Module, forward: Callable[[], Tensor]) -> int:
@@ -53,9 +70,15 @@ def _kept(module: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 
 def needed(plan: Plan) -> int:
-    """Bytes of a whole step: weights, gradients, Adam's two moments, the averages, and what a batch keeps."""
-    words = 4 * (4 + len(plan.averages)) + (0 if plan.precision == "float32" else 4)  # bytes for each parameter
-    return BASE + words * plan.parameters + round(BUSY * plan.rows * kept(plan))
+    """Bytes of a whole step: weights, gradients, Adam's two moments, the averages, and what a batch keeps. The most of
+    the autoencoder's learning, where it learns, and of the network's, which it serves."""
+    learnt = 16 if plan.precision == "float32" else 20  # bytes for each parameter that learns
+    latent = autoencoder_parameters(plan)
+    network = (learnt + 4 * len(plan.averages)) * plan.parameters + 4 * latent + BUSY * plan.rows * kept(plan)
+    if not plan.latent_steps:
+        return BASE + round(network)
+    before = 4 * plan.parameters + learnt * latent + BUSY * plan.batch * kept_to_learn_latents(plan)
+    return BASE + round(max(network, before))
 
 
 def free(device: str) -> int | None:

@@ -101,17 +101,30 @@ AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 def load(run: Path, kind: type[AnyPlan] = Plan) -> AnyPlan | None:  # type: ignore[assignment]
     """RUN's plan, or None where there is none. InputError where it cannot be read, or is of another kind."""
+    found = either(run)
+    if found is not None and type(found) is not kind:
+        other = "train" if kind is DistilPlan else "distil"
+        raise InputError(f"{run / FILE}: is the plan of a run of `{other}`; give another --out")
+    return found
+
+
+def either(run: Path) -> Plan | None:
+    """The same, of whichever kind it is."""
     path = run / FILE
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give another --out, or delete this run") from error
-    other = "train" if kind is DistilPlan else "distil"
-    if isinstance(values, dict) and ("teacher" in values) != (kind is DistilPlan):
-        raise InputError(f"{path}: is the plan of a run of `{other}`; give another --out")
-    return configuration.from_json(kind, values, str(path))
+    distils = isinstance(values, dict) and "teacher" in values
+    plan = configuration.from_json(DistilPlan if distils else Plan, values, str(path))
+    for name in ("steps", "batch", "threads", "warmup", "average_every"):
+        if getattr(plan, name) < 1:
+            raise InputError(
+                f"{path}: field {name!r} must be at least 1, not {getattr(plan, name)}; give another --out"
+            )
+    return plan
 
 
 def asked(options: Options) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""The words and options of `train` and `distil`."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from unspeckle import quantities
+from unspeckle.cli.options import Captions, Device, Quiet
+
+
+def train(
+    folder: Annotated[Path, typer.Argument(help="Captioned pictures.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The RUN: model, plan, log, checkpoints, samples.")],
+    for_: Annotated[str | None, typer.Option("--for", help="How long you will wait: 90s, 30m, 1h30m.")] = None,
+    pictures: Annotated[str | None, typer.Option(help="Or how many pictures to learn from: 150k, 2M.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Or how many steps.")] = None,
+    size: Annotated[str | None, typer.Option(help="Pixels: 64 or WxH.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Of the network.  [default: what the time allows]")] = None,
+    space: Annotated[str | None, typer.Option(help="Denoise pixels or learnt latents.  [default: by the time]")] = None,
+    captions: Captions = "auto",
+    caption: Annotated[str | None, typer.Option(help="One caption for all pictures.")] = None,
+    template: Annotated[str | None, typer.Option(help='Around the name of a folder: "a photo of {}".')] = None,
+    from_model: Annotated[Path | None, typer.Option("--from", help="Go on from this model.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is random.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print the plan.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --plan: print it as JSON.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Train a model on a folder of captioned pictures, as long as you will wait.
+
+    Ctrl-C stops at a clean point; the same command goes on from there, bit for bit.
+    """
+    from unspeckle.training.options import TrainOptions
+
+    options = TrainOptions(
+        folder=folder,
+        out=out,
+        seconds=None if for_ is None else quantities.duration(for_),
+        pictures=None if pictures is None else quantities.count(pictures, "--pictures"),
+        steps=None if steps is None else quantities.count(steps, "--steps"),
+        size=size,
+        preset=preset,
+        space=space,
+        captions=captions,
+        caption=caption,
+        template=template,
+        from_model=from_model,
+        seed=seed,
+        batch=batch,
+        device=device,
+        precision=precision,
+        compile=compile,
+        plan_only=plan,
+        json=json,
+        quiet=quiet,
+    )
+    from unspeckle.training.command import run
+
+    return run(options)
+
+
+def distil(
+    model: Annotated[Path, typer.Argument(help="The teacher: a RUN of train, or a file.", show_default=False)],
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="The RUN: model, plan, log, …  [default: the teacher's name and -few]"),
+    ] = None,
+    for_: Annotated[str | None, typer.Option("--for", help="How long you will wait: 90s, 30m, 1h30m.")] = None,
+    pictures: Annotated[str | None, typer.Option(help="Or how many pictures the teacher is to draw: 5k.")] = None,
+    steps: Annotated[str | None, typer.Option(help="Or how many steps of learning.")] = None,
+    corpus: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A folder, for its captions.  [default: those that the teacher's RUN kept]"),
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="Of guidance, baked in.  [default: the teacher's]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of all that is random.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures that the teacher draws for a step.")] = None,
+    device: Device = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print the plan.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="With --plan: print it as JSON.")] = False,
+    quiet: Quiet = False,
+) -> int:
+    """Teach a student to draw in 1, 2 or 4 steps what a model draws in many.
+
+    The new file carries both; draw --steps 4 asks the student. Ctrl-C stops at a clean point; the same command goes on.
+    """
+    from unspeckle.training.options import DistilOptions
+
+    options = DistilOptions(
+        model=model,
+        out=out or model.resolve().with_name(f"{model.resolve().stem}-few"),
+        corpus=corpus,
+        seconds=None if for_ is None else quantities.duration(for_),
+        pictures=None if pictures is None else quantities.count(pictures, "--pictures"),
+        steps=None if steps is None else quantities.count(steps, "--steps"),
+        scale=scale,
+        seed=seed,
+        batch=batch,
+        device=device,
+        precision=precision,
+        plan_only=plan,
+        json=json,
+        quiet=quiet,
+    )
+    from unspeckle.commands.distil import run
+
+    return run(options)

@@ -1,0 +1,105 @@
+"""Between pictures and x: tiles that meet without a seam, half precision that does not go black."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from test_stable_pictures import kept
+from test_tasks import picture
+from tiny import random_model
+from unspeckle.border import decoded, encoded, pictures
+from unspeckle.draw import Ask, draw
+from unspeckle.model import load
+from unspeckle.networks.tiles import tiled
+from unspeckle.picture import difference
+from unspeckle.start import tensor
+
+
+@pytest.mark.parametrize(("high", "wide", "side"), [(64, 64, 32), (50, 90, 32), (33, 40, 32), (16, 100, 24)])
+def test_tiles_of_what_sees_no_further_than_their_margin_are_the_whole(high: int, wide: int, side: int) -> None:
+    """Convolutions that reach one place (two pixels) see in the middle of a tile what they see in the whole."""
+    torch.manual_seed(0)
+    first, second, narrow = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1), nn.Conv2d(3, 4, 2, stride=2)
+    x, shapes = torch.randn(2, 3, high, wide), []
+
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        shapes.append(x.shape[2:])
+        return second(F.interpolate(first(x).tanh(), scale_factor=2.0))
+
+    with torch.no_grad():
+        whole = decode(x)
+        assert torch.allclose(tiled(decode, x, side, 1, 2), whole, atol=1e-5)
+        assert len(shapes) > 2 and max(max(shape) for shape in shapes[1:]) <= side
+        pixels = torch.randn(1, 3, 2 * high, 2 * wide)
+        assert torch.allclose(tiled(narrow, pixels, side, 2, 1), narrow(pixels), atol=1e-5)
+    assert tiled(lambda x: x, x, 0, 1, 1) is x and tiled(lambda x: x, x, 128, 1, 1) is x
+
+
+def test_tiles_of_the_embedded_autoencoder() -> None:
+    """What `docs/stable-diffusion.md` says of them: under half a level of 255 where the picture is smooth."""
+    model, pixels = load(), tensor(picture(256, 192))
+    smooth = F.avg_pool2d(F.pad(pixels, (4, 4, 4, 4), "replicate"), 9, 1)
+    x, parted = encoded(model, smooth, list), encoded(model, smooth, list, 128)
+    assert not torch.equal(x, parted) and (x - parted).norm() < 0.02 * x.norm()
+    apart = (decoded(model, x, 128) - decoded(model, x)).abs() * 127.5
+    assert 0 < apart.mean() < 0.5 and apart.max() < 8
+
+
+def test_tiles_of_stable_diffusions_autoencoder_are_nearer_the_whole_than_the_peers(tmp_path_factory: Any) -> None:
+    pipe, model = kept("1", tmp_path_factory)
+    x = 0.5 * torch.randn(1, 4, 64, 96, generator=torch.Generator().manual_seed(0))
+    whole = decoded(model, x)
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 64, 32
+    with torch.no_grad():
+        theirs = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
+    pipe.vae.disable_tiling()
+    ours = decoded(model, x, 64)
+    assert (ours - whole).norm() < (theirs - whole).norm() < 0.5 * whole.norm()
+
+
+def test_a_drawing_in_tiles_is_the_drawing() -> None:
+    ask = Ask("a frog", size=64, steps=2)
+    assert difference(*(draw(random_model(), Ask(**{**vars(ask), "tiles": side}))[0] for side in (0, 16))) <= 1
+
+
+@pytest.mark.parametrize("what", ["decode", "encode"])
+def test_float16_that_overflows_is_asked_again_in_float32_and_says_so_once(
+    what: str, tmp_path_factory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, model = kept("1", tmp_path_factory)
+    coder, held = model.autoencoder, {k: v.clone() for k, v in model.autoencoder.state_dict().items()}
+    half = coder.decoder if what == "decode" else coder.encoder
+    half.enter.weight.data *= 3e4  # the next norm takes it back, beyond what float16 holds
+    half.enter.bias.data[:] = 6.4e4
+    x, pixels = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), tensor(picture())
+    run = {"decode": lambda: decoded(model, x), "encode": lambda: encoded(model, pixels, lambda: torch.zeros(()))}[what]
+    try:
+        with torch.no_grad():
+            coder.half().float()  # the weights that float16 can hold
+            expected = run()
+            black = coder.half().decode(x) if what == "decode" else coder.half().posterior(pixels)[0]
+            assert not black.isfinite().all()
+            with caplog.at_level(logging.WARNING):
+                assert torch.equal(run(), expected) and torch.equal(run(), expected)
+        assert [one.getMessage() for one in caplog.records] == [
+            "the autoencoder overflows in float16; it is asked again in float32"
+        ]
+        assert expected.std() > 0.05
+    finally:
+        coder.float().load_state_dict(held)
+
+
+def test_half_precision_that_holds_stays(tmp_path_factory: Any) -> None:
+    _, model = kept("1", tmp_path_factory)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected, held = pictures(model, x)[0], {k: v.clone() for k, v in model.autoencoder.state_dict().items()}
+    for dtype in (torch.float16, torch.bfloat16):
+        model.autoencoder.to(dtype)
+        assert 0 < difference(pictures(model, x)[0], expected) < 40
+        assert next(model.autoencoder.parameters()).dtype == dtype
+        model.autoencoder.float().load_state_dict(held)
