@@ -165,6 +165,7 @@ def signed(model: Model, order: Order, last: Step) -> list[Image.Image]:
         unusual["guide"] = {"name": order.guide.card.name, "hash": order.guide.hash}
     if order.image is not None or order.hires is not None:
         unusual["strength"] = order.strength
+    unusual |= {} if model.precision == "float32" else {"precision": model.precision}
     unusual |= {} if order.hires is None else {"hires": list(order.hires)}
     unusual |= {} if order.image is None else {"image": fingerprint(order.image.convert("RGB"))}
     unusual |= {} if order.mask is None else {"mask": fingerprint(order.mask.convert("L"))}

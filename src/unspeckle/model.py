@@ -68,7 +68,7 @@ class Model:
     """All that a drawing needs. text, tokenizer: words -> Given; autoencoder: pictures <-> x.
 
     student: a model that draws the same in few steps (see student.py). It has a network and a card of its own, and
-    shares all else.
+    shares all else. precision: in which it draws, see precision.py; known_hash: its hash from before that changed it.
     """
 
     denoiser: Denoiser
@@ -77,6 +77,8 @@ class Model:
     autoencoder: Autoencoder
     card: Card
     student: "Model | None" = None
+    precision: str = "float32"
+    known_hash: str | None = None
 
     def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Noise:
         """The noise of drawings with those seeds, of x's shape."""
@@ -144,6 +146,8 @@ class Model:
     @property
     def hash(self) -> str:
         """12 hex digits of what decides the pictures: tensors and configuration, but not the cards' words."""
+        if self.known_hash is not None:
+            return self.known_hash
         said = _describe(self)
         deciding: list[Any] = [said, self.card.clamp]
         if self.student is not None and self.student.card.clamp != Card.clamp:
@@ -171,10 +175,12 @@ def load(
     *,
     prediction: str | None = None,
     trust_pickle: bool = False,
+    precision: str = "float32",
 ) -> Model:
     """Read a .safetensors file of ours or a RUN's, or a Stable Diffusion: a folder of diffusers, a single file, or a
-    name on the hub; without a path, the model inside the package. Weights as float32. Of foreign ones: prediction,
-    "eps" or "v", where they do not tell; trust_pickle, to read the tensors of a .ckpt.
+    name on the hub; without a path, the model inside the package. precision: "float32", "bfloat16", "float16", or
+    "auto": bfloat16 for a Stable Diffusion where the hardware multiplies it faster, else float32. Of foreign ones:
+    prediction, "eps" or "v", where they do not tell; trust_pickle, to read the tensors of a .ckpt.
 
     InputError, one line, where the file is not there, not known, damaged, or does not fit its own configuration.
     """
@@ -182,12 +188,15 @@ def load(
         with as_file(files("unspeckle") / "models" / "embedded.safetensors") as inside:
             if not inside.is_file():
                 raise InputError("this installation has no embedded model; name one with --model")
-            return load(inside, device)
+            return load(inside, device, precision=precision)
+    from unspeckle import precision as precisions
     from unspeckle.formats import door
+
+    precisions.known(precision)
 
     foreign = door.read(path, prediction, trust_pickle)
     if foreign is not None:
-        return door.model(foreign, device)
+        return door.model(foreign, device, precisions.chosen(precision, str(device)))
     file = locate(Path(path))
     said, tensors = _read(file)
     try:
@@ -196,7 +205,7 @@ def load(
         raise
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
         raise InputError(f"{file}: its configuration makes no model ({type(e).__name__}: {str(e)[:100]})") from e
-    return model.to(device)
+    return precisions.lower(model.to(device), "float32" if precision == precisions.AUTO else precision)
 
 
 def locate(path: Path) -> Path:

@@ -213,6 +213,8 @@ def _guide(model: Model, ask: Ask) -> Model | None:
         return None
     if ask.negative:
         raise InputError("negative: a guide takes its place; write NOT in the prompt, or leave one of the two out")
+    if model.precision != ask.guide.precision:
+        raise InputError(f"guide: draws in {ask.guide.precision}, the model in {model.precision}; load both alike")
     mine, its = _border(model), _border(ask.guide)
     if mine[:3] != its[:3] or any(not torch.equal(tensor, its[3][name]) for name, tensor in mine[3].items()):
         name = ask.guide.card.name

@@ -20,6 +20,7 @@ from unspeckle.cli.options import (
 )
 
 INTERVAL_HELP = "Guide at these times only: 0 is the picture, 1 is noise.  [default: always]"
+PRECISION_HELP = "auto (bfloat16 for a Stable Diffusion where it pays), float32, bfloat16 or float16."
 GUIDE_HELP = "A weaker model that guides in place of the negative prompt (autoguidance)."
 GUIDANCE, PICTURE = "Guidance", "From a picture, or toward another"  # groups of options
 
@@ -107,6 +108,7 @@ def draw(
             metavar="N", help="Decode in tiles of N pixels, to save memory; 0 = whole.", rich_help_panel=STABLE
         ),
     ] = 0,
+    precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
     device: Device = None,
     quiet: Quiet = False,
 ) -> int:
@@ -128,7 +130,9 @@ def draw(
         upscaler=upscaler, clip_skip=clip_skip, tiles=tiles,
     )  # fmt: skip
     added = Additions(lora or (), embedding or (), vae)
-    return run(ask, model, guide, out, strip, quiet, device, prediction, trust_pickle, image, mask, added, preview)
+    return run(
+        ask, model, guide, out, strip, quiet, device, prediction, trust_pickle, image, mask, added, preview, precision
+    )
 
 
 def replay(

@@ -19,6 +19,7 @@ from unspeckle.film import Film
 from unspeckle.model import Model, load
 from unspeckle.order import idle
 from unspeckle.picture import keep, record, stamp
+from unspeckle.precision import chosen, keep_memory, known, lower
 from unspeckle.prompts import parse, words
 from unspeckle.samplers import Step
 from unspeckle.student import passed_over
@@ -39,17 +40,19 @@ NONE = Additions()
 def run(
     ask: Ask, model: Path | None, guide: Path | None, out: Path, strip: bool, quiet: bool, device: str | None,
     prediction: str | None = None, trust_pickle: bool = False, image: Path | None = None, mask: Path | None = None,
-    additions: Additions = NONE, preview: Path | None = None,
+    additions: Additions = NONE, preview: Path | None = None, precision: str = "auto",
 ) -> int:  # fmt: skip
     """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
     _writable(out)
     ask = replace(ask, image=source(image, "--image"), mask=source(mask, "--mask"))
     if quiet:
         logging.getLogger("unspeckle").setLevel(logging.ERROR)
-    drawer = add(load(model, place(device), prediction=prediction, trust_pickle=trust_pickle), additions)
+    keep_memory()
+    drawer = opened(model, place(device), prediction, trust_pickle, additions, precision)
     shown = drawer if preview is None else previewed(drawer, preview)
     if guide is not None:
-        weaker = load(guide, place(device), prediction=prediction, trust_pickle=trust_pickle)
+        own = drawer.precision
+        weaker = load(guide, place(device), prediction=prediction, trust_pickle=trust_pickle, precision=own)
         ask = replace(ask, guide=weaker)
     orders = parts(drawer, ask)
     total, done = sum(order.moves for order in orders), 0
@@ -72,13 +75,18 @@ def run(
     return 0
 
 
-def add(model: Model, additions: Additions) -> Model:
-    """The model with what was asked to be added to it."""
+def opened(
+    path: Path | None, device: torch.device | str, prediction: str | None, trust_pickle: bool, additions: Additions,
+    precision: str,
+) -> Model:  # fmt: skip
+    """The model, to be drawn with in that precision. What is added to it is added in float32, before."""
     if not any(additions):
-        return model
+        return load(path, device, prediction=prediction, trust_pickle=trust_pickle, precision=precision)
     from unspeckle.formats import additions as stable
 
-    return stable.add(model, *additions)
+    known(precision)
+    made = stable.add(load(path, device, prediction=prediction, trust_pickle=trust_pickle), *additions)
+    return lower(made, chosen(precision, str(device)))
 
 
 def previewed(model: Model, path: Path) -> Model:

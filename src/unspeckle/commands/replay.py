@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from unspeckle.commands.draw import NONE, Additions, add, place, source
+from unspeckle.commands.draw import NONE, Additions, opened, place, source
 from unspeckle.draw import asked, fingerprint, settle, signed, steps
 from unspeckle.errors import InputError
 from unspeckle.model import Model
@@ -32,8 +32,11 @@ def run(
         ask, at = asked(said)
     except InputError as e:
         raise InputError(f"{path}: {e}") from e
-    load = partial(read_model, device=place(device), prediction=prediction, trust_pickle=trust_pickle)
-    drawer = add(load(model), additions)
+    precision = str(said.get("precision", "float32"))
+    load = partial(
+        read_model, device=place(device), prediction=prediction, trust_pickle=trust_pickle, precision=precision
+    )
+    drawer = opened(model, place(device), prediction, trust_pickle, additions, precision)
     _same(path, said.get("model"), drawer, "model")
     if "guide" in said:
         if guide is None:

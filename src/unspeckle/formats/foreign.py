@@ -19,6 +19,7 @@ from unspeckle.model import Card, Model, Way
 from unspeckle.networks.adapters import live
 from unspeckle.networks.layers import sinusoids
 from unspeckle.networks.unet import UNet, UNetConfig
+from unspeckle.precision import lower
 from unspeckle.seeds import Noise
 from unspeckle.storage import float32
 from unspeckle.text.clip import ClipTexts, Skipping
@@ -111,6 +112,7 @@ class Foreign(Model):
         ]
         digest = hashlib.sha256(repr(said).encode())
         for name, tensor in sorted(self.tensors().items()):
+            tensor = tensor.float()
             bits = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous().view(torch.int32).flatten()
             sums = F.pad(bits, (0, -len(bits) % 64)).view(-1, 64).sum(0, dtype=torch.int64)
             digest.update(f"{name}{tuple(tensor.shape)}{sums.tolist()}".encode())
@@ -119,10 +121,13 @@ class Foreign(Model):
     def changed(self) -> "Foreign":
         """To be called by whoever changed its weights or adapters: what is known of them is forgotten."""
         self.__dict__.pop("_digest", None)
+        self.known_hash = None
         return self
 
     @property
     def hash(self) -> str:
+        if self.known_hash is not None:
+            return self.known_hash
         strengths = [adapter.strength * adapter.scale for part in self.parts().values() for adapter in live(part)]
         if not strengths:
             return self._digest
@@ -144,11 +149,12 @@ def scale_waves(scale: float, width: int) -> Tensor:
     return F.pad(torch.cat([angles.sin(), angles.cos()])[None], (0, width % 2))
 
 
-def model(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> Foreign:
-    """The checkpoint as a Model, its weights as float32."""
+def model(checkpoint: Checkpoint, device: str | torch.device = "cpu", precision: str = "float32") -> Foreign:
+    """The checkpoint as a Model, to draw in that precision. In a lower one, no weight is in memory in float32 too."""
     parts = checkpoint.pieces()
     for name, part in parts.items():
-        part.load_state_dict({key: float32(held) for key, held in checkpoint.part(name).items()}, assign=True)
+        own = float32 if precision == "float32" or name == "text" else _as_stored
+        part.load_state_dict({key: own(held) for key, held in checkpoint.part(name).items()}, assign=True)
         part.eval().requires_grad_(False)
     habits, network = checkpoint.habits, parts["network"]
     assert isinstance(network, UNet)
@@ -163,4 +169,9 @@ def model(checkpoint: Checkpoint, device: str | torch.device = "cpu") -> Foreign
     denoiser = Denoiser(network, habits.table, habits.prediction, "index")
     made = Foreign(denoiser, checkpoint.tokenizer, parts["text"], parts["autoencoder"], card, habits=habits)  # type: ignore[arg-type]
     made.to(device)
+    lower(made, precision)
     return made
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    return tensor

@@ -63,14 +63,14 @@ class Latents(Autoencoder):
     def encode(self, pictures: Tensor) -> Tensor:
         h = self.enter(_rows(F.pixel_unshuffle(pictures, 2), self.enter))
         for layer in self.down:
-            h = layer(F.pixel_unshuffle(h, 2) if isinstance(layer, nn.Conv2d) else h)
+            h = layer(h if isinstance(layer, Block) else F.pixel_unshuffle(h, 2))
         out: Tensor = self.standard(self.narrow(h).float())
         return out
 
     def decode(self, latents: Tensor) -> Tensor:
         h = self.widen(_rows(latents, self.widen))
         for layer in self.up:
-            h = F.pixel_shuffle(layer(h), 2) if isinstance(layer, nn.Conv2d) else layer(h)
+            h = layer(h) if isinstance(layer, Block) else F.pixel_shuffle(layer(h), 2)
         return F.pixel_shuffle(self.leave(h), 2).float()
 
 

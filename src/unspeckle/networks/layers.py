@@ -13,7 +13,7 @@ from unspeckle.kernels.attention import attention
 
 Affine = TypeVar("Affine", nn.Conv2d, nn.Linear)
 FEW_KEYS = 128  # up to here explicit products train faster on a CPU than the fused kernel, whose backward is slow
-MANY_KEYS = 256  # from here our own kernel is asked, so that small models never wait for a compiler
+MANY_SCORES = 2**16  # of a head: from here our own kernel is asked, so that small models never wait for a compiler
 
 
 def sinusoids(clock: Tensor, width: int) -> Tensor:
@@ -26,7 +26,8 @@ def sinusoids(clock: Tensor, width: int) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Softmax attention: query (B, N, C), key and value (B, M, C), mask (B, M) True = seen; returns (B, N, C)."""
-    if mask is None and key.shape[1] >= MANY_KEYS and (made := attention(query, key, value, heads)) is not None:
+    many = query.shape[1] * key.shape[1] >= MANY_SCORES
+    if mask is None and many and (made := attention(query, key, value, heads)) is not None:
         return made
     batch, count, width = query.shape
     query, key, value = (a.view(batch, -1, heads, width // heads).transpose(1, 2) for a in (query, key, value))
@@ -97,15 +98,35 @@ class Attention(nn.Module):
         return out
 
 
+class GatedLinear(nn.Linear):
+    """a · gelu(b), where a and b are linear (Shazeer 2020, GEGLU)."""
+
+    def __init__(self, width: int, leave: int) -> None:
+        super().__init__(width, 2 * leave)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = super().forward(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
 class GatedFeedForward(nn.Module):
-    """out(a · gelu(b)), four times as wide inside (Shazeer 2020, GEGLU)."""
+    """A gated layer four times as wide, and back."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.enter = nn.Linear(width, 8 * width)
+        self.enter = GatedLinear(width, 4 * width)
         self.out = silenced(nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.enter(x).chunk(2, dim=-1)
-        out: Tensor = self.out(value * F.gelu(gate))
+        out: Tensor = self.out(self.enter(x))
         return out
+
+
+class Growing(nn.Conv2d):
+    """Every pixel doubled in height and width, then a 3 × 3 convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
-from unspeckle.networks.layers import Attention, GatedFeedForward, norm, silenced, sinusoids
+from unspeckle.networks.layers import Attention, GatedFeedForward, Growing, norm, silenced, sinusoids
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class UNet(nn.Module):
                 self.up.append(Stage(enter, width, config.depths[level], config.sees_itself[level], config))
                 now = width
             if level:
-                self.grow.append(nn.Conv2d(now, now, 3, padding=1))
+                self.grow.append(Growing(now))
         self.norm = norm(now, config.groups)
         self.leave = silenced(nn.Conv2d(now, config.channels * config.patch**2, 3, padding=1))
 
@@ -236,6 +236,6 @@ class UNet(nn.Module):
         for i, stage in enumerate(self.up, 1):
             h = through(stage, torch.cat([h, kept.pop()], dim=1))
             if i % (config.blocks + 1) == 0 and i < len(self.up):
-                h = self.grow[i // (config.blocks + 1) - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+                h = self.grow[i // (config.blocks + 1) - 1](h)
         out: Tensor = self.leave(F.silu(self.norm(h)))
         return F.pixel_shuffle(out, config.patch) if config.patch > 1 else out

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.layers import attend
+from unspeckle.networks.layers import Growing, attend
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Decoder(nn.Module):
                 self.up.append(VaeBlock(now, width, config.groups))
                 now = width
             if level < len(widths) - 1:
-                self.grow.append(nn.Conv2d(now, now, 3, padding=1))
+                self.grow.append(Growing(now))
         self.norm = nn.GroupNorm(config.groups, now, 1e-6)
         self.leave = nn.Conv2d(now, 3, 3, padding=1)
 
@@ -122,7 +122,7 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.up, 1):
             h = block(h)
             if i % self.blocks == 0 and i < len(self.up):
-                h = self.grow[i // self.blocks - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+                h = self.grow[i // self.blocks - 1](h)
         out: Tensor = self.leave(F.silu(self.norm(h)))
         return out
 

@@ -15,6 +15,7 @@ from unspeckle.denoiser import Given
 from unspeckle.networks import Config, build
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import LatentConfig, Latents
+from unspeckle.precision import pays, wait
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.latents import LatentLearner
 from unspeckle.training.learner import Learner, Masters, fresh
@@ -35,24 +36,8 @@ def device_and_precision(device: str | None, precision: str | None) -> tuple[str
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision is None:
-        precision = (
-            "bfloat16" if _seconds(device, torch.bfloat16) < 0.8 * _seconds(device, torch.float32) else "float32"
-        )
+        precision = "bfloat16" if pays(device, torch.bfloat16) else "float32"
     return device, precision
-
-
-def _seconds(device: str, dtype: torch.dtype) -> float:
-    """Of a convolution as the networks here have them, the best of five."""
-    x = torch.randn(32, 128, 16, 16, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    layer = torch.nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    taken = []
-    with torch.no_grad():
-        for _ in range(6):
-            start = time.perf_counter()
-            layer(x)
-            _wait(device)
-            taken.append(time.perf_counter() - start)
-    return min(taken[1:])
 
 
 def compiler() -> bool:
@@ -80,13 +65,13 @@ def steps(learns: Callable[[AnyPlan], Masters], plan: AnyPlan, data: Iterator[An
     start = time.perf_counter()
     learner = learns(replace(plan, warmup=10**9))
     learner.step(next(data), 1)
-    _wait(plan.device)
+    wait(plan.device)
     begun = time.perf_counter()
     taken: list[float] = []
     while len(taken) < 2 or time.perf_counter() - begun < seconds:
         before = time.perf_counter()
         learner.step(next(data), 1)
-        _wait(plan.device)
+        wait(plan.device)
         taken.append(time.perf_counter() - before)
     median = sorted(taken)[len(taken) // 2]
     return Measured(plan.batch / median, _peak(plan.device), begun - start)
@@ -98,20 +83,13 @@ def latents(plan: Plan, data: Iterator[Batch], seconds: float) -> Measured:
     start = time.perf_counter()
     learner = LatentLearner(replace(plan, warmup=10**9), Latents(plan.autoencoder))
     learner.step(next(data), COARSE_EVERY)
-    _wait(plan.device)
+    wait(plan.device)
     begun, taken = time.perf_counter(), 0
     while taken < 2 or time.perf_counter() - begun < seconds:
         learner.step(next(data), taken + 1)
-        _wait(plan.device)
+        wait(plan.device)
         taken += 1
     return Measured(taken * plan.batch / (time.perf_counter() - begun), _peak(plan.device), begun - start)
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    elif device == "mps":
-        torch.mps.synchronize()
 
 
 def _peak(device: str) -> int:

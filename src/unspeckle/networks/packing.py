@@ -1,0 +1,162 @@
+"""A network made ready to draw in a lower precision: weights cast once, and on a CPU in bfloat16 kept in the order in
+which oneDNN multiplies them, so that no step turns them round again, with what follows a product done in it.
+
+What is computed is the same as by the plain layers, but for rounding; there are no gradients any more.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unspeckle.networks.layers import GatedLinear, Growing
+
+_PLAIN: Any = ("none", [], "")  # nothing follows the product
+
+
+def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module for drawing in that precision, changed in place. Its weights may still lie in a file's memory map, in
+    any precision: each is read, cast and let go on its own, so that no second copy of all is in memory."""
+    packs = dtype == torch.bfloat16 and packable()
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            make = _PACKED.get(type(child)) if packs and _fits(child) else None
+            if make is not None:
+                setattr(parent, name, make(child, dtype))
+    for part in module.modules():
+        for name, held in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
+            if held.is_floating_point():
+                order = torch.channels_last if held.ndim == 4 else torch.contiguous_format
+                own = held.detach().to(dtype, copy=True).contiguous(memory_format=order)
+                if isinstance(held, nn.Parameter):
+                    setattr(part, name, nn.Parameter(own, requires_grad=False))
+                else:
+                    part._buffers[name] = own
+    return module.eval()
+
+
+def packable() -> bool:
+    """Whether this torch has oneDNN's layers with packed weights."""
+    needs = ("_linear_pointwise", "_reorder_linear_weight", "_convolution_pointwise")
+    return bool(torch.backends.mkldnn.is_available()) and all(  # type: ignore[no-untyped-call]
+        hasattr(torch.ops.mkldnn, name) for name in needs
+    )
+
+
+def _fits(layer: nn.Module) -> bool:
+    """Whether the layer is of the kinds that the packed ones stand for."""
+    on_cpu = all(one.device.type == "cpu" for one in layer.parameters(recurse=False))
+    return on_cpu and (not isinstance(layer, nn.Conv2d) or (layer.groups == 1 and layer.padding_mode == "zeros"))
+
+
+def _own(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.detach().to(dtype, copy=True).contiguous()
+
+
+def _rows(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A matrix (out, in) packed for a product with some thousand rows."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), 4096)
+    return packed
+
+
+def _taps(weight: Tensor, dtype: torch.dtype, padding: list[int], stride: list[int]) -> Tensor:
+    """A convolution's weights (out, in, kh, kw) packed."""
+    plain = weight.to(dtype).contiguous().to_mkldnn()
+    packed: Tensor = torch._C._nn.mkldnn_reorder_conv2d_weight(plain, padding, stride, [1, 1], 1)
+    return packed
+
+
+class PackedLinear(nn.Module):
+    """A linear layer; of (B, C, H, W) a 1 × 1 convolution, which is the same product."""
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.out_features, self.in_features = layer.weight.shape[:2]
+        self.weight, self.bias = _rows(layer.weight.detach().flatten(1), dtype), _own(layer.bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, *_PLAIN)
+        return out.permute(0, 3, 1, 2) if x.ndim == 4 else out
+
+
+class PackedGate(nn.Module):
+    """A GatedLinear as two products: the gelu ends the one, the other ends in the multiplication by it."""
+
+    def __init__(self, layer: GatedLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.value, self.gate = (_rows(half, dtype) for half in layer.weight.detach().chunk(2))
+        self.biases = [_own(half, dtype) for half in layer.bias.chunk(2)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.ops.mkldnn._linear_pointwise(x, self.gate, self.biases[1], "gelu", [], "none")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, gate, self.value, self.biases[0], "mul")
+        return out
+
+
+class PackedConv(nn.Module):
+    """A convolution."""
+
+    def __init__(self, layer: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__()
+        padding: Any = layer.padding
+        self.padding, self.stride = list(padding), list(layer.stride)
+        self.weight = _taps(layer.weight.detach(), dtype, self.padding, self.stride)
+        self.bias = _own(layer.bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _convolved(x.contiguous(memory_format=torch.channels_last), self.weight, self.bias, self)
+
+
+class PackedGrowing(nn.Module):
+    """A Growing by its phases: a 3 × 3 window on doubled pixels sees only 2 × 2 different ones, so each of the four
+    places of a doubled pixel has a 2 × 2 convolution of its own, of summed weights, and 4/9 of the work."""
+
+    def __init__(self, layer: Growing, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.padding, self.stride = [1, 1], [1, 1]
+        weight = layer.weight.detach().float()
+        self.phases = [
+            _taps(phase, dtype, self.padding, self.stride) for half in _halves(weight, 2) for phase in _halves(half, 3)
+        ]
+        self.bias = _own(layer.bias, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, high, wide = x.shape
+        x = x.contiguous(memory_format=torch.channels_last)
+        out: Tensor | None = None
+        for place, phase in enumerate(self.phases):
+            down, right = divmod(place, 2)
+            seen = _convolved(x, phase, self.bias, self)  # (B, C, H + 1, W + 1)
+            if out is None:
+                out = x.new_empty(batch, 2 * high, 2 * wide, seen.shape[1]).permute(0, 3, 1, 2)
+            out[:, :, down::2, right::2] = seen[:, :, down : down + high, right : right + wide]
+        assert out is not None
+        return out
+
+
+def _halves(weight: Tensor, side: int) -> list[Tensor]:
+    """Three taps along a side as the two that the first and the second half of a doubled pixel see."""
+    first, middle, last = torch.split(weight, 1, side)
+    return [torch.cat([first, middle + last], side), torch.cat([first + middle, last], side)]
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, layer: PackedConv | PackedGrowing) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, layer.padding, layer.stride, [1, 1], 1, *_PLAIN
+    )
+    return out
+
+
+def _convolution(layer: nn.Conv2d, dtype: torch.dtype) -> nn.Module:
+    alone = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0)
+    return PackedLinear(layer, dtype) if alone else PackedConv(layer, dtype)
+
+
+_PACKED: dict[type, Callable[[Any, torch.dtype], nn.Module]] = {
+    nn.Linear: PackedLinear,
+    nn.Conv2d: _convolution,
+    GatedLinear: PackedGate,
+    Growing: PackedGrowing,
+}

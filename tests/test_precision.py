@@ -1,0 +1,77 @@
+"""Drawing in bfloat16: nearly the picture of float32, of the same hash, and replayed to the pixel."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stable
+import tiny
+import unspeckle
+from unspeckle.cli import main
+from unspeckle.draw import Ask, draw
+from unspeckle.errors import InputError
+from unspeckle.model import Model
+from unspeckle.picture import record
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("stable")
+    stable.pipeline("1", place / "scratch").save_pretrained(place / "pipe")
+    return place / "pipe"
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    apart = np.asarray(one, float) - np.asarray(other, float)
+    return 10 * math.log10(255**2 / max(float((apart**2).mean()), 1e-9))
+
+
+def drawn(model: Model, **options: object) -> Image.Image:
+    return draw(model, Ask("a frog on stilts", seed=3, steps=6, **options))[0]  # type: ignore[arg-type]
+
+
+def test_stable_diffusion_in_bfloat16(folder: Path) -> None:
+    exact, low = unspeckle.load(folder), unspeckle.load(folder, precision="bfloat16")
+    assert low.hash == exact.hash
+    assert next(low.network.parameters()).dtype == next(low.autoencoder.parameters()).dtype == torch.bfloat16
+    one, other = drawn(exact, size=32), drawn(low, size=32)
+    assert psnr(one, other) > 30
+    assert "precision" not in record(one) and record(other)["precision"] == "bfloat16"
+
+
+def test_our_own_in_bfloat16(tmp_path: Path) -> None:
+    file = tiny.saved(tmp_path)
+    exact, low, left = (unspeckle.load(file, precision=name) for name in ("float32", "bfloat16", "auto"))
+    assert low.hash == exact.hash == left.hash and left.precision == "float32"
+    assert psnr(drawn(exact), drawn(low)) > 30
+    assert np.array_equal(drawn(exact), drawn(left))
+
+
+def test_a_picture_says_its_precision_and_is_replayed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["a frog", "-m", str(folder), "--steps", "3", "--size", "32", "--out", str(tmp_path), "-q"]
+    for name in ("bfloat16", "float32"):
+        assert main(["draw", *words, "--precision", name]) == 0
+        picture = capsys.readouterr().out.strip()
+        with Image.open(picture) as image:
+            assert record(image).get("precision", "float32") == name
+        assert main(["replay", picture, "-m", str(folder), "-q"]) == 0
+        assert "difference: 0" in capsys.readouterr().out
+
+
+def test_a_guide_must_draw_alike(tmp_path: Path) -> None:
+    file = tiny.saved(tmp_path)
+    exact, low = unspeckle.load(file), unspeckle.load(file, precision="bfloat16")
+    with pytest.raises(InputError, match="draws in bfloat16, the model in float32"):
+        drawn(exact, guide=low)
+    drawn(low, guide=low)
+
+
+def test_an_unknown_precision_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["draw", "a frog", "--precision", "int3"]) == 2
+    assert "--precision 'int3': unknown; choose one of auto, float32, bfloat16, float16" in capsys.readouterr().err
