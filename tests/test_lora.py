@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -322,9 +323,26 @@ def test_200_damaged_files(whole: Any, tmp_path: Path) -> None:
     assert refused >= 180
 
 
+def off(one: Any, other: Any) -> float:
+    """The mean difference of two pictures' pixels."""
+    return float(np.abs(np.asarray(one, float) - np.asarray(other, float)).mean())
+
+
 def test_the_command_line(whole: Any, tmp_path: Path, capsys: Any) -> None:
     model, common = unspeckle.load(whole("1")), ["--model", str(whole("1")), "--quiet"]
-    asked = ["draw", "a frog", "--steps", "2", "--size", "16", "--out", str(tmp_path), *common]
+    asked = [
+        "draw",
+        "a frog",
+        "--steps",
+        "2",
+        "--size",
+        "16",
+        "--precision",
+        "float32",
+        "--out",
+        str(tmp_path),
+        *common,
+    ]
     one, two = tmp_path / "one.safetensors", tmp_path / "two:2.safetensors"
     for seed, file in enumerate((one, two)):
         save_file(kohya(model, seed=seed), file)
@@ -338,6 +356,11 @@ def test_the_command_line(whole: Any, tmp_path: Path, capsys: Any) -> None:
     assert read(path).tobytes() == unspeckle.draw(model, Ask("a frog", steps=2, size=16))[0].tobytes()
     assert main(["replay", str(path), *added, *common]) == 0
     assert "difference: 0" in capsys.readouterr().out
+    assert main([*asked, *added, "--precision", "bfloat16"]) == 0
+    rounded, without = read(Path(capsys.readouterr().out.strip())), unspeckle.load(whole("1"))
+    assert record(rounded)["model"]["hash"] == said["hash"]
+    plain = unspeckle.draw(without, Ask("a frog", steps=2, size=16))[0]
+    assert off(rounded, read(path)) < 0.2 * off(plain, read(path))
     faults = {
         f"{tmp_path}/none:1": "no such file",
         f"{one}:999": "a weight lies between",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
-from unspeckle.networks.layers import GatedLinear, Growing
+from unspeckle.networks.layers import GatedFeedForward, Growing
 from unspeckle.networks.packing import lowered, packable
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import Vae, VaeConfig
@@ -35,7 +35,7 @@ def off(one: Tensor, other: Tensor) -> float:
         (nn.Linear(24, 40), (2, 7, 24)),
         (nn.Linear(24, 40, bias=False), (5, 24)),
         (nn.Linear(1, 1), (1, 1)),
-        (GatedLinear(24, 32), (2, 9, 24)),
+        (GatedFeedForward(24), (2, 9, 24)),
         (nn.Conv2d(6, 10, 3, padding=1), (2, 6, 9, 5)),
         (nn.Conv2d(6, 10, 3, stride=2, padding=1), (1, 6, 8, 8)),
         (nn.Conv2d(6, 10, 3, stride=2), (1, 6, 9, 9)),

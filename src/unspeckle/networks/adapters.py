@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unspeckle.networks.layers import Growing, doubled
+
 Parts = Mapping[str, nn.Module]  # of a model, by the first word of their layers' names
 
 
@@ -22,6 +24,7 @@ class Adapter(nn.Module):
         """What is added to the layer's answer, computed in x's precision."""
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         if isinstance(layer, nn.Conv2d):
+            x = doubled(x) if isinstance(layer, Growing) else x
             h = F.conv2d(F.conv2d(x, down, None, layer.stride, layer.padding), up)
         else:
             h = F.linear(F.linear(x, down), up)

@@ -98,27 +98,17 @@ class Attention(nn.Module):
         return out
 
 
-class GatedLinear(nn.Linear):
-    """a · gelu(b), where a and b are linear (Shazeer 2020, GEGLU)."""
-
-    def __init__(self, width: int, leave: int) -> None:
-        super().__init__(width, 2 * leave)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = super().forward(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
 class GatedFeedForward(nn.Module):
-    """A gated layer four times as wide, and back."""
+    """out(a · gelu(b)), four times as wide inside (Shazeer 2020, GEGLU)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.enter = GatedLinear(width, 4 * width)
+        self.enter = nn.Linear(width, 8 * width)
         self.out = silenced(nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.out(self.enter(x))
+        value, gate = self.enter(x).chunk(2, dim=-1)
+        out: Tensor = self.out(value * F.gelu(gate))
         return out
 
 
@@ -129,4 +119,9 @@ class Growing(nn.Conv2d):
         super().__init__(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return super().forward(doubled(x))
+
+
+def doubled(x: Tensor) -> Tensor:
+    """(B, C, H, W) with each pixel four times: (B, C, 2·H, 2·W)."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unspeckle.networks.layers import GatedLinear, Growing
+from unspeckle.networks.layers import GatedFeedForward, Growing
 
 _PLAIN: Any = ("none", [], "")  # nothing follows the product
 
@@ -18,12 +18,8 @@ _PLAIN: Any = ("none", [], "")  # nothing follows the product
 def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """The module for drawing in that precision, changed in place. Its weights may still lie in a file's memory map, in
     any precision: each is read, cast and let go on its own, so that no second copy of all is in memory."""
-    packs = dtype == torch.bfloat16 and packable()
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            make = _PACKED.get(type(child)) if packs and _fits(child) else None
-            if make is not None:
-                setattr(parent, name, make(child, dtype))
+    if dtype == torch.bfloat16 and packable():
+        _pack(module, dtype)
     for part in module.modules():
         for name, held in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
             if held.is_floating_point():
@@ -34,6 +30,16 @@ def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
                 else:
                     part._buffers[name] = own
     return module.eval()
+
+
+def _pack(parent: nn.Module, dtype: torch.dtype) -> None:
+    """Put packed layers in the places of all those that have such."""
+    for name, child in list(parent.named_children()):
+        make = _PACKED.get(type(child)) if _fits(child) else None
+        if make is None:
+            _pack(child, dtype)
+        else:
+            setattr(parent, name, make(child, dtype))
 
 
 def packable() -> bool:
@@ -81,17 +87,20 @@ class PackedLinear(nn.Module):
         return out.permute(0, 3, 1, 2) if x.ndim == 4 else out
 
 
-class PackedGate(nn.Module):
-    """A GatedLinear as two products: the gelu ends the one, the other ends in the multiplication by it."""
+class PackedFeedForward(nn.Module):
+    """A GatedFeedForward whose entry is two products: the gelu ends the one, the other ends in the multiplication by
+    it."""
 
-    def __init__(self, layer: GatedLinear, dtype: torch.dtype) -> None:
+    def __init__(self, feed: GatedFeedForward, dtype: torch.dtype) -> None:
         super().__init__()
-        self.value, self.gate = (_rows(half, dtype) for half in layer.weight.detach().chunk(2))
-        self.biases = [_own(half, dtype) for half in layer.bias.chunk(2)]
+        self.value, self.gate = (_rows(half, dtype) for half in feed.enter.weight.detach().chunk(2))
+        self.biases = [_own(half, dtype) for half in feed.enter.bias.chunk(2)]
+        self.out = PackedLinear(feed.out, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.ops.mkldnn._linear_pointwise(x, self.gate, self.biases[1], "gelu", [], "none")
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, gate, self.value, self.biases[0], "mul")
+        gated = torch.ops.mkldnn._linear_pointwise(x, gate, self.value, self.biases[0], "mul")
+        out: Tensor = self.out(gated)
         return out
 
 
@@ -157,6 +166,6 @@ def _convolution(layer: nn.Conv2d, dtype: torch.dtype) -> nn.Module:
 _PACKED: dict[type, Callable[[Any, torch.dtype], nn.Module]] = {
     nn.Linear: PackedLinear,
     nn.Conv2d: _convolution,
-    GatedLinear: PackedGate,
+    GatedFeedForward: PackedFeedForward,
     Growing: PackedGrowing,
 }
