@@ -26,7 +26,8 @@ def test_what_is_counted_is_what_a_forward_pass_leaves_in_memory(name: str) -> N
     x, clock = torch.randn(batch, 3, 64, 64), torch.rand(batch)
     network(x, clock, Given(words, None, vector)).sum().backward()  # what is allocated once
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        output = network(x, clock, Given(words, None, vector))
+        given = network.prepare(Given(words, None, vector))
+        output = network(x, clock, given)
     left = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
     assert output.requires_grad
     assert memory.kept(counted) == pytest.approx(left / batch, rel=0.15)

@@ -303,13 +303,13 @@ def test_steps_that_are_not_finite_move_nothing_and_are_bounded(
 ) -> None:
     real, before = Learner.loss, {}
 
-    def loss(self: Learner, batch: object) -> Tensor:
+    def loss(self: Learner, batch: object, step: int) -> Tensor:
         start = int(batch.indices[0]) // 8 + 1
         if start == 5:
             before["weights"] = [t.clone() for t in self.tensors()]
         if start == 6:
             assert all(torch.equal(a, b) for a, b in zip(before["weights"], self.tensors(), strict=True))
-        value = real(self, batch)
+        value = real(self, batch, step)
         return value * math.inf if start == 5 or (bad and start > 20) else value
 
     monkeypatch.setattr(Learner, "loss", loss)

@@ -28,13 +28,13 @@ class Preset:
 _F, _T = False, True
 # name     millions width multipliers blocks middle self-attention feed head text layers
 _TABLE = (
-    ("nano",   0.5,  24, (1, 2),       1, 1, (_F, _F),          _F, 24,  64, 1),
-    ("micro",  1.5,  40, (1, 2),       1, 1, (_F, _T),          _F, 20,  96, 1),
-    ("tiny",   5.5,  56, (1, 2),       2, 4, (_F, _T),          _T, 28, 128, 2),
-    ("small", 11.0,  80, (1, 2),       2, 3, (_F, _T),          _T, 40, 128, 2),
-    ("base",  30.0, 128, (1, 2, 2),    2, 1, (_F, _T, _T),      _F, 64, 256, 4),
-    ("large", 70.0, 160, (1, 2, 2),    2, 1, (_F, _T, _T),      _T, 40, 384, 6),
-    ("huge", 150.0, 192, (1, 2, 3),    2, 1, (_F, _T, _T),      _T, 64, 512, 8),
+    ("nano",   0.7,  24, (1, 2),       1, 1, (_F, _F),          _F, 24,  64, 1),
+    ("micro",  1.8,  40, (1, 2),       1, 1, (_F, _T),          _F, 20,  96, 1),
+    ("tiny",   6.4,  56, (1, 2),       2, 4, (_F, _T),          _T, 28, 128, 3),
+    ("small", 11.6,  80, (1, 2),       2, 3, (_F, _T),          _T, 40, 128, 3),
+    ("base",  35.6, 128, (1, 2, 2),    2, 1, (_F, _T, _T),      _F, 64, 256, 4),
+    ("large", 73.1, 160, (1, 2, 2),    2, 1, (_F, _T, _T),      _T, 40, 384, 6),
+    ("huge", 161.0, 192, (1, 2, 3),    2, 1, (_F, _T, _T),      _T, 64, 512, 8),
 )  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def _own(
 ) -> Preset:  # fmt: skip
     network = UNetConfig(
         width=width, multipliers=multipliers, blocks=blocks, depths=(1,) * len(multipliers), middle_depth=middle,
-        sees_itself=sees, feed_forward=feed, head_width=head, text_width=text, vector_width=text, groups=0,
+        sees_itself=sees, feed_forward=feed, head_width=head, text_width=text, vector_width=text, groups=0, draft=2,
     )  # fmt: skip
     return Preset(name, millions, network, layers)
 

@@ -25,6 +25,10 @@ class Autoencoder(nn.Module):
         mean = self.encode(pictures)
         return mean, torch.zeros_like(mean)
 
+    def at(self, dtype: torch.dtype) -> "Autoencoder":
+        """One that works in that precision; the same where it makes no difference."""
+        return self
+
     @property
     def bounds(self) -> tuple[Tensor, Tensor] | None:
         """Lowest and highest value of each channel, (C, 1, 1) each, where pictures bound them."""

@@ -1,5 +1,6 @@
 """A small convolutional autoencoder: pictures as few smooth latents, cheap to denoise, decoded with crisp edges."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,11 @@ class Latents(Autoencoder):
             if level:
                 self.up.append(nn.Conv2d(wide[level], 4 * wide[level - 1], 1))
         self.leave = nn.Conv2d(wide[0], 12, 3, padding=1)
+
+    def at(self, dtype: torch.dtype) -> "Latents":
+        lower = copy.deepcopy(self).to(dtype)
+        lower.standard = self.standard  # what standardises stays as exact as it is
+        return lower
 
     def encode(self, pictures: Tensor) -> Tensor:
         h = self.enter(_rows(F.pixel_unshuffle(pictures, 2), self.enter))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
+from unspeckle.networks.draft import Draft
 from unspeckle.networks.layers import Attention, GatedFeedForward, Growing, norm, silenced, sinusoids
 
 
@@ -36,6 +37,7 @@ class UNetConfig:
     guidance_width: int = 0  # of what follows in given.vector: the guidance scale's waves (LCM; Luo et al. 2023)
     scale_shift: bool = True  # time scales and shifts the second norm (Dhariwal & Nichol 2021); SD only adds
     clock_scale: float = 1000.0  # makes the clock span the sinusoids' periods
+    draft: int = 0  # layers of the Draft whose mean picture of the words is joined to the input; 0 = there is none
     groups: int = 32  # of the normalisations; 0 normalises each place over its channels, five times as fast on a CPU
 
     @property
@@ -157,7 +159,9 @@ class UNet(nn.Module):
             self.vector2 = nn.Linear(4 * config.width, 4 * config.width)
         if config.guidance_width:
             self.guidance = nn.Linear(config.guidance_width, config.width, bias=False)
-        self.enter = nn.Conv2d((config.channels + config.beside) * config.patch**2, widths[0], 3, padding=1)
+        self.draft = Draft(config.channels, config.text_width, config.draft) if config.draft else None
+        joined_channels = config.beside + (config.channels if config.draft else 0)
+        self.enter = nn.Conv2d((config.channels + joined_channels) * config.patch**2, widths[0], 3, padding=1)
         now, joined = widths[0], [widths[0]]
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
@@ -187,9 +191,11 @@ class UNet(nn.Module):
         return [layer.words for s in stages if s.transformer is not None for layer in s.transformer.layers]
 
     def prepare(self, given: Given) -> Given:
-        """The keys and values of all layers, joined in tokens (B, L, Σ 2·C): they do not depend on the time."""
+        """What does not depend on the time: the keys and values of all layers, joined in tokens (B, L, Σ 2·C), and the
+        draft, in beside."""
         keys_values = [reader.keys_values(given.tokens) for reader in self.readers()]
-        return given._replace(tokens=torch.cat(keys_values, dim=2), prepared=True)
+        beside = given.beside if self.draft is None else self.draft(given)
+        return given._replace(tokens=torch.cat(keys_values, dim=2), beside=beside, prepared=True)
 
     def embed(self, clock: Tensor, given: Given) -> Tensor:
         """What every residual block is told: the time, and the given vector, as (B, 4·width)."""
@@ -209,7 +215,12 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
         if not given.prepared:
             given = self.prepare(given)
-        if given.beside is not None:
+        if self.draft is not None:  # what it costs to denoise teaches it nothing: it is to stay the mean picture
+            assert given.beside is not None
+            size = (x.shape[2], x.shape[3])
+            draft = F.interpolate(given.beside.detach().to(x.dtype), size, mode="bilinear", align_corners=False)
+            x = torch.cat([x, draft], dim=1)
+        elif given.beside is not None:
             x = torch.cat([x, given.beside.to(x.dtype)], dim=1)
         trunk = self.compiled_trunk or self.trunk
         return trunk(x, self.embed(clock, given), given.tokens, given.mask)

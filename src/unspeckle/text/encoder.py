@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
+from unspeckle.networks.draft import mixing
 from unspeckle.networks.layers import Attention, GatedFeedForward
 from unspeckle.text.tokenizer import PAD
 
@@ -49,7 +50,8 @@ class TextEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width)
         nn.init.normal_(self.token.weight, std=0.5)
-        nn.init.normal_(self.place, std=0.1)
+        nn.init.normal_(self.place, std=0.5)
+        mixing(self)
 
     def forward(self, ids: Tensor) -> Given:
         mask = ids != PAD

@@ -33,6 +33,8 @@ COMPILES_AFTER = 600.0  # seconds of training below which compiling is not tried
 RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
 LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
 LATENT_SHARE = 0.2  # of the network's steps, which the autoencoder learns for beforehand
+WORD_SHARE, WORDS_MOST = 0.3, 3000  # of the steps in which the words learn alone, at about a fifth of the others' cost
+PIXEL_TIMES, LATENT_TIMES = (0.3, 1.0), (0.8, 1.2)  # of few and smooth numbers, words tell at more noise
 CLOSING = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
 LEAST = 16  # pixels of a side: no smaller pictures are drawn
 PRECISIONS = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
@@ -66,6 +68,7 @@ def choose(
             threads=torch.get_num_threads(), parameters=0, rate=0, seconds=0, memory=0, disk=0,
             autoencoder=autoencoder.config, latent_steps=int(learns),
             optimizer="muon" if precision == "bfloat16" else "adamw", **_kind(origin),
+            times=LATENT_TIMES if isinstance(autoencoder, Latents) else PIXEL_TIMES,
         )  # fmt: skip
         with torch.device("meta"):
             plan = replace(plan, parameters=sum(p.numel() for p in fresh(plan).parameters()))

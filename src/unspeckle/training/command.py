@@ -20,6 +20,7 @@ from unspeckle.errors import InputError
 from unspeckle.model import FILE, Card
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import Latents
+from unspeckle.precision import keep_memory
 from unspeckle.text.tokenizer import words
 from unspeckle.training import checkpoint, choose, latents
 from unspeckle.training import plan as plans
@@ -44,6 +45,7 @@ CAPTIONS_KEPT = 20_000
 def run(options: TrainOptions) -> int:
     """Do what was asked; returns the exit code. InputError where the options or the folder do not allow it."""
     started = time.monotonic()
+    keep_memory()
     console = Console(stderr=True, quiet=options.quiet)
     plan = plans.load(options.out)
     if plan is not None:

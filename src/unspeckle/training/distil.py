@@ -65,7 +65,7 @@ class Pupil(Learner):
 
     plan: DistilPlan
 
-    def loss(self, batch: Lessons) -> Tensor:  # type: ignore[override]
+    def loss(self, batch: Lessons, step: int = 0) -> Tensor:  # type: ignore[override]
         """Mean over all stretches of all drawings of the squared error, weighted as the teacher's training was."""
         schedule, count = self.denoiser.schedule, batch.points.shape[1]
         grid, all_ = times(GRID, schedule, self.plan.moves), stretches(self.plan)

@@ -120,6 +120,7 @@ class Learner(Masters):
     def __init__(self, plan: Plan, weights: Weights, tokenizer: Tokenizer, autoencoder: Autoencoder) -> None:
         super().__init__(plan, weights)
         self.tokenizer, self.autoencoder = tokenizer, autoencoder.to(self.device)
+        self.encoder = self.autoencoder.at(DTYPES[plan.precision])
         network = cast(Network, self.working.network)
         self.denoiser = plan.denoiser(network)
         self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
@@ -128,14 +129,21 @@ class Learner(Masters):
             whole: Any = self.working.network
             whole.compiled_trunk = torch.compile(whole.trunk, dynamic=False)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch, captions dropped example by example."""
+    def loss(self, batch: Batch, step: int) -> Tensor:
+        """Mean loss of a batch, captions dropped example by example: of the network, but for the first steps, and of
+        its draft."""
         stream = Stream(self.plan.seed, batch.indices.to(self.device))
         ids = self.tokenizer.encode(batch.captions).to(self.device)
         ids = torch.where(self.objective.drops(stream)[:, None], self.nothing, ids)
-        x = pictures_in(batch, self.autoencoder, self.device)
-        return self.objective(self.denoiser, x, self.working.text(ids), stream).mean()
+        x = pictures_in(batch, self.encoder, self.device)
+        given, draft = self.working.text(ids), getattr(self.working.network, "draft", None)
+        if draft is None:
+            return self.objective(self.denoiser, x, given, stream).mean()
+        if step <= self.plan.word_steps:
+            return cast(Tensor, draft.loss(draft(given), x).mean())
+        given = self.denoiser.prepare(given)
+        return cast(Tensor, (self.objective(self.denoiser, x, given, stream) + draft.loss(given.beside, x)).mean())
 
     def step(self, batch: Batch, step: int) -> Outcome:
         """Learn from a batch as step 1…plan.steps."""
-        return self.descend(self.loss(batch), step)
+        return self.descend(self.loss(batch, step), step)

@@ -17,8 +17,9 @@ ROUNDS = 5
 
 
 def pace(step: int, plan: Plan) -> float:
-    """The share of the learning rates at step 1…steps: a linear warm-up, a plateau, a linear decay to zero."""
-    rise = step / max(1, plan.warmup)
+    """The share of the learning rates at step 1…steps: a linear warm-up, a plateau, a linear decay to zero. Where the
+    words learn first, the warm-up comes again for the network."""
+    rise = (step if step <= plan.word_steps else step - plan.word_steps) / max(1, plan.warmup)
     fall = (plan.steps - step + 1) / max(1, round(plan.decay * plan.steps))
     return min(1.0, rise, fall)
 

@@ -49,6 +49,7 @@ class Plan:
     disk: int  # bytes in RUN at the end
     autoencoder: IdentityConfig | LatentConfig
     latent_steps: int = 0  # in which the autoencoder is learnt, before the others
+    word_steps: int = 0  # the first of `steps`, in which only the words learn, and the draft of what they mean
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "flow"})
     prediction: str = "v"
     clock: str = "t"

@@ -45,6 +45,8 @@ def table(plan: Plan, done: int) -> Table:
         "disk": f"{plan.disk / 2**20:,.0f} MiB in the run's folder",
         "time": f"{spoken(seconds)}, until about {end:%H:%M}" + (f", from step {done + 1:,}" if done else ""),
     }
+    if plan.word_steps:
+        rows["words"] = f"learn alone for the first {plan.word_steps:,} of these steps"
     shown = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         shown.add_row(Text(name, style="bold"), value)
