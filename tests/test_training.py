@@ -28,7 +28,7 @@ from unspeckle.training import checkpoint, choose, command, loop, optimizer, sta
 from unspeckle.training import plan as plans
 from unspeckle.training.checkpoint import Checkpoint
 from unspeckle.training.ema import PowerAverage, exponent
-from unspeckle.training.learner import Learner
+from unspeckle.training.learner import Learner, fresh
 from unspeckle.training.options import TrainOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220)}
@@ -149,6 +149,22 @@ def test_killed_at_once_and_resumed_is_bit_for_bit_the_same(folder: Path, whole:
     assert not (out / "model.safetensors").exists()
     assert command.run(options(folder, out)) == 0
     assert equal(final(out), final(whole))
+
+
+def test_the_words_learn_alone_first(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plans.load(whole)
+    assert plan is not None and plan.word_steps == int(0.3 * plan.steps) >= 3
+    for last, moved in ((plan.word_steps, {"text", "draft"}), (plan.word_steps + 1, {"text", "draft", "network"})):
+        with monkeypatch.context() as patch:
+            stop_after(patch, last)
+            assert command.run(options(folder, tmp_path / str(last))) == 130
+        found = checkpoint.latest(tmp_path / str(last) / "checkpoints")
+        assert found is not None
+        begun = dict(fresh(plan).named_parameters())
+        changed = {name for name, old in begun.items() if not torch.equal(found.tensors[f"weights.{name}"], old)}
+        assert {"draft" if ".draft." in name else name.split(".")[0] for name in changed} == moved
 
 
 def test_a_finished_run_says_so(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -351,10 +367,12 @@ def test_power_average_has_the_width_it_claims(width: float) -> None:
 
 
 def test_the_pace_rises_stays_and_falls_to_zero(whole: Path) -> None:
-    plan = replace(plans.load(whole), steps=1000, warmup=100, decay=0.4)
+    plan = replace(plans.load(whole), steps=1000, warmup=100, decay=0.4, word_steps=0)
     pace = [optimizer.pace(step, plan) for step in range(1, 1001)]
     assert pace[0] == 0.01 and pace[99:600] == [1.0] * 501
     assert pace[799] == pytest.approx(0.5, abs=0.01) and pace[999] == 1 / 400
+    again = [optimizer.pace(step, replace(plan, word_steps=300)) for step in range(1, 1001)]
+    assert again[:300] == pace[:300] and again[300:] == [*pace[:100], *pace[400:]]
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -94,8 +94,18 @@ def choose(
         learnt = measure.latents(plan, data(plan), 3.0)
         share = LATENT_SHARE * measured.rate / learnt.rate
         measured = measured._replace(memory=max(measured.memory, learnt.memory))
+    drafts = origin is None and isinstance(plan.network, UNetConfig) and plan.network.draft > 0
+    if drafts:
+        words = replace(plan, word_steps=plan.steps, compile=False)
+        share -= WORD_SHARE * (
+            1 - measured.rate / measure.training(words, data(plan), tokenizer, autoencoder, 2.0).rate
+        )
     plan = finished(plan, measured, options, started, CLOSING, 1 + share)
-    return replace(plan, latent_steps=math.ceil(LATENT_SHARE * plan.steps) if learns else 0)
+    return replace(
+        plan,
+        latent_steps=math.ceil(LATENT_SHARE * plan.steps) if learns else 0,
+        word_steps=min(WORDS_MOST, int(WORD_SHARE * plan.steps)) if drafts else 0,
+    )
 
 
 def check(options: TrainOptions) -> None:
