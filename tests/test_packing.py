@@ -56,6 +56,26 @@ def test_each_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
     assert packable() is False or "Packed" in repr(packed) or getattr(layer, "groups", 1) > 1
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(24, 40), (2, 7, 24)),
+        (nn.Conv2d(6, 10, 3, stride=2, padding=1), (1, 6, 8, 8)),
+        (nn.Conv2d(6, 10, 1, bias=False), (2, 6, 4, 3)),
+        (Growing(8), (2, 8, 5, 3)),
+    ],
+)
+def test_of_float32_they_answer_in_float32(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """As where a packed autoencoder is asked again: their own weights, and no rounding on the way."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    packed = lowered(filled(nn.Sequential(layer)), LOW)
+    rounded, low = filled(layer).to(LOW).float()(x), packed(x.to(LOW))
+    exact = packed.float()(x)
+    near = 3e-3 if isinstance(layer, Growing) else 1e-6  # whose summed weights are rounded
+    assert exact.dtype == torch.float32 and off(exact, rounded) < min(near, off(low, rounded))
+
+
 UNET = UNetConfig(
     channels=4, width=32, multipliers=(1, 2), blocks=1, depths=(1, 1), sees_itself=(True, True), feed_forward=True,
     projection="conv", heads=4, text_width=48, scale_shift=False, clock_scale=1.0,

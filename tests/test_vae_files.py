@@ -20,6 +20,7 @@ from unspeckle.errors import InputError
 from unspeckle.formats import additions, vae, writing
 from unspeckle.formats.door import read as checkpoint
 from unspeckle.picture import read, record
+from unspeckle.precision import lower
 
 PREFIX = "first_stage_model."
 
@@ -122,6 +123,16 @@ def test_a_drawing_through_a_tiny_one_is_that_of_diffusers(place: Path) -> None:
     *_, last = steps(model, Ask("a frog", seed=7, steps=5, sampler="ddim", size=16, scale=4.0))
     found = torch.frombuffer(bytearray(pictures(shown, last.x)[0].tobytes()), dtype=torch.uint8).view(16, 16, 3)
     assert (found / 255 - torch.from_numpy(expected)).abs().mean() <= 1 / 255 and expected.std() > 0.05
+
+
+def test_a_drawing_through_a_tiny_one_in_bfloat16(place: Path) -> None:
+    """It has no normalisation, so all of it is packed."""
+    exact = additions.add(unspeckle.load(place / "pipe"), autoencoder=place / "tiny").autoencoder
+    low = lower(additions.add(unspeckle.load(place / "pipe"), autoencoder=place / "tiny"), "bfloat16").autoencoder
+    z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for one, other in ((low.decode(z), exact.decode(z)), (low.encode(z[:, :3]), exact.encode(z[:, :3]))):
+            assert one.dtype == torch.float32 and 0 < (one - other).norm() < 0.03 * other.norm()
 
 
 def test_the_command_line(place: Path, tmp_path: Path, capsys: Any) -> None:

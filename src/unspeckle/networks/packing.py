@@ -1,15 +1,18 @@
 """A network made ready to draw in a lower precision: weights cast once, and on a CPU in bfloat16 kept in the order in
 which oneDNN multiplies them, so that no step turns them round again, with what follows a product done in it.
 
-What is computed is the same as by the plain layers, but for rounding; there are no gradients any more.
+What is computed is the same as by the plain layers, but for rounding; there are no gradients any more. Of x in another
+precision (after `.float()`, where bfloat16 did not do) packed convolutions and linear layers answer in that one.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unspeckle.networks.adapters import Adapted
 from unspeckle.networks.layers import GatedFeedForward, Growing
 
 _PLAIN: Any = ("none", [], "")  # nothing follows the product
@@ -33,8 +36,10 @@ def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _pack(parent: nn.Module, dtype: torch.dtype) -> None:
-    """Put packed layers in the places of all those that have such."""
+    """Put packed layers in the places of all those that have such, but for those with adapters, which stay live."""
     for name, child in list(parent.named_children()):
+        if isinstance(child, Adapted):
+            continue
         make = _PACKED.get(type(child)) if _fits(child) else None
         if make is None:
             _pack(child, dtype)
@@ -52,12 +57,17 @@ def packable() -> bool:
 
 def _fits(layer: nn.Module) -> bool:
     """Whether the layer is of the kinds that the packed ones stand for."""
-    on_cpu = all(one.device.type == "cpu" for one in layer.parameters(recurse=False))
-    return on_cpu and (not isinstance(layer, nn.Conv2d) or (layer.groups == 1 and layer.padding_mode == "zeros"))
+    if any(one.device.type != "cpu" for one in layer.parameters()):
+        return False
+    if any(isinstance(one, Adapted) for one in layer.modules()):
+        return False
+    return not isinstance(layer, nn.Conv2d) or (layer.groups == 1 and layer.padding_mode == "zeros")
 
 
-def _own(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.detach().to(dtype, copy=True).contiguous()
+def _own(tensor: Tensor | None, dtype: torch.dtype) -> nn.Parameter | None:
+    if tensor is None:
+        return None
+    return nn.Parameter(tensor.detach().to(dtype, copy=True).contiguous(), requires_grad=False)
 
 
 def _rows(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -83,7 +93,11 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, *_PLAIN)
+        out: Tensor
+        if x.dtype == self.weight.dtype:
+            out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, *_PLAIN)
+        else:
+            out = F.linear(rows, self.weight.to_dense().to(x.dtype), self.bias)
         return out.permute(0, 3, 1, 2) if x.ndim == 4 else out
 
 
@@ -152,6 +166,8 @@ def _halves(weight: Tensor, side: int) -> list[Tensor]:
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, layer: PackedConv | PackedGrowing) -> Tensor:
+    if x.dtype != weight.dtype:
+        return F.conv2d(x, weight.to_dense().to(x.dtype), bias, layer.stride, layer.padding)
     out: Tensor = torch.ops.mkldnn._convolution_pointwise(
         x, weight, bias, layer.padding, layer.stride, [1, 1], 1, *_PLAIN
     )

@@ -154,4 +154,4 @@ class Vae(Autoencoder):
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.decoder.leave.weight.dtype
+        return self.decoder.norm.weight.dtype
