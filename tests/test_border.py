@@ -12,7 +12,7 @@ from test_stable_pictures import kept
 from test_tasks import picture
 from tiny import random_model
 from unspeckle.border import decoded, encoded, pictures
-from unspeckle.draw import Ask, draw
+from unspeckle.draw import Ask, draw, settle, signed, steps
 from unspeckle.model import load
 from unspeckle.networks.tiles import tiled
 from unspeckle.picture import difference
@@ -92,6 +92,30 @@ def test_float16_that_overflows_is_asked_again_in_float32_and_says_so_once(
         assert expected.std() > 0.05
     finally:
         coder.float().load_state_dict(held)
+
+
+def test_bfloat16_that_overflows_is_asked_again_in_float32_packed_or_not(tmp_path: Any, tmp_path_factory: Any) -> None:
+    pipe, model = kept("1", tmp_path_factory)
+    pipe.save_pretrained(tmp_path)
+    low, x = load(tmp_path, precision="bfloat16"), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def overflow(layer: nn.Module, told: Any, out: torch.Tensor) -> torch.Tensor:
+        return out * torch.inf if out.dtype == torch.bfloat16 else out
+
+    low.autoencoder.decoder.middle[0].register_forward_hook(overflow)
+    found, expected = decoded(low, x), decoded(model, x)
+    assert 0 < (found - expected).norm() < 0.01 * expected.norm()
+
+
+def test_a_network_that_overflows_is_told_of(tmp_path_factory: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = random_model()
+    order = settle(model, Ask("a frog", size=64, steps=1))
+    for step in steps(model, order):
+        last = step
+    signed(model, order, last)
+    assert not caplog.records
+    signed(model, order, last._replace(x=last.x * torch.nan))
+    assert [one.getMessage() for one in caplog.records] == ["the network overflows; what it drew is grey there"]
 
 
 def test_half_precision_that_holds_stays(tmp_path_factory: Any) -> None:

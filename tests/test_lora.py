@@ -17,9 +17,10 @@ from test_stable_networks import Asked, far
 from unspeckle.cli import main
 from unspeckle.draw import Ask
 from unspeckle.errors import InputError
-from unspeckle.formats import lora
+from unspeckle.formats import additions, lora
 from unspeckle.formats.lora_names import spelt
 from unspeckle.picture import read, record
+from unspeckle.precision import lower
 
 FAMILIES = ("1", "2", "xl")
 KEPT: dict[str, Any] = {}
@@ -303,6 +304,35 @@ def test_of_another_family_or_none(whole: Any, tmp_path: Path) -> None:
     for path, says in ((odd, "holds nothing"), (unet, r"'conv_in.weight', 'conv_norm_out.bias' and 2\d\d more")):
         with pytest.raises(InputError, match=says):
             lora.read(path, one)
+
+
+def test_precision_comes_last(whole: Any, tmp_path: Path) -> None:
+    """Nothing is added to packed weights; adapters that stood there before stay live beside weights that are not."""
+    file = tmp_path / "one.safetensors"
+    save_file(kohya(unspeckle.load(whole("1")), "all"), file)
+    low = unspeckle.load(whole("1"), precision="bfloat16")
+    for add in (lambda: additions.add(low, [file]), lambda: lora.read(file, low)):
+        with pytest.raises(InputError, match=r"load 'pipe' in float32, add it, then precision.lower"):
+            add()
+    live, merged, plain = (unspeckle.load(whole("1")) for _ in range(3))
+    adapters = lora.read(file, live)
+    adapters.attach(live.parts())
+    lora.read(file, merged).merge(merged.parts())
+    x, given = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [None] * 3
+    for number, one in enumerate((live, merged, plain)):
+        given[number] = one.text(one.tokenizer.encode(["a frog"]))
+        lower(one, "bfloat16")
+
+    def apart(one: Any, other: Any, words: Any) -> float:
+        seen, expected = (m.denoiser(x, torch.tensor([0.5]), words) for m in (one, other))
+        return float((seen - expected).norm() / expected.norm())
+
+    with torch.no_grad():
+        assert apart(live, merged, given[1]) < 0.05 < 0.3 < apart(live, plain, given[1])
+        adapters.turn(0)
+        assert apart(live, plain, given[2]) < 0.05
+        adapters.detach(live.parts())
+        assert apart(live, plain, given[2]) < 0.05
 
 
 def test_200_damaged_files(whole: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """From an ask to pictures: the one door, for command line, scores, training's sample grids and notebooks alike."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -169,6 +170,9 @@ def signed(model: Model, order: Order, last: Step) -> list[Image.Image]:
     unusual |= {} if order.hires is None else {"hires": list(order.hires)}
     unusual |= {} if order.image is None else {"image": fingerprint(order.image.convert("RGB"))}
     unusual |= {} if order.mask is None else {"mask": fingerprint(order.mask.convert("L"))}
+    if not last.x.isfinite().all():
+        lower = "" if model.precision == "float32" else f" in {model.precision}; draw in float32"
+        logging.getLogger("unspeckle").warning("the network overflows%s; what it drew is grey there", lower)
     drawn = pictures(model, last.x, order.tiles)
     if order.image is not None and order.mask is not None and order.paste:
         picture, mask = (fitted(one, order.size) for one in (order.image.convert("RGB"), order.mask.convert("L")))

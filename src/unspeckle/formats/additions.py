@@ -20,7 +20,7 @@ def add(
     option = "--lora" if loras else "--embedding" if embeddings else "--vae" if autoencoder is not None else None
     if option is None:
         return model
-    foreign = stable(model, option)
+    foreign = stable(model, option).changeable(option)
     name = foreign.card.name
     for said in loras:
         file, strength = weighed(str(said))

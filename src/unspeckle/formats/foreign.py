@@ -118,6 +118,15 @@ class Foreign(Model):
             digest.update(f"{name}{tuple(tensor.shape)}{sums.tolist()}".encode())
         return digest.hexdigest()[:12]
 
+    def changeable(self, option: str) -> "Foreign":
+        """Itself. InputError where its weights lie as only a drawing wants them, and take nothing more."""
+        if self.precision != "float32":
+            raise InputError(
+                f"{option}: comes before the precision; load {self.card.name!r} in float32, add it, then "
+                f"precision.lower(model, {self.precision!r})"
+            )
+        return self
+
     def changed(self) -> "Foreign":
         """To be called by whoever changed its weights or adapters: what is known of them is forgotten."""
         self.__dict__.pop("_digest", None)

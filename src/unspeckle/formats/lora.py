@@ -21,6 +21,7 @@ from unspeckle.networks.adapters import Adapter, Adapters, layer
 def read(file: Path, model: Foreign) -> Adapters:
     """The file's adapters for the model's layers. InputError, one line, where it is damaged, has tensors that belong to
     no layer, or others than the layer wants."""
+    model.changeable("a LoRA")
     metadata, held = contents(file, "download")
     known = {name: ours for ours, spellings in spelt(model).items() for name in spellings}
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
