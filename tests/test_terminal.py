@@ -2,12 +2,14 @@
 
 import io
 import itertools
+import logging
+import os
 import re
 
 import pytest
 from PIL import Image
 
-from unspeckle.terminal import Show, _cube, colours, fitted, half_blocks
+from unspeckle.terminal import HALF, Show, _cube, colours, fitted, half_blocks
 
 
 class Screen(io.StringIO):
@@ -100,3 +102,25 @@ def test_the_cursor_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(KeyboardInterrupt), Show(screen):
         raise KeyboardInterrupt
     assert screen.getvalue() == "\x1b[?25l\x1b[0m\x1b[?25h"
+
+
+def test_without_a_frame_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a replay, where nobody asked for the view."""
+    screen = Screen()
+    monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((60, 20)))
+    monkeypatch.setattr(screen, "fileno", lambda: 2)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with Show(screen) as show:
+        assert show.colours
+        show.show(1, 2, "a frog", list)
+        show.show(2, 2, "a frog", list)
+    assert "a frog" in screen.getvalue() and "2/2" in screen.getvalue() and HALF not in screen.getvalue()
+
+
+def test_quiet_is_over_when_it_is() -> None:
+    log = logging.getLogger("unspeckle")
+    before = log.level
+    with Show(io.StringIO(), quiet=True):
+        assert not log.isEnabledFor(logging.WARNING)
+    assert log.level == before

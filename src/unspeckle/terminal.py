@@ -3,6 +3,7 @@
 All of it goes to standard error; standard output is for the paths of results.
 """
 
+import logging
 import os
 import sys
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 
 HALF = "▀"  # its foreground is the upper pixel, its background the lower one
 FRAMES_PER_SECOND = 12.0
+_LOG = logging.getLogger("unspeckle")
 
 
 def colours(stream: TextIO) -> int:
@@ -75,7 +77,8 @@ def fitted(images: Sequence[Image.Image], columns: int, rows: int) -> Image.Imag
 class Show:
     """What a person sees while a drawing runs; a context manager. show(done, total, label, frame) after each step.
 
-    frame makes the pictures of the step, and is called only when they will be looked at.
+    frame makes the pictures of the step (none: there is only a bar), and is called only when they will be looked at.
+    While one is quiet, the package's warnings are too.
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
@@ -88,11 +91,15 @@ class Show:
         self._quarter = -1
 
     def __enter__(self) -> "Show":
+        self._level = _LOG.level
+        if self.quiet:
+            _LOG.setLevel(logging.ERROR)
         if self.colours:
             self._write("\x1b[?25l")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        _LOG.setLevel(self._level)
         if self.colours:
             self._write("\x1b[0m\x1b[?25h")
         elif self._lines:
@@ -114,8 +121,9 @@ class Show:
         self._shown = now
         size = os.get_terminal_size(self.stream.fileno())
         bar = _bar(done, total, label, max(20, size.columns - 1))
-        if self.colours:
-            lines = half_blocks(fitted(frame(), max(8, size.columns - 1), max(4, size.lines - 3)), self.colours)
+        seen = frame() if self.colours else ()
+        if seen:
+            lines = half_blocks(fitted(seen, max(8, size.columns - 1), max(4, size.lines - 3)), self.colours)
             back = f"\x1b[{self._lines}A\r" if self._lines else ""
             self._write(back + "".join(f"{line}\x1b[K\n" for line in [*lines, bar]) + "\x1b[J")
             self._lines = 0 if last else len(lines) + 1

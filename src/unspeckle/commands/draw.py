@@ -1,6 +1,5 @@
 """`unspeckle draw`: words to PNG files, seen while they emerge."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,8 @@ from unspeckle.draw import Ask, parts, pictures, signed, steps
 from unspeckle.errors import InputError
 from unspeckle.film import Film
 from unspeckle.model import Model, load
+from unspeckle.networks.sketch import sketch
+from unspeckle.networks.vae import Vae
 from unspeckle.order import idle
 from unspeckle.picture import keep, record, stamp
 from unspeckle.precision import chosen, keep_memory, known, lower
@@ -45,11 +46,9 @@ def run(
     """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
     _writable(out)
     ask = replace(ask, image=source(image, "--image"), mask=source(mask, "--mask"))
-    if quiet:
-        logging.getLogger("unspeckle").setLevel(logging.ERROR)
     keep_memory()
     drawer = opened(model, place(device), prediction, trust_pickle, additions, precision)
-    shown = drawer if preview is None else previewed(drawer, preview)
+    shown = None if preview is None else previewed(drawer, preview)
     if guide is not None:
         own = drawer.precision
         weaker = load(guide, place(device), prediction=prediction, trust_pickle=trust_pickle, precision=own)
@@ -64,14 +63,19 @@ def run(
             show.say(f"{why}: the student does without, so its teacher draws, badly in {ask.steps} steps; leave it out")
         if names := idle(drawer, orders[0]):
             show.say(f"{' and '.join(names)}: nothing to do at scale {orders[0].scale:g}, which is no guidance")
+        if shown is None:
+            shown = sketched(drawer) if show.colours else drawer
         for order in orders:
             film = Film(drawer, order.moves)
             for moves, step in enumerate(steps(drawer, order)):
                 if strip:
                     film.see(step)
-                show.show(done + moves, total, ask.prompt, _frame(shown, step))
+                if moves < order.moves:
+                    show.show(done + moves, total, ask.prompt, _frame(shown, step))
+            drawn = signed(drawer, order, step)
             done += order.moves
-            _save(signed(drawer, order, step), film if strip else None, out)
+            show.show(done, total, ask.prompt, drawn.copy)
+            _save(drawn, film if strip else None, out)
     return 0
 
 
@@ -94,6 +98,12 @@ def previewed(model: Model, path: Path) -> Model:
     from unspeckle.formats import additions as stable
 
     return replace(model, autoencoder=stable.preview(model, path))
+
+
+def sketched(model: Model) -> Model:
+    """The model as it is shown on the way by itself: Stable Diffusion's decoder is more work than a step."""
+    coder = model.autoencoder
+    return replace(model, autoencoder=sketch(coder, model.device)) if isinstance(coder, Vae) else model
 
 
 def source(path: Path | None, option: str) -> Image.Image | None:
