@@ -100,13 +100,17 @@ def test_gradients_and_other_precisions_are_left_to_torch() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("without", ["compiler", "cache", "leave", "processor"])
+@pytest.mark.parametrize("without", ["compiler", "cache", "home", "leave", "processor"])
 def test_the_plain_way_where_there_is_no_kernel(without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if without == "compiler":
         monkeypatch.setenv("PATH", "")
     if without == "cache":
         (tmp_path / "unspeckle").write_text("in the way")
+    if without == "home":
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.delenv("HOME")
+        monkeypatch.setattr("os.path.expanduser", str)  # as for a user whom the system does not know
     if without == "leave":
         monkeypatch.setenv("UNSPECKLE_KERNELS", "0")
     if without == "processor":

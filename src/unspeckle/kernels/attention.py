@@ -44,7 +44,7 @@ def _kernel() -> Any:
         return None
     try:
         kernel = compiled("attention.cpp", *_NEEDS).unspeckle_attention
-    except (OSError, AttributeError):  # no compiler, a cache that cannot be written, or a torch that is built otherwise
+    except (OSError, AttributeError):  # no compiler, no place to keep it, or a torch that is built otherwise
         return None
     kernel.restype = None
     generator = torch.Generator().manual_seed(0)

@@ -30,13 +30,12 @@ def processor() -> frozenset[str]:
 
 def compiled(source: str, *features: str) -> ctypes.CDLL:
     """The library made from a file beside this one, for processors with these features (of GCC's names). OSError where
-    there is no compiler, or it fails."""
+    there is no compiler, it fails, or there is nowhere to keep the library."""
     file = Path(__file__).with_name(source)
     root = Path(torch.__file__).parent
     flags = (*_FLAGS, *(f"-m{feature}" for feature in features))
     said = (file.read_text(encoding="utf-8"), flags, torch.__version__, platform.machine(), sys.platform)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unspeckle" / "kernels"
-    made = home / f"{file.stem}-{hashlib.sha256(repr(said).encode()).hexdigest()[:16]}.so"
+    made = _home() / "unspeckle" / "kernels" / f"{file.stem}-{hashlib.sha256(repr(said).encode()).hexdigest()[:16]}.so"
     if not made.is_file():
         compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
         if compiler is None:
@@ -48,3 +47,11 @@ def compiled(source: str, *features: str) -> ctypes.CDLL:
             if done.returncode:
                 raise OSError(f"{compiler} cannot compile {source}: {done.stderr[:200]}")
     return ctypes.CDLL(str(made))
+
+
+def _home() -> Path:
+    """The user's cache. OSError for users who have no home, as in some containers."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as e:
+        raise OSError(str(e)) from e
