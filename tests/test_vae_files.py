@@ -146,6 +146,9 @@ def test_the_command_line(place: Path, tmp_path: Path, capsys: Any) -> None:
     again = ["replay", str(other), "--model", str(place / "pipe"), "--quiet"]
     assert main([*again, "--vae", str(place / "other")]) == 0 and "difference: 0" in capsys.readouterr().out
     assert main(again) == 2 and "was drawn by the model" in capsys.readouterr().err
+    more = ["--vae", str(place / "other"), "--guide", str(place / "pipe")]  # which gets that one too
+    guided = _drawn([*asked, *more, "--seed", "1"], capsys)
+    assert main(["replay", str(guided), *again[2:], *more]) == 0 and "difference: 0" in capsys.readouterr().out
 
 
 def _drawn(arguments: list[str], capsys: Any) -> Path:

@@ -50,9 +50,10 @@ def run(
     drawer = opened(model, place(device), prediction, trust_pickle, additions, precision)
     shown = None if preview is None else previewed(drawer, preview)
     if guide is not None:
-        own = drawer.precision
-        weaker = load(guide, place(device), prediction=prediction, trust_pickle=trust_pickle, precision=own)
-        ask = replace(ask, guide=weaker)
+        weaker = load(
+            guide, place(device), prediction=prediction, trust_pickle=trust_pickle, precision=drawer.precision
+        )
+        ask = replace(ask, guide=alike(weaker, drawer, additions))
     orders = parts(drawer, ask)
     total, done = sum(order.moves for order in orders), 0
     with Show(quiet=quiet) as show:
@@ -91,6 +92,11 @@ def opened(
     known(precision)
     made = stable.add(load(path, device, prediction=prediction, trust_pickle=trust_pickle), *additions)
     return lower(made, chosen(precision, str(device)))
+
+
+def alike(guide: Model, model: Model, additions: Additions) -> Model:
+    """The guide, with the autoencoder that was added to the model; its hash stays that of its file."""
+    return guide if additions.vae is None else replace(guide, autoencoder=model.autoencoder, known_hash=guide.hash)
 
 
 def previewed(model: Model, path: Path) -> Model:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from unspeckle.commands.draw import NONE, Additions, opened, place, source
+from unspeckle.commands.draw import NONE, Additions, alike, opened, place, source
 from unspeckle.draw import asked, fingerprint, settle, signed, steps
 from unspeckle.errors import InputError
 from unspeckle.model import Model
@@ -43,7 +43,7 @@ def run(
             raise InputError(f"{path}: was guided by a weaker model, {_named(said['guide'])}; name it with --guide")
         weaker = load(guide)
         _same(path, said["guide"], weaker, "guide")
-        ask = replace(ask, guide=weaker)
+        ask = replace(ask, guide=alike(weaker, drawer, additions))
     ask = replace(ask, image=_source(path, said, "image", "RGB", image), mask=_source(path, said, "mask", "L", mask))
     order = settle(drawer, ask)
     with Show(quiet=quiet) as show:
