@@ -25,14 +25,16 @@ _ONE = {**_COMMON, **_blocks(True, False), "block_out_channels": (32, 64), "atte
         "cross_attention_dim": 64}  # fmt: skip
 _TWO = {**_COMMON, **_blocks(True, False), "block_out_channels": (64, 128), "attention_head_dim": (1, 2),
         "cross_attention_dim": 64, "use_linear_projection": True}  # fmt: skip
+_LARGE = {**_COMMON, **_XL, **_blocks(False, True), "block_out_channels": (64, 128), "attention_head_dim": (1, 2),
+          "transformer_layers_per_block": (1, 2), "cross_attention_dim": 192,
+          "projection_class_embeddings_input_dim": 64 + 6 * 8}  # fmt: skip
 UNETS: dict[str, dict[str, Any]] = {
     "1": _ONE,
     "1-inpaint": {**_ONE, "in_channels": 9},
     "1-lcm": {**_ONE, "time_cond_proj_dim": 12},
     "2": _TWO,
-    "xl": {**_COMMON, **_XL, **_blocks(False, True), "block_out_channels": (64, 128), "attention_head_dim": (1, 2),
-           "transformer_layers_per_block": (1, 2), "cross_attention_dim": 192,
-           "projection_class_embeddings_input_dim": 64 + 6 * 8},
+    "xl": _LARGE,
+    "xl-inpaint": {**_LARGE, "in_channels": 9},
     "xl-refiner": {**_COMMON, **_XL, **_blocks(False, True, False), "block_out_channels": (64, 64, 128),
                    "attention_head_dim": (1, 1, 2), "transformer_layers_per_block": 2, "cross_attention_dim": 128,
                    "projection_class_embeddings_input_dim": 64 + 5 * 8},
@@ -103,8 +105,10 @@ def pipeline(family: str, scratch: Path, prediction: str = "epsilon", seed: int 
     else:
         readers = {"text_encoder": text(64, "quick_gelu"), "text_encoder_2": text(128, "gelu", 64)}
         tokenizers = {"tokenizer": clip, "tokenizer_2": tokenizer(scratch / "open", "!")}
-        if family == "xl":
-            made = diffusers.StableDiffusionXLPipeline(**parts, **readers, **tokenizers, add_watermarker=False)
+        if family in ("xl", "xl-inpaint"):
+            paints = family == "xl-inpaint"
+            kind = diffusers.StableDiffusionXLInpaintPipeline if paints else diffusers.StableDiffusionXLPipeline
+            made = kind(**parts, **readers, **tokenizers, add_watermarker=False)
         else:
             refines = {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
             readers["text_encoder"] = tokenizers["tokenizer"] = None

@@ -18,7 +18,7 @@ from unspeckle.errors import InputError
 from unspeckle.formats import door
 
 FAMILIES = {"1": "epsilon", "1-inpaint": "epsilon", "1-lcm": "epsilon", "2": "v_prediction", "xl": "epsilon",
-            "xl-refiner": "epsilon"}  # fmt: skip
+            "xl-inpaint": "epsilon", "xl-refiner": "epsilon"}  # fmt: skip
 FOLDERS: dict[str, Path] = {}
 
 

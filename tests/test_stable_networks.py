@@ -21,6 +21,9 @@ OURS = {
     "1-lcm": UNetConfig(**{**vars(_S), "width": 32, "projection": "conv", "heads": 8, "guidance_width": 12}),
     "2": _S,
     "xl": UNetConfig(**{**vars(_S), "depths": (0, 2), "middle_depth": 2, "text_width": 192, "vector_width": 112}),
+    "xl-inpaint": UNetConfig(
+        **{**vars(_S), "depths": (0, 2), "middle_depth": 2, "text_width": 192, "vector_width": 112, "beside": 5}
+    ),
     "xl-refiner": UNetConfig(
         **{**vars(_S), "multipliers": (1, 1, 2), "depths": (0, 2, 0), "middle_depth": 2, "sees_itself": (True,) * 3,
            "text_width": 128, "vector_width": 104},

@@ -112,6 +112,28 @@ def test_a_mask_for_models_that_know_masks(sampler: str, strength: float, tmp_pa
     assert_same(pipe, model, found, expected)
 
 
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("family", ["xl", "xl-inpaint"])
+def test_a_mask_for_xl(family: str, strength: float, tmp_path_factory: Any) -> None:
+    said = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    pipe, model = kept(family, tmp_path_factory, **said)
+    painted = {"mask_image": mask(), "strength": strength, "height": SIZE, "width": SIZE}
+    expected = from_picture(pipe, "StableDiffusionXLInpaintPipeline", "euler", **painted)
+    asked = {"image": picture(), "mask": mask(), "strength": strength}
+    assert_same(pipe, model, ours(model, "euler", negative=NEGATIVE, scale=4.0, **asked), expected)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_later_start_of_lcm(strength: float, tmp_path_factory: Any) -> None:
+    """The last steps of a whole drawing; theirs takes them where it is told the times. Left alone it takes as many
+    as without a picture, all of them later."""
+    pipe, model = kept("1-lcm", tmp_path_factory, _class_name="LCMScheduler")
+    told = {"timesteps": [999, 759, 499, 259], "negative_prompt": None, "guidance_scale": 8.0, "strength": strength}
+    expected = from_picture(pipe, "LatentConsistencyModelImg2ImgPipeline", "lcm", **told)
+    found = ours(model, "lcm", steps=4, scale=8.0, image=picture(), strength=strength)
+    assert_same(pipe, model, found, expected)
+
+
 @pytest.mark.parametrize("family", ["1", "2", "xl"])
 def test_clip_skip_counts_one_more_than_diffusers(family: str, tmp_path_factory: Any) -> None:
     """And the negative prompt is read alike, where theirs is read whole: they are given what their reader makes."""
