@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -26,6 +25,7 @@ from unspeckle.grids import times
 from unspeckle.networks import AUTOENCODERS, KINDS
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.seeds import Noise, noise
+from unspeckle.tensors import compare, contents
 from unspeckle.text.encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
 
@@ -248,30 +248,6 @@ def _configured(module: Any, kinds: Kinds) -> dict[str, Any]:
     return {"kind": name, **configuration.to_json(module.config)}
 
 
-def is_pickle(file: Path) -> bool:
-    """Whether the file begins as torch's old formats do, which can run code."""
-    with file.open("rb") as opened:
-        return opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
-
-def contents(file: Path, again: str = "train") -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The metadata and the tensors, as stored, of a .safetensors file. InputError where it is none, or damaged."""
-    with file.open("rb") as opened:
-        begins = opened.read(9)
-    if not begins:
-        raise InputError(f"{file}: the file is empty; copy or {again} the model again")
-    if is_pickle(file):
-        raise InputError(f"{file}: is a pickle, which can run code and is never loaded; get it as .safetensors")
-    if begins[8:] != b"{":
-        raise InputError(f"{file}: is no .safetensors file; --model takes a .safetensors file or a RUN of `train`")
-    try:
-        with safe_open(file, framework="pt") as opened_file:
-            names = opened_file.keys()
-            return opened_file.metadata() or {}, {name: opened_file.get_tensor(name) for name in names}
-    except SafetensorError as e:
-        raise InputError(f"{file}: is damaged or cut off ({str(e)[:100]}); copy or {again} it again") from e
-
-
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The JSON and the tensors, as stored, of a file that may be anything."""
     metadata, tensors = contents(file)
@@ -339,20 +315,3 @@ class _Unfilled(TorchFunctionMode):
         if getattr(func, "__module__", "") == "torch.nn.init":
             return (kwargs or {}).get("tensor", args[0] if args else None)
         return func(*args, **(kwargs or {}))
-
-
-def compare(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor], file: Path, again: str = "train") -> None:
-    """InputError, naming the first tensor that is missing, spare, ill-shaped or not finite. again: what mends it."""
-    for name in sorted(wanted.keys() | held.keys()):
-        if name not in held:
-            raise InputError(f"{file}: lacks the tensor '{name}'; copy or {again} it again")
-        if name not in wanted:
-            raise InputError(f"{file}: has a spare tensor '{name}' that its configuration does not know")
-        if wanted[name].shape != held[name].shape:
-            stored, shape = tuple(held[name].shape), tuple(wanted[name].shape)
-            raise InputError(f"{file}: tensor '{name}' is {stored}, its configuration says {shape}")
-        if wanted[name].is_floating_point() != held[name].is_floating_point():
-            raise InputError(f"{file}: tensor '{name}' holds {held[name].dtype}, which does not fit")
-        values = held[name].float() if held[name].element_size() == 1 else held[name]  # float8 knows no isfinite
-        if not values.isfinite().all():
-            raise InputError(f"{file}: tensor '{name}' holds values that are not finite; {again} it again")

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from unspeckle.errors import InputError
 from unspeckle.formats.names import Names, Rows, Shape, names, taken
-from unspeckle.model import compare
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import Vae, VaeConfig
 from unspeckle.schedule import STABLE_DIFFUSION, Table
+from unspeckle.tensors import compare
 from unspeckle.text.clip import ClipConfig, ClipTexts, ClipTextsConfig
 from unspeckle.text.clip_tokenizer import ClipTokenizer
 

@@ -12,7 +12,8 @@ from unspeckle.errors import InputError
 from unspeckle.formats import folder, hub, single
 from unspeckle.formats.checkpoint import Checkpoint
 from unspeckle.formats.foreign import model
-from unspeckle.model import KEY, contents, is_pickle
+from unspeckle.model import KEY
+from unspeckle.tensors import contents, is_pickle
 
 __all__ = ["model", "read"]
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")

@@ -12,9 +12,9 @@ from unspeckle.formats import diffusers
 from unspeckle.formats.checkpoint import Checkpoint, fetched, table
 from unspeckle.formats.names import Rows
 from unspeckle.formats.settings import autoencoder, encoder, habits, network
-from unspeckle.model import contents
 from unspeckle.networks.unet import UNet
 from unspeckle.networks.vae import Vae
+from unspeckle.tensors import contents
 from unspeckle.text.clip import ClipEncoder, ClipTextsConfig
 from unspeckle.text.clip_tokenizer import ClipTokenizer, padding
 

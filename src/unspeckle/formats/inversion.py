@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unspeckle.errors import InputError
 from unspeckle.formats.foreign import Foreign
-from unspeckle.model import contents
+from unspeckle.tensors import contents
 from unspeckle.text.clip import ClipEncoder, ClipTexts
 from unspeckle.text.clip_tokenizer import ClipTokenizer
 

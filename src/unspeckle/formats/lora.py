@@ -14,8 +14,8 @@ from unspeckle.formats import lora_scales
 from unspeckle.formats.foreign import Foreign
 from unspeckle.formats.lora_names import ENDS, LAYOUTS, parted, spelt
 from unspeckle.formats.lora_scales import Scale
-from unspeckle.model import contents
 from unspeckle.networks.adapters import Adapter, Adapters, layer
+from unspeckle.tensors import contents
 
 
 def read(file: Path, model: Foreign) -> Adapters:

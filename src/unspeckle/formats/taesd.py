@@ -12,8 +12,8 @@ from unspeckle.errors import InputError
 from unspeckle.formats.checkpoint import fetched
 from unspeckle.formats.names import Names
 from unspeckle.formats.settings import Said, only
-from unspeckle.model import contents
 from unspeckle.networks.tiny_vae import TinyVae, TinyVaeConfig
+from unspeckle.tensors import contents
 
 KIND = "AutoencoderTiny"
 _ORIGINAL = re.compile(r"\d+\.(?:conv\.\d\.)?(?:weight|bias)")

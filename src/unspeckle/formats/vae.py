@@ -14,11 +14,11 @@ from unspeckle.formats.checkpoint import fetched, table
 from unspeckle.formats.folder import parsed, tensors
 from unspeckle.formats.foreign import Foreign
 from unspeckle.formats.settings import autoencoder
-from unspeckle.model import contents
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.tiny_vae import TinyVae, TinyVaeConfig
 from unspeckle.networks.vae import Vae
 from unspeckle.storage import float32
+from unspeckle.tensors import contents
 
 
 def read(path: Path, model: Foreign) -> Autoencoder:
