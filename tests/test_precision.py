@@ -14,8 +14,9 @@ import unspeckle
 from unspeckle.cli import main
 from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
-from unspeckle.model import Model
+from unspeckle.model import Model, save
 from unspeckle.picture import record
+from unspeckle.precision import lower
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,17 @@ def test_a_picture_says_its_precision_and_is_replayed(
             assert record(image).get("precision", "float32") == name
         assert main(["replay", picture, "-m", str(folder), "-q"]) == 0
         assert "difference: 0" in capsys.readouterr().out
+
+
+def test_a_lowered_model_is_only_for_drawing(folder: Path, tmp_path: Path) -> None:
+    low, own = unspeckle.load(folder, precision="bfloat16"), unspeckle.load(tiny.saved(tmp_path), precision="bfloat16")
+    assert lower(low, "bfloat16") is low
+    for name in ("float32", "float16"):
+        with pytest.raises(InputError, match="draws in bfloat16 and cannot go back"):
+            lower(low, name)
+    with pytest.raises(InputError, match="draws in bfloat16 and is not to be saved"):
+        save(own, tmp_path / "low.safetensors")
+    assert not (tmp_path / "low.safetensors").exists()
 
 
 def test_a_guide_must_draw_alike(tmp_path: Path) -> None:

@@ -163,7 +163,10 @@ class Model:
 
 
 def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
-    """Write the model as one file, atomically. dtype: how weights are stored, one of storage.DTYPES."""
+    """Write the model as one file, atomically. dtype: how weights are stored, one of storage.DTYPES. InputError where it
+    was made ready to draw in a lower precision: its weights lie otherwise then."""
+    if model.precision != "float32":
+        raise InputError(f"{model.card.name!r}: draws in {model.precision} and is not to be saved; load it in float32")
     tensors = storage.packed(model.parts(), dtype)
     with replacing(Path(path)) as beside:
         save_file(tensors, beside, {KEY: json.dumps({**_describe(model), "dtype": dtype})})
