@@ -56,6 +56,13 @@ def converted(source: Path, tmp: Path) -> tuple[Path, Path]:
     return tmp / "to" / "model.safetensors", tmp / "back"
 
 
+def test_a_single_file_is_compared_where_no_vocabulary_is(folder: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert main(["convert", str(folder("1")), str(tmp_path / "model.safetensors")]) == 0
+    with pytest.raises(InputError, match="has no vocabulary"):
+        door.read(tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_folder_to_single_file_to_folder(family: str, folder: Any, tmp_path: Path, capsys: Any) -> None:
     source = folder(family)

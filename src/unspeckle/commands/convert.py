@@ -24,7 +24,7 @@ def run(source: str, target: Path, prediction: str | None, trust_pickle: bool) -
     if target.exists() and target.resolve() == Path(source).resolve():
         raise InputError(f"{target}: is the source itself; give another name")
     (writing.single if target.suffix == ".safetensors" else writing.folder)(checkpoint, target)
-    again = door.read(target)
+    again = door.read(target, vocabulary=checkpoint.tokenizer.bpe)
     assert again is not None
     print(target.absolute())
     worst = max(_report(checkpoint, again))

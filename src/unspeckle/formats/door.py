@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
 from unspeckle.errors import InputError
@@ -19,8 +20,11 @@ __all__ = ["model", "read"]
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
-def read(path: str | Path, prediction: str | None = None, trust_pickle: bool = False) -> Checkpoint | None:
-    """The checkpoint that lies at the path, or has that name on the hub; None where it is not foreign.
+def read(
+    path: str | Path, prediction: str | None = None, trust_pickle: bool = False, vocabulary: BPE | None = None
+) -> Checkpoint | None:
+    """The checkpoint that lies at the path, or has that name on the hub; None where it is not foreign. vocabulary: for
+    a single file, which has none; None = it is looked for.
     InputError, one line, where it is foreign and cannot be read."""
     if prediction not in (None, "eps", "v"):
         raise InputError(f"--prediction {prediction!r}: unknown; choose eps or v")
@@ -32,7 +36,7 @@ def read(path: str | Path, prediction: str | None = None, trust_pickle: bool = F
             return folder.read(place, prediction)
         if place.is_file():
             metadata, tensors = _single(place, trust_pickle)
-            return None if KEY in metadata else single.read(tensors, metadata, place, prediction)
+            return None if KEY in metadata else single.read(tensors, metadata, place, prediction, vocabulary)
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
         raise InputError(f"{place}: makes no model ({type(e).__name__}: {str(e)[:100]})") from e
     return None

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
 from unspeckle.errors import InputError
@@ -15,7 +16,7 @@ from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import Vae, VaeConfig
 from unspeckle.schedule import STABLE_DIFFUSION
 from unspeckle.text.clip import ClipConfig, ClipEncoder, ClipTextsConfig
-from unspeckle.text.clip_tokenizer import END
+from unspeckle.text.clip_tokenizer import END, ClipTokenizer
 
 PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v"}
 SCALE = "unspeckle.latent_scale"  # in the metadata, where it is not its kind's
@@ -23,9 +24,10 @@ SCALES = {False: 0.18215, True: 0.13025}  # of the latents: Rombach et al. 2022;
 
 
 def read(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path, prediction: str | None = None
-) -> Checkpoint:
-    """The file's model. InputError, one line, where it is of no known kind, incomplete or undecidable."""
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path, prediction: str | None = None,
+    vocabulary: BPE | None = None,
+) -> Checkpoint:  # fmt: skip
+    """The file's model; vocabulary: where none is to be looked for. InputError, one line, where it is of no known kind, incomplete or undecidable."""
     unet = _part(tensors, ldm.UNET_PREFIX)
     if "input_blocks.0.0.weight" not in unet:
         raise InputError(f"{file}: {_found(tensors)}; --model takes Stable Diffusion 1, 2 or XL, or a model of ours")
@@ -44,12 +46,15 @@ def read(
         encoders.append(config)
         if opens and not large:  # Stable Diffusion 2 reads the last layer but one
             spare += rf"|transformer\.resblocks\.{config.layers}\.|text_projection$"
+    first, pads = encoders[0], ["!" if opens else END for _, opens, _ in texts]
     checkpoint = Checkpoint(
         where=file,
         unet=network,
         vae=coder,
         texts=ClipTextsConfig(tuple(encoders), large, large and len(encoders) == 2),
-        tokenizer=find(file.parent, encoders[0], ["!" if opens else END for _, opens, _ in texts]),
+        tokenizer=find(file.parent, first, pads)
+        if vocabulary is None
+        else ClipTokenizer(vocabulary, first.length, pads),
         habits=Habits(),
     )
     checkpoint.habits = _habits(checkpoint, tensors, metadata, prediction)
