@@ -163,8 +163,8 @@ class Model:
 
 
 def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
-    """Write the model as one file, atomically. dtype: how weights are stored, one of storage.DTYPES. InputError where it
-    was made ready to draw in a lower precision: its weights lie otherwise then."""
+    """Write the model as one file, atomically. dtype: how weights are stored, one of storage.DTYPES. InputError where
+    it was made ready to draw in a lower precision: its weights lie otherwise then."""
     if model.precision != "float32":
         raise InputError(f"{model.card.name!r}: draws in {model.precision} and is not to be saved; load it in float32")
     tensors = storage.packed(model.parts(), dtype)

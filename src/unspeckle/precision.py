@@ -28,8 +28,8 @@ def chosen(name: str, device: str) -> str:
 
 def lower(model: Model, name: str) -> Model:
     """The model, changed in place to draw in that precision: its networks and its autoencoder; words are read in
-    float32, once a drawing. It keeps its hash, which tells its weights as they were stored. InputError where it was made
-    to draw in another lower one."""
+    float32, once a drawing. It keeps its hash, which tells its weights as they were stored. InputError where it was
+    made to draw in another lower one."""
     if name == model.precision:
         return model
     if model.precision != "float32":

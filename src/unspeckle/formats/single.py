@@ -27,7 +27,8 @@ def read(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path, prediction: str | None = None,
     vocabulary: BPE | None = None,
 ) -> Checkpoint:  # fmt: skip
-    """The file's model; vocabulary: where none is to be looked for. InputError, one line, where it is of no known kind, incomplete or undecidable."""
+    """The file's model; vocabulary: where none is to be looked for. InputError, one line, where it is of no known kind,
+    incomplete or undecidable."""
     unet = _part(tensors, ldm.UNET_PREFIX)
     if "input_blocks.0.0.weight" not in unet:
         raise InputError(f"{file}: {_found(tensors)}; --model takes Stable Diffusion 1, 2 or XL, or a model of ours")
@@ -52,9 +53,7 @@ def read(
         unet=network,
         vae=coder,
         texts=ClipTextsConfig(tuple(encoders), large, large and len(encoders) == 2),
-        tokenizer=find(file.parent, first, pads)
-        if vocabulary is None
-        else ClipTokenizer(vocabulary, first.length, pads),
+        tokenizer=ClipTokenizer(vocabulary, first.length, pads) if vocabulary else find(file.parent, first, pads),
         habits=Habits(),
     )
     checkpoint.habits = _habits(checkpoint, tensors, metadata, prediction)
