@@ -101,7 +101,8 @@ def walk(stage: Stage, data: Iterator[Any], done: int) -> Iterator[Report]:
             saved = reported if due else saved
             yield report
         if step == plan.word_steps:
-            began, since = time.monotonic(), step
+            began = looked = time.monotonic()
+            since = step
         if stopping:
             return
 

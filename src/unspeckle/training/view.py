@@ -33,7 +33,7 @@ def paced(rate: float) -> str:
 def table(plan: Plan, done: int) -> Table:
     """The plan, before the first step or the one after `done`."""
     width, height = plan.size
-    seconds = plan.seconds * (1 - done / plan.steps)
+    seconds = plan.seconds * min(1, (plan.steps - done) / max(1, plan.steps - plan.word_steps))  # the words' are quick
     end = datetime.now() + timedelta(seconds=seconds)
     work = f"{plan.device}, {plan.precision}, {'compiled' if plan.compile else 'eager'}"
     rows = {
