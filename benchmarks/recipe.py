@@ -26,7 +26,8 @@ from unspeckle.objective import Objective
 from unspeckle.presets import preset
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import latents
-from unspeckle.training.choose import LATENT_SHARE, network_for
+from unspeckle.training.choose import LATENT_SHARE, LATENT_TIMES, PIXEL_TIMES, network_for
+from unspeckle.training.cost import word_steps
 from unspeckle.training.heldout import HeldOut
 from unspeckle.training.learner import Learner, fresh
 from unspeckle.training.materials import cache, standard
@@ -67,8 +68,11 @@ def main() -> None:
     usual = plan_for(args.preset, args.size, 32, tokenizer)
     network = network_for(preset(args.preset), (args.size, args.size), autoencoder)
     usual = replace(usual, seed=args.seed, autoencoder=autoencoder.config, network=network, optimizer="muon")
+    usual = replace(usual, times=PIXEL_TIMES if args.space == "pixels" else LATENT_TIMES)
     plan = changed(usual, args.changes)
     steps = args.pictures // plan.batch
+    if getattr(plan.network, "draft", 0) and not any(change.startswith("word_steps=") for change in args.changes):
+        plan = replace(plan, word_steps=word_steps(steps))
     plan = replace(plan, steps=steps, warmup=max(1, min(200, steps // 20)), latent_steps=round(LATENT_SHARE * steps))
     if isinstance(autoencoder, Latents):
         with tempfile.TemporaryDirectory() as run:

@@ -75,8 +75,10 @@ def plain(plan: Plan, tokenizer: Tokenizer, groups: int) -> Step:
         t, eps = torch.rand(len(x)), torch.randn_like(x)
         level = t.view(-1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):
-            estimate = weights.network((1 - level) * x + level * eps, t, weights.text(tokenizer.encode(batch.captions)))
+            given = weights.network.prepare(weights.text(tokenizer.encode(batch.captions)))
+            estimate = weights.network((1 - level) * x + level * eps, t, given)
         loss = ((estimate.float() - x) / level.clamp(min=0.05)).square().mean()
+        loss = loss + weights.network.draft.loss(given.beside, x).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights.parameters(), 1.0)
         optimizer.step()

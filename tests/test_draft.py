@@ -106,3 +106,8 @@ def test_without_it_the_network_is_as_it_was(draft: int) -> None:
     network = UNet(replace(SMALL, draft=draft))
     assert network.enter.in_channels == (4 if draft else 2)
     assert any(name.startswith("draft.") for name in network.state_dict()) == bool(draft)
+
+
+def test_it_takes_the_place_of_other_channels_beside() -> None:
+    with pytest.raises(ValueError, match="one of the two"):
+        UNet(replace(SMALL, beside=4))

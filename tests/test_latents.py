@@ -19,7 +19,7 @@ from unspeckle.errors import InputError
 from unspeckle.model import load
 from unspeckle.networks import Identity, IdentityConfig, LatentConfig, Latents
 from unspeckle.presets import LADDER, PRESETS
-from unspeckle.training import checkpoint, command, latents, measure
+from unspeckle.training import checkpoint, command, latents, measure, optimizer
 from unspeckle.training import plan as plans
 from unspeckle.training.choose import network_for, space
 from unspeckle.training.options import TrainOptions
@@ -99,6 +99,14 @@ def test_the_disk_that_a_run_takes_is_foreseen(folder: Path, tmp_path: Path) -> 
         once += sorted((part / "checkpoints").glob("step-*"))[-1].stat().st_size
     used = 3 * once + (run / "model.safetensors").stat().st_size
     assert plans.load(run).disk == pytest.approx(used, rel=0.02)
+
+
+def test_its_pace_is_its_own(learnt: Path, tmp_path: Path) -> None:
+    """The words' steps are the network's: the autoencoder warms up once, falls once."""
+    plan = replace(plans.load(learnt), steps=20_000, latent_steps=4000, word_steps=3000)
+    own = latents.LatentTraining(plan, tmp_path, None, latents.unlearnt(0))  # type: ignore[arg-type]
+    pace = [optimizer.pace(step, own.plan) for step in range(1, 4001)]
+    assert own.plan.steps == 4000 and pace[100:2400] == [1.0] * 2300 and pace == sorted(pace[:101]) + pace[101:]
 
 
 def test_shifted_pictures_have_shifted_latents(learnt: Path) -> None:

@@ -27,8 +27,9 @@ from unspeckle.networks.autoencoder import Identity, IdentityConfig
 from unspeckle.training import checkpoint, choose, command, loop, optimizer, stage
 from unspeckle.training import plan as plans
 from unspeckle.training.checkpoint import Checkpoint
+from unspeckle.training.cost import Cost
 from unspeckle.training.ema import PowerAverage, exponent
-from unspeckle.training.learner import Learner, fresh
+from unspeckle.training.learner import Learner, Outcome, fresh
 from unspeckle.training.options import TrainOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220)}
@@ -165,6 +166,40 @@ def test_the_words_learn_alone_first(
         begun = dict(fresh(plan).named_parameters())
         changed = {name for name, old in begun.items() if not torch.equal(found.tensors[f"weights.{name}"], old)}
         assert {"draft" if ".draft." in name else name.split(".")[0] for name in changed} == moved
+
+
+def test_what_is_left_is_foreseen_while_the_words_learn(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of words take 3 s, others 20: the words' pace says nothing of the rest, and nothing is looked at."""
+    plan = replace(plans.load(whole), steps=40, word_steps=12, batch=8, rate=8 / 20)
+    clock, looked = [100.0], []
+
+    class Walker:
+        skipped = 0
+
+        def step(self, batch: object, step: int) -> Outcome:
+            clock[0] += 3 if step <= 12 else 20
+            return Outcome(1.0, 1.0, True)
+
+        def look(self, step: int) -> stage.Look:
+            looked.append(step)
+            return stage.Look()
+
+        def save(self, step: int) -> Path:
+            return whole
+
+        def stop(self) -> bool:
+            return False
+
+    walker = Walker()
+    walker.plan = plan
+    monkeypatch.setattr(stage.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(stage, "LOOK_EVERY", 25.0)
+    reports = list(stage.walk(walker, iter(range(99)), 4))
+    assert [report.step for report in reports] == list(range(5, 41))
+    for report in reports:
+        assert report.left == pytest.approx(3 * max(0, 12 - report.step) + 20 * (40 - max(12, report.step)))
+        assert report.words == (report.step <= 12)
+    assert looked == list(range(14, 40, 2))
 
 
 def test_a_finished_run_says_so(folder: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -423,6 +458,14 @@ def test_a_folder_with_other_things_is_not_trained_into(folder: Path, tmp_path: 
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(InputError, match="holds other things"):
         command.run(options(folder, tmp_path))
+
+
+@pytest.mark.parametrize("room", [1.0, 7.5, 9_000.0, 11_000.0, 400_000.0])
+@pytest.mark.parametrize("cost", [Cost(1.0, 0.8), Cost(1.09, 0.82), Cost(1.0, 0.0)])
+def test_the_time_that_the_words_win_is_used_and_no_more(cost: Cost, room: float) -> None:
+    steps = cost.steps(room)
+    one_word = cost.won  # whole steps: the words' share is cut off
+    assert cost.of(steps) <= room + one_word and cost.of(steps + 1) > room
 
 
 def test_more_time_never_chooses_a_smaller_network(folder: Path, tmp_path: Path) -> None:

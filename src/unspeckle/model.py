@@ -149,6 +149,9 @@ class Model:
         if self.known_hash is not None:
             return self.known_hash
         said = _describe(self)
+        for network in (said["network"], said.get("student", {}).get("network", {})):
+            if not network.get("draft", True):  # models from before there were drafts keep their hash
+                del network["draft"]
         deciding: list[Any] = [said, self.card.clamp]
         if self.student is not None and self.student.card.clamp != Card.clamp:
             deciding += [{"student": {"clamp": self.student.card.clamp}}]

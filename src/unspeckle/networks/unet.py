@@ -159,6 +159,8 @@ class UNet(nn.Module):
             self.vector2 = nn.Linear(4 * config.width, 4 * config.width)
         if config.guidance_width:
             self.guidance = nn.Linear(config.guidance_width, config.width, bias=False)
+        if config.draft and config.beside:
+            raise ValueError("a draft stands where other channels beside x would; take one of the two")
         self.draft = Draft(config.channels, config.text_width, config.draft) if config.draft else None
         joined_channels = config.beside + (config.channels if config.draft else 0)
         self.enter = nn.Conv2d((config.channels + joined_channels) * config.patch**2, widths[0], 3, padding=1)

@@ -24,6 +24,7 @@ from unspeckle.schedule import KINDS
 from unspeckle.text.encoder import TextConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import measure, memory
+from unspeckle.training.cost import ALIKE, Cost, word_steps
 from unspeckle.training.learner import fresh
 from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import AnyPlan, Plan, asked
@@ -33,7 +34,6 @@ COMPILES_AFTER = 600.0  # seconds of training below which compiling is not tried
 RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
 LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
 LATENT_SHARE = 0.2  # of the network's steps, which the autoencoder learns for beforehand
-WORD_SHARE, WORDS_MOST = 0.3, 3000  # of the steps in which the words learn alone, at about a fifth of the others' cost
 PIXEL_TIMES, LATENT_TIMES = (0.3, 1.0), (0.8, 1.2)  # of few and smooth numbers, words tell at more noise
 CLOSING = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
 LEAST = 16  # pixels of a side: no smaller pictures are drawn
@@ -95,16 +95,15 @@ def choose(
         share = LATENT_SHARE * measured.rate / learnt.rate
         measured = measured._replace(memory=max(measured.memory, learnt.memory))
     drafts = origin is None and isinstance(plan.network, UNetConfig) and plan.network.draft > 0
+    won = 0.0
     if drafts:
         words = replace(plan, word_steps=plan.steps, compile=False)
-        share -= WORD_SHARE * (
-            1 - measured.rate / measure.training(words, data(plan), tokenizer, autoencoder, 2.0).rate
-        )
-    plan = finished(plan, measured, options, started, CLOSING, 1 + share)
+        won = max(0.0, 1 - measured.rate / measure.training(words, data(plan), tokenizer, autoencoder, 2.0).rate)
+    plan = finished(plan, measured, options, started, CLOSING, Cost(1 + share, won))
     return replace(
         plan,
         latent_steps=math.ceil(LATENT_SHARE * plan.steps) if learns else 0,
-        word_steps=min(WORDS_MOST, int(WORD_SHARE * plan.steps)) if drafts else 0,
+        word_steps=word_steps(plan.steps) if drafts else 0,
     )
 
 
@@ -260,10 +259,10 @@ def _compiled(
 
 
 def finished(
-    plan: AnyPlan, measured: measure.Measured, options: Options, started: float, closing: float, dearer: float = 1.0
+    plan: AnyPlan, measured: measure.Measured, options: Options, started: float, closing: float, cost: Cost = ALIKE
 ) -> AnyPlan:
-    """The plan with its number of steps. closing: the work after the last one, in training pictures; dearer: how often
-    the time of its steps the whole takes, with what is learnt beforehand."""
+    """The plan with its number of steps. closing: the work after the last one, in training pictures; cost: what the
+    steps take."""
     spent = time.monotonic() - started
     if options.steps:
         steps = options.steps
@@ -275,8 +274,8 @@ def finished(
         left = (options.seconds - spent - min(closing / measured.rate, 0.2 * options.seconds) - again) * (1 - RESERVE)
         if left <= 0:
             raise InputError(f"--for {options.seconds:g}s: was used up by preparing; give more time, or --steps")
-        steps = max(1, int(left * measured.rate / dearer / plan.batch))
-    seconds = options.seconds or spent + steps * plan.batch * dearer / measured.rate * (1 + RESERVE)
+        steps = cost.steps(left * measured.rate / plan.batch)
+    seconds = options.seconds or spent + cost.of(steps) * plan.batch / measured.rate * (1 + RESERVE)
     disk = _disk(plan)
     room = shutil.disk_usage(_existing(options)).free
     if disk > room:

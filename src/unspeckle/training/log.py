@@ -39,6 +39,8 @@ class Log:
     def write(self, report: Report, pictures: int) -> None:
         line: dict[str, Any] = {"time": round(time.time(), 1), "step": report.step, "pictures": pictures}
         numbers = {"loss": report.loss, "norm": report.norm, "rate": report.rate, "skipped": float(report.skipped)}
+        if report.words:
+            line["words"] = True
         if report.held is not None:
             numbers["held_out"] = report.held.total
             shares = zip(report.held.levels, report.held.shares, strict=True)

@@ -36,7 +36,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Report:
-    """Where a run stands. loss: mean since the last report. rate: pictures/s of this process so far."""
+    """Where a run stands. loss: mean since the last report. rate: pictures/s of this process so far, in this part of
+    the run. words: they learn alone, so the loss is their draft's, and the network has not begun."""
 
     step: int
     steps: int
@@ -48,6 +49,7 @@ class Report:
     held: Judged | None = None
     samples: Path | None = None
     saved: Path | None = None  # a checkpoint, or at the end the model
+    words: bool = False
 
 
 class Stage(Protocol):
@@ -64,11 +66,12 @@ class Stage(Protocol):
 
 def walk(stage: Stage, data: Iterator[Any], done: int) -> Iterator[Report]:
     """Take the steps done + 1 … plan.steps, the last with a checkpoint; where stage.stop() turns true, end early, at a
-    clean point with a checkpoint. Failed where the loss stays infinite or memory runs out."""
+    clean point with a checkpoint. Failed where the loss stays infinite or memory runs out. While the words learn alone
+    there is nothing to look at: the network is as it was born."""
     plan, steps = stage.plan, stage.plan.steps
     began = reported = saved = looked = time.monotonic()
     losses: list[float] = []
-    in_a_row, look_took = 0, 0.0
+    in_a_row, look_took, since = 0, 0.0, done
     for step in range(done + 1, steps + 1):
         outcome = _step(stage, next(data), step)
         in_a_row = 0 if outcome.moved else in_a_row + 1
@@ -80,24 +83,35 @@ def walk(stage: Stage, data: Iterator[Any], done: int) -> Iterator[Report]:
             )
         losses.append(outcome.loss)
         now, stopping = time.monotonic(), stage.stop()
-        looking = now - looked > max(LOOK_EVERY, 20 * look_took) and step < steps and not stopping
+        words = step <= plan.word_steps
+        looking = now - looked > max(LOOK_EVERY, 20 * look_took) and step < steps and not (stopping or words)
         due = stopping or now - saved > SAVE_EVERY or step == steps
         if looking or due or now - reported > REPORT_EVERY:
-            rate = (step - done) * plan.batch / max(1e-9, now - began)
+            rate = (step - since) * plan.batch / max(1e-9, now - began)
             finite = [value for value in losses if math.isfinite(value)]
             look = stage.look(step) if looking else Look()
             report = Report(
                 step, steps, sum(finite) / len(finite) if finite else math.nan, outcome.norm, rate,
-                (steps - step) * plan.batch / max(1e-9, rate), stage.skipped, look.held, look.samples,
-                stage.save(step) if due else None,
+                _left(plan, step, rate), stage.skipped, look.held, look.samples,
+                stage.save(step) if due else None, words,
             )  # fmt: skip
             losses, reported = [], time.monotonic()
             look_took = reported - now if looking else look_took
             looked = reported if looking else looked
             saved = reported if due else saved
             yield report
+        if step == plan.word_steps:
+            began = looked = time.monotonic()
+            since = step
         if stopping:
             return
+
+
+def _left(plan: Plan, step: int, rate: float) -> float:
+    """Seconds from a step on, at the rate of its part of the run; the network's, before it begins, is the plan's."""
+    of_words = max(0, plan.word_steps - step)
+    network = plan.rate if step <= plan.word_steps else rate
+    return plan.batch * (of_words / max(1e-9, rate) + (plan.steps - step - of_words) / max(1e-9, network))
 
 
 def _step(stage: Stage, batch: Any, step: int) -> Outcome:

@@ -33,7 +33,7 @@ def paced(rate: float) -> str:
 def table(plan: Plan, done: int) -> Table:
     """The plan, before the first step or the one after `done`."""
     width, height = plan.size
-    seconds = plan.seconds * (1 - done / plan.steps)
+    seconds = plan.seconds * min(1, (plan.steps - done) / max(1, plan.steps - plan.word_steps))  # the words' are quick
     end = datetime.now() + timedelta(seconds=seconds)
     work = f"{plan.device}, {plan.precision}, {'compiled' if plan.compile else 'eager'}"
     rows = {
@@ -46,7 +46,7 @@ def table(plan: Plan, done: int) -> Table:
         "time": f"{spoken(seconds)}, until about {end:%H:%M}" + (f", from step {done + 1:,}" if done else ""),
     }
     if plan.word_steps:
-        rows["words"] = f"learn alone for the first {plan.word_steps:,} of these steps"
+        rows["words"] = f"learn alone for the first {plan.word_steps:,} of these steps, which are quick"
     shown = Table.grid(padding=(0, 2))
     for name, value in rows.items():
         shown.add_row(Text(name, style="bold"), value)
@@ -98,7 +98,8 @@ class View:
         if self.quiet:
             return
         now = (
-            f"{paced(report.rate)} · loss {report.loss:.4f} · {spoken(report.left)} left"
+            ("words alone · " if report.words else "")
+            + f"{paced(report.rate)} · loss {report.loss:.4f} · {spoken(report.left)} left"
             + (f" · {report.skipped} steps skipped" if report.skipped else "")
         )  # fmt: skip
         if self.live.is_started:
