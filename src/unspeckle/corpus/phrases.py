@@ -100,8 +100,11 @@ class Speaker:
     def _two(self, scene: Scene) -> str:
         first, second = (self.thing(thing) for thing in scene.things)
         if not scene.relation or (not self._plain and self._rng.random() < 0.15):
-            return self.one_of(f"{first} and {second}", f"{second} and {first}")
+            turned = scene.relation in {"right of", "below"}
+            return f"{second} and {first}" if turned else f"{first} and {second}"
         plainly = f"{first} {self.one_of(*PLACES[scene.relation])} {second}"
+        if scene.relation == "next to":
+            return plainly
         turned = f"{second} {self.one_of(*PLACES[TURNED[scene.relation]])} {first}"
         if scene.relation not in {"left of", "right of"}:
             return self.one_of(plainly, plainly, turned)

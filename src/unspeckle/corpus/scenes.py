@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from random import Random
 
 SHARES = {  # how often each kind of scene is chosen
-    "single": 0.30,  # one object, plain or tinted, big or small
-    "two": 0.33,  # two nouns, with or without a place
+    "single": 0.25,  # one object, plain or tinted, big or small
+    "two": 0.40,  # two nouns, with or without a place
     "group": 0.02,  # three or four nouns
-    "count": 0.12,  # two to four of a noun
-    "stilts": 0.08,
-    "wearing": 0.07,
-    "hybrid": 0.08,
+    "count": 0.13,  # two to four of a noun
+    "stilts": 0.07,
+    "wearing": 0.06,
+    "hybrid": 0.07,
 }
-TINTED = {"single": 0.45, "two": 0.35, "group": 0.1, "count": 0.3, "stilts": 0.3, "wearing": 0.2, "hybrid": 0.0}
+TINTED = {"single": 0.45, "two": 0.45, "group": 0.1, "count": 0.3, "stilts": 0.3, "wearing": 0.2, "hybrid": 0.0}
 WHITE = 0.4  # the share of white backgrounds
 WORN_COLOURS = {"top hat": "black", "sunglasses": "black", "bow": "red", "crown": "yellow"}
 RELATIONS = ("left of", "right of", "above", "below", "next to", "")
@@ -120,8 +120,8 @@ def _two(rng: Random, palette: Palette) -> Scene:
         sizes, sides = ("big", "small"), (_between(rng, 0.54, 0.58), _between(rng, 0.27, 0.32))
         if rng.random() < 0.5:
             sizes, sides = (sizes[1], sizes[0]), (sides[1], sides[0])
-    upright = relation in {"above", "below"} or (not relation and rng.random() < 0.4)
-    turned = relation in {"right of", "below"} or (relation in {"next to", ""} and rng.random() < 0.5)
+    upright = relation in {"above", "below"} or (not relation and rng.random() < 0.25)
+    turned = relation in {"right of", "below"}  # where no place is said, things are named in the order of reading
     first, second = (Thing(n, side=s, size=z) for n, s, z in zip(nouns, sides, sizes, strict=True))
     before, after = _row(rng, (second, first) if turned else (first, second), upright)
     return Scene("two", (after, before) if turned else (before, after), relation=relation)
@@ -141,25 +141,26 @@ def _row(rng: Random, things: tuple[Thing, Thing], upright: bool) -> tuple[Thing
     return replace(first, x=along[0], y=across[0]), replace(second, x=along[1], y=across[1])
 
 
-_LAYOUTS: dict[int, tuple[tuple[float, tuple[tuple[float, float], ...]], ...]] = {  # greatest side, middles
+# The commonest first: how often, the greatest side, middles in the order of reading.
+_LAYOUTS: dict[int, tuple[tuple[float, float, tuple[tuple[float, float], ...]], ...]] = {
     2: (
-        (0.46, ((0.26, 0.5), (0.74, 0.5))),
-        (0.46, ((0.5, 0.26), (0.5, 0.74))),
-        (0.46, ((0.27, 0.27), (0.73, 0.73))),
-        (0.46, ((0.73, 0.27), (0.27, 0.73))),
+        (0.6, 0.46, ((0.26, 0.5), (0.74, 0.5))),
+        (0.2, 0.46, ((0.5, 0.26), (0.5, 0.74))),
+        (0.1, 0.46, ((0.27, 0.27), (0.73, 0.73))),
+        (0.1, 0.46, ((0.73, 0.27), (0.27, 0.73))),
     ),
     3: (
-        (0.44, ((0.5, 0.26), (0.26, 0.73), (0.74, 0.73))),
-        (0.44, ((0.26, 0.27), (0.74, 0.27), (0.5, 0.74))),
-        (0.31, ((0.175, 0.5), (0.5, 0.5), (0.825, 0.5))),
+        (0.6, 0.44, ((0.5, 0.26), (0.26, 0.73), (0.74, 0.73))),
+        (0.2, 0.44, ((0.26, 0.27), (0.74, 0.27), (0.5, 0.74))),
+        (0.2, 0.31, ((0.175, 0.5), (0.5, 0.5), (0.825, 0.5))),
     ),
-    4: ((0.44, ((0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74))),),
+    4: ((1.0, 0.44, ((0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74))),),
 }
 
 
 def _laid_out(rng: Random, nouns: Sequence[str]) -> tuple[Thing, ...]:
     layouts = _LAYOUTS[len(nouns)]
-    greatest, middles = layouts[int(rng.random() * len(layouts))]
+    greatest, middles = rng.choices([layout[1:] for layout in layouts], [layout[0] for layout in layouts])[0]
     side = greatest * _between(rng, 0.86, 1.0)
     free = (greatest - side) / 2 + 0.01
     return tuple(
