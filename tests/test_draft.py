@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Denoiser, Given
+from unspeckle.networks import Config, build
 from unspeckle.networks.draft import SIDE, Draft
+from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.objective import Objective
 from unspeckle.schedule import Flow
@@ -18,6 +20,10 @@ SMALL = UNetConfig(
     channels=2, width=16, blocks=1, depths=(1, 1), sees_itself=(False, True), head_width=8, text_width=32,
     vector_width=32, groups=0, draft=1,
 )  # fmt: skip
+TRANSFORMER = TransformerConfig(
+    channels=2, patch=1, widths=(8, 16), layers=(1, 1), head_width=8, text_width=32, vector_width=32, draft=1
+)
+BOTH = pytest.mark.parametrize("config", [SMALL, TRANSFORMER], ids=["U-Net", "transformer"])
 NOUNS, LEFT, RIGHT = 6, 7, 8  # ids: 1 … 6 are nouns, 0 is no word
 
 
@@ -68,16 +74,18 @@ def test_the_best_draft_is_the_mean_picture() -> None:
     torch.testing.assert_close(draft.out.bias, x.mean((0, 2, 3)), atol=1e-4, rtol=1e-3)
 
 
-def awake(config: UNetConfig = SMALL) -> UNet:
+def awake(config: Config) -> UNet | Transformer:
     torch.manual_seed(0)
-    network = UNet(config)
+    network = build(config)
+    assert isinstance(network, UNet | Transformer)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2)
     return network
 
 
-def test_it_is_made_once_a_drawing_and_for_any_size() -> None:
-    network, words = awake().eval(), Given(torch.randn(2, 3, 32), None, torch.randn(2, 32))
+@BOTH
+def test_it_is_made_once_a_drawing_and_for_any_size(config: Config) -> None:
+    network, words = awake(config).eval(), Given(torch.randn(2, 3, 32), None, torch.randn(2, 32))
     prepared = network.prepare(words)
     assert network.draft is not None and prepared.beside is not None
     torch.testing.assert_close(prepared.beside, network.draft(words))
@@ -88,9 +96,10 @@ def test_it_is_made_once_a_drawing_and_for_any_size() -> None:
         assert not torch.allclose(network(x, clock, other), network(x, clock, prepared), atol=1e-3)
 
 
-def test_denoising_does_not_move_it() -> None:
+@BOTH
+def test_denoising_does_not_move_it(config: Config) -> None:
     """It stays the mean picture: only its own loss teaches it."""
-    network, text = awake(), TextEncoder(TextConfig(9, 3, 32, 2, 16))
+    network, text = awake(config), TextEncoder(TextConfig(9, 3, 32, 2, 16))
     ids, x = scene(torch.Generator().manual_seed(0), 4)
     denoiser = Denoiser(network, Flow(), "v")
     given = denoiser.prepare(text(ids))
@@ -101,13 +110,15 @@ def test_denoising_does_not_move_it() -> None:
     assert all(p.grad is not None and float(p.grad.abs().sum()) for p in network.draft.parameters())
 
 
+@BOTH
 @pytest.mark.parametrize("draft", [0, 1])
-def test_without_it_the_network_is_as_it_was(draft: int) -> None:
-    network = UNet(replace(SMALL, draft=draft))
+def test_without_it_the_network_is_as_it_was(draft: int, config: Config) -> None:
+    network = awake(replace(config, draft=draft))
     assert network.enter.in_channels == (4 if draft else 2)
     assert any(name.startswith("draft.") for name in network.state_dict()) == bool(draft)
 
 
-def test_it_takes_the_place_of_other_channels_beside() -> None:
+@BOTH
+def test_it_takes_the_place_of_other_channels_beside(config: Config) -> None:
     with pytest.raises(ValueError, match="one of the two"):
-        UNet(replace(SMALL, beside=4))
+        build(replace(config, beside=4))

@@ -51,9 +51,9 @@ def _own(
 
 # name       millions widths   layers stretch head text layers
 _TRANSFORMERS = (
-    ("t-nano",   0.5, (48, 96),   (1, 3),  2, 32,  64, 1),
-    ("t-tiny",   7.3, (128, 256), (2, 8),  2, 64, 128, 2),
-    ("t-small", 10.2, (128, 256), (2, 12), 2, 64, 128, 2),
+    ("t-nano",   0.7, (48, 96),   (1, 3),  2, 32,  64, 1),
+    ("t-tiny",   7.9, (128, 256), (2, 8),  2, 64, 128, 3),
+    ("t-small", 10.8, (128, 256), (2, 12), 2, 64, 128, 3),
 )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def _transformer(
     text: int, text_layers: int,
 ) -> Preset:  # fmt: skip
     network = TransformerConfig(
-        widths=widths, layers=layers, stretch=stretch, head_width=head, text_width=text, vector_width=text
+        widths=widths, layers=layers, stretch=stretch, head_width=head, text_width=text, vector_width=text, draft=2
     )
     return Preset(name, millions, network, text_layers)
 

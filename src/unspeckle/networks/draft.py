@@ -56,6 +56,13 @@ class Draft(nn.Module):
         return (drafts.float() - F.adaptive_avg_pool2d(x, SIDE)).square().mean((1, 2, 3))
 
 
+def joined(x: Tensor, draft: Tensor) -> Tensor:
+    """x (B, C, H, W) and behind it a draft of it (B, C, SIDE, SIDE), as (B, 2·C, H, W). What it costs to denoise
+    teaches the draft nothing: it is to stay the mean picture."""
+    size = (x.shape[2], x.shape[3])
+    return torch.cat([x, F.interpolate(draft.detach().to(x.dtype), size, mode="bilinear", align_corners=False)], dim=1)
+
+
 def mixing(module: nn.Module) -> None:
     """Let the branches within begin as what mixes at random, not as nothing: order shows in what mixes."""
     for part in module.modules():

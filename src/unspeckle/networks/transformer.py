@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
+from unspeckle.networks.draft import Draft, joined
 from unspeckle.networks.layers import attend, padded, silenced, sinusoids
 
 SLOWEST = 100.0  # the rotations' periods go from 2π to nearly this many times 2π places
@@ -34,6 +35,7 @@ class TransformerConfig:
     text_width: int = 192  # of given.tokens
     vector_width: int = 0  # of given.vector
     clock_scale: float = 1000.0  # makes the clock span the sinusoids' periods
+    draft: int = 0  # layers of the Draft whose mean picture of the words is joined to the input; 0 = there is none
 
     @property
     def factor(self) -> int:
@@ -164,7 +166,11 @@ class Transformer(nn.Module):
         self.time1, self.time2 = nn.Linear(WAVES, inner), nn.Linear(inner, inner)
         if config.vector_width:
             self.vector1, self.vector2 = nn.Linear(config.vector_width, inner), nn.Linear(inner, inner)
-        self.enter = nn.Conv2d((config.channels + config.beside) * config.patch**2, config.widths[0], 3, padding=1)
+        if config.draft and config.beside:
+            raise ValueError("a draft stands where other channels beside x would; take one of the two")
+        self.draft = Draft(config.channels, config.text_width, config.draft) if config.draft else None
+        beside = config.channels if config.draft else config.beside
+        self.enter = nn.Conv2d((config.channels + beside) * config.patch**2, config.widths[0], 3, padding=1)
         steps = list(zip(config.widths, config.widths[1:], strict=False))
         levels = list(zip(outer, config.layers, strict=False))
         self.down = nn.ModuleList(Level(width, count, False, config) for width, count in levels)
@@ -180,10 +186,12 @@ class Transformer(nn.Module):
         return [layer.attention for layer in self.middle.layers]  # type: ignore[misc]
 
     def prepare(self, given: Given) -> Given:
-        """The keys and values of all layers, joined in tokens (B, L, Σ 2·C): they do not depend on the time."""
+        """What does not depend on the time: the keys and values of all layers, joined in tokens (B, L, Σ 2·C), and the
+        draft, in beside."""
+        beside = given.beside if self.draft is None else self.draft(given)
         given = padded(given)
         keys_values = [reader.keys_values(given.tokens) for reader in self.readers()]
-        return given._replace(tokens=torch.cat(keys_values, dim=2), prepared=True)
+        return given._replace(tokens=torch.cat(keys_values, dim=2), beside=beside, prepared=True)
 
     def embed(self, clock: Tensor, given: Given) -> Tensor:
         """What every level is told: the time, and the given vector, as (B, C)."""
@@ -199,7 +207,7 @@ class Transformer(nn.Module):
         if not given.prepared:
             given = self.prepare(given)
         if given.beside is not None:
-            x = torch.cat([x, given.beside.to(x.dtype)], dim=1)
+            x = joined(x, given.beside) if self.draft else torch.cat([x, given.beside.to(x.dtype)], dim=1)
         trunk = self.compiled_trunk or self.trunk
         return trunk(x, self.embed(clock, given), given.tokens, given.mask)
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
-from unspeckle.networks.draft import Draft
+from unspeckle.networks.draft import Draft, joined
 from unspeckle.networks.layers import Attention, GatedFeedForward, Growing, norm, silenced, sinusoids
 
 
@@ -164,22 +164,22 @@ class UNet(nn.Module):
         self.draft = Draft(config.channels, config.text_width, config.draft) if config.draft else None
         joined_channels = config.beside + (config.channels if config.draft else 0)
         self.enter = nn.Conv2d((config.channels + joined_channels) * config.patch**2, widths[0], 3, padding=1)
-        now, joined = widths[0], [widths[0]]
+        now, kept = widths[0], [widths[0]]
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             for _ in range(config.blocks):
                 self.down.append(Stage(now, width, config.depths[level], config.sees_itself[level], config))
                 now = width
-                joined.append(now)
+                kept.append(now)
             if level < deepest:
                 self.shrink.append(nn.Conv2d(now, now, 3, stride=2, padding=1))
-                joined.append(now)
+                kept.append(now)
         self.middle1 = Stage(now, now, config.middle_depth, config.sees_itself[-1], config)
         self.middle2 = ResBlock(now, now, config)
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.blocks + 1):
-                enter = now + joined.pop()
+                enter = now + kept.pop()
                 self.up.append(Stage(enter, width, config.depths[level], config.sees_itself[level], config))
                 now = width
             if level:
@@ -217,13 +217,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
         if not given.prepared:
             given = self.prepare(given)
-        if self.draft is not None:  # what it costs to denoise teaches it nothing: it is to stay the mean picture
-            assert given.beside is not None
-            size = (x.shape[2], x.shape[3])
-            draft = F.interpolate(given.beside.detach().to(x.dtype), size, mode="bilinear", align_corners=False)
-            x = torch.cat([x, draft], dim=1)
-        elif given.beside is not None:
-            x = torch.cat([x, given.beside.to(x.dtype)], dim=1)
+        if given.beside is not None:
+            x = joined(x, given.beside) if self.draft else torch.cat([x, given.beside.to(x.dtype)], dim=1)
         trunk = self.compiled_trunk or self.trunk
         return trunk(x, self.embed(clock, given), given.tokens, given.mask)
 

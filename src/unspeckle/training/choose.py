@@ -94,7 +94,7 @@ def choose(
         learnt = measure.latents(plan, data(plan), 3.0)
         share = LATENT_SHARE * measured.rate / learnt.rate
         measured = measured._replace(memory=max(measured.memory, learnt.memory))
-    drafts = origin is None and isinstance(plan.network, UNetConfig) and plan.network.draft > 0
+    drafts = origin is None and plan.network.draft > 0
     won = 0.0
     if drafts:
         words = replace(plan, word_steps=plan.steps, compile=False)
