@@ -15,9 +15,9 @@ from torch import Tensor
 from test_scores import scores
 from unspeckle.scoring.charts import steps_plots
 from unspeckle.scoring.images import MOST, image, strip
-from unspeckle.scoring.measure import Album, Pair
 from unspeckle.scoring.plots import Axis, Line, plot
 from unspeckle.scoring.report import page
+from unspeckle.scoring.task import Album, Pair
 
 VOID = {"meta", "img"}
 

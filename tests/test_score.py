@@ -26,9 +26,10 @@ from unspeckle.prompts import escape, parse
 from unspeckle.scoring.distances import kid, neighbours
 from unspeckle.scoring.drawing import drawn
 from unspeckle.scoring.features import Scattering
-from unspeckle.scoring.measure import Wishes, measure, units
+from unspeckle.scoring.measure import measure, units
 from unspeckle.scoring.scores import Scores
 from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
+from unspeckle.scoring.task import Wishes
 from unspeckle.seeds import Stream
 
 SMALL = ["--pictures", "16", "--seeds", "2", "--steps", "2"]

@@ -15,7 +15,8 @@ from unspeckle.model import FILE, Model
 from unspeckle.schedule import KINDS
 from unspeckle.training import checkpoint, distil, measure, memory
 from unspeckle.training import plan as plans
-from unspeckle.training.choose import PRECISIONS, Say, check_common, finished
+from unspeckle.training.checks import PRECISIONS, check_common
+from unspeckle.training.choose import Say, finished
 from unspeckle.training.command import CAPTIONS, CAPTIONS_KEPT, DONE, alone, follow, listen, usable
 from unspeckle.training.lessons import lessons
 from unspeckle.training.materials import own

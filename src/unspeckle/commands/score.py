@@ -19,9 +19,10 @@ from unspeckle.errors import InputError
 from unspeckle.model import Model, load
 from unspeckle.objective import Objective
 from unspeckle.picture import slug
-from unspeckle.scoring.measure import Wishes, measure, units
+from unspeckle.scoring.measure import measure, units
 from unspeckle.scoring.questions import library_of, questions
 from unspeckle.scoring.report import page
+from unspeckle.scoring.task import Wishes
 from unspeckle.scoring.teaching import detector_for
 from unspeckle.scoring.words import words_score
 from unspeckle.training import plan as plans

@@ -22,7 +22,8 @@ from unspeckle.schedule import KINDS
 from unspeckle.text.clip import ClipTexts
 from unspeckle.training import checkpoint, encoded, measure, memory
 from unspeckle.training import plan as plans
-from unspeckle.training.choose import PRECISIONS, Say, check_common, finished, fits
+from unspeckle.training.checks import PRECISIONS, check_common, fits
+from unspeckle.training.choose import Say, finished
 from unspeckle.training.command import DONE, alone, follow, listen, usable
 from unspeckle.training.materials import decoded
 from unspeckle.training.options import LoraOptions

@@ -100,8 +100,7 @@ class Speaker:
     def _two(self, scene: Scene) -> str:
         first, second = (self.thing(thing) for thing in scene.things)
         if not scene.relation or (not self._plain and self._rng.random() < 0.15):
-            turned = scene.relation in {"right of", "below"}
-            return f"{second} and {first}" if turned else f"{first} and {second}"
+            return f"{second} and {first}" if scene.relation in {"right of", "below"} else f"{first} and {second}"
         plainly = f"{first} {self.one_of(*PLACES[scene.relation])} {second}"
         if scene.relation == "next to":
             return plainly

@@ -1,31 +1,28 @@
 """Everything that can be found out about a model, with a corpus or without one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from unspeckle import guidance
 from unspeckle.corpus import Corpus, Split
-from unspeckle.denoiser import Denoise, Given
-from unspeckle.draw import Ask, Order, settle
+from unspeckle.denoiser import Denoise
+from unspeckle.draw import settle
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import Identity
-from unspeckle.objective import Objective
 from unspeckle.scoring import likelihood
 from unspeckle.scoring.distances import cmmd, frechet, kid, neighbours
-from unspeckle.scoring.drawing import drawn
 from unspeckle.scoring.features import Features, Scattering, Whitened
 from unspeckle.scoring.likelihood import Bits, bits
 from unspeckle.scoring.memorisation import Memorisation, memorisation, nearest
 from unspeckle.scoring.pretrained import Clip, pretrained
 from unspeckle.scoring.scores import CorpusFacts, Distance, FeatureFacts, Loss, Point, Scores, interval, warnings
 from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
+from unspeckle.scoring.task import Album, Drawn, Pair, Task, Watch, Wishes, captions_of, spread
 from unspeckle.student import drawer
 from unspeckle.training.heldout import LEVELS, HeldOut
-from unspeckle.training.plan import Plan
 from unspeckle.version import installed
 
 LEAST = 20  # held-out pictures, below which nothing is compared with them
@@ -38,82 +35,6 @@ HELD_AT_ONCE = 1 << 28  # bytes of pictures: fewer are taken where they are larg
 SHOWN = 40  # pictures of the grid
 PAIRS = 24
 BOUNDS = {"precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0), "frechet": (0.0,), "density": (0.0,)}
-
-
-class Watch(Protocol):
-    """Hears what is being done, and how much of it: units are calls of the network for one picture, or as much."""
-
-    def stage(self, name: str) -> None: ...
-    def tell(self, units: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What a person chose: pictures for each seed, seeds, features, and the ask that all drawings share."""
-
-    pictures: int = 500
-    seeds: int = 4
-    features: str = "scattering"
-    ask: Ask = field(default_factory=Ask)
-    objective: Objective = field(
-        default_factory=lambda: Objective("logit_normal", *Plan.times)
-    )  # whose loss is measured
-
-
-class Pair(NamedTuple):
-    """A drawn picture and the training picture nearest to it, `distance` levels away."""
-
-    drawn: Tensor
-    training: Tensor
-    caption: str
-    distance: float
-
-
-@dataclass
-class Album:
-    """Pictures for the report, uint8 (N, 3, H, W)."""
-
-    drawn: Tensor | None = None
-    captions: list[str] = field(default_factory=list)
-    held_out: Tensor | None = None  # of the same captions
-    pairs: list[Pair] = field(default_factory=list)
-    by_steps: list[Tensor] = field(default_factory=list)  # of each Point
-    by_scale: list[Tensor] = field(default_factory=list)
-
-
-class _Set(NamedTuple):
-    """Pictures (N, 3, H, W) and what they were drawn from."""
-
-    pictures: Tensor
-    captions: list[str]
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What all measurements share."""
-
-    model: Model
-    wishes: Wishes
-    order: Order
-    watch: Watch
-    album: Album
-
-    def draw(self, split: Split, seed: int) -> tuple[_Set, float]:
-        """Captions of the split drawn, and the seconds for one of them."""
-        captions = _captions(split, self.wishes.pictures, seed)
-        cost = calls(self.order)
-        numbers = self.numbers(len(captions), seed)
-        found = drawn(self.model, captions, numbers, self.wishes.ask, lambda count: self.watch.tell(count * cost))
-        return _Set(found.pictures, captions), found.seconds
-
-    def complete(self, given: Given) -> Given:
-        """What the captions' pictures are denoised with."""
-        return self.model.complete(given, wanted=True, scale=self.order.scale, size=self.order.size)
-
-    def numbers(self, count: int, seed: int = 0) -> range:
-        """The seeds of the pictures."""
-        first = self.order.seed + seed * self.wishes.pictures
-        return range(first, first + count)
 
 
 def units(model: Model, corpus: Corpus | None, wishes: Wishes) -> int:
@@ -131,7 +52,7 @@ def units(model: Model, corpus: Corpus | None, wishes: Wishes) -> int:
 
 def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watch: Watch) -> tuple[Scores, Album]:
     """All scores but those of words. name: the corpus's, for the report. InputError where the wishes cannot be met."""
-    task = _Task(model, wishes, settle(model, wishes.ask), watch, Album())
+    task = Task(model, wishes, settle(model, wishes.ask), watch, Album())
     order = task.order
     scores = Scores(
         model=model.card.name, hash=model.hash, version=installed(), device=str(model.device), sampler=order.sampler,
@@ -141,7 +62,7 @@ def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watc
     count = min(SWEPT, wishes.pictures)
     if corpus is not None and len(corpus.heldout) >= LEAST:
         scores, real = _with_corpus(scores, task, corpus)
-        scores = _with_sweeps(scores, task, _captions(corpus.heldout, count, 0), real)
+        scores = _with_sweeps(scores, task, captions_of(corpus.heldout, count, 0), real)
     else:
         prompts = list(model.card.vocabulary) or [""]  # the words that the card suggests
         scores = _with_sweeps(scores, task, [prompts[7 * i % len(prompts)] for i in range(count)], None)
@@ -161,10 +82,10 @@ def _why(corpus: Corpus | None) -> str:
     )
 
 
-def _with_corpus(scores: Scores, task: _Task, corpus: Corpus) -> tuple[Scores, Real]:
+def _with_corpus(scores: Scores, task: Task, corpus: Corpus) -> tuple[Scores, Real]:
     watch, wishes = task.watch, task.wishes
     watch.stage("features of real pictures")
-    held = corpus.heldout.pictures(_places(len(corpus.heldout), _most(corpus.heldout, COMPARED)))
+    held = corpus.heldout.pictures(spread(len(corpus.heldout), _most(corpus.heldout, COMPARED)))
     features, floors = _features(task, corpus.training)
     real = Real(features, features(held))
     sets, seconds = [], 0.0
@@ -195,7 +116,7 @@ def _with_corpus(scores: Scores, task: _Task, corpus: Corpus) -> tuple[Scores, R
     return scores, real
 
 
-def _with_sweeps(scores: Scores, task: _Task, captions: Sequence[str], real: Real | None) -> Scores:
+def _with_sweeps(scores: Scores, task: Task, captions: Sequence[str], real: Real | None) -> Scores:
     found: dict[str, tuple[Point, ...]] = {}
     order, album = task.order, task.album
     for name, orders, shown in (
@@ -216,7 +137,7 @@ def _with_sweeps(scores: Scores, task: _Task, captions: Sequence[str], real: Rea
     )
 
 
-def _features(task: _Task, training: Split) -> tuple[Features, list[Tensor]]:
+def _features(task: Task, training: Split) -> tuple[Features, list[Tensor]]:
     """The features, and for each seed which training pictures make a floor; where there are enough, none of those
     that set the features' scale."""
     kind, _, where = task.wishes.features.partition(":")
@@ -239,25 +160,14 @@ def _most(split: Split, wanted: int) -> int:
     return min(len(split), wanted, HELD_AT_ONCE // (3 * width * height))
 
 
-def _places(count: int, wanted: int) -> Tensor:
-    """(wanted,) places among `count`, spread evenly; all of them again and again where more are wanted."""
-    return torch.arange(wanted) * count // wanted if wanted <= count else torch.arange(wanted) % count
-
-
-def _captions(split: Split, wanted: int, seed: int) -> list[str]:
-    """A wording of each, another one for another seed."""
-    found = [split.wordings[i] for i in _places(len(split), wanted).tolist()]
-    return [wordings[(i + seed) % len(wordings)] for i, wordings in enumerate(found)]
-
-
-def _show(album: Album, some: _Set, split: Split) -> None:
+def _show(album: Album, some: Drawn, split: Split) -> None:
     count = len(some.captions)
-    chosen = _places(count, min(SHOWN, count))
+    chosen = spread(count, min(SHOWN, count))
     album.drawn, album.captions = some.pictures[chosen], [some.captions[i] for i in chosen.tolist()]
-    album.held_out = split.pictures(_places(len(split), count)[chosen])
+    album.held_out = split.pictures(spread(len(split), count)[chosen])
 
 
-def _distances(real: Real, sets: Sequence[_Set], training: Split, floors: Sequence[Tensor]) -> tuple[Distance, ...]:
+def _distances(real: Real, sets: Sequence[Drawn], training: Split, floors: Sequence[Tensor]) -> tuple[Distance, ...]:
     found = [_compared(real, *some) for some in sets]
     floor = [_compared(real, training.pictures(places), training.captions(places)) for places in floors]
     return tuple(
@@ -274,7 +184,7 @@ def _compared(real: Real, pictures: Tensor, captions: list[str]) -> dict[str, fl
     return found
 
 
-def _memorised(sets: Sequence[_Set], held: Tensor, training: Split, album: Album) -> Memorisation:
+def _memorised(sets: Sequence[Drawn], held: Tensor, training: Split, album: Album) -> Memorisation:
     pictures = torch.cat([some.pictures for some in sets])
     captions = [caption for some in sets for caption in some.captions]
     near = nearest(pictures, training)
@@ -284,7 +194,7 @@ def _memorised(sets: Sequence[_Set], held: Tensor, training: Split, album: Album
     return memorisation(near, nearest(held, training), len(training))
 
 
-def _loss(task: _Task, corpus: Corpus) -> Loss:
+def _loss(task: Task, corpus: Corpus) -> Loss:
     """Of held-out pictures, and of as many training pictures."""
     found, model, count = [], task.model, min(LOSSES, len(corpus.heldout))
     for split in (corpus.heldout, corpus.training):
@@ -295,9 +205,9 @@ def _loss(task: _Task, corpus: Corpus) -> Loss:
     return Loss(out.total, seen.total, out.times, out.shares, seen.shares, count)
 
 
-def _bits(task: _Task, split: Split) -> Bits | None:
+def _bits(task: Task, split: Split) -> Bits | None:
     """None where the network draws latents: their density is not the pictures'."""
-    model, places = task.model, _places(len(split), min(COUNTED, len(split)))
+    model, places = task.model, spread(len(split), min(COUNTED, len(split)))
     if not isinstance(model.autoencoder, Identity):
         return None
     captions, bounds = split.captions(places), model.autoencoder.bounds

@@ -9,8 +9,8 @@ from torch import Tensor
 from unspeckle.scoring import likelihood, memorisation
 from unspeckle.scoring.charts import bits_curve, loss_curve, nearest_curve, scale_plots, steps_plots
 from unspeckle.scoring.images import figure, image, strip
-from unspeckle.scoring.measure import Album
 from unspeckle.scoring.scores import Interval, Point, Scores
+from unspeckle.scoring.task import Album
 
 SAID = {  # of each distance: its name, a factor and decimals to show it with, what it says
     "kid": ("KID × 1000", 1000, 1, "how unlike as crowds; unbiased, so where there is no difference it is about 0"),

@@ -22,7 +22,7 @@ from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import Latents
 from unspeckle.precision import keep_memory
 from unspeckle.text.tokenizer import words
-from unspeckle.training import checkpoint, choose, latents
+from unspeckle.training import checkpoint, checks, choose, latents
 from unspeckle.training import plan as plans
 from unspeckle.training.learner import Weights, fresh
 from unspeckle.training.log import Log
@@ -55,7 +55,7 @@ def run(options: TrainOptions) -> int:
             print((options.out / FILE).absolute())
             return DONE
     else:
-        choose.check(options)
+        checks.check(options)
     usable(options, plan)
     done = plan is not None
     listing = read(options.folder, options.captions, options.caption, options.template)
@@ -79,7 +79,7 @@ def run(options: TrainOptions) -> int:
 
 def usable(options: Options, plan: Plan | None) -> None:
     """InputError where --out cannot be a RUN, or its plan cannot be carried on here."""
-    if plan is not None and not choose.usable(plan.device):
+    if plan is not None and not checks.usable(plan.device):
         raise InputError(f"{options.out}: was begun on {plan.device}, which is not here; give another --out")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out}: is a file; give a folder")
