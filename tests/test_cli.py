@@ -223,7 +223,7 @@ def test_train_parses_what_people_write(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "unspeckle.training.command", command)
     line = (
         "train pictures --out run --for 1h30m --size 96x64 --preset atom --captions folders --from m.safetensors"
-        " --seed 3 --batch 32 --device cpu --precision bfloat16 --no-compile --plan --json"
+        " --seed 3 --batch 32 --device cpu --precision bfloat16 --no-compile --no-mirror --plan --json"
     )
     assert main([*line.split(), "--template", "a {}", "--caption", ""]) == 0
     assert main(["train", "pictures", "--out", "run", "--pictures", "2M"]) == 0
@@ -234,7 +234,7 @@ def test_train_parses_what_people_write(tmp_path: Path, monkeypatch: pytest.Monk
     assert first == TrainOptions(
         folder=Path("pictures"), out=Path("run"), seconds=5400.0, size="96x64", preset="atom", captions="folders",
         caption="", template="a {}", from_model=Path("m.safetensors"), seed=3, batch=32, device="cpu",
-        precision="bfloat16", compile=False, plan_only=True, json=True,
+        precision="bfloat16", compile=False, mirror=False, plan_only=True, json=True,
     )  # fmt: skip
     assert second == TrainOptions(folder=Path("pictures"), out=Path("run"), pictures=2_000_000)
     assert third == TrainOptions(folder=Path("pictures"), out=Path("run"), steps=1500)

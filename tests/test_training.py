@@ -22,7 +22,7 @@ from torch import Tensor
 from test_student import taught
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.model import load, save
+from unspeckle.model import Card, load, save
 from unspeckle.networks.autoencoder import Identity, IdentityConfig
 from unspeckle.training import checkpoint, choose, command, loop, optimizer, stage
 from unspeckle.training import plan as plans
@@ -207,6 +207,30 @@ def test_a_finished_run_says_so(folder: Path, whole: Path, capsys: pytest.Captur
     said = capsys.readouterr()
     assert said.out.strip() == str(whole / "model.safetensors")
     assert "finished" in said.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "mirrored"),
+    [({"steps": 12}, False), ({"steps": 60}, True), ({"steps": 12, "mirror": True}, True),
+     ({"steps": 60, "mirror": False}, False)],
+)  # fmt: skip
+def test_pictures_are_mirrored_where_they_are_seen_often_or_as_asked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], mirrored: bool
+) -> None:
+    """60 pictures, 8 of them a step."""
+    assert command.run(options(folder, tmp_path / "run", plan_only=True, json=True, **changes)) == 0
+    assert json.loads(capsys.readouterr().out)["mirror"] is mirrored
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_plan_decides_whether_pictures_are_mirrored(folder: Path, whole: Path, mirror: bool) -> None:
+    plan = replace(plans.load(whole), mirror=mirror)
+    materials = command.gather(command.read(folder), options(folder, whole), plan, command.Console(quiet=True))
+    training = loop.Training(plan, whole, *materials[:3], Card(), (), loop.fresh(plan))
+    seen = torch.cat([next(data).pictures for data in [training.data(0)] for _ in range(8)])
+    corpus = materials.corpus.training
+    straight = {picture.numpy().tobytes() for picture in corpus.pictures(range(len(corpus)))}
+    assert all(picture.numpy().tobytes() in straight for picture in seen) is not mirror
 
 
 def test_changed_options_are_refused_by_name(folder: Path, whole: Path) -> None:

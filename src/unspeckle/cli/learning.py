@@ -30,6 +30,10 @@ def train(
     device: Device = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help="torch.compile.")] = None,
+    mirror: Annotated[
+        bool | None,
+        typer.Option("--mirror/--no-mirror", help="Half of the pictures.  [default: where few are seen often]"),
+    ] = None,
     lora: Annotated[
         bool, typer.Option("--lora", help="Fine-tune the Stable Diffusion of --from, by a small file.", **_LORA)
     ] = False,
@@ -54,7 +58,7 @@ def train(
         "caption": caption, "template": template, "from_model": from_model, "seed": seed, "batch": batch,
         "device": device, "precision": precision, "plan_only": plan, "json": json, "quiet": quiet,
     }  # fmt: skip
-    alone = {"--preset": preset, "--space": space, "--compile": compile}
+    alone = {"--preset": preset, "--space": space, "--compile": compile, "--mirror": mirror}
     tuned = {"--rank": rank, "--text-encoder": text_encoder or None, "--layout": layout,
              "--learning-rate": learning_rate, "--prediction": prediction,
              "--trust-pickle": trust_pickle or None}  # fmt: skip
@@ -75,7 +79,7 @@ def train(
     from unspeckle.training.command import run
     from unspeckle.training.options import TrainOptions
 
-    return run(TrainOptions(**common, preset=preset, space=space, compile=compile))
+    return run(TrainOptions(**common, preset=preset, space=space, compile=compile, mirror=mirror))
 
 
 def distil(

@@ -35,6 +35,7 @@ RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
 LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
 LATENT_SHARE = 0.2  # of the network's steps, which the autoencoder learns for beforehand
 PIXEL_TIMES, LATENT_TIMES = (0.3, 1.0), (0.8, 1.2)  # of few and smooth numbers, words tell at more noise
+MIRRORS_FROM = 4.0  # times that a picture is seen, from which mirrored ones are as good as new ones
 CLOSING = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
 
 Say = Callable[[str], None]
@@ -98,8 +99,10 @@ def choose(
         words = replace(plan, word_steps=plan.steps, compile=False)
         won = max(0.0, 1 - measured.rate / measure.training(words, data(plan), tokenizer, autoencoder, 2.0).rate)
     plan = finished(plan, measured, options, started, CLOSING, Cost(1 + share, won))
+    often = plan.pictures / max(1, len(corpus.training))
     return replace(
         plan,
+        mirror=often >= MIRRORS_FROM if options.mirror is None else options.mirror,
         latent_steps=math.ceil(LATENT_SHARE * plan.steps) if learns else 0,
         word_steps=word_steps(plan.steps) if drafts else 0,
     )

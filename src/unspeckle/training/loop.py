@@ -142,7 +142,7 @@ class Training(Course):
 
     def data(self, done: int) -> Iterator[Batch]:
         plan = self.plan
-        return batches(self.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch)
+        return batches(self.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch, flips=plan.mirror)
 
     def judge(self) -> Judge:
         judged, learner = self.corpus.heldout if len(self.corpus.heldout) else self.corpus.training, self.learner

@@ -25,6 +25,7 @@ class TrainOptions:
     device: str | None = None
     precision: str | None = None
     compile: bool | None = None
+    mirror: bool | None = None  # half of the pictures
     plan_only: bool = False
     json: bool = False
     quiet: bool = False

@@ -55,6 +55,7 @@ class Plan:
     clock: str = "t"
     times: tuple[float, float] = (0.3, 1.0)  # logit-normal mean and deviation
     drop: float = 0.1  # share of captions dropped
+    mirror: bool = True  # half of the pictures whose words name no side
     optimizer: str = "adamw"  # "muon": Muon on matrices and kernels, AdamW on the rest
     learning_rate: float = 1e-3  # AdamW's
     muon_rate: float = 4e-3
@@ -179,8 +180,8 @@ def flag(name: str, value: Any) -> str:
         return ""
     if name == "seconds":
         return f"--for {value:g}s"
-    if name == "compile":
-        return "--compile" if value else "--no-compile"
+    if name in ("compile", "mirror"):
+        return f"--{name}" if value else f"--no-{name}"
     typed = {"from_model": "from", "words": "text-encoder"}.get(name, name).replace("_", "-")
     if isinstance(value, bool):
         return f"--{typed}" if value else ""

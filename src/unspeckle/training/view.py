@@ -40,7 +40,7 @@ def table(plan: Plan, done: int) -> Table:
         "works on": f"{work}, {paced(plan.rate)} measured",
         "network": f"{plan.preset}, {plan.parameters / 1e6:.1f} M parameters{_words(plan)}",
         "denoises": _space(plan),
-        "pictures": f"{width}x{height}, {plan.pictures:,} in {plan.steps:,} steps of {plan.batch}",
+        "pictures": f"{width}x{height}, {plan.pictures:,} in {plan.steps:,} steps of {plan.batch}{_mirrored(plan)}",
         "memory": f"{plan.memory / 2**30:.1f} GiB at the peak",
         "disk": f"{plan.disk / 2**20:,.0f} MiB in the run's folder",
         "time": f"{spoken(seconds)}, until about {end:%H:%M}" + (f", from step {done + 1:,}" if done else ""),
@@ -55,6 +55,10 @@ def table(plan: Plan, done: int) -> Table:
 
 def _words(plan: Plan) -> str:
     return " with its words" if not isinstance(plan, LoraPlan) or plan.words else ""
+
+
+def _mirrored(plan: Plan) -> str:
+    return ", half of them mirrored" if type(plan) is Plan and plan.mirror else ""
 
 
 def _space(plan: Plan) -> str:
