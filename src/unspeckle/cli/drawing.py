@@ -160,7 +160,7 @@ def replay(
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="[A]", help="A model, as --model takes it.  [default: the one inside]")
+        str, typer.Argument(metavar="A", help="A model, as --model takes it; with B alone, that inside.")
     ],
     target: Annotated[
         Optional[Path],  # noqa: UP045

@@ -62,11 +62,11 @@ def _onnx(graph: Graph, module: nn.Module, file: Path) -> None:
         return dim if unit == 1 else unit * dim
 
     shapes = [{at: free(*side) for at, side in sides.items()} for sides in graph.inputs.values()]
-    varargs = _varargs(module)
-    shapes_given: Any = (*shapes[:varargs], tuple(shapes[varargs:])) if varargs is not None else tuple(shapes)
+    count = _named(module)
+    more = [tuple(shapes[count:])] if shapes[count:] else []
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            module, graph.example(False), dynamo=True, opset_version=OPSET, dynamic_shapes=shapes_given,
+            module, graph.example(False), dynamo=True, opset_version=OPSET, dynamic_shapes=(*shapes[:count], *more),
             input_names=list(graph.inputs), output_names=list(graph.outputs), verbose=False,
         )  # fmt: skip
     assert program is not None
@@ -74,10 +74,9 @@ def _onnx(graph: Graph, module: nn.Module, file: Path) -> None:
     program.save(file, external_data=weights >= EXTERNAL)
 
 
-def _varargs(module: nn.Module) -> int | None:
-    """The place of *arguments in the module's forward, which the exporter wants as a tuple of their own."""
-    code = type(module).forward.__code__
-    return code.co_argcount - 1 if code.co_flags & 4 else None
+def _named(module: nn.Module) -> int:
+    """How many arguments the module's forward names; the exporter wants those behind, its *more, as one tuple."""
+    return type(module).forward.__code__.co_argcount - 1
 
 
 @contextmanager
