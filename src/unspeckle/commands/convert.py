@@ -22,8 +22,7 @@ def run(source: str | None, target: Path, to: str | None, prediction: str | None
         from unspeckle.commands import export
 
         runtime = export.runtime(to)
-        if target.exists():
-            writing.empty(target)
+        writing.empty(target)
         worst = export.run(_read(source, prediction, trust_pickle), target, runtime)
         return SAME if worst <= export.TOLERANCE else DIFFERENT
     if source is None:

@@ -26,9 +26,8 @@ def runtime(name: str) -> Runtime:
 
 
 def run(source: Checkpoint | Model, target: Path, to: Runtime) -> float:
-    """Write the folder `target`, whole or not at all, then ask each graph another question than the one that it was
+    """Write the new folder `target`, whole or not at all, then ask each graph another question than the one that it was
     traced with. Returns the largest relative difference from what the model answers; one line says each part's."""
-    writing.empty(target)
     expected: dict[str, list[Tensor]] = {}
     with making(target) as place:
         if isinstance(source, Checkpoint):
