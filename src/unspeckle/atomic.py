@@ -1,6 +1,8 @@
-"""Files that are either the old one or the whole new one, whatever kills the process."""
+"""Files that are either the old one or the whole new one, and folders that are there whole or not at all, whatever
+kills the process."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,25 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """Yield a new folder to fill; it gets the name of `folder`, which must be empty or not be there, when the block
+    ends well, else it vanishes with all that is in it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.parent / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
+    try:
+        beside.mkdir()
+        yield beside
+        if folder.is_dir():
+            folder.rmdir()  # it takes no name that is taken on every system
+        beside.rename(folder)
+    except OSError as error:
+        _name(error, beside, folder)
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def write(path: Path, data: bytes) -> None:
@@ -57,5 +78,5 @@ def write_new(path: Path, data: bytes) -> bool:
 
 def _name(error: OSError, beside: Path, path: Path) -> None:
     """Let the error tell of the file that was to be: a full disk names none."""
-    if error.errno is not None and error.filename in (None, str(beside)):
+    if error.errno is not None and (error.filename is None or str(error.filename).startswith(str(beside))):
         error.filename = str(path)

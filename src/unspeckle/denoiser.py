@@ -70,7 +70,7 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
         """x̂ (B, C, H, W) for t (B,) or (): float32, or float64 where x_t is float64. Casts only at this border."""
         precision = torch.float64 if x_t.dtype == torch.float64 else torch.float32
-        t = t.expand(len(x_t))
+        t = t.expand(x_t.shape[0])
         clock = CLOCKS[self.clock] if isinstance(self.clock, str) else self.clock
         told = clock(t, self.schedule).to(x_t.device, torch.float32)
         alpha, sigma = (level.to(x_t.device, precision).view(-1, 1, 1, 1) for level in self.schedule(t))

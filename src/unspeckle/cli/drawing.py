@@ -159,12 +159,23 @@ def replay(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(metavar="A", help="A Stable Diffusion: file, folder or hub name.")],
-    target: Annotated[Path, typer.Argument(metavar="B", help="NAME.safetensors for one file, else a new folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="A", help="A model, as --model takes it; with B alone, that inside.")
+    ],
+    target: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(metavar="B", help="NAME.safetensors for one file, else a new folder.", show_default=False),
+    ] = None,
+    to: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="onnx|openvino", help="Write graphs for that program.  [default: diffusers' layouts]"),
+    ] = None,
     prediction: Prediction = None,
     trust_pickle: TrustPickle = False,
 ) -> int:
-    """Turn a Stable Diffusion into a single file or a diffusers folder, and compare the two."""
+    """Write a model in another layout, and compare the two: a Stable Diffusion as a single file or a diffusers folder,
+    any model as a folder of graphs for ONNX Runtime or OpenVINO."""
     from unspeckle.commands.convert import run
 
-    return run(source, target, prediction, trust_pickle)
+    alone = target is None  # typer fills the first argument
+    return run(None if alone else source, Path(source) if target is None else target, to, prediction, trust_pickle)

@@ -1,4 +1,4 @@
-"""`unspeckle convert`: a foreign checkpoint from one layout to the other, and what that changed."""
+"""`unspeckle convert`: a model from one layout to another, and what that changed."""
 
 import sys
 from pathlib import Path
@@ -6,29 +6,48 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from unspeckle import model
 from unspeckle.errors import InputError
-from unspeckle.formats import door, hub, writing
+from unspeckle.formats import door, hub, own_folder, writing
 from unspeckle.formats.checkpoint import Checkpoint
 
 SAME, DIFFERENT = 0, 1
 
 
-def run(source: str, target: Path, prediction: str | None, trust_pickle: bool) -> int:
-    """Write `target`, a single file if it is named .safetensors, else a folder; read it back and compare. Returns the
-    exit code: 1 where what was written does not compute the same."""
-    if not Path(source).exists() and not hub.is_name(source):
-        raise InputError(f"{source}: no such file or folder; give a Stable Diffusion: file, folder or hub name")
-    checkpoint = door.read(source, prediction, trust_pickle)
-    if checkpoint is None:
-        raise InputError(f"{source}: is no Stable Diffusion, folder or single file; convert takes only those")
+def run(source: str | None, target: Path, to: str | None, prediction: str | None, trust_pickle: bool) -> int:
+    """Write `target` and compare. to: "onnx" or "openvino", a folder of graphs; None: a single file if it is named
+    .safetensors, else a folder of diffusers. source None: the model inside the package. Returns the exit code: 1 where
+    what was written does not compute the same."""
+    if to is not None:
+        from unspeckle.commands import export
+
+        runtime = export.runtime(to)
+        writing.empty(target)
+        worst = export.run(_read(source, prediction, trust_pickle), target, runtime)
+        return SAME if worst <= export.TOLERANCE else DIFFERENT
+    if source is None:
+        raise InputError("convert: wants A and B; the model inside is written with --to onnx or --to openvino")
+    read = _read(source, prediction, trust_pickle)
+    if not isinstance(read, Checkpoint):
+        worst = own_folder.write(read, source, target)
+        print(target.absolute())
+        return SAME if worst <= 1e-5 else DIFFERENT
     if target.exists() and target.resolve() == Path(source).resolve():
         raise InputError(f"{target}: is the source itself; give another name")
-    (writing.single if target.suffix == ".safetensors" else writing.folder)(checkpoint, target)
-    again = door.read(target, vocabulary=checkpoint.tokenizer.bpe)
+    (writing.single if target.suffix == ".safetensors" else writing.folder)(read, target)
+    again = door.read(target, vocabulary=read.tokenizer.bpe)
     assert again is not None
     print(target.absolute())
-    worst = max(_report(checkpoint, again))
+    worst = max(_report(read, again))
     return SAME if worst <= 1e-5 else DIFFERENT
+
+
+def _read(source: str | None, prediction: str | None, trust_pickle: bool) -> Checkpoint | model.Model:
+    if source is None:
+        return model.load()
+    if not Path(source).exists() and not hub.is_name(source):
+        raise InputError(f"{source}: no such file or folder; give a model: file, RUN, folder or hub name")
+    return door.read(source, prediction, trust_pickle) or model.load(source)
 
 
 def _report(one: Checkpoint, other: Checkpoint) -> list[float]:

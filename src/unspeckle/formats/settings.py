@@ -21,7 +21,7 @@ _UNET = {
     "freq_shift": 0, "mid_block_only_cross_attention": None, "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-5, "num_attention_heads": None,
     "only_cross_attention": False, "resnet_out_scale_factor": 1.0, "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default", "reverse_transformer_layers_per_block": None, "time_embedding_act_fn": None,
+    "reverse_transformer_layers_per_block": None, "time_embedding_act_fn": None,
     "time_embedding_dim": None, "time_embedding_type": "positional", "timestep_post_act": None,
 }  # fmt: skip
 _VAE = {
@@ -58,6 +58,9 @@ def network(said: Said, file: Path) -> UNetConfig:
     pooled = said.get("addition_embed_type")
     if pooled not in (None, "text_time"):
         raise InputError(f"{file}: addition_embed_type is {pooled!r}; only text_time is known here")
+    shift = said.get("resnet_time_scale_shift") or "default"
+    if shift not in ("default", "scale_shift"):
+        raise InputError(f"{file}: resnet_time_scale_shift is {shift!r}; only default and scale_shift are known here")
     leaves = _number(said, "out_channels", 4, file)
     return UNetConfig(
         channels=leaves,
@@ -75,7 +78,7 @@ def network(said: Said, file: Path) -> UNetConfig:
         text_width=_number(said, "cross_attention_dim", 1280, file),
         vector_width=_number(said, "projection_class_embeddings_input_dim", 0, file) if pooled else 0,
         guidance_width=_number(said, "time_cond_proj_dim", 0, file),
-        scale_shift=False,
+        scale_shift=shift == "scale_shift",
         clock_scale=1.0,
         groups=_number(said, "norm_num_groups", 32, file),
     )

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unspeckle.atomic import replacing, write
+from unspeckle.atomic import making, replacing, write
 from unspeckle.errors import InputError
 from unspeckle.formats import diffusers, ldm
 from unspeckle.formats.checkpoint import Checkpoint, table
@@ -30,16 +30,16 @@ _ARCHITECTURES = {
 
 def single(checkpoint: Checkpoint, file: Path) -> None:
     """Write one file of the original layout, atomically; its metadata say by ModelSpec what tensors cannot."""
-    unet = checkpoint.unet
-    if (unet.heads or 8) != 8 or (not unet.heads and unet.head_width != 64) or unet.groups != 32:
+    of = checkpoint.unet
+    if (of.heads or 8) != 8 or (not of.heads and of.head_width != 64) or of.groups != 32 or of.scale_shift:
         raise InputError(
-            f"{checkpoint.where}: its heads or groups are such as single files cannot tell; keep the folder"
+            f"{checkpoint.where}: its heads, groups or time are such as single files cannot tell; keep the folder"
         )
     prefixes = {
         "1": ldm.TEXT_PREFIXES[:1], "2": ldm.TEXT_PREFIXES[1:2], "xl": (ldm.TEXT_PREFIXES[2], ldm.TEXT_PREFIXES[4]),
         "xl-refiner": ldm.TEXT_PREFIXES[3:4],
     }[checkpoint.family]  # fmt: skip
-    theirs = _renamed(checkpoint, "network", UNet, unet, ldm.UNET, ldm.UNET_PREFIX)
+    theirs = _renamed(checkpoint, "network", UNet, of, ldm.UNET, ldm.UNET_PREFIX)
     theirs |= _renamed(checkpoint, "autoencoder", Vae, checkpoint.vae, ldm.VAE, ldm.VAE_PREFIX)
     for place, (config, (prefix, opens)) in enumerate(zip(checkpoint.texts.encoders, prefixes, strict=True)):
         rows = ldm.OPENCLIP if opens else ldm.OPENAI
@@ -54,44 +54,77 @@ def single(checkpoint: Checkpoint, file: Path) -> None:
         "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}[habits.prediction],
         "modelspec.resolution": f"{habits.size}x{habits.size}",
     }
-    if checkpoint.vae.scale != SCALES[bool(unet.vector_width)]:
+    if checkpoint.vae.scale != SCALES[bool(of.vector_width)]:
         said[SCALE] = repr(checkpoint.vae.scale)
     with replacing(file) as beside:
         save_file(theirs, beside, said)
 
 
 def folder(checkpoint: Checkpoint, place: Path) -> None:
-    """Write a folder of diffusers. InputError where something stands there already."""
+    """Write a folder of diffusers, whole or not at all. InputError where something stands there already."""
+    empty(place)
+    index, configs = described(checkpoint)
+    parts: dict[str, tuple[str, type[nn.Module], Any, Rows]] = {
+        name: (f"text.encoders.{at}", ClipEncoder, config, diffusers.CLIP)
+        for at, (name, config) in enumerate(zip(readers(checkpoint), checkpoint.texts.encoders, strict=True))
+    }
+    parts["unet"] = ("network", UNet, checkpoint.unet, diffusers.UNET)
+    parts["vae"] = ("autoencoder", Vae, checkpoint.vae, diffusers.VAE)
+    with making(place) as new:
+        for name, (part, kind, config, rows) in parts.items():
+            file = "model.safetensors" if kind is ClipEncoder else "diffusion_pytorch_model.safetensors"
+            json_file(new / name / "config.json", configs[name])
+            save_file(_renamed(checkpoint, part, kind, config, rows), new / name / file, {"format": "pt"})
+        around(checkpoint, new, index)
+
+
+def empty(place: Path) -> None:
+    """InputError where something stands at the place already."""
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"{place}: stands there already; give a new folder")
-    large, readers = bool(checkpoint.unet.vector_width), ["text_encoder", "text_encoder_2"]
-    readers = readers[: len(checkpoint.texts.encoders)] if checkpoint.family != "xl-refiner" else readers[1:]
+
+
+def around(checkpoint: Checkpoint, place: Path, index: dict[str, Any]) -> None:
+    """What a folder holds beside its parts: tokenizers, scheduler and index."""
+    for at, name in enumerate(readers(checkpoint)):
+        checkpoint.tokenizer.write(place / name.replace("text_encoder", "tokenizer"), at)
+    json_file(place / "scheduler" / "scheduler_config.json", _scheduler(checkpoint))
+    json_file(place / "model_index.json", index)
+
+
+def readers(checkpoint: Checkpoint) -> list[str]:
+    """The folders of the text encoders."""
+    names = ["text_encoder", "text_encoder_2"]
+    return names[: len(checkpoint.texts.encoders)] if checkpoint.family != "xl-refiner" else names[1:]
+
+
+def described(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What model_index.json says, and each part's config.json, by its folder: text encoders, unet, vae."""
+    large = bool(checkpoint.unet.vector_width)
+    names = readers(checkpoint)
+    configs = {name: _clip(config) for name, config in zip(names, checkpoint.texts.encoders, strict=True)}
     index: dict[str, Any] = {
         "_class_name": _PIPELINES[checkpoint.family],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", _scheduler(checkpoint)["_class_name"]],
     }
-    _part(checkpoint, place / "unet", "network", UNet, checkpoint.unet, diffusers.UNET, _unet(checkpoint))
-    _part(checkpoint, place / "vae", "autoencoder", Vae, checkpoint.vae, diffusers.VAE, _vae(checkpoint.vae))
-    for at, (name, config) in enumerate(zip(readers, checkpoint.texts.encoders, strict=True)):
-        said = _clip(config)
-        _part(checkpoint, place / name, f"text.encoders.{at}", ClipEncoder, config, diffusers.CLIP, said)
-        checkpoint.tokenizer.write(place / name.replace("text_encoder", "tokenizer"), at)
+    for name, said in configs.items():
         index[name] = ["transformers", said["architectures"][0]]
         index[name.replace("text_encoder", "tokenizer")] = ["transformers", "CLIPTokenizer"]
     if large:
         index |= {"force_zeros_for_empty_prompt": checkpoint.texts.zeros}
-        index |= {"requires_aesthetics_score": True} if len(readers) == 1 else {}
-        index |= {"text_encoder": [None, None], "tokenizer": [None, None]} if len(readers) == 1 else {}
+        index |= {"requires_aesthetics_score": True} if len(names) == 1 else {}
+        index |= {"text_encoder": [None, None], "tokenizer": [None, None]} if len(names) == 1 else {}
     else:
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
     if checkpoint.unet.beside:
         index["_class_name"] = "StableDiffusionXLInpaintPipeline" if large else "StableDiffusionInpaintPipeline"
     if checkpoint.unet.guidance_width and not large:
         index["_class_name"] = "LatentConsistencyModelPipeline"
-    _json(place / "scheduler" / "scheduler_config.json", _scheduler(checkpoint))
-    _json(place / "model_index.json", index)
+    side = checkpoint.habits.size // checkpoint.vae.factor
+    network = {**unet(checkpoint.unet, side), **_pooled(checkpoint)}
+    return index, {**configs, "unet": network, "vae": _vae(checkpoint.vae)}
 
 
 def _renamed(
@@ -100,48 +133,43 @@ def _renamed(
     return given(table(kind, config, rows, prefix), checkpoint.part(part))
 
 
-def _part(
-    checkpoint: Checkpoint, place: Path, part: str, kind: type[nn.Module], config: Any, rows: Rows, said: dict[str, Any]
-) -> None:
-    _json(place / "config.json", said)
-    name = "model.safetensors" if kind is ClipEncoder else "diffusion_pytorch_model.safetensors"
-    with replacing(place / name) as beside:
-        save_file(_renamed(checkpoint, part, kind, config, rows), beside, {"format": "pt"})
-
-
-def _json(file: Path, said: dict[str, Any]) -> None:
+def json_file(file: Path, said: dict[str, Any]) -> None:
     write(file, (json.dumps(said, indent=2) + "\n").encode())
 
 
-def _unet(checkpoint: Checkpoint) -> dict[str, Any]:
-    unet: UNetConfig = checkpoint.unet
-    widths = [unet.width * m for m in unet.multipliers]
-    kinds = [("CrossAttn" if depth else "", depth or 1) for depth in unet.depths]
-    kinds[-1] = (kinds[-1][0], unet.middle_depth)
-    heads: Any = unet.heads or [width // unet.head_width for width in widths]
-    pooled = {}
-    if unet.vector_width:
-        count = 6 if checkpoint.family == "xl" else 5
-        waves = (unet.vector_width - checkpoint.texts.encoders[-1].projection) // count
-        pooled = {"addition_embed_type": "text_time", "addition_time_embed_dim": waves,
-                  "projection_class_embeddings_input_dim": unet.vector_width}  # fmt: skip
+def unet(config: UNetConfig, side: int) -> dict[str, Any]:
+    """unet/config.json of a network for x of that side; what its vector is, is not in it."""
+    widths = [config.width * m for m in config.multipliers]
+    kinds = [("CrossAttn" if depth else "", depth or 1) for depth in config.depths]
+    kinds[-1] = (kinds[-1][0], config.middle_depth)
+    heads: Any = config.heads or [width // config.head_width for width in widths]
     return {
         "_class_name": "UNet2DConditionModel",
-        "sample_size": checkpoint.habits.size // (1 << (len(checkpoint.vae.multipliers) - 1)),
-        "in_channels": unet.channels + unet.beside,
-        "out_channels": unet.channels,
+        "sample_size": side,
+        "in_channels": config.channels + config.beside,
+        "out_channels": config.channels,
         "down_block_types": [f"{cross}DownBlock2D" for cross, _ in kinds],
         "up_block_types": [f"{cross}UpBlock2D" for cross, _ in reversed(kinds)],
         "block_out_channels": widths,
-        "layers_per_block": unet.blocks,
+        "layers_per_block": config.blocks,
         "transformer_layers_per_block": [depth for _, depth in kinds],
         "attention_head_dim": heads,
-        "cross_attention_dim": unet.text_width,
-        "use_linear_projection": unet.projection == "linear",
-        "norm_num_groups": unet.groups,
-        "time_cond_proj_dim": unet.guidance_width or None,
-        **pooled,
+        "cross_attention_dim": config.text_width,
+        "use_linear_projection": config.projection == "linear",
+        "norm_num_groups": config.groups,
+        "time_cond_proj_dim": config.guidance_width or None,
+        **({"resnet_time_scale_shift": "scale_shift"} if config.scale_shift else {}),
     }
+
+
+def _pooled(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What unet/config.json says of its vector."""
+    width = checkpoint.unet.vector_width
+    if not width:
+        return {}
+    waves = (width - checkpoint.texts.encoders[-1].projection) // (6 if checkpoint.family == "xl" else 5)
+    return {"addition_embed_type": "text_time", "addition_time_embed_dim": waves,
+            "projection_class_embeddings_input_dim": width}  # fmt: skip
 
 
 def _vae(vae: VaeConfig) -> dict[str, Any]:

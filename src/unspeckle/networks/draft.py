@@ -45,11 +45,11 @@ class Draft(nn.Module):
         mixing(self)
 
     def forward(self, given: Given) -> Tensor:
-        x = self.places.expand(len(given.tokens), -1, -1)  # (B, N, D)
+        x = self.places.expand(given.tokens.shape[0], -1, -1)  # (B, N, D)
         for layer in self.layers:
             x = layer(x, given)
         out: Tensor = self.out(self.norm(x))
-        return out.transpose(1, 2).reshape(len(out), -1, SIDE, SIDE)
+        return out.transpose(1, 2).reshape(out.shape[0], -1, SIDE, SIDE)
 
     def loss(self, drafts: Tensor, x: Tensor) -> Tensor:
         """The mean squared error (B,) of drafts of the pictures x (B, C, H, W)."""

@@ -26,13 +26,14 @@ def sinusoids(clock: Tensor, width: int) -> Tensor:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Softmax attention: query (B, N, C), key and value (B, M, C), mask (B, M) True = seen; returns (B, N, C)."""
-    many = query.shape[1] * key.shape[1] >= MANY_SCORES
-    if mask is None and many and (made := attention(query, key, value, heads)) is not None:
-        return made
+    if not torch.compiler.is_exporting():  # a graph for other programs has neither our kernel nor fixed sizes
+        many = query.shape[1] * key.shape[1] >= MANY_SCORES
+        if mask is None and many and (made := attention(query, key, value, heads)) is not None:
+            return made
     batch, count, width = query.shape
     query, key, value = (a.view(batch, -1, heads, width // heads).transpose(1, 2) for a in (query, key, value))
     seen = None if mask is None else mask[:, None, None, :]
-    if query.device.type == "cpu" and key.shape[2] <= FEW_KEYS and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and query.device.type == "cpu" and key.shape[2] <= FEW_KEYS:
         flat = [a.flatten(0, 1) for a in (query, key, value)]  # (B·heads, ·, C / heads)
         bias = query.new_zeros(batch, heads, 1, key.shape[2])
         if seen is not None:

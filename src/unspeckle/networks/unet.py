@@ -117,7 +117,7 @@ class SpatialTransformer(nn.Module):
         for layer, keys_values in zip(self.layers, words, strict=True):
             h = layer(h, keys_values, mask)
         h = self.leave(h) if self.projected and not self.conv else h
-        h = h.view(len(h), high, wide, -1).permute(0, 3, 1, 2)  # (B, C, H, W)
+        h = h.view(h.shape[0], high, wide, -1).permute(0, 3, 1, 2)  # (B, C, H, W)
         h = self.leave(h) if self.conv else h
         out: Tensor = x + h if self.projected else h
         return out

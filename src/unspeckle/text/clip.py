@@ -70,7 +70,7 @@ class ClipEncoder(nn.Module):
                 read = x
         tokens = self.norm(read) if self.config.final_norm else read
         ends = (ids == self.config.end).int().argmax(1)
-        vector: Tensor = self.project(self.norm(x[torch.arange(len(x), device=x.device), ends]))
+        vector: Tensor = self.project(self.norm(x[torch.arange(x.shape[0], device=x.device), ends]))
         return tokens, vector
 
 

@@ -1,0 +1,71 @@
+"""`unspeckle convert --to`: a model as graphs for ONNX Runtime or OpenVINO, and how far these are from it."""
+
+import gc
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from unspeckle.atomic import making
+from unspeckle.errors import InputError
+from unspeckle.formats import own_graphs, writing
+from unspeckle.formats.checkpoint import Checkpoint
+from unspeckle.formats.graphs import Graph, stable
+from unspeckle.formats.runtimes import RUNTIMES, Runtime, answers, write
+from unspeckle.model import Model
+
+TOLERANCE = 1e-4  # relative, of each part
+DESCRIPTION = "unspeckle.json"
+
+
+def runtime(name: str) -> Runtime:
+    """The runtime of that name. InputError where there is none, or what it needs is not installed."""
+    if name not in RUNTIMES:
+        raise InputError(f"--to {name}: unknown; choose one of {', '.join(RUNTIMES)}")
+    return RUNTIMES[name].ready()
+
+
+def run(source: Checkpoint | Model, target: Path, to: Runtime) -> float:
+    """Write the new folder `target`, whole or not at all, then ask each graph another question than the one that it was
+    traced with. Returns the largest relative difference from what the model answers; one line says each part's."""
+    expected: dict[str, list[Tensor]] = {}
+    with making(target) as place:
+        if isinstance(source, Checkpoint):
+            index, configs = writing.described(source)
+            graphs = stable(source, configs)
+            writing.around(source, place, _runs(index) if to.name == "onnx" else index)
+        else:
+            graphs = own_graphs.own(source)
+            (place / "tokenizer").mkdir()
+            source.tokenizer.bpe.save(str(place / "tokenizer" / "tokenizer.json"))
+            writing.json_file(place / DESCRIPTION, own_graphs.told(source))
+        for graph in graphs:
+            module = graph.make()
+            expected[graph.name] = answers(module, graph.example(True))
+            write(graph, module, place / graph.name, to)
+            if graph.said:
+                writing.json_file(place / graph.name / "config.json", graph.said)
+            del module
+            gc.collect()  # exported programs hold on to weights in circles
+    print(target.absolute())
+    return max(_report(graph, expected[graph.name], target, to) for graph in graphs)
+
+
+def _runs(index: dict[str, object]) -> dict[str, object]:
+    """The index, with parts that diffusers' own ONNX pipeline runs."""
+    parts = [key for key in index if key.startswith(("text_encoder", "unet")) and index[key] != [None, None]]
+    rest = {key: value for key, value in index.items() if key != "vae"}
+    return rest | {key: ["diffusers", "OnnxRuntimeModel"] for key in (*parts, "vae_decoder", "vae_encoder")}
+
+
+def _report(graph: Graph, expected: list[Tensor], target: Path, to: Runtime) -> float:
+    told = to.answer(target / graph.name, list(graph.inputs), graph.example(True))
+    error = max(_apart(one, other) for one, other in zip(told, expected, strict=True))
+    print(f"{graph.name}: relative difference {error:.1e}", file=sys.stderr)
+    return error
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    if one.shape != other.shape:
+        return float("inf")
+    return float((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-30))
