@@ -164,6 +164,25 @@ def test_two_at_once_merged_and_live_are_those_of_diffusers(family: str, whole: 
     assert model.changed().hash != before
 
 
+def test_a_picture_names_the_strength_that_its_adapters_had(whole: Any, tmp_path: Path) -> None:
+    """Also where the hash of the weights is from before they were made to draw in another precision."""
+    save_file(kohya(unspeckle.load(whole("1"))), tmp_path / "one.safetensors")
+    exact, low, merged = (unspeckle.load(whole("1")) for _ in range(3))
+    ask, named = Ask("a frog", steps=1, size=16), {}
+    lora.read(tmp_path / "one.safetensors", merged).merge(merged.parts())
+    for model in (exact, low):
+        adapters = lora.read(tmp_path / "one.safetensors", model)
+        adapters.attach(model.parts())
+        model.changed()
+        lower(model, "bfloat16" if model is low else "float32")
+        for strength in (1.0, 0.5, 0.0, 1.0):
+            adapters.turn(strength)
+            said = record(unspeckle.draw(model, ask)[0])["model"]["hash"]
+            assert named.setdefault(strength, said) == said == model.hash
+    assert len({*named.values(), merged.changed().hash}) == 4
+    assert low.changed().hash == named[1.0]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_convolutions_too(family: str, whole: Any, tmp_path: Path) -> None:
     """LoCon: kernels of 1 and 3, of every block; the peer knows the names of kohya's own for XL."""
@@ -386,6 +405,8 @@ def test_the_command_line(whole: Any, tmp_path: Path, capsys: Any) -> None:
     assert read(path).tobytes() == unspeckle.draw(model, Ask("a frog", steps=2, size=16))[0].tobytes()
     assert main(["replay", str(path), *added, *common]) == 0
     assert "difference: 0" in capsys.readouterr().out
+    assert main(["replay", str(path), "--lora", f"{one}:-5e-1", "--lora", f"{two}:1E0", *common]) == 0
+    assert "difference: 0" in capsys.readouterr().out
     assert main([*asked, *added, "--precision", "bfloat16"]) == 0
     rounded, without = read(Path(capsys.readouterr().out.strip())), unspeckle.load(whole("1"))
     assert record(rounded)["model"]["hash"] == said["hash"]
@@ -394,6 +415,9 @@ def test_the_command_line(whole: Any, tmp_path: Path, capsys: Any) -> None:
     faults = {
         f"{tmp_path}/none:1": "no such file",
         f"{one}:999": "a weight lies between",
+        f"{one}:-1e3": "a weight lies between",
+        f"{one}:nan": "a weight lies between",
+        f"{one}:strong": f"{one}:strong: no such file",
         str(tmp_path): "no such file",
     }
     for given, says in faults.items():

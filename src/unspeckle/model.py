@@ -68,7 +68,8 @@ class Model:
     """All that a drawing needs. text, tokenizer: words -> Given; autoencoder: pictures <-> x.
 
     student: a model that draws the same in few steps (see student.py). It has a network and a card of its own, and
-    shares all else. precision: in which it draws, see precision.py; known_hash: its hash from before that changed it.
+    shares all else. precision: in which it draws, see precision.py; known_hash: its weights_hash from before that
+    changed it.
     """
 
     denoiser: Denoiser
@@ -146,6 +147,11 @@ class Model:
     @property
     def hash(self) -> str:
         """12 hex digits of what decides the pictures: tensors and configuration, but not the cards' words."""
+        return self.weights_hash
+
+    @property
+    def weights_hash(self) -> str:
+        """The hash, but for how strong live adapters are, which may be turned at any time."""
         if self.known_hash is not None:
             return self.known_hash
         said = _describe(self)

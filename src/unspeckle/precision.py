@@ -34,7 +34,7 @@ def lower(model: Model, name: str) -> Model:
         return model
     if model.precision != "float32":
         raise InputError(f"{model.card.name!r}: draws in {model.precision} and cannot go back; load it anew")
-    model.known_hash = model.hash
+    model.known_hash = model.weights_hash
     model.precision = name
     for one in (model, model.student):
         if one is not None:

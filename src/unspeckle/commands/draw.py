@@ -96,7 +96,9 @@ def opened(
 
 def alike(guide: Model, model: Model, additions: Additions) -> Model:
     """The guide, with the autoencoder that was added to the model; its hash stays that of its file."""
-    return guide if additions.vae is None else replace(guide, autoencoder=model.autoencoder, known_hash=guide.hash)
+    if additions.vae is None:
+        return guide
+    return replace(guide, autoencoder=model.autoencoder, known_hash=guide.weights_hash)
 
 
 def previewed(model: Model, path: Path) -> Model:

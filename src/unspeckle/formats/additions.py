@@ -1,6 +1,5 @@
 """What people add to a Stable Diffusion: LoRA, words of their own, another autoencoder."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,13 +40,17 @@ def stable(model: Model, option: str) -> Foreign:
 
 
 def weighed(said: str) -> tuple[Path, float]:
-    """FILE or FILE:WEIGHT. InputError where there is no such file, or the weight is none."""
-    found = re.fullmatch(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+))", said)
-    if Path(said).is_file() or found is None:
+    """FILE or FILE:WEIGHT, any number. InputError where there is no such file, or the weight is too large or none."""
+    file, colon, tail = said.rpartition(":")
+    try:
+        strength = float(tail)
+    except ValueError:
+        colon = ""
+    if not colon or Path(said).is_file():
         return existing(Path(said), "--lora"), 1.0
-    if abs(float(found[2])) > 100:
+    if not abs(strength) <= 100:
         raise InputError(f"--lora {said}: a weight lies between -100 and 100; 1 is usual")
-    return existing(Path(found[1]), "--lora"), float(found[2])
+    return existing(Path(file), "--lora"), strength
 
 
 def existing(file: Path, option: str) -> Path:
