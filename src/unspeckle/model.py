@@ -190,9 +190,9 @@ def load(
     precision: str = "float32",
 ) -> Model:
     """Read a .safetensors file of ours or a RUN's, or a Stable Diffusion: a folder of diffusers, a single file, or a
-    name on the hub; without a path, the model inside the package. precision: "float32", "bfloat16", "float16", or
-    "auto": bfloat16 for a Stable Diffusion where the hardware multiplies it faster, else float32. Of foreign ones:
-    prediction, "eps" or "v", where they do not tell; trust_pickle, to read the tensors of a .ckpt.
+    name on the hub; without a path, the model inside the package. precision: "float32", "bfloat16", "float16", "int8"
+    (on a CPU, lossy), or "auto": bfloat16 for a Stable Diffusion where the hardware multiplies it faster, else float32.
+    Of foreign ones: prediction, "eps" or "v", where they do not tell; trust_pickle, to read the tensors of a .ckpt.
 
     InputError, one line, where the file is not there, not known, damaged, or does not fit its own configuration.
     """
@@ -204,7 +204,7 @@ def load(
     from unspeckle import precision as precisions
     from unspeckle.formats import door
 
-    precisions.known(precision)
+    precisions.known(precision, str(device))
 
     foreign = door.read(path, prediction, trust_pickle)
     if foreign is not None:

@@ -20,7 +20,10 @@ from unspeckle.cli.options import (
 )
 
 INTERVAL_HELP = "Guide at these times only: 0 is the picture, 1 is noise.  [default: always]"
-PRECISION_HELP = "auto (bfloat16 for a Stable Diffusion where it pays), float32, bfloat16 or float16."
+PRECISION_HELP = (
+    "auto (bfloat16 for a Stable Diffusion where it pays), float32, bfloat16, float16, or int8: lossy, but "
+    "faster on a CPU."
+)
 GUIDE_HELP = "A weaker model that guides in place of the negative prompt (autoguidance)."
 GUIDANCE, PICTURE = "Guidance", "From a picture, or toward another"  # groups of options
 

@@ -89,7 +89,7 @@ def opened(
         return load(path, device, prediction=prediction, trust_pickle=trust_pickle, precision=precision)
     from unspeckle.formats import additions as stable
 
-    known(precision)
+    known(precision, str(device))
     made = stable.add(load(path, device, prediction=prediction, trust_pickle=trust_pickle), *additions)
     return lower(made, chosen(precision, str(device)))
 
