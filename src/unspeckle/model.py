@@ -24,6 +24,7 @@ from unspeckle.errors import InputError
 from unspeckle.grids import times
 from unspeckle.networks import AUTOENCODERS, KINDS
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.prompts import Lora
 from unspeckle.seeds import Noise, noise
 from unspeckle.tensors import compare, contents
 from unspeckle.text.encoder import TextConfig, TextEncoder
@@ -69,7 +70,7 @@ class Model:
 
     student: a model that draws the same in few steps (see student.py). It has a network and a card of its own, and
     shares all else. precision: in which it draws, see precision.py; known_hash: its weights_hash from before that
-    changed it.
+    changed it; loras: those that prompts may name, as they are in its weights.
     """
 
     denoiser: Denoiser
@@ -80,6 +81,7 @@ class Model:
     student: "Model | None" = None
     precision: str = "float32"
     known_hash: str | None = None
+    loras: tuple[Lora, ...] = ()
 
     def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Noise:
         """The noise of drawings with those seeds, of x's shape."""

@@ -118,7 +118,7 @@ def draw(
     """Draw pictures from words, and see them emerge from noise.
 
     In a prompt (frog:1.3) weighs, [frog:rabbit:0.4] switches, [frog|rabbit] takes turns, AND, NOT and BREAK divide,
-    hybrid(frog, rabbit) is both; see docs/prompts.md. A backslash makes \\( plain.
+    hybrid(frog, rabbit) is both, <lora:ink:0.8> adds a LoRA; see docs/prompts.md. A backslash makes \\( plain.
     """
     sides = None if size is None else quantities.size(size)
     when = None if interval is None else quantities.span(interval, "--interval")

@@ -21,7 +21,7 @@ from unspeckle.networks.vae import Vae
 from unspeckle.order import idle
 from unspeckle.picture import keep, record, stamp
 from unspeckle.precision import chosen, keep_memory, known, lower
-from unspeckle.prompts import parse, words
+from unspeckle.prompts import Lora, parse, words
 from unspeckle.samplers import Step
 from unspeckle.student import passed_over
 from unspeckle.terminal import Show
@@ -33,6 +33,7 @@ class Additions(NamedTuple):
     loras: Sequence[str] = ()
     embeddings: Sequence[Path] = ()
     vae: Path | None = None
+    tags: Sequence[Lora] = ()  # of the prompt
 
 
 NONE = Additions()
@@ -47,6 +48,7 @@ def run(
     _writable(out)
     ask = replace(ask, image=source(image, "--image"), mask=source(mask, "--mask"))
     keep_memory()
+    additions = additions._replace(tags=parse(ask.prompt).loras)
     drawer = opened(model, place(device), prediction, trust_pickle, additions, precision)
     shown = None if preview is None else previewed(drawer, preview)
     if guide is not None:
@@ -90,7 +92,7 @@ def opened(
     from unspeckle.formats import additions as stable
 
     known(precision, str(device))
-    made = stable.add(load(path, device, prediction=prediction, trust_pickle=trust_pickle), *additions)
+    made = stable.add(load(path, device, prediction=prediction, trust_pickle=trust_pickle), *additions, near=path)
     return lower(made, chosen(precision, str(device)))
 
 
