@@ -249,6 +249,8 @@ def test_it_is_never_chosen_for_anybody_and_refused_where_there_is_none(monkeypa
         known("int8", "cuda")
     monkeypatch.setattr("unspeckle.networks.quantised.processor", lambda: frozenset({"sse2"}))
     model: Model = tiny.random_model()
-    with pytest.raises(InputError, match="this processor or this torch multiplies no bytes"):
+    with pytest.raises(
+        InputError, match="--precision int8: needs a processor with AVX-512 VNNI, and oneDNN in torch; choose bf"
+    ):
         lower(model, "int8")
     assert model.precision == "float32" and QuantisedConv not in kinds(model.network)

@@ -23,7 +23,9 @@ def known(name: str, device: str) -> str:
     if name == INT8 and device != "cpu":
         raise InputError(f"--precision {INT8}: is for processors, not for {device}; choose bfloat16, or --device cpu")
     if name == INT8 and not quantisable():
-        raise InputError(f"--precision {INT8}: this processor or this torch multiplies no bytes; choose bfloat16")
+        raise InputError(
+            f"--precision {INT8}: needs a processor with AVX-512 VNNI, and oneDNN in torch; choose bfloat16"
+        )
     return name
 
 

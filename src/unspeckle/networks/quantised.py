@@ -28,15 +28,17 @@ _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {  # whose linear layers and c
 
 
 def quantisable() -> bool:
-    """Whether torch and the processor multiply bytes."""
-    ours = {"avx512_vnni", "avx_vnni", "amx_int8"} & processor()
-    return bool(ours) and bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.onednn, "qlinear_pointwise")  # type: ignore[no-untyped-call]
+    """Whether torch multiplies bytes here by the processor's own instructions, and not by a reference."""
+    ready = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.onednn, "qlinear_pointwise")  # type: ignore[no-untyped-call]
+    return ready and "avx512_vnni" in processor()
 
 
 @torch.no_grad()
 def quantised(module: nn.Module) -> nn.Module:
     """The module, changed in place; all that is left in it is for `packing.lowered`. Layers with live adapters stay."""
-    for part in reversed(list(module.modules())):
+    parts = list(module.modules())
+    while parts:
+        part = parts.pop()  # leaves first, and what was replaced is let go
         for name in _LAYERS.get(type(part), ()):
             if (made := _made(getattr(part, name, None))) is not None:
                 setattr(part, name, made)
