@@ -3,12 +3,14 @@
     python benchmarks/sd_picture.py make FOLDER --family 1      # or xl; full size, random weights in float16
     python benchmarks/sd_picture.py run FOLDER --steps 20 --rows ours,diffusers,openvino
     python benchmarks/sd_picture.py decode FOLDER               # the autoencoder alone, in turns, and its error
+    python benchmarks/sd_picture.py precision FOLDER --size 512 # the same picture in our precisions: seconds, decibels
 
 Each row is a process of its own, in turns; seconds, and the peak of its anonymous memory (what is not a file's), read
 twenty times a second. OpenVINO's models are converted, and its cache is filled, before it is timed.
 """
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -193,14 +195,35 @@ def decode(folder: Path, rounds: int) -> None:
         print(f"{name:10s} {statistics.median(taken):6.2f} s   error {error[name]:.1e}")
 
 
+def precisions(folder: Path, steps: int, size: int) -> None:
+    """One seed's picture in each precision: seconds of the processor, and how near float32's it is."""
+    import numpy as np
+
+    import unspeckle
+    from unspeckle.precision import keep_memory
+
+    keep_memory()
+    exact: Any = None
+    for name in ("float32", "bfloat16", "int8"):
+        model = unspeckle.load(folder, precision=name)
+        ask, start = unspeckle.Ask(PROMPT, seed=SEED, steps=steps, sampler="ddim", size=size), time.process_time()
+        drawn = np.asarray(unspeckle.draw(model, ask)[0], float)
+        exact = drawn if exact is None else exact
+        apart = float(((drawn - exact) ** 2).mean())
+        near = f"{10 * math.log10(255**2 / apart):.1f} dB" if apart else ""
+        print(f"{name:10s} {time.process_time() - start:7.1f} s  {near}", flush=True)
+        del model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["make", "run", "decode", "diffusers", "openvino"])
+    parser.add_argument("what", choices=["make", "run", "decode", "precision", "diffusers", "openvino"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--family", choices=["1", "xl"], default="1")
     parser.add_argument("--rows", default="ours,diffusers")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--size", type=int, default=512)
     asked = parser.parse_args()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if asked.what == "make":
@@ -209,6 +232,8 @@ def main() -> None:
         run(asked.folder, asked.rows.split(","), asked.steps, asked.rounds)
     elif asked.what == "decode":
         decode(asked.folder, asked.rounds)
+    elif asked.what == "precision":
+        precisions(asked.folder, asked.steps, asked.size)
     else:
         {"diffusers": diffusers, "openvino": openvino}[asked.what](asked.folder, asked.steps)
 

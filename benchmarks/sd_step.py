@@ -1,8 +1,12 @@
-"""One guidance step of Stable Diffusion 1.5 in bfloat16, for a benchmark that hands out a diffusers state dict:
+"""One guidance step of Stable Diffusion 1.5 in bfloat16 or int8, for a benchmark that hands out a diffusers state dict:
 
-    ours(state) -> call(x (B, 4, H, W), t (B,), context (B, 77, 768)) -> eps, float32
+    ours(state), in_int8(state) -> call(x (B, 4, H, W), t (B,), context (B, 77, 768)) -> eps, float32
 
-Or by itself, our plain layers against the packed ones, in turns: python benchmarks/sd_step.py --rounds 3
+Or by itself, our plain layers, the packed ones and those of bytes in turns, with their errors against float32:
+
+    python benchmarks/sd_step.py --rounds 3 --size 512
+
+Seconds by the clock, and of the processor at best: the latter hardly depend on what else runs.
 """
 
 import argparse
@@ -19,6 +23,7 @@ from unspeckle.denoiser import Given
 from unspeckle.formats import diffusers
 from unspeckle.formats.checkpoint import fetched, table
 from unspeckle.networks.packing import lowered
+from unspeckle.networks.quantised import quantised
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.precision import keep_memory
 from unspeckle.presets import STABLE_DIFFUSION
@@ -51,24 +56,48 @@ def ours(state: Mapping[str, Tensor]) -> Call:
     return lambda x, t, context: low(x.bfloat16(), t, Given(context.bfloat16())).float()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds: int = parser.parse_args().rounds
+def in_int8(state: Mapping[str, Tensor]) -> Call:
+    """As `unspeckle draw --precision int8` runs it."""
     keep_memory()
-    plain = network(None)[0].to(torch.bfloat16, memory_format=torch.channels_last)
-    rows: dict[str, Any] = {"plain": plain, "packed": lowered(network(None)[0], torch.bfloat16)}
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    low = lowered(quantised(network(state)[0]), torch.bfloat16)
+    return lambda x, t, context: low(x.bfloat16(), t, Given(context.bfloat16())).float()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=512, help="of the picture, in pixels")
+    parser.add_argument("--rows", default="plain,packed,int8")
+    asked = parser.parse_args()
+    keep_memory()
+    make: dict[str, Callable[[], Any]] = {
+        "plain": lambda: network(None)[0].to(torch.bfloat16, memory_format=torch.channels_last),
+        "packed": lambda: lowered(network(None)[0], torch.bfloat16),
+        "int8": lambda: lowered(quantised(network(None)[0]), torch.bfloat16),
+    }
+    generator, side = torch.Generator().manual_seed(1), asked.size // 8
+    given = [
+        (torch.randn(2, 4, side, side, generator=generator), torch.randn(2, 77, 768, generator=generator))
+        for _ in range(asked.rounds + 1)
+    ]
+    clock, seconds, work, error = torch.full((2,), 500.0), dict[str, list[float]](), dict[str, list[float]](), {}
     with torch.inference_mode():
-        for turn in range(rounds + 1):
-            x, words = torch.randn(2, 4, 64, 64).bfloat16(), torch.randn(2, 77, 768).bfloat16()
+        exact = network(None)[0]
+        truth = exact(given[0][0], clock, Given(given[0][1]))
+        del exact
+        rows = {name: make[name]() for name in asked.rows.split(",")}
+        for turn, (x, words) in enumerate(given):
             for name, call in rows.items():
-                start = time.perf_counter()
-                call(x, torch.full((2,), 500.0), Given(words))
+                start, own = time.perf_counter(), time.process_time()
+                said = call(x.bfloat16(), clock, Given(words.bfloat16()))
                 if turn:
-                    seconds[name].append(time.perf_counter() - start)
+                    seconds.setdefault(name, []).append(time.perf_counter() - start)
+                    work.setdefault(name, []).append(time.process_time() - own)
+                else:
+                    error[name] = float((said.float() - truth).norm() / truth.norm())
     for name, taken in seconds.items():
-        print(f"{name:8s} {statistics.median(taken):7.3f} s")
+        spent = f"{statistics.median(taken):7.3f} s, of the processor {min(work[name]):7.3f} s"
+        print(f"{name:8s} {spent}   error {error[name]:.1e}")
 
 
 if __name__ == "__main__":

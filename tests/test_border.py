@@ -12,6 +12,7 @@ from test_stable_pictures import kept
 from test_tasks import picture
 from tiny import random_model
 from unspeckle.border import decoded, encoded, pictures
+from unspeckle.denoiser import Given
 from unspeckle.draw import Ask, draw, settle, signed, steps
 from unspeckle.model import load
 from unspeckle.networks.tiles import tiled
@@ -86,10 +87,28 @@ def test_float16_that_overflows_is_asked_again_in_float32_and_says_so_once(
             assert not black.isfinite().all()
             with caplog.at_level(logging.WARNING):
                 assert torch.equal(run(), expected) and torch.equal(run(), expected)
-        assert [one.getMessage() for one in caplog.records] == [
+        assert [one.getMessage() for one in caplog.records if one.name == "unspeckle"] == [
             "the autoencoder overflows in float16; it is asked again in float32"
         ]
         assert expected.std() > 0.05
+    finally:
+        coder.float().load_state_dict(held)
+
+
+def test_what_is_unknown_to_an_inpainting_network_overflows_no_more_than_a_picture(tmp_path_factory: Any) -> None:
+    """Without a mask it is told of a grey picture, which the same autoencoder encodes."""
+    _, model = kept("1-inpaint", tmp_path_factory)
+    coder, held = model.autoencoder, {k: v.clone() for k, v in model.autoencoder.state_dict().items()}
+    coder.encoder.enter.weight.data *= 3e4
+    coder.encoder.enter.bias.data[:] = 6.4e4
+    try:
+        given = Given(torch.zeros(2, 77, 64))
+        expected = model.complete(given, True, 7.5, (32, 32)).beside
+        with torch.no_grad():
+            assert not coder.half().encode(torch.zeros(1, 3, 32, 32)).isfinite().all()
+        found = model.complete(given, True, 7.5, (32, 32)).beside
+        assert found.shape == (2, 5, 16, 16) and found.isfinite().all()
+        assert (found - expected).norm() < 0.02 * expected.norm() and (found[:, 1:] != 0).all()
     finally:
         coder.float().load_state_dict(held)
 
@@ -115,7 +134,9 @@ def test_a_network_that_overflows_is_told_of(tmp_path_factory: Any, caplog: pyte
     signed(model, order, last)
     assert not caplog.records
     signed(model, order, last._replace(x=last.x * torch.nan))
-    assert [one.getMessage() for one in caplog.records] == ["the network overflows; what it drew is grey there"]
+    assert [one.getMessage() for one in caplog.records if one.name == "unspeckle"] == [
+        "the network overflows; what it drew is grey there"
+    ]
 
 
 def test_half_precision_that_holds_stays(tmp_path_factory: Any) -> None:

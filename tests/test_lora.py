@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from unspeckle.formats import additions, lora
 from unspeckle.formats.lora_names import spelt
 from unspeckle.picture import read, record
 from unspeckle.precision import lower
+from unspeckle.prompts import parse
 
 FAMILIES = ("1", "2", "xl")
 KEPT: dict[str, Any] = {}
@@ -162,6 +164,25 @@ def test_two_at_once_merged_and_live_are_those_of_diffusers(family: str, whole: 
     pipe.fuse_lora(adapter_names=[adapter for names in loaded.values() for adapter in names])
     assert_same(model, pipe, plain)
     assert model.changed().hash != before
+
+
+def test_a_picture_names_the_strength_that_its_adapters_had(whole: Any, tmp_path: Path) -> None:
+    """Also where the hash of the weights is from before they were made to draw in another precision."""
+    save_file(kohya(unspeckle.load(whole("1"))), tmp_path / "one.safetensors")
+    exact, low, merged = (unspeckle.load(whole("1")) for _ in range(3))
+    ask, named = Ask("a frog", steps=1, size=16), {}
+    lora.read(tmp_path / "one.safetensors", merged).merge(merged.parts())
+    for model in (exact, low):
+        adapters = lora.read(tmp_path / "one.safetensors", model)
+        adapters.attach(model.parts())
+        model.changed()
+        lower(model, "bfloat16" if model is low else "float32")
+        for strength in (1.0, 0.5, 0.0, 1.0):
+            adapters.turn(strength)
+            said = record(unspeckle.draw(model, ask)[0])["model"]["hash"]
+            assert named.setdefault(strength, said) == said == model.hash
+    assert len({*named.values(), merged.changed().hash}) == 4
+    assert low.changed().hash == named[1.0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -386,6 +407,8 @@ def test_the_command_line(whole: Any, tmp_path: Path, capsys: Any) -> None:
     assert read(path).tobytes() == unspeckle.draw(model, Ask("a frog", steps=2, size=16))[0].tobytes()
     assert main(["replay", str(path), *added, *common]) == 0
     assert "difference: 0" in capsys.readouterr().out
+    assert main(["replay", str(path), "--lora", f"{one}:-5e-1", "--lora", f"{two}:1E0", *common]) == 0
+    assert "difference: 0" in capsys.readouterr().out
     assert main([*asked, *added, "--precision", "bfloat16"]) == 0
     rounded, without = read(Path(capsys.readouterr().out.strip())), unspeckle.load(whole("1"))
     assert record(rounded)["model"]["hash"] == said["hash"]
@@ -394,9 +417,65 @@ def test_the_command_line(whole: Any, tmp_path: Path, capsys: Any) -> None:
     faults = {
         f"{tmp_path}/none:1": "no such file",
         f"{one}:999": "a weight lies between",
-        str(tmp_path): "no such file",
+        f"{one}:-1e3": "a weight lies between",
+        f"{one}:nan": "a weight lies between",
+        f"{one}:strong": f"{one}:strong: no such file",
     }
     for given, says in faults.items():
         assert main([*asked, "--lora", given]) == 2
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
+
+
+def test_a_prompt_names_them(whole: Any, tmp_path: Path, capsys: Any) -> None:
+    """Beside the model, in `loras` or `Lora` beside it or its folder, and where --lora says, which comes first."""
+    place, other = tmp_path / "models" / "pipe", tmp_path / "other"
+    for folder in (place.parent, tmp_path / "Lora", other):
+        folder.mkdir()
+    place.symlink_to(whole("1"))
+    model, plain = unspeckle.load(place), unspeckle.load(place)
+    files = (place.parent / "one.safetensors", tmp_path / "Lora" / "two.safetensors", other / "one.safetensors")
+    for seed, file in enumerate(files):
+        save_file(kohya(model, seed=seed), file)
+    options = ["--model", str(place), "--steps", "2", "--size", "16", "--precision", "float32", "--quiet"]
+    asked = ["draw", "a <lora:two:-5e-1> frog", "<lora:one:0.8>", *options, "--out", str(tmp_path)]
+    assert main(asked) == 0
+    path = Path(capsys.readouterr().out.strip())
+    for file, strength in ((files[1], -0.5), (files[0], 0.8)):
+        lora.read(file, model).turn(strength).merge(model.parts())
+    ask = Ask("a frog", steps=2, size=16)
+    assert read(path).tobytes() == unspeckle.draw(model, ask)[0].tobytes()
+    assert off(read(path), unspeckle.draw(plain, ask)[0]) > 1
+    said = record(read(path))
+    assert said["prompt"] == "a <lora:two:-5e-1> frog <lora:one:0.8>"
+    assert said["model"] == {"name": "pipe + two:-0.5 + one:0.8", "hash": model.changed().hash}
+    assert main(["replay", str(path), "--model", str(place), "--quiet"]) == 0
+    assert "difference: 0" in capsys.readouterr().out
+    assert main([*asked, "--lora", str(other)]) == 0
+    assert off(read(Path(capsys.readouterr().out.strip())), read(path)) > 1
+
+    worn = additions.add(plain, tags=parse(said["prompt"]).loras, near=place)
+    assert unspeckle.draw(worn, replace(ask, prompt=said["prompt"]))[0].tobytes() == read(path).tobytes()
+    with pytest.raises(InputError, match=r"prompt: <lora:one>: is not in 'pipe \+ two:-0.5 \+ one:0.8'; a Stable"):
+        unspeckle.draw(worn, replace(ask, prompt="a frog <lora:one>"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["a <lora:ink:2>", "--model", "{pipe}"],
+      "prompt: <lora:ink:2>: there is no ink.safetensors in {here}; put it there, or name its folder with --lora"),
+     (["a <lora:ink>", "--model", "{pipe}", "--lora", "{other}"], "no ink.safetensors in {other}, {here}; put"),
+     (["a <lora:ink>"], "prompt: <lora:ink>: is for Stable Diffusion, and 'embedded' is none; name one with --model"),
+     (["a <lora:ink", "--model", "{pipe}"], 'prompt: unclosed "<lora:"'),
+     (["a", "--negative", "b <lora:ink>", "--model", "{pipe}"],
+      "negative: <lora:ink>: counts for the whole drawing; write it in the prompt")],
+)  # fmt: skip
+def test_a_prompt_that_names_none_is_one_line(
+    words: list[str], says: str, whole: Any, tmp_path: Path, capsys: Any
+) -> None:
+    place = {"pipe": whole("1"), "here": whole("1").parent, "other": tmp_path}
+    given = [word.format(**place) for word in words]
+    assert main(["draw", *given, "--steps", "1", "--out", str(tmp_path), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    says = says.replace("'embedded'", repr(unspeckle.load().card.name))
+    assert says.format(**place) in error and error.count("\n") == 1

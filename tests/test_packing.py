@@ -34,6 +34,7 @@ def off(one: Tensor, other: Tensor) -> float:
     [
         (nn.Linear(24, 40), (2, 7, 24)),
         (nn.Linear(24, 40, bias=False), (5, 24)),
+        (nn.Linear(24, 40), (2, 24, 24, 24)),
         (nn.Linear(1, 1), (1, 1)),
         (GatedFeedForward(24), (2, 9, 24)),
         (nn.Conv2d(6, 10, 3, padding=1), (2, 6, 9, 5)),

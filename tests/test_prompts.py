@@ -11,13 +11,13 @@ from tiny import random_model
 from unspeckle import conditioning
 from unspeckle.errors import InputError
 from unspeckle.prompts import METHODS, escape, guesses, parse, words
-from unspeckle.prompts.tree import Break, Guess, Hybrid, Prompt, Switch, Turns, Weighted, Words
+from unspeckle.prompts.tree import Break, Guess, Hybrid, Lora, Prompt, Switch, Turns, Weighted, Words
 
 DOWN = 1 / 1.1
 
 
-def tree(*pieces, weight=1.0):
-    return Prompt((Guess(tuple(Words(piece) if isinstance(piece, str) else piece for piece in pieces), weight),))
+def tree(*pieces, weight=1.0, loras=()):
+    return Prompt((Guess(tuple(Words(piece) if isinstance(piece, str) else piece for piece in pieces), weight),), loras)
 
 
 def text(said):
@@ -57,6 +57,18 @@ def text(said):
             Guess(text("a"), 2), Guess(text("b")), Guess(text("c"), -0.5), Guess(text("d"), -1)))),
         ("NOT a frog", tree("a frog", weight=-1)),
         ("a AND b: c", Prompt((Guess(text("a")), Guess(text("b: c"))))),
+        ("a frog <lora:ink>", tree("a frog", loras=(Lora("ink"),))),
+        ("<lora:ink:0.8> a frog", tree("a frog", loras=(Lora("ink", 0.8),))),
+        ("a<lora:ink:-1e-1>  big <lora: my ink (v2, [x]) :2> frog ", tree(
+            "a  big frog", loras=(Lora("ink", -0.1), Lora("my ink (v2, [x])", 2)))),
+        ("<lora:ink:1.0>", tree(loras=(Lora("ink"),))),
+        ("a AND b :.5 <lora:ink:.5>", Prompt((Guess(text("a")), Guess(text("b"), 0.5)), (Lora("ink", 0.5),))),
+        ("(a:1.2)<lora:x> NOT <lora:y>b", Prompt(
+            (Guess((Weighted(text("a"), 1.2),)), Guess(text("b"), -1)), (Lora("x"), Lora("y")))),
+        ("frog<lora:x>, red<lora:x>hat<lora:x>hybrid(a, b)", tree(
+            "frog, red hat ", Hybrid(text("a"), text("b")), loras=(Lora("x"),) * 3)),
+        ("(a)<lora:x> frog", tree(Weighted(text("a"), 1.1), " frog", loras=(Lora("x"),))),
+        ("I <3 \\<lora:x> and <token> <Lora:x> < lora:x>", tree("I <3 <lora:x> and <token> <Lora:x> < lora:x>")),
     ],
 )  # fmt: skip
 def test_what_is_meant(source, meant):
@@ -91,6 +103,20 @@ def test_what_is_meant(source, meant):
         ("(" * 50 + ")" * 50, "brackets more than 40 deep at character 41: …((((((((((((((((((((((>>>((((((((("),
         (" AND ".join("abcdefghij"), "more than 8 guesses at character 45: …D e AND f AND g AND h >>>AND i AND j"),
         ("hybrid(a, b) " * 5, "more than 4 hybrids at character 53"),
+        ("a <lora:ink frog", 'unclosed "<lora:" (a plain one is \\<lora:) at character 3: a >>>'),
+        ("a <lora:in\nk> frog", 'unclosed "<lora:"'),
+        ("a (frog <lora:ink>:1.2)", "a LoRA inside a bracket; write it outside, as it counts for the whole drawing"),
+        ("[a:b<lora:ink>:0.2]", "a LoRA inside a bracket"),
+        ("a <lora:ink:strong>", "a LoRA is <lora:name> or <lora:name:weight>, with one weight up to 100"),
+        ("a <lora:ink:1:0.5>", "with one weight"),
+        ("a <lora:ink:nan>", "with one weight"),
+        ("a <lora:ink:>", "with one weight"),
+        ("a <lora: :1>", "a LoRA is"),
+        ("a <lora:ink:-101>", "up to 100"),
+        ("a <lora:../ink>", "that of its file, without folders at character 3: a >>><lora:../ink>"),
+        ("a <lora:c\\ink>", "without folders"),
+        ("a AND <lora:ink>", "nothing to draw beside AND or NOT"),
+        ("<lora:ink> " * 17, "more than 16 LoRA at character 177"),
     ],
 )
 def test_what_cannot_be_read_is_shown_in_one_line(source, says):
@@ -111,6 +137,8 @@ def test_canonical_text():
         ("(a: b)", "(a\\: b)"),
         ("a AND NOT b:1.0 AND c:0.5", "a NOT b AND c :0.5"),
         ("hybrid(a,b,0.5) hybrid(a,b,.25,switch)", "hybrid(a, b) hybrid(a, b, 0.25, switch)"),
+        ("<lora:ink:1.00> a frog <lora:b:-5E-1> :3", "a frog :3 <lora:ink> <lora:b:-0.5>"),
+        ("(\\<lora:x)", "(\\<lora\\:x)"),
     ]:
         assert str(parse(source)) == canonical
 
@@ -118,6 +146,7 @@ def test_canonical_text():
 ALPHABET = [
     "(", ")", "[", "]", ":", "|", ",", "\\", " ", " ", "\n", "AND", "NOT", "BREAK", "hybrid(", "frog", "a", "é🐸", ".",
     "0.4", "1.3", "12", "-", "0", "(frog:1.3)", "[a|b]", "[a:b:0.5]", "hybrid(a, b)", "\\AND", "\\hybrid",
+    "<", "lora", ">", "<lora:", "<lora:ink>", "<lora:a b:0.8>", "\\<lora:", "\\<lora",
 ]  # fmt: skip
 
 
@@ -158,7 +187,7 @@ def test_long_prompts_are_read_at_once():
             guesses(parse(str(parse(source))), 0, 1, "words")
         return time.process_time() - start
 
-    for one in ("frog (x:1.2) ", "[a|b]", "x:", "\\", "AND x ", "a ", "BREAK "):
+    for one in ("frog (x:1.2) ", "[a|b]", "x:", "\\", "AND x ", "a ", "BREAK ", "<lora:", "<"):
         short, long = (min(seconds(one * (length // len(one))) for _ in range(3)) for length in (2_000, 16_000))
         assert long < 30 * short + 0.1, one
 
@@ -172,6 +201,8 @@ def test_spans_point_at_the_source():
     assert source[slice(*weighted.text[1].span)] == "[frog:rabbit:0.4]"
     assert source[slice(*second.text[0].span)] == "hybrid(cat, dog)"
     assert source[slice(*second.span)].strip() == "AND hybrid(cat, dog)"
+    source = "a <lora:ink:0.8> frog"
+    assert source[slice(*parse(source).loras[0].span)] == "<lora:ink:0.8>"
 
 
 def test_plain_words_are_all_that_is_said():

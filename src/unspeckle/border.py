@@ -1,6 +1,5 @@
 """The border between pictures and x: in tiles where memory is short, in float32 where half precision overflows."""
 
-import logging
 from collections.abc import Callable
 
 import torch
@@ -8,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from unspeckle.model import Model
-from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.networks.autoencoder import finite
 from unspeckle.networks.tiles import tiled
 
 
@@ -27,7 +26,7 @@ def decoded(model: Model, x: Tensor, tiles: int = 0) -> Tensor:
     def decode(latents: Tensor) -> Tensor:
         return tiled(coder.decode, latents, tiles // coder.factor, 1, coder.factor)
 
-    return _finite(coder, decode, x.float())
+    return finite(coder, decode, x.float())
 
 
 @torch.no_grad()
@@ -41,18 +40,5 @@ def encoded(model: Model, pictures: Tensor, noise: Callable[[], Tensor], tiles: 
     def encode(whole: Tensor) -> Tensor:
         return tiled(moments, whole, tiles // coder.factor, coder.factor, 1)
 
-    mean, deviation = _finite(coder, encode, pictures).chunk(2, dim=1)
+    mean, deviation = finite(coder, encode, pictures).chunk(2, dim=1)
     return mean if not deviation.any() else mean + deviation * noise()
-
-
-def _finite(coder: Autoencoder, code: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """code(x), float32; where values of it are not finite though x's are, the autoencoder is made float32 and asked
-    again: float16 ends at 65,504, which some autoencoders go beyond, and the picture would be black."""
-    found = code(x).float()
-    half = {p.dtype for p in coder.parameters() if p.is_floating_point()} & {torch.float16, torch.bfloat16}
-    if not half or bool(found.isfinite().all()) or not bool(x.isfinite().all()):
-        return found
-    said = str(half.pop()).removeprefix("torch.")
-    logging.getLogger("unspeckle").warning("the autoencoder overflows in %s; it is asked again in float32", said)
-    coder.float()
-    return code(x).float()

@@ -24,6 +24,7 @@ from unspeckle.errors import InputError
 from unspeckle.grids import times
 from unspeckle.networks import AUTOENCODERS, KINDS
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.prompts import Lora
 from unspeckle.seeds import Noise, noise
 from unspeckle.tensors import compare, contents
 from unspeckle.text.encoder import TextConfig, TextEncoder
@@ -68,7 +69,8 @@ class Model:
     """All that a drawing needs. text, tokenizer: words -> Given; autoencoder: pictures <-> x.
 
     student: a model that draws the same in few steps (see student.py). It has a network and a card of its own, and
-    shares all else. precision: in which it draws, see precision.py; known_hash: its hash from before that changed it.
+    shares all else. precision: in which it draws, see precision.py; known_hash: its weights_hash from before that
+    changed it; loras: those that prompts may name, as they are in its weights.
     """
 
     denoiser: Denoiser
@@ -79,6 +81,7 @@ class Model:
     student: "Model | None" = None
     precision: str = "float32"
     known_hash: str | None = None
+    loras: tuple[Lora, ...] = ()
 
     def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Noise:
         """The noise of drawings with those seeds, of x's shape."""
@@ -146,6 +149,11 @@ class Model:
     @property
     def hash(self) -> str:
         """12 hex digits of what decides the pictures: tensors and configuration, but not the cards' words."""
+        return self.weights_hash
+
+    @property
+    def weights_hash(self) -> str:
+        """The hash, but for how strong live adapters are, which may be turned at any time."""
         if self.known_hash is not None:
             return self.known_hash
         said = _describe(self)
@@ -184,9 +192,9 @@ def load(
     precision: str = "float32",
 ) -> Model:
     """Read a .safetensors file of ours or a RUN's, or a Stable Diffusion: a folder of diffusers, a single file, or a
-    name on the hub; without a path, the model inside the package. precision: "float32", "bfloat16", "float16", or
-    "auto": bfloat16 for a Stable Diffusion where the hardware multiplies it faster, else float32. Of foreign ones:
-    prediction, "eps" or "v", where they do not tell; trust_pickle, to read the tensors of a .ckpt.
+    name on the hub; without a path, the model inside the package. precision: "float32", "bfloat16", "float16", "int8"
+    (on a CPU, lossy), or "auto": bfloat16 for a Stable Diffusion where the hardware multiplies it faster, else float32.
+    Of foreign ones: prediction, "eps" or "v", where they do not tell; trust_pickle, to read the tensors of a .ckpt.
 
     InputError, one line, where the file is not there, not known, damaged, or does not fit its own configuration.
     """
@@ -198,7 +206,7 @@ def load(
     from unspeckle import precision as precisions
     from unspeckle.formats import door
 
-    precisions.known(precision)
+    precisions.known(precision, str(device))
 
     foreign = door.read(path, prediction, trust_pickle)
     if foreign is not None:

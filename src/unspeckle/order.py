@@ -12,7 +12,7 @@ from unspeckle import conditioning
 from unspeckle.errors import InputError
 from unspeckle.grids import GRIDS
 from unspeckle.model import Model
-from unspeckle.prompts import parse
+from unspeckle.prompts import Lora, parse
 from unspeckle.samplers import SAMPLERS
 from unspeckle.student import GUIDED, drawer
 
@@ -127,7 +127,7 @@ def settle(model: Model, ask: Ask) -> Order:
             raise InputError(f"{name}: must be text of at most {_LONGEST} characters")
         if any("\ud800" <= c <= "\udfff" for c in text):
             raise InputError(f"{name}: is not valid Unicode; write it as UTF-8")
-        parse(text, name)
+        _worn(model, parse(text, name).loras, name)
     scale = card.scale if ask.scale is None else ask.scale
     if not _number(scale):
         raise InputError(f"scale {scale!r}: must be a finite number; 1 is no guidance, 3 to 7 is usual")
@@ -173,6 +173,17 @@ def idle(model: Model, order: Order) -> list[str]:
         weights = map(sum, conditioning.kind(model, parse(order.prompt), order.steps))
         names += ["negative"] if all(abs(1 - weight) < 1e-9 for weight in weights) else []
     return names
+
+
+def _worn(model: Model, tags: tuple[Lora, ...], name: str) -> None:
+    """InputError where a text names adapters that the model has not."""
+    if tags and name == "negative":
+        raise InputError(f"negative: {tags[0]}: counts for the whole drawing; write it in the prompt")
+    if tags and tags != model.loras:
+        raise InputError(
+            f"prompt: {' '.join(map(str, tags))}: is not in {model.card.name!r}; a Stable Diffusion gets it by "
+            "formats.additions.add(model, tags=…)"
+        )
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> int:

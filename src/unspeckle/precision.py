@@ -9,35 +9,46 @@ import torch
 from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.networks.packing import lowered
+from unspeckle.networks.quantised import quantisable, quantised
 
 AUTO = "auto"
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+INT8 = "int8"  # of the network's large products, see networks/quantised.py; all else is then bfloat16
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, INT8: torch.bfloat16}
 
 
-def known(name: str) -> str:
-    """The name, if it is one of a precision, or "auto". InputError where it is not."""
+def known(name: str, device: str) -> str:
+    """The name, if it is one of a precision that the device has, or "auto". InputError where it is not."""
     if name != AUTO and name not in PRECISIONS:
         raise InputError(f"--precision {name!r}: unknown; choose one of {AUTO}, {', '.join(PRECISIONS)}")
+    if name == INT8 and device != "cpu":
+        raise InputError(f"--precision {INT8}: is for processors, not for {device}; choose bfloat16, or --device cpu")
+    if name == INT8 and not quantisable():
+        raise InputError(
+            f"--precision {INT8}: needs a processor with AVX-512 VNNI, and oneDNN in torch; choose bfloat16"
+        )
     return name
 
 
 def chosen(name: str, device: str) -> str:
-    """The precision that a Stable Diffusion is to draw in: of "auto", bfloat16 where it pays."""
+    """The precision that a Stable Diffusion is to draw in: of "auto", bfloat16 where it pays, and nothing lossier."""
     return name if name != AUTO else "bfloat16" if pays(device, torch.bfloat16) else "float32"
 
 
 def lower(model: Model, name: str) -> Model:
     """The model, changed in place to draw in that precision: its networks and its autoencoder; words are read in
     float32, once a drawing. It keeps its hash, which tells its weights as they were stored. InputError where it was
-    made to draw in another lower one."""
+    made to draw in another lower one, or its device has no such."""
+    known(name, str(model.device))
     if name == model.precision:
         return model
     if model.precision != "float32":
         raise InputError(f"{model.card.name!r}: draws in {model.precision} and cannot go back; load it anew")
-    model.known_hash = model.hash
+    model.known_hash = model.weights_hash
     model.precision = name
     for one in (model, model.student):
         if one is not None:
+            if name == INT8:
+                quantised(one.network)
             lowered(one.network, PRECISIONS[name])
     if next(model.autoencoder.parameters(), None) is not None:
         lowered(model.autoencoder, PRECISIONS[name])

@@ -20,7 +20,10 @@ from unspeckle.cli.options import (
 )
 
 INTERVAL_HELP = "Guide at these times only: 0 is the picture, 1 is noise.  [default: always]"
-PRECISION_HELP = "auto (bfloat16 for a Stable Diffusion where it pays), float32, bfloat16 or float16."
+PRECISION_HELP = (
+    "auto (bfloat16 for a Stable Diffusion where it pays), float32, bfloat16, float16, or int8: lossy, but "
+    "faster on a CPU."
+)
 GUIDE_HELP = "A weaker model that guides in place of the negative prompt (autoguidance)."
 GUIDANCE, PICTURE = "Guidance", "From a picture, or toward another"  # groups of options
 
@@ -115,7 +118,7 @@ def draw(
     """Draw pictures from words, and see them emerge from noise.
 
     In a prompt (frog:1.3) weighs, [frog:rabbit:0.4] switches, [frog|rabbit] takes turns, AND, NOT and BREAK divide,
-    hybrid(frog, rabbit) is both; see docs/prompts.md. A backslash makes \\( plain.
+    hybrid(frog, rabbit) is both, <lora:ink:0.8> adds a LoRA; see docs/prompts.md. A backslash makes \\( plain.
     """
     sides = None if size is None else quantities.size(size)
     when = None if interval is None else quantities.span(interval, "--interval")

@@ -8,7 +8,7 @@ import typer
 
 MODEL_HELP = "A model: file, RUN of train, or Stable Diffusion (file, folder, hub name).  [default: the one inside]"
 STABLE = "Stable Diffusion"  # a group of options
-LORA_HELP = "Merge this LoRA, so strongly (1 where not said); repeatable."
+LORA_HELP = "Merge this LoRA, so strongly (1 where not said), or look here for <lora:…> of the prompt; repeatable."
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the paths of results.")]
 Device = Annotated[Optional[str], typer.Option(help="cpu or cuda.  [default: cuda where there is one]")]  # noqa: UP045
 ModelPath = Annotated[Optional[Path], typer.Option("--model", "-m", help=MODEL_HELP)]  # noqa: UP045
@@ -16,7 +16,7 @@ Prediction = Annotated[Optional[str], typer.Option(help="Of a Stable Diffusion t
 TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Read the tensors of a .ckpt, and only those.")]
 Loras = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--lora", metavar="FILE[:WEIGHT]", help=LORA_HELP, rich_help_panel=STABLE),
+    typer.Option("--lora", metavar="FILE[:WEIGHT]|FOLDER", help=LORA_HELP, rich_help_panel=STABLE),
 ]
 Embeddings = Annotated[
     Optional[list[Path]],  # noqa: UP045

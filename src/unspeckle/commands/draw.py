@@ -21,7 +21,7 @@ from unspeckle.networks.vae import Vae
 from unspeckle.order import idle
 from unspeckle.picture import keep, record, stamp
 from unspeckle.precision import chosen, keep_memory, known, lower
-from unspeckle.prompts import parse, words
+from unspeckle.prompts import Lora, parse, words
 from unspeckle.samplers import Step
 from unspeckle.student import passed_over
 from unspeckle.terminal import Show
@@ -33,6 +33,7 @@ class Additions(NamedTuple):
     loras: Sequence[str] = ()
     embeddings: Sequence[Path] = ()
     vae: Path | None = None
+    tags: Sequence[Lora] = ()  # of the prompt
 
 
 NONE = Additions()
@@ -47,6 +48,7 @@ def run(
     _writable(out)
     ask = replace(ask, image=source(image, "--image"), mask=source(mask, "--mask"))
     keep_memory()
+    additions = additions._replace(tags=parse(ask.prompt).loras)
     drawer = opened(model, place(device), prediction, trust_pickle, additions, precision)
     shown = None if preview is None else previewed(drawer, preview)
     if guide is not None:
@@ -89,14 +91,16 @@ def opened(
         return load(path, device, prediction=prediction, trust_pickle=trust_pickle, precision=precision)
     from unspeckle.formats import additions as stable
 
-    known(precision)
-    made = stable.add(load(path, device, prediction=prediction, trust_pickle=trust_pickle), *additions)
+    known(precision, str(device))
+    made = stable.add(load(path, device, prediction=prediction, trust_pickle=trust_pickle), *additions, near=path)
     return lower(made, chosen(precision, str(device)))
 
 
 def alike(guide: Model, model: Model, additions: Additions) -> Model:
     """The guide, with the autoencoder that was added to the model; its hash stays that of its file."""
-    return guide if additions.vae is None else replace(guide, autoencoder=model.autoencoder, known_hash=guide.hash)
+    if additions.vae is None:
+        return guide
+    return replace(guide, autoencoder=model.autoencoder, known_hash=guide.weights_hash)
 
 
 def previewed(model: Model, path: Path) -> Model:

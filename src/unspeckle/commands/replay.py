@@ -13,6 +13,7 @@ from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.model import load as read_model
 from unspeckle.picture import difference, read, record
+from unspeckle.prompts import parse
 from unspeckle.terminal import Show
 
 SAME, DIFFERENT = 0, 1
@@ -36,6 +37,7 @@ def run(
     load = partial(
         read_model, device=place(device), prediction=prediction, trust_pickle=trust_pickle, precision=precision
     )
+    additions = additions._replace(tags=parse(ask.prompt).loras)
     drawer = opened(model, place(device), prediction, trust_pickle, additions, precision)
     _same(path, said.get("model"), drawer, "model")
     if "guide" in said:

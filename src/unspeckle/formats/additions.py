@@ -1,6 +1,5 @@
 """What people add to a Stable Diffusion: LoRA, words of their own, another autoencoder."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,27 +9,50 @@ from unspeckle.formats import inversion, lora, vae
 from unspeckle.formats.foreign import Foreign
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.prompts import Lora
 
 
 def add(
-    model: Model, loras: Sequence[str | Path] = (), embeddings: Sequence[Path] = (), autoencoder: Path | None = None
-) -> Model:
-    """The model, with all of them, in place. loras: files, each perhaps with a colon and its weight behind; they are
-    merged into the weights. InputError, one line, where one does not fit, or the model is no Stable Diffusion."""
-    option = "--lora" if loras else "--embedding" if embeddings else "--vae" if autoencoder is not None else None
+    model: Model, loras: Sequence[str | Path] = (), embeddings: Sequence[Path] = (), autoencoder: Path | None = None,
+    tags: Sequence[Lora] = (), near: Path | None = None,
+) -> Model:  # fmt: skip
+    """The model, with all of them, in place. loras: files, each perhaps with a colon and its weight behind, merged into
+    the weights, or folders where those of the prompt may lie; tags: what the prompt names, as `prompts.parse` tells it;
+    near: where the model lies. InputError, one line, where one does not fit, or the model is no Stable Diffusion."""
+    options = {f"prompt: {next(iter(tags), '')}": tags, "--lora": loras, "--embedding": embeddings}
+    option = next((name for name, given in options.items() if given), "--vae" if autoencoder is not None else None)
     if option is None:
         return model
     foreign = stable(model, option).changeable(option)
-    name = foreign.card.name
-    for said in loras:
-        file, strength = weighed(str(said))
+    name, places = foreign.card.name, [Path(said) for said in loras if Path(said).is_dir()]
+    files = [weighed(str(said)) for said in loras if Path(said) not in places]
+    for file, strength in [*files, *((found(tag, [*places, *beside(near)]), tag.weight) for tag in tags)]:
         lora.read(file, foreign).turn(strength).merge(foreign.parts())
         name += f" + {file.stem}" + (f":{strength:g}" if strength != 1 else "")
     inversion.add(foreign, [existing(file, "--embedding") for file in embeddings])
     if autoencoder is not None:
         foreign.autoencoder = vae.read(autoencoder, foreign)
-    foreign.card = replace(foreign.card, name=name)
+    foreign.card, foreign.loras = replace(foreign.card, name=name), (*foreign.loras, *tags)
     return foreign.changed()
+
+
+def beside(model: Path | None) -> list[Path]:
+    """The folders in which the LoRA of a model lie, as people keep them."""
+    if model is None or not model.exists():
+        return []
+    here = model.absolute().parent
+    folders = [here, *(place / name for place in (here, here.parent) for name in ("loras", "Lora"))]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def found(tag: Lora, places: Sequence[Path]) -> Path:
+    """The file that a prompt's tag means, in the first place that has it. InputError where none has."""
+    name = f"{tag.name.removesuffix('.safetensors')}.safetensors"
+    for place in places:
+        if (place / name).is_file():
+            return place / name
+    looked = ", ".join(map(str, places)) or "no folder, as the model lies in none"
+    raise InputError(f"prompt: {tag}: there is no {name} in {looked}; put it there, or name its folder with --lora")
 
 
 def stable(model: Model, option: str) -> Foreign:
@@ -41,13 +63,17 @@ def stable(model: Model, option: str) -> Foreign:
 
 
 def weighed(said: str) -> tuple[Path, float]:
-    """FILE or FILE:WEIGHT. InputError where there is no such file, or the weight is none."""
-    found = re.fullmatch(r"(.+):([+-]?(?:\d+\.?\d*|\.\d+))", said)
-    if Path(said).is_file() or found is None:
+    """FILE or FILE:WEIGHT, any number. InputError where there is no such file, or the weight is too large or none."""
+    file, colon, tail = said.rpartition(":")
+    try:
+        strength = float(tail)
+    except ValueError:
+        colon = ""
+    if not colon or Path(said).is_file():
         return existing(Path(said), "--lora"), 1.0
-    if abs(float(found[2])) > 100:
+    if not abs(strength) <= 100:
         raise InputError(f"--lora {said}: a weight lies between -100 and 100; 1 is usual")
-    return existing(Path(found[1]), "--lora"), float(found[2])
+    return existing(Path(file), "--lora"), strength
 
 
 def existing(file: Path, option: str) -> Path:

@@ -17,6 +17,7 @@ from unspeckle.formats.grids import grid
 from unspeckle.formats.noise import ecosystem_noise
 from unspeckle.model import Card, Model, Way
 from unspeckle.networks.adapters import live
+from unspeckle.networks.autoencoder import finite
 from unspeckle.networks.layers import sinusoids
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.precision import lower
@@ -97,7 +98,9 @@ class Foreign(Model):
     def _unknown(self, size: tuple[int, int]) -> Tensor:
         """What an inpainting network is given where nothing is to be kept: a mask of ones, and a grey picture."""
         with torch.no_grad():
-            grey = self.autoencoder.encode(torch.zeros(1, 3, size[1], size[0], device=self.device))
+            grey = finite(
+                self.autoencoder, self.autoencoder.encode, torch.zeros(1, 3, size[1], size[0], device=self.device)
+            )
         return torch.cat([torch.ones_like(grey[:, :1]), grey], 1)
 
     @cached_property
@@ -128,19 +131,22 @@ class Foreign(Model):
         return self
 
     def changed(self) -> "Foreign":
-        """To be called by whoever changed its weights or adapters: what is known of them is forgotten."""
+        """To be called by whoever changed its weights or adapters: what is known of them is forgotten. Those of a
+        lowered model do not change, and how strong adapters are is looked up anew each time."""
         self.__dict__.pop("_digest", None)
-        self.known_hash = None
+        self.known_hash = None if self.precision == "float32" else self.known_hash
         return self
 
     @property
+    def weights_hash(self) -> str:
+        return self._digest if self.known_hash is None else self.known_hash
+
+    @property
     def hash(self) -> str:
-        if self.known_hash is not None:
-            return self.known_hash
         strengths = [adapter.strength * adapter.scale for part in self.parts().values() for adapter in live(part)]
         if not strengths:
-            return self._digest
-        return hashlib.sha256(f"{self._digest}{strengths}".encode()).hexdigest()[:12]
+            return self.weights_hash
+        return hashlib.sha256(f"{self.weights_hash}{strengths}".encode()).hexdigest()[:12]
 
 
 def sizes(size: tuple[int, int], width: int, score: float) -> Tensor:

@@ -1,5 +1,7 @@
 """Between pictures and what is denoised. Unit variance always, so that no schedule need know it."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -67,3 +69,16 @@ class Identity(Autoencoder):
     @property
     def bounds(self) -> tuple[Tensor, Tensor]:
         return (-1 - self.mean) / self.deviation, (1 - self.mean) / self.deviation
+
+
+def finite(coder: Autoencoder, code: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """code(x), float32; where values of it are not finite though x's are, the autoencoder is made float32 and asked
+    again: float16 ends at 65,504, which some autoencoders go beyond, and the picture would be black."""
+    found = code(x).float()
+    half = {p.dtype for p in coder.parameters() if p.is_floating_point()} & {torch.float16, torch.bfloat16}
+    if not half or bool(found.isfinite().all()) or not bool(x.isfinite().all()):
+        return found
+    said = str(half.pop()).removeprefix("torch.")
+    logging.getLogger("unspeckle").warning("the autoencoder overflows in %s; it is asked again in float32", said)
+    coder.float()
+    return code(x).float()

@@ -84,21 +84,22 @@ def _taps(weight: Tensor, dtype: torch.dtype, padding: list[int], stride: list[i
 
 
 class PackedLinear(nn.Module):
-    """A linear layer; of (B, C, H, W) a 1 × 1 convolution, which is the same product."""
+    """A linear layer, or a 1 × 1 convolution, which is the same product of (B, C, H, W)."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__()
+        self.maps = isinstance(layer, nn.Conv2d)
         self.out_features, self.in_features = layer.weight.shape[:2]
         self.weight, self.bias = _rows(layer.weight.detach().flatten(1), dtype), _own(layer.bias, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.permute(0, 2, 3, 1).contiguous() if x.ndim == 4 else x
+        rows = x.permute(0, 2, 3, 1).contiguous() if self.maps else x
         out: Tensor
         if x.dtype == self.weight.dtype:
             out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, *_PLAIN)
         else:
             out = F.linear(rows, self.weight.to_dense().to(x.dtype), self.bias)
-        return out.permute(0, 3, 1, 2) if x.ndim == 4 else out
+        return out.permute(0, 3, 1, 2) if self.maps else out
 
 
 class PackedFeedForward(nn.Module):

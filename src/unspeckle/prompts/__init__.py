@@ -7,10 +7,11 @@ a frog on stilts           words mean themselves; \\( \\) \\[ \\] \\: \\| \\, \\
 frog AND hat :0.5          both, each guessed by itself; NOT leads away; a weight may stand at the end
 frog BREAK hat             what follows is read as a chunk by itself
 hybrid(frog, rabbit, 0.5)  one subject that is both, the second to that share
+<lora:ink:0.8>             no words: adapters of that name, so strong, for the whole drawing
 """
 
 from unspeckle.prompts.meaning import Blend, Caption, Chunk, Guesses, guesses
 from unspeckle.prompts.parser import parse
-from unspeckle.prompts.tree import METHODS, Prompt, escape, words
+from unspeckle.prompts.tree import METHODS, Lora, Prompt, escape, words
 
-__all__ = ["METHODS", "Blend", "Caption", "Chunk", "Guesses", "Prompt", "escape", "guesses", "parse", "words"]
+__all__ = ["METHODS", "Blend", "Caption", "Chunk", "Guesses", "Lora", "Prompt", "escape", "guesses", "parse", "words"]

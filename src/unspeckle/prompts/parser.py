@@ -12,6 +12,7 @@ from unspeckle.prompts.tree import (
     Break,
     Guess,
     Hybrid,
+    Lora,
     Piece,
     Prompt,
     Switch,
@@ -26,6 +27,7 @@ HEAVIEST = 5.0  # weight of words
 STRONGEST = 20.0  # weight of a guess
 DEEPEST = 40  # brackets within brackets
 GUESSES, HYBRIDS = 8, 4  # in a prompt: each hybrid can double the work
+LORAS, MOST = 16, 100.0  # in a prompt; the weight of one, either way
 
 
 def parse(source: str, name: str = "prompt") -> Prompt:
@@ -34,9 +36,9 @@ def parse(source: str, name: str = "prompt") -> Prompt:
 
 
 _TOKEN = re.compile(
-    r"\\(?P<escaped>[\\()\[\]:|,]|(?:AND|NOT|BREAK)\b|hybrid(?=\())"
-    r"|(?P<mark>\b(?:AND|NOT|BREAK)\b|\bhybrid\(|[()\[\]:|,])"
-    r"|(?P<plain>(?:(?!\b(?:AND|NOT|BREAK)\b|\bhybrid\()[^\\()\[\]:|,])+|\\)",
+    r"\\(?P<escaped>[\\()\[\]:|,]|(?:AND|NOT|BREAK)\b|hybrid(?=\()|<(?=lora))"
+    r"|(?P<mark>\b(?:AND|NOT|BREAK)\b|\bhybrid\(|[()\[\]:|,]|<lora:[^<>\n]*>?)"
+    r"|(?P<plain>(?:(?!\b(?:AND|NOT|BREAK)\b|\bhybrid\(|<lora:)[^\\()\[\]:|,])+|\\)",
     re.DOTALL,
 )
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*", re.ASCII)
@@ -66,6 +68,7 @@ class _Parser:
     def __init__(self, source: str, name: str) -> None:
         self.source, self.name = source, name
         self.at = self.depth = self.hybrids = 0
+        self.loras: list[Lora] = []
         self.tokens = [
             _Token(found["escaped"] or found["mark"] or found["plain"], found["mark"] is not None, *found.span())
             for found in _TOKEN.finditer(source)
@@ -81,11 +84,13 @@ class _Parser:
     def prompt(self) -> Prompt:
         groups = _groups(self.parts(None, (":", "AND", "NOT")), "AND", "NOT")
         if len(groups) == 1:
-            return Prompt((Guess(_joined(groups[0]), 1.0, (0, len(self.source))),))
+            text = _joined(groups[0])
+            text = _stripped(text) if self.loras else text
+            return Prompt((Guess(text, 1.0, (0, len(self.source))),), tuple(self.loras))
         guesses = tuple(guess for place in range(len(groups)) for guess in self.guess(groups, place))
         if len(guesses) > GUESSES:
             self.refuse(f"more than {GUESSES} guesses", guesses[GUESSES].span[0])
-        return Prompt(guesses)
+        return Prompt(guesses, tuple(self.loras))
 
     def guess(self, groups: "list[list[_Part]]", place: int) -> list[Guess]:
         """The guess of a group, or none where nothing stands before NOT."""
@@ -114,13 +119,16 @@ class _Parser:
             token = self.tokens[self.at]
             self.at += 1
             if not token.mark:
-                pieces.append(Words(token.text, (token.start, token.end)))
+                pieces.append(Words(self.rejoined(token, pieces), (token.start, token.end)))
+            elif token.text.startswith("<"):
+                self.lora(token, opened)
             elif token.text == closer or token.text in marks:
-                found.append(_Part(mark, merged(pieces), self.source[begin : token.start]))
+                found.append(_Part(mark, merged(pieces), self.between(begin, token.start)))
                 if token.text == closer:
                     return found
                 mark, pieces, begin = token, [], token.end
             elif token.text in ("(", "[", "hybrid("):
+                pieces += [Words(" ")] if self.rejoined(token, pieces) != token.text else []
                 pieces.append(self.bracket(token))
             elif token.text == "BREAK":
                 pieces.append(Break((token.start, token.end)))
@@ -132,7 +140,48 @@ class _Parser:
                 pieces.append(Words(token.text, (token.start, token.end)))
         if opened is not None:
             self.refuse(f'unclosed "{opened.text}" (a plain bracket is \\{opened.text[-1]})', opened.start)
-        return [*found, _Part(mark, merged(pieces), self.source[begin:])]
+        return [*found, _Part(mark, merged(pieces), self.between(begin, len(self.source)))]
+
+    def lora(self, token: _Token, opened: _Token | None) -> None:
+        """Take a tag out: it counts for the whole drawing."""
+        plain = "a plain one is \\<lora:"
+        if not token.text.endswith(">"):
+            self.refuse(f'unclosed "<lora:" ({plain})', token.start)
+        if opened is not None:
+            self.refuse(
+                f"a LoRA inside a bracket; write it outside, as it counts for the whole drawing ({plain})", token.start
+            )
+        name, colon, said = token.text[len("<lora:") : -1].partition(":")
+        try:
+            weight = float(said) if colon else 1.0
+        except ValueError:
+            weight = float("nan")
+        if not name.strip() or not abs(weight) <= MOST:
+            self.refuse(
+                f"a LoRA is <lora:name> or <lora:name:weight>, with one weight up to {MOST:g} ({plain})", token.start
+            )
+        if re.search(r"[/\\]|\A\s*\.", name):
+            self.refuse("a LoRA's name is that of its file, without folders", token.start)
+        if len(self.loras) == LORAS:
+            self.refuse(f"more than {LORAS} LoRA", token.start)
+        self.loras.append(Lora(" ".join(name.split()), weight + 0.0, (token.start, token.end)))
+
+    def rejoined(self, token: _Token, before: list[Piece]) -> str:
+        """The token's text. Where a tag stood before it: without a second space, and apart from the word before."""
+        if not self.loras or self.loras[-1].span[1] != token.start:
+            return token.text
+        said = before[-1].text if before and isinstance(before[-1], Words) else ""
+        if said[-1:].isspace():
+            return token.text.lstrip()
+        return " " + token.text if re.fullmatch(r"\w\w", said[-1:] + token.text[:1]) else token.text
+
+    def between(self, start: int, end: int) -> str:
+        """That much of the source, without the tags in it."""
+        said, at = "", start
+        for lora in self.loras:
+            if start <= lora.span[0] < end:
+                said, at = said + self.source[at : lora.span[0]], lora.span[1]
+        return said + self.source[at:end]
 
     def bracket(self, opened: _Token) -> Piece:
         self.depth += 1

@@ -74,16 +74,32 @@ class Guess:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Adapters of that name, for the whole drawing."""
+
+    name: str
+    weight: float = 1.0
+    span: Span = _span
+
+    def __str__(self) -> str:
+        return f"<lora:{self.name}{'' if self.weight == 1 else ':' + _number(self.weight)}>"
+
+
+@dataclass(frozen=True)
 class Prompt:
     """The tree. str(prompt) is its canonical text: parse(str(prompt)) == prompt."""
 
     guesses: tuple[Guess, ...]
+    loras: tuple[Lora, ...] = ()
 
     @property
     def composed(self) -> bool:
         return len(self.guesses) > 1 or self.guesses[0].weight != 1
 
     def __str__(self) -> str:
+        return " ".join(filter(None, (self._words(), *map(str, self.loras))))
+
+    def _words(self) -> str:
         if not self.composed:
             return _text(self.guesses[0].text, "")
         said = ""
@@ -159,7 +175,7 @@ def _text(text: Text, marks: str) -> str:
 def _piece(piece: Piece, marks: str) -> str:
     match piece:
         case Words(text):
-            return re.sub(rf"[\\()\[\]{marks}]|\b(?:AND|NOT|BREAK)\b", r"\\\g<0>", text)
+            return re.sub(rf"[\\()\[\]{marks}]|\b(?:AND|NOT|BREAK)\b|<(?=lora(?::|\Z))", r"\\\g<0>", text)
         case Break():
             return " BREAK "
         case Weighted(text, weight) if weight == DOWN:
