@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The model inside the package, from nothing: about 100 minutes. Needs the font of fonts-noto-color-emoji.
+# The model inside the package, from nothing: about two hours. Needs the font of fonts-noto-color-emoji.
 # WORK is where the corpus and the run lie.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,6 +8,6 @@ nouns=frog,rabbit,panda,cat,dog,bear,fox,lion,monkey,pig,mouse,koala,cow,elephan
 nouns+=,butterfly,tree,cactus,sunflower,mushroom,apple,banana,strawberry,carrot,pizza,hamburger,doughnut,car,rocket
 nouns+=,sailboat,house,balloon,star,heart,guitar,robot
 [ -d "$WORK/scenes" ] || .venv/bin/unspeckle make-corpus emoji "$WORK/scenes" --scenes 120000 --seed 1 --nouns "$nouns"
-.venv/bin/unspeckle train "$WORK/scenes" --out "$WORK/embedded" --for 78m --preset tiny
-.venv/bin/unspeckle distil "$WORK/embedded" --corpus "$WORK/scenes" --out "$WORK/embedded-few" --for 18m
-.venv/bin/python recipes/embed.py "$WORK/embedded-few" --corpus-seed 1 --dtype int8 --scale 3
+.venv/bin/unspeckle train "$WORK/scenes" --out "$WORK/embedded" --for 100m --preset tiny
+.venv/bin/unspeckle distil "$WORK/embedded" --corpus "$WORK/scenes" --out "$WORK/embedded-few" --for 20m --scale 4
+.venv/bin/python recipes/embed.py "$WORK/embedded-few" --corpus-seed 1 --dtype int8 --scale 4

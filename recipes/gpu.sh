@@ -27,7 +27,7 @@ cp "$WORK/run/log.jsonl" "$WORK/run/plan.json" "$OUT/" 2>/dev/null || true
 newest=$(ls -t "$WORK"/run/samples/*.png 2>/dev/null | head -1 || true)
 [ -z "$newest" ] || cp "$newest" "$OUT/samples.png"
 if [ -f "$WORK/run/model.safetensors" ]; then
-    "$PYTHON" recipes/embed.py "$WORK/run" --corpus-seed 1 --recipe recipes/gpu.sh --dtype int8 --scale 3 --out "$OUT/embedded.safetensors"
+    "$PYTHON" recipes/embed.py "$WORK/run" --corpus-seed 1 --recipe recipes/gpu.sh --dtype int8 --scale 4 --out "$OUT/embedded.safetensors"
     echo "done: $OUT/embedded.safetensors"
 else
     echo "not done yet; call it again"
