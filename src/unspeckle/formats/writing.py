@@ -1,6 +1,7 @@
 """A Checkpoint as others read it: a diffusers folder, or a single file of the original layout."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def folder(checkpoint: Checkpoint, place: Path) -> None:
 
 def empty(place: Path) -> None:
     """InputError where something stands at the place already."""
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if os.path.lexists(place) and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"{place}: stands there already; give a new folder")
 
 
