@@ -192,6 +192,15 @@ def test_the_other_kind_of_network() -> None:
 
 
 @torch.no_grad()
+def test_a_draft_is_made_once_and_stays(way: str) -> None:
+    low = lowered(filled(UNet(replace(UNET, draft=1))), LOW)
+    least = lowered(quantised(filled(UNet(replace(UNET, draft=1)))), LOW)
+    given = Given(noise(2, 77, 48, seed=3).to(LOW))
+    assert low.draft is not None and least.draft is not None and QuantisedLinear in kinds(least)
+    assert torch.equal(low.draft(given), least.draft(given))
+
+
+@torch.no_grad()
 def test_live_adapters_stay_beside_their_layers() -> None:
     network = filled(UNet(UNET))
     adapters = fresh({"network": network}, rank=2, seed=0)
