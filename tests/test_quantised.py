@@ -196,7 +196,7 @@ def test_a_draft_is_made_once_and_stays(way: str) -> None:
     low = lowered(filled(UNet(replace(UNET, draft=1))), LOW)
     least = lowered(quantised(filled(UNet(replace(UNET, draft=1)))), LOW)
     given = Given(noise(2, 77, 48, seed=3).to(LOW))
-    assert low.draft is not None and least.draft is not None and QuantisedLinear in kinds(least)
+    assert isinstance(low.draft, nn.Module) and isinstance(least.draft, nn.Module) and QuantisedLinear in kinds(least)
     assert torch.equal(low.draft(given), least.draft(given))
 
 
