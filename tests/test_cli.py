@@ -17,7 +17,7 @@ import unspeckle
 from tiny import random_model, saved
 from unspeckle.cli import main
 from unspeckle.model import save
-from unspeckle.picture import read, record, write
+from unspeckle.picture import read, record, stamp, write
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,18 @@ def test_replay_knows_another_model(model: str, tmp_path: Path, capsys: pytest.C
     assert main(["replay", path, "-m", str(tmp_path / "other.safetensors")]) == 2
     said = capsys.readouterr().err
     assert random_model().hash in said and other.hash in said and "--model" in said and len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("prompt", [5, None, ["a frog"], "frog" * 50_000])
+def test_a_record_whose_prompt_is_no_prompt(
+    prompt: object, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["draw", "a frog", "-m", model, "-o", str(tmp_path), "-q"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    picture = read(path)
+    write(stamp(picture, {**record(picture), "prompt": prompt}), path)
+    assert main(["replay", str(path), "-m", model]) == 2
+    assert capsys.readouterr().err == "unspeckle: prompt: must be text of at most 100000 characters\n"
 
 
 def test_strange_words_are_named(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

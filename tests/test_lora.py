@@ -420,6 +420,8 @@ def test_the_command_line(whole: Any, tmp_path: Path, capsys: Any) -> None:
         f"{one}:-1e3": "a weight lies between",
         f"{one}:nan": "a weight lies between",
         f"{one}:strong": f"{one}:strong: no such file",
+        str(tmp_path): f"--lora {tmp_path}: is a folder, and the prompt names nothing in it by <lora:…>; give a file",
+        "": "no such file",
     }
     for given, says in faults.items():
         assert main([*asked, "--lora", given]) == 2

@@ -139,6 +139,7 @@ def test_canonical_text():
         ("hybrid(a,b,0.5) hybrid(a,b,.25,switch)", "hybrid(a, b) hybrid(a, b, 0.25, switch)"),
         ("<lora:ink:1.00> a frog <lora:b:-5E-1> :3", "a frog :3 <lora:ink> <lora:b:-0.5>"),
         ("(\\<lora:x)", "(\\<lora\\:x)"),
+        ("<lora:a:2.00> <lora:b:1E-320>", "<lora:a:2> <lora:b:1e-320>"),
     ]:
         assert str(parse(source)) == canonical
 

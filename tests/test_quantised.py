@@ -101,9 +101,13 @@ def test_every_count_of_threads_says_the_same() -> None:
     assert all(map(torch.equal, *said))
 
 
-def test_a_kernel_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["_rows", "_gated", "_whole", "_scaled"])
+def test_a_kernel_that_disagrees_is_not_used(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if quantise._kernel() is None:
+        pytest.skip("no compiler, or a processor without bfloat16")
     quantise._kernel.cache_clear()
-    monkeypatch.setattr(quantise, "_rows", lambda x: quantise.Rows((x * 0 + 5).byte(), x[:, 0]))
+    plain = getattr(quantise, part)
+    monkeypatch.setattr(quantise, part, lambda x, *more: plain(2 * x, *more))
     assert quantise._kernel() is None
     quantise._kernel.cache_clear()
 
@@ -185,6 +189,15 @@ def test_the_other_kind_of_network() -> None:
     said = lowered(quantised(network), LOW)(x.to(LOW), clock, near)
     assert off(low, exact) < 0.03 and 0.005 < off(said, exact) < 0.06
     assert QuantisedLinear in kinds(network)
+
+
+@torch.no_grad()
+def test_a_draft_is_made_once_and_stays(way: str) -> None:
+    low = lowered(filled(UNet(replace(UNET, draft=1))), LOW)
+    least = lowered(quantised(filled(UNet(replace(UNET, draft=1)))), LOW)
+    given = Given(noise(2, 77, 48, seed=3).to(LOW))
+    assert isinstance(low.draft, nn.Module) and isinstance(least.draft, nn.Module) and QuantisedLinear in kinds(least)
+    assert torch.equal(low.draft(given), least.draft(given))
 
 
 @torch.no_grad()

@@ -236,6 +236,10 @@ def test_the_plan_decides_whether_pictures_are_mirrored(folder: Path, whole: Pat
 def test_changed_options_are_refused_by_name(folder: Path, whole: Path) -> None:
     with pytest.raises(InputError, match="--batch 8, not with --batch 4"):
         command.run(options(folder, whole, batch=4))
+    with pytest.raises(InputError, match="began with no --mirror, not with --no-mirror"):
+        command.run(options(folder, whole, mirror=False))
+    with pytest.raises(InputError, match="began with no --space, not with --space latents"):
+        command.run(options(folder, whole, space="latents"))
 
 
 def test_a_changed_folder_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

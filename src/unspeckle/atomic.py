@@ -1,4 +1,4 @@
-"""Files that are either the old one or the whole new one, and folders that are there whole or not at all, whatever
+"""Files that are either the old one or the whole new one, and folders that are filled whole or not at all, whatever
 kills the process."""
 
 import os
@@ -31,16 +31,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to fill; it gets the name of `folder`, which must be empty or not be there, when the block
-    ends well, else it vanishes with all that is in it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.parent / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
+    """Yield a new folder to fill, which gets the name of `folder` when the block ends well, else vanishes with all that
+    is in it. Where `folder` is there, empty, it stays what it is, a link or a mount too, and is filled at the end."""
+    there = folder.is_dir()
+    beside = (folder if there else folder.parent) / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
+    beside.parent.mkdir(parents=True, exist_ok=True)
     try:
         beside.mkdir()
         yield beside
-        if folder.is_dir():
-            folder.rmdir()  # it takes no name that is taken on every system
-        beside.rename(folder)
+        if there:
+            for made in list(beside.iterdir()):
+                made.rename(folder / made.name)
+        else:
+            beside.rename(folder)
     except OSError as error:
         _name(error, beside, folder)
         raise

@@ -21,7 +21,6 @@ GUIDANCE = ("cfg", "apg")
 UPSCALERS = ("lanczos", "latent")
 STRENGTHS = {"image": 0.8, "mask": 1.0, "hires": 0.5}  # where none is asked for; those of a picture are diffusers'
 LARGEST_SEED = 2**64 - 1
-_LONGEST = 100_000  # characters of a prompt: more would not be read back from a PNG
 
 
 @dataclass(frozen=True)
@@ -123,10 +122,6 @@ def settle(model: Model, ask: Ask) -> Order:
     card = model.card
     sampler = _named("sampler", card.sampler if ask.sampler is None else ask.sampler, SAMPLERS)
     for name, text in (("prompt", ask.prompt), ("negative", ask.negative)):
-        if not isinstance(text, str) or len(text) > _LONGEST:
-            raise InputError(f"{name}: must be text of at most {_LONGEST} characters")
-        if any("\ud800" <= c <= "\udfff" for c in text):
-            raise InputError(f"{name}: is not valid Unicode; write it as UTF-8")
         _worn(model, parse(text, name).loras, name)
     scale = card.scale if ask.scale is None else ask.scale
     if not _number(scale):

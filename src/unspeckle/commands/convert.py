@@ -57,7 +57,7 @@ def _report(one: Checkpoint, other: Checkpoint) -> list[float]:
     errors = []
     theirs = _computed(other)
     for name, expected in _computed(one).items():
-        errors.append(float((theirs[name] - expected).norm() / expected.norm().clamp(min=1e-30)))
+        errors.append(writing.apart(theirs[name], expected))
         print(f"{name}: relative difference {errors[-1]:.1e}", file=sys.stderr)
     return errors
 

@@ -60,12 +60,6 @@ def _runs(index: dict[str, object]) -> dict[str, object]:
 
 def _report(graph: Graph, expected: list[Tensor], target: Path, to: Runtime) -> float:
     told = to.answer(target / graph.name, list(graph.inputs), graph.example(True))
-    error = max(_apart(one, other) for one, other in zip(told, expected, strict=True))
+    error = max(writing.apart(one, other) for one, other in zip(told, expected, strict=True))
     print(f"{graph.name}: relative difference {error:.1e}", file=sys.stderr)
     return error
-
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    if one.shape != other.shape:
-        return float("inf")
-    return float((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-30))

@@ -24,9 +24,13 @@ def add(
     if option is None:
         return model
     foreign = stable(model, option).changeable(option)
-    name, places = foreign.card.name, [Path(said) for said in loras if Path(said).is_dir()]
-    files = [weighed(str(said)) for said in loras if Path(said) not in places]
-    for file, strength in [*files, *((found(tag, [*places, *beside(near)]), tag.weight) for tag in tags)]:
+    name, places = foreign.card.name, [said for said in loras if str(said) and Path(said).is_dir()]
+    files = [weighed(str(said)) for said in loras if said not in places]
+    if places and not tags:
+        raise InputError(
+            f"--lora {places[0]}: is a folder, and the prompt names nothing in it by <lora:…>; give a file"
+        )
+    for file, strength in [*files, *((found(tag, [*map(Path, places), *beside(near)]), tag.weight) for tag in tags)]:
         lora.read(file, foreign).turn(strength).merge(foreign.parts())
         name += f" + {file.stem}" + (f":{strength:g}" if strength != 1 else "")
     inversion.add(foreign, [existing(file, "--embedding") for file in embeddings])

@@ -67,7 +67,6 @@ def write(model: Model, source: str, target: Path) -> float:
         random(2, model.tokenizer.length, config.text_width),
         beside=maps(config.beside, config.factor, False) if config.beside else None,
     )
-    expected, told = network(*question, words), again(*question, words)
-    error = float((told - expected).norm() / expected.norm())
+    error = writing.apart(again(*question, words), network(*question, words))
     print(f"network: relative difference {error:.1e}", file=sys.stderr)
     return error

@@ -1,6 +1,8 @@
 """A Checkpoint as others read it: a diffusers folder, or a single file of the original layout."""
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +82,17 @@ def folder(checkpoint: Checkpoint, place: Path) -> None:
 
 def empty(place: Path) -> None:
     """InputError where something stands at the place already."""
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    if os.path.lexists(place) and (not place.is_dir() or any(place.iterdir())):
         raise InputError(f"{place}: stands there already; give a new folder")
+
+
+def apart(told: Tensor, expected: Tensor) -> float:
+    """How far what was written computes from what is expected, relative to that; infinity where either is not finite,
+    as a NaN is neither more nor less than what is allowed."""
+    if told.shape != expected.shape:
+        return math.inf
+    error = float((told.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+    return error if math.isfinite(error) else math.inf
 
 
 def around(checkpoint: Checkpoint, place: Path, index: dict[str, Any]) -> None:

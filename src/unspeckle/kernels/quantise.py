@@ -34,22 +34,13 @@ def whole(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All of x, dense in memory, bfloat16, by one scale and one zero, under which its least and its largest value and 0
     are bytes: uint8 of x's shape and order, () float32, () int32."""
     kernel = _kernel()
-    if kernel is None:
-        return _whole(x)
-    scale, zero = torch.empty((), dtype=torch.float32), torch.empty((), dtype=torch.int32)
-    out = torch.empty_like(x, dtype=torch.uint8)
-    kernel.unspeckle_whole(_at(x), ctypes.c_int64(x.numel()), *map(_at, (out, scale, zero)), _threads())
-    return out, scale, zero
+    return _whole(x) if kernel is None else _our_whole(kernel, x)
 
 
 def scaled(x: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """x (N, O) bfloat16 times the scales of its rows, and the bias (O,) float32, in x's place."""
     kernel = _kernel()
-    if kernel is None:
-        return x.copy_(_scaled(x, scales, bias))
-    counts = (ctypes.c_int64(count) for count in x.shape)
-    kernel.unspeckle_scaled(_at(x), *counts, _at(scales), None if bias is None else _at(bias), _threads())
-    return x
+    return x.copy_(_scaled(x, scales, bias)) if kernel is None else _our_scaled(kernel, x, scales, bias)
 
 
 def gated(x: Tensor, scales: Tensor, bias: Tensor) -> Rows:
@@ -90,6 +81,19 @@ def _ours(function: Any, x: Tensor, *more: Tensor) -> Rows:
     return found
 
 
+def _our_whole(kernel: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale, zero = torch.empty((), dtype=torch.float32), torch.empty((), dtype=torch.int32)
+    out = torch.empty_like(x, dtype=torch.uint8)
+    kernel.unspeckle_whole(_at(x), ctypes.c_int64(x.numel()), *map(_at, (out, scale, zero)), _threads())
+    return out, scale, zero
+
+
+def _our_scaled(kernel: Any, x: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    counts = (ctypes.c_int64(count) for count in x.shape)
+    kernel.unspeckle_scaled(_at(x), *counts, _at(scales), None if bias is None else _at(bias), _threads())
+    return x
+
+
 def _at(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
@@ -112,11 +116,14 @@ def _kernel() -> Any:
         return None
     x = torch.randn(9, 70, generator=torch.Generator().manual_seed(0)).bfloat16()
     scales, bias = x[:, 0].float().abs(), x[0].float()
-    theirs, twice = _rows(x.float()), _gated(x, scales, bias)
-    agreed = _near(_ours(kernel.unspeckle_rows, x), theirs) and _near(
-        _ours(kernel.unspeckle_gated, x, scales, bias), twice
+    (found, step, zero), (levels, size, none) = _our_whole(kernel, x), _whole(x)
+    agreed = (
+        _near(_ours(kernel.unspeckle_rows, x), _rows(x.float())),
+        _near(_ours(kernel.unspeckle_gated, x, scales, bias), _gated(x, scales, bias)),
+        _near(Rows(found, step), Rows(levels, size)) and abs(int(zero) - int(none)) <= 1,
+        torch.allclose(_our_scaled(kernel, x.clone(), scales, bias).float(), _scaled(x, scales, bias), 1e-2, 1e-2),
     )
-    return kernel if agreed else None
+    return kernel if all(agreed) else None
 
 
 def _near(one: Rows, other: Rows) -> bool:

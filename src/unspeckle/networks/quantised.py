@@ -3,8 +3,9 @@ are multiplied with in uint8, whose scale is found anew at every call. Results a
 
 Linear layers take a scale for each place, so that a place with large values costs the others nothing; convolutions,
 whose windows hold several places, one for all and a zero of its own, as most of what a SiLU lets through is above 0.
-What is named in `_LAYERS` is changed. Entry and exit, the time's embedding, what the words are turned into, and what
-reads the sum of all blocks without a norm before it (the skips, and from one size to another) stay as they are.
+What is named in `_LAYERS` is changed. Entry and exit, the embedding of time, what the words become (a draft too,
+which is made once a drawing), and what reads the sum of all blocks without a norm before it (the skips, and from one
+size to another) stay as they are.
 """
 
 from typing import Any
@@ -17,6 +18,7 @@ from unspeckle.kernels.compiling import processor
 from unspeckle.kernels.quantise import Rows
 from unspeckle.networks import layers, transformer, unet
 from unspeckle.networks.adapters import Adapted
+from unspeckle.networks.draft import Draft
 
 _LAYERS: dict[type[nn.Module], tuple[str, ...]] = {  # whose linear layers and convolutions of that name
     unet.ResBlock: ("conv1", "conv2"),
@@ -36,7 +38,8 @@ def quantisable() -> bool:
 @torch.no_grad()
 def quantised(module: nn.Module) -> nn.Module:
     """The module, changed in place; all that is left in it is for `packing.lowered`. Layers with live adapters stay."""
-    parts = list(module.modules())
+    drafts = {layer for one in module.modules() if isinstance(one, Draft) for layer in one.modules()}
+    parts = [part for part in module.modules() if part not in drafts]
     while parts:
         part = parts.pop()  # leaves first, and what was replaced is let go
         for name in _LAYERS.get(type(part), ()):

@@ -23,6 +23,7 @@ from unspeckle.prompts.tree import (
     merged,
 )
 
+LONGEST = 100_000  # characters: more would not be read back from a PNG
 HEAVIEST = 5.0  # weight of words
 STRONGEST = 20.0  # weight of a guess
 DEEPEST = 40  # brackets within brackets
@@ -32,6 +33,10 @@ LORAS, MOST = 16, 100.0  # in a prompt; the weight of one, either way
 
 def parse(source: str, name: str = "prompt") -> Prompt:
     """The tree of a prompt. InputError, naming `name` and showing the place, where it cannot be read."""
+    if not isinstance(source, str) or len(source) > LONGEST:
+        raise InputError(f"{name}: must be text of at most {LONGEST} characters")
+    if any("\ud800" <= c <= "\udfff" for c in source):
+        raise InputError(f"{name}: is not valid Unicode; write it as UTF-8")
     return _Parser(source, name).prompt()
 
 

@@ -82,7 +82,7 @@ class Lora:
     span: Span = _span
 
     def __str__(self) -> str:
-        return f"<lora:{self.name}{'' if self.weight == 1 else ':' + _number(self.weight)}>"
+        return f"<lora:{self.name}{'' if self.weight == 1 else ':' + repr(self.weight).removesuffix('.0')}>"
 
 
 @dataclass(frozen=True)

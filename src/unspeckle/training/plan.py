@@ -158,6 +158,9 @@ def either(run: Path) -> Plan | None:
     return plan
 
 
+_TYPED = {"from_model": "from", "words": "text-encoder", "seconds": "for"}  # fields whose options have other names
+
+
 def asked(options: Options) -> dict[str, Any]:
     """The options that decide a run, as JSON values."""
     return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in FREE}
@@ -169,7 +172,7 @@ def refuse_changes(plan: Plan, options: Options) -> None:
         began = plan.asked.get(name)
         if value != began:
             raise InputError(
-                f"{options.out}: this run began with {flag(name, began) or 'no ' + flag(name, 0)}, not with "
+                f"{options.out}: this run began with {flag(name, began) or 'no ' + option(name)}, not with "
                 f"{flag(name, value) or 'none'}; give the same command to go on, or another --out"
             )
 
@@ -178,11 +181,13 @@ def flag(name: str, value: Any) -> str:
     """An option as it is typed, such as "--for 30m"; nothing where it was not given."""
     if value is None:
         return ""
-    if name == "seconds":
-        return f"--for {value:g}s"
     if name in ("compile", "mirror"):
         return f"--{name}" if value else f"--no-{name}"
-    typed = {"from_model": "from", "words": "text-encoder"}.get(name, name).replace("_", "-")
     if isinstance(value, bool):
-        return f"--{typed}" if value else ""
-    return f"--{typed} {shlex.quote(str(value))}"
+        return option(name) if value else ""
+    return f"{option(name)} {f'{value:g}s' if name == 'seconds' else shlex.quote(str(value))}"
+
+
+def option(name: str) -> str:
+    """The option of that field, without a value: "--for"."""
+    return "--" + _TYPED.get(name, name).replace("_", "-")
