@@ -128,7 +128,8 @@ class LatentTraining:
 def learn(training: LatentTraining) -> Iterator[Report]:
     """Take the autoencoder through its steps, from its newest checkpoint; where it comes to the end, it is fixed."""
     plan, done = training.plan, training.resume()
-    data = batches(training.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch)
+    begin = done * plan.batch
+    data = batches(training.corpus.training, plan.batch, seed=plan.seed, start=begin, flips=plan.mirror)
     for report in walk(training, data, done):
         last = report.step == plan.steps
         yield replace(report, samples=training.shown(report.step)) if last else report
