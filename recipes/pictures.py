@@ -76,7 +76,8 @@ def guidance(model: Model) -> Image.Image:
 def few_steps(model: Model) -> Image.Image:
     """A row for each prompt, a column for each number of steps."""
     named = [f"{count} step{'s' * (count > 1)}" for count in STEPS]
-    return compared(model, named, [{"steps": count} for count in STEPS])
+    scale = model.card.scale  # said, so that the teacher draws and not its student
+    return compared(model, named, [{"steps": count, "scale": scale} for count in STEPS])
 
 
 def compared(model: Model, titles: Sequence[str], changes: Sequence[dict[str, float | int]]) -> Image.Image:
