@@ -188,7 +188,7 @@ def test_an_autoencoder_is_never_taken_unlearnt(
     folder: Path, learnt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever dies between the plan and the autoencoder's keeping, the same command ends with the same model."""
-    asked = {"space": None, "preset": None, "from_model": learnt, "steps": 3}
+    asked = {"space": None, "preset": None, "from_model": learnt, "steps": 3, "precision": "float32"}  # not measured
     assert command.run(options(folder, tmp_path / "whole", **asked)) == 0
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
