@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unspeckle.kernels import attention as kernel
+from unspeckle.kernels import compiling
 from unspeckle.networks.layers import attend
 
 
@@ -114,7 +115,7 @@ def test_the_plain_way_where_there_is_no_kernel(without: str, tmp_path: Path, mo
     if without == "leave":
         monkeypatch.setenv("UNSPECKLE_KERNELS", "0")
     if without == "processor":
-        monkeypatch.setattr(kernel, "processor", lambda: frozenset({"sse2"}))
+        monkeypatch.setattr(compiling, "processor", lambda: frozenset({"sse2"}))
     query, key, value = given(2, 30, 300, 64)
     assert kernel.attention(query, key, value, 2) is None
     assert off(attend(query, key, value, 2), exact(query, key, value, 2)) < 0.01

@@ -5,7 +5,6 @@
 // reaches a fifth of its speed. Its exponentials, too, are more exact, and slower, than what bfloat16 keeps of them.
 
 #include <ATen/native/CPUBlas.h>
-#include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
@@ -14,30 +13,18 @@
 #include <limits>
 #include <vector>
 
+#include "vectors.h"
+
 using at::BFloat16;
 using at::native::cpublas::brgemm;
 using at::native::cpublas::brgemm_release;
 
 namespace {
 
-constexpr int64_t LANES = 16;      // float32 in a vector
 constexpr int64_t ROWS = 64;       // queries of a block
 constexpr int64_t COLUMNS = 256;   // keys of a block
 
 int64_t whole(int64_t count, int64_t of) { return (count + of - 1) / of * of; }
-
-__mmask16 first(int64_t count) { return count >= LANES ? 0xffff : (1u << std::max<int64_t>(count, 0)) - 1; }
-
-// 2^x for x <= 0, off by at most 3e-6 of itself.
-__m512 exp2(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
-  __m512 p = _mm512_set1_ps(0.013534167615713966f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.05201146118757943f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.24144275655040726f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.6930038345327209f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000025933689805f));
-  return _mm512_scalef_ps(p, x);  // p · 2^floor(x)
-}
 
 // Keys (count, width) as (width / 2, COLUMNS) pairs of neighbours along the width, zeros behind the last key.
 void pack_keys(const BFloat16* keys, int64_t stride, int64_t count, int64_t width, uint32_t* packed) {

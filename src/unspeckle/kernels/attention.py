@@ -1,7 +1,6 @@
 """Attention in bfloat16 by our own kernel, where it is faster than torch's and says the same."""
 
 import ctypes
-import os
 from functools import cache
 from typing import Any
 
@@ -9,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspeckle.kernels.compiling import compiled, processor
-
-_NEEDS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16")  # as GCC names them
+from unspeckle.kernels.compiling import kernels
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor | None:
@@ -39,14 +36,10 @@ def _run(kernel: Any, query: Tensor, key: Tensor, value: Tensor, heads: int) -> 
 @cache
 def _kernel() -> Any:
     """The compiled function, once it has agreed with torch's on a small example; None where there is none."""
-    wanted = {feature.replace("avx512bf16", "avx512_bf16") for feature in _NEEDS}
-    if os.environ.get("UNSPECKLE_KERNELS") == "0" or not wanted <= processor():
+    library = kernels("attention.cpp", "unspeckle_attention")
+    if library is None:
         return None
-    try:
-        kernel = compiled("attention.cpp", *_NEEDS).unspeckle_attention
-    except (OSError, AttributeError):  # no compiler, no place to keep it, or a torch that is built otherwise
-        return None
-    kernel.restype = None
+    kernel = library.unspeckle_attention
     generator = torch.Generator().manual_seed(0)
     query, key, value = torch.randn(3, 1, 80, 80, generator=generator).bfloat16()
     theirs = F.scaled_dot_product_attention(

@@ -14,6 +14,7 @@ import torch
 
 from unspeckle.atomic import replacing
 
+NEEDS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16")  # as GCC names them
 _FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp")
 
 
@@ -28,13 +29,29 @@ def processor() -> frozenset[str]:
     return frozenset(said.partition(":")[2].split())
 
 
-def compiled(source: str, *features: str) -> ctypes.CDLL:
-    """The library made from a file beside this one, for processors with these features (of GCC's names). OSError where
-    there is no compiler, it fails, or there is nowhere to keep the library."""
+def kernels(source: str, *functions: str) -> ctypes.CDLL | None:
+    """The library with these functions, which return nothing; None where the processor lacks what it needs, it cannot
+    be compiled or kept, torch is built otherwise, or UNSPECKLE_KERNELS=0 does without it."""
+    wanted = {feature.replace("avx512bf16", "avx512_bf16") for feature in NEEDS}
+    if os.environ.get("UNSPECKLE_KERNELS") == "0" or not wanted <= processor():
+        return None
+    try:
+        library = compiled(source)
+        for name in functions:
+            getattr(library, name).restype = None
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+def compiled(source: str) -> ctypes.CDLL:
+    """The library made from a file beside this one. OSError where there is no compiler, it fails, or there is nowhere
+    to keep the library."""
     file = Path(__file__).with_name(source)
     root = Path(torch.__file__).parent
-    flags = (*_FLAGS, *(f"-m{feature}" for feature in features))
-    said = (file.read_text(encoding="utf-8"), flags, torch.__version__, platform.machine(), sys.platform)
+    flags = (*_FLAGS, *(f"-m{feature}" for feature in NEEDS))
+    texts = [one.read_text(encoding="utf-8") for one in (file, *sorted(file.parent.glob("*.h")))]
+    said = (texts, flags, torch.__version__, platform.machine(), sys.platform)
     made = _home() / "unspeckle" / "kernels" / f"{file.stem}-{hashlib.sha256(repr(said).encode()).hexdigest()[:16]}.so"
     if not made.is_file():
         compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)

@@ -1,20 +1,18 @@
 // To and from products of bytes, for x86 processors with AVX-512 and bfloat16: each function reads its input once or twice
 // where torch takes five operations and as many copies. A byte q stands for (q - zero) · scale.
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
+#include "vectors.h"
+
 namespace {
 
-constexpr int64_t LANES = 16;  // float32 in a vector; twice as many bfloat16
 constexpr int64_t PIECE = 1 << 14;
 
-__mmask16 first(int64_t count) { return count >= LANES ? 0xffff : (1u << std::max<int64_t>(count, 0)) - 1; }
 __mmask32 both(int64_t count) { return count >= 32 ? ~0u : (1u << std::max<int64_t>(count, 0)) - 1; }
 
 __m512 load(const uint16_t* from, __mmask16 seen) {
@@ -58,17 +56,6 @@ void write(uint8_t* to, __mmask16 seen, __m512 values, __m512 by, __m512i zero) 
 void write(uint8_t* to, const uint16_t* from, int64_t count, float by, int32_t zero) {
   for (int64_t j = 0; j < count; j += LANES)
     write(to + j, first(count - j), load(from + j, first(count - j)), _mm512_set1_ps(by), _mm512_set1_epi32(zero));
-}
-
-// 2^x for x <= 0, off by at most 3e-6 of itself.
-__m512 exp2(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
-  __m512 p = _mm512_set1_ps(0.013534167615713966f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.05201146118757943f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.24144275655040726f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.6930038345327209f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000025933689805f));
-  return _mm512_scalef_ps(p, x);  // p · 2^floor(x)
 }
 
 // x · Φ(x), Φ from Abramowitz & Stegun 7.1.26, off by 1e-6.

@@ -3,7 +3,6 @@ stands for (q - zero) · scale; wherever the zero is not told it is 128. Everyth
 """
 
 import ctypes
-import os
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -11,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspeckle.kernels.compiling import compiled, processor
+from unspeckle.kernels.compiling import kernels
 
-_NEEDS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16")  # as GCC names them
 ZERO = 128
 
 
@@ -105,14 +103,8 @@ def _threads() -> ctypes.c_int:
 @cache
 def _kernel() -> Any:
     """The compiled functions, once they have agreed with torch's on a small example; None where there are none."""
-    wanted = {feature.replace("avx512bf16", "avx512_bf16") for feature in _NEEDS}
-    if os.environ.get("UNSPECKLE_KERNELS") == "0" or not wanted <= processor():
-        return None
-    try:
-        kernel = compiled("quantise.cpp", *_NEEDS)
-        for name in ("rows", "whole", "scaled", "gated"):
-            getattr(kernel, f"unspeckle_{name}").restype = None
-    except (OSError, AttributeError):  # no compiler, or no place to keep it
+    kernel = kernels("quantise.cpp", *(f"unspeckle_{name}" for name in ("rows", "whole", "scaled", "gated")))
+    if kernel is None:
         return None
     x = torch.randn(9, 70, generator=torch.Generator().manual_seed(0)).bfloat16()
     scales, bias = x[:, 0].float().abs(), x[0].float()
