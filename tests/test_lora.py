@@ -327,6 +327,24 @@ def test_of_another_family_or_none(whole: Any, tmp_path: Path) -> None:
             lora.read(path, one)
 
 
+def test_what_does_not_fit_leaves_the_model_as_it_was(whole: Any, tmp_path: Path) -> None:
+    model = unspeckle.load(whole("1"))
+    save_file(kohya(model), tmp_path / "good.safetensors")
+    save_file(kohya(unspeckle.load(whole("xl"))), tmp_path / "bad.safetensors")
+    width = model.text.config.encoders[0].width
+    for name in ("first", "a"):  # the second is a token
+        save_file({"emb_params": torch.randn(1, width)}, tmp_path / f"{name}.safetensors")
+    good, bad, first, token = (tmp_path / f"{name}.safetensors" for name in ("good", "bad", "first", "a"))
+    held = {name: tensor.clone() for name, tensor in model.tensors().items()}
+    for wrong in ({"loras": [good, bad]}, {"loras": [good], "embeddings": [first, token]},
+                  {"loras": [good], "autoencoder": bad}):  # fmt: skip
+        with pytest.raises(InputError):
+            additions.add(model, **wrong)
+        now = model.tensors()
+        assert now.keys() == held.keys() and all(torch.equal(now[name], held[name]) for name in held)
+        assert model.hash == unspeckle.load(whole("1")).hash
+
+
 def test_precision_comes_last(whole: Any, tmp_path: Path) -> None:
     """Nothing is added to packed weights; adapters that stood there before stay live beside weights that are not."""
     file = tmp_path / "one.safetensors"

@@ -18,7 +18,8 @@ def add(
 ) -> Model:  # fmt: skip
     """The model, with all of them, in place. loras: files, each perhaps with a colon and its weight behind, merged into
     the weights, or folders where those of the prompt may lie; tags: what the prompt names, as `prompts.parse` tells it;
-    near: where the model lies. InputError, one line, where one does not fit, or the model is no Stable Diffusion."""
+    near: where the model lies. InputError, one line, where one does not fit, or the model is no Stable Diffusion; it
+    is then as it was."""
     options = {f"prompt: {next(iter(tags), '')}": tags, "--lora": loras, "--embedding": embeddings}
     option = next((name for name, given in options.items() if given), "--vae" if autoencoder is not None else None)
     if option is None:
@@ -30,12 +31,14 @@ def add(
         raise InputError(
             f"--lora {places[0]}: is a folder, and the prompt names nothing in it by <lora:…>; give a file"
         )
-    for file, strength in [*files, *((found(tag, [*map(Path, places), *beside(near)]), tag.weight) for tag in tags)]:
-        lora.read(file, foreign).turn(strength).merge(foreign.parts())
-        name += f" + {file.stem}" + (f":{strength:g}" if strength != 1 else "")
+    files += [(found(tag, [*map(Path, places), *beside(near)]), tag.weight) for tag in tags]
+    adapters = [lora.read(file, foreign).turn(strength) for file, strength in files]
+    decoder = foreign.autoencoder if autoencoder is None else vae.read(autoencoder, foreign)
     inversion.add(foreign, [existing(file, "--embedding") for file in embeddings])
-    if autoencoder is not None:
-        foreign.autoencoder = vae.read(autoencoder, foreign)
+    for one, (file, strength) in zip(adapters, files, strict=True):  # nothing fails from here on
+        one.merge(foreign.parts())
+        name += f" + {file.stem}" + (f":{strength:g}" if strength != 1 else "")
+    foreign.autoencoder = decoder
     foreign.card, foreign.loras = replace(foreign.card, name=name), (*foreign.loras, *tags)
     return foreign.changed()
 

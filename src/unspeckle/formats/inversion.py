@@ -19,7 +19,8 @@ _PAIR = ("clip_l", "clip_g")  # XL's two encoders
 
 def add(model: Foreign, files: Sequence[Path]) -> list[str]:
     """Teach the model the files' words; returns these. A word is the token that a file names, else the file's own name;
-    files of the same word bring the vectors of XL's two encoders each. InputError, one line, where one does not fit."""
+    files of the same word bring the vectors of XL's two encoders each. InputError, one line, where one does not fit;
+    the model is then as it was."""
     text, tokenizer = model.text, model.tokenizer
     assert isinstance(text, ClipTexts) and isinstance(tokenizer, ClipTokenizer)
     encoders = [one for one in text.encoders if isinstance(one, ClipEncoder)]
@@ -33,6 +34,7 @@ def add(model: Foreign, files: Sequence[Path]) -> list[str]:
             )
         own |= found
     for word, found in words.items():
+        tokenizer.learnable(word)
         lacks = [number for number in range(len(encoders)) if number not in found]
         if lacks:
             raise InputError(
@@ -41,6 +43,7 @@ def add(model: Foreign, files: Sequence[Path]) -> list[str]:
             )
         if len({len(vectors) for vectors in found.values()}) > 1:
             raise InputError(f"--embedding: {word!r} has more vectors for one text encoder than for the other")
+    for word, found in words.items():
         first = max(one.token.num_embeddings for one in encoders)
         tokenizer.learn(word, range(first, first + len(found[0])))
         for number, encoder in enumerate(encoders):

@@ -102,10 +102,14 @@ class ClipTokenizer:
 
     def learn(self, word: str, ids: Sequence[int]) -> None:
         """Read the word, alone and in whatever case, as these ids. InputError where it is one of the tokens."""
-        if not word.strip() or self.bpe.token_to_id(word) is not None:
-            raise InputError(f"{word!r}: is a token already, or none; rename the embedding's file")
+        self.learnable(word)
         self.bpe.add_tokens([AddedToken(word, single_word=True, normalized=True)])
         self._learnt[self._id(word)] = list(ids)
+
+    def learnable(self, word: str) -> None:
+        """InputError where it is one of the tokens, or no word."""
+        if not word.strip() or self.bpe.token_to_id(word) is not None:
+            raise InputError(f"{word!r}: is a token already, or none; rename the embedding's file")
 
     def unknown(self, prompt: str) -> list[str]:
         """None: every word has tokens, and nobody wrote down which were in the captions."""
