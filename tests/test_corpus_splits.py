@@ -100,6 +100,7 @@ def test_the_middle_is_shown(tmp_path: Path) -> None:
 
 def test_which_words_mean_a_side() -> None:
     sided = "left|the RIGHT eye|leftmost|right-hand|a left_hand glove|Left.|right's|on the (left)|righthand|leftwards"
-    plain = "bright|upright|copyright|leftover|rightful|cleft|alright|aleft|straight|rights|left1eft"
+    sided += "|half frog half rabbit"
+    plain = "bright|upright|copyright|leftover|rightful|cleft|alright|aleft|straight|rights|left1eft|halfway|behalf"
     assert [words for words in sided.split("|") if not _SIDED.search(words)] == []
     assert [words for words in plain.split("|") if _SIDED.search(words)] == []

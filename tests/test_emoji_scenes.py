@@ -138,6 +138,20 @@ def test_places_are_said_as_they_are() -> None:
     assert checked > 1000
 
 
+def test_a_hybrid_is_named_from_its_upper_or_left_part_and_only_halves_are_called_halves() -> None:
+    counted: Counter[str] = Counter()
+    for scene, captions in SCENES:
+        if scene.kind != "hybrid":
+            continue
+        (thing,) = scene.things
+        counted[thing.splice] += 1
+        first, second = thing.hybrid_of or ("", "")
+        for caption in map(canonical, captions):
+            assert re.search(rf"\b{first}\b.*\b{second}\b", caption), (caption, thing)
+            assert ("half" in caption) == (thing.splice == "side"), (caption, thing)
+    assert min(counted["top"], counted["side"]) > 100
+
+
 @pytest.mark.parametrize(
     ("one", "many"),
     [("frog", "frogs"), ("bus", "buses"), ("fox", "foxes"), ("puppy", "puppies"), ("monkey", "monkeys"),

@@ -79,7 +79,7 @@ class Speaker:
 
     def thing(self, thing: Thing) -> str:
         if thing.hybrid_of:
-            return self._hybrid(*thing.hybrid_of)
+            return self._hybrid(*thing.hybrid_of, thing.splice)
         said = with_article(self._adjectives(thing) + self.noun(thing.noun))
         if thing.stilts:
             return f"{said} {self.one_of(*STANDING)}"
@@ -110,14 +110,18 @@ class Speaker:
         left, right = (first, second) if scene.relation == "left of" else (second, first)
         return self.one_of(plainly, plainly, turned, f"{left} on the left and {right} on the right")
 
-    def _hybrid(self, one: str, other: str) -> str:
-        if not self._plain and self._rng.random() < 0.5:
-            one, other = other, one
-        first, second = self.noun(one), self.noun(other)
+    def _hybrid(self, upper: str, lower: str, splice: str) -> str:
+        """The upper or left part is named first; halves side by side are called halves, the others are not."""
+        first, second = self.noun(upper), self.noun(lower)
+        if splice == "side":
+            return self.one_of(
+                f"half {first} half {second}",
+                f"half {with_article(first)} and half {with_article(second)}",
+                f"half {first}, half {second}",
+            )
         return self.one_of(
             with_article(f"{first}-{second} hybrid"),
             f"a hybrid of {with_article(first)} and {with_article(second)}",
-            f"half {first} half {second}",
             f"{with_article(first)} crossed with {with_article(second)}",
             f"a cross between {with_article(first)} and {with_article(second)}",
         )

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from random import Random
 
 SHARES = {  # how often each kind of scene is chosen
-    "single": 0.25,  # one object, plain or tinted, big or small
-    "two": 0.40,  # two nouns, with or without a place
+    "single": 0.23,  # one object, plain or tinted, big or small
+    "two": 0.38,  # two nouns, with or without a place
     "group": 0.02,  # three or four nouns
-    "count": 0.13,  # two to four of a noun
-    "stilts": 0.07,
+    "count": 0.12,  # two to four of a noun
+    "stilts": 0.06,
     "wearing": 0.06,
-    "hybrid": 0.07,
+    "hybrid": 0.13,
 }
 TINTED = {"single": 0.45, "two": 0.45, "group": 0.1, "count": 0.3, "stilts": 0.3, "wearing": 0.2, "hybrid": 0.0}
 WHITE = 0.4  # the share of white backgrounds
+TOP = 0.65  # the share of hybrids that are cut across, not down the middle
 WORN_COLOURS = {"top hat": "black", "sunglasses": "black", "bow": "red", "crown": "yellow"}
 RELATIONS = ("left of", "right of", "above", "below", "next to", "")
 
@@ -48,7 +49,7 @@ class Thing:
     wearing: str = ""
     stilts: bool = False
     hybrid_of: tuple[str, str] | None = None
-    splice: str = ""  # "top": the first's upper half on the second's lower half; "side": left and right halves
+    splice: str = ""  # "top": the first's upper part on the second's lower part; "side": left and right halves
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,8 @@ def _hybrid(rng: Random, palette: Palette) -> Scene:
     if len(palette.hybrids) < 2:
         return _single(rng, palette)
     first, second = _picks(rng, palette.hybrids, 2)
-    thing = Thing(f"{first}-{second} hybrid", side=_between(rng, 0.64, 0.82), hybrid_of=(first, second))
-    thing = replace(thing, splice="top" if rng.random() < 0.65 else "side")
+    thing = Thing(f"{first}-{second} hybrid", side=_between(rng, 0.68, 0.86), hybrid_of=(first, second))
+    thing = replace(thing, splice="top" if rng.random() < TOP else "side")
     return Scene("hybrid", (_anywhere(rng, thing),))
 
 

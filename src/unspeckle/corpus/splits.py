@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HELD_OUT_SHARE = 0.05
 HELD_OUT_MOST = 2000
 _SIDED = re.compile(
-    r"(?<![^\W_])(?:left|right)[\-_ ]?(?:most|hand|handed|hander|ward|wards|side|sided)?(?![^\W_])", re.IGNORECASE
+    r"(?<![^\W_])(?:left|right|half)[\-_ ]?(?:most|hand|handed|hander|ward|wards|side|sided)?(?![^\W_])", re.IGNORECASE
 )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unspeckle.corpus.emoji import palette_of
 from unspeckle.corpus.painter import Painter
-from unspeckle.corpus.scenes import Palette, Scene, Thing, choose_scene
+from unspeckle.corpus.scenes import TOP, Palette, Scene, Thing, choose_scene
 from unspeckle.corpus.sprites import MASTER, Library
 from unspeckle.corpus.tints import BACKGROUNDS, TINTS
 from unspeckle.scoring.decoys import decoy
@@ -126,7 +126,7 @@ def _thing(rng: Random, palette: Palette) -> Thing:
     kind = rng.random()
     if kind < CROSSED and len(palette.hybrids) > 1:
         first, second = rng.sample(list(palette.hybrids), 2)
-        return Thing("", hybrid_of=(first, second), splice="top" if rng.random() < 0.65 else "side")
+        return Thing("", hybrid_of=(first, second), splice="top" if rng.random() < TOP else "side")
     wearers = palette.wearers if palette.garments and kind > 1 - DRESSED else []
     noun = rng.choice(wearers or palette.nouns)
     tints = palette.tints[noun] if rng.random() < 0.5 else []

@@ -19,7 +19,7 @@ from unspeckle.training.materials import cache
 from unspeckle.training.measure import device_and_precision
 from unspeckle.training.optimizer import Muon
 
-VERSION = 1  # of examples, network and training together: another one is another detector
+VERSION = 2  # of examples, network and training together: another one is another detector
 BATCH = 64
 RATE, MUON_RATE, DECAY = 2e-3, 4e-3, 0.01
 PICTURES = 90_000
