@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from test_precision import drawn, psnr
 from test_transformer import SMALL
 from unspeckle.cli import main
 from unspeckle.denoiser import Given
+from unspeckle.draw import Ask
 from unspeckle.errors import InputError
 from unspeckle.kernels import quantise
 from unspeckle.model import Model, save
@@ -149,6 +151,16 @@ def test_a_large_place_costs_the_others_nothing(way: str) -> None:
 
 
 @torch.no_grad()
+def test_a_loud_picture_costs_those_beside_it_nothing(way: str) -> None:
+    layer, x = QuantisedConv(filled(nn.Conv2d(6, 10, 3, padding=1))), noise(3, 6, 9, 5, seed=1).to(LOW)
+    alone = [layer(one) for one in x.split(1)]
+    x[1] *= 1000
+    said = layer(x.contiguous(memory_format=torch.channels_last))
+    assert said.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(said[:1], alone[0]) and torch.equal(said[2:], alone[2])
+
+
+@torch.no_grad()
 def test_what_is_not_finite_stays_so(way: str) -> None:
     """Or a network that overflows would not be told of."""
     layer = QuantisedLinear(noise(40, 24), noise(40))
@@ -244,6 +256,13 @@ def test_our_own(tmp_path: Path) -> None:
 def test_the_embedded_model_draws_the_same_in_it() -> None:
     exact, least = unspeckle.load(), unspeckle.load(precision="int8")
     assert 25 < psnr(drawn(exact), drawn(least)) < 60
+
+
+def test_a_picture_is_the_same_alone_and_beside_others() -> None:
+    model, ask = unspeckle.load(precision="int8"), Ask("a frog on stilts", seed=3, steps=4)
+    (alone,), beside = unspeckle.draw(model, ask), unspeckle.draw(model, replace(ask, seed=1, count=5))[2]
+    apart = np.abs(np.asarray(alone, np.int16) - np.asarray(beside, np.int16))
+    assert apart.mean() <= 0.5 and apart.max() <= 8
 
 
 def test_a_picture_says_so_and_is_replayed(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,8 @@
 are multiplied with in uint8, whose scale is found anew at every call. Results are bfloat16, and lossy.
 
 Linear layers take a scale for each place, so that a place with large values costs the others nothing; convolutions,
-whose windows hold several places, one for all and a zero of its own, as most of what a SiLU lets through is above 0.
+whose windows hold several places, one for each picture and a zero of its own, as most of what a SiLU lets through is
+above 0. So no picture hangs on those beside it.
 What is named in `_LAYERS` is changed. Entry and exit, the embedding of time, what the words become (a draft too,
 which is made once a drawing), and what reads the sum of all blocks without a norm before it (the skips, and from one
 size to another) stay as they are.
@@ -150,7 +151,11 @@ class QuantisedConv(nn.Module):
         self.zeros, self.own = torch.zeros(len(whole), dtype=torch.int32), _kept(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        whole, scale, zero = quantise.whole(x.contiguous(memory_format=torch.channels_last))
+        each = [self._one(picture) for picture in x.contiguous(memory_format=torch.channels_last).split(1)]
+        return torch.cat(each) if len(each) > 1 else each[0]
+
+    def _one(self, picture: Tensor) -> Tensor:
+        whole, scale, zero = quantise.whole(picture)
         out: Tensor = torch.ops.onednn.qconv2d_pointwise.tensor(
             whole, scale, zero, self.weight, self.scales, self.zeros, self.own, self.stride, self.padding, [1, 1], 1,
             1.0, 0, torch.bfloat16, "none", [], "",
