@@ -2,10 +2,11 @@
 
     python benchmarks/sd_picture.py make FOLDER --family 1      # or xl; full size, random weights in float16
     python benchmarks/sd_parity.py FOLDER --size 512
+    python benchmarks/sd_parity.py FOLDER --size 256 --drawn ddim,euler,dpmpp_2m   # whole drawings in 20 steps
 
 An answer that depended on nothing would prove nothing: the peer's root mean square is printed too, and by how much of
-it other words, another time and other sizes move it. One part of one program is in memory at a time. Exit code 1 over
-1e-4.
+it other words, another time and other sizes move it. One part of one program is in memory at a time; of drawings, one
+program. Exit code 1 over 1e-4, of latents over 1e-3, of pictures over 1/255.
 """
 
 import argparse
@@ -14,17 +15,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import unspeckle.networks.layers as layers
 from unspeckle.denoiser import Given
+from unspeckle.draw import Ask, pictures
+from unspeckle.draw import steps as drawn
 from unspeckle.formats import door
 from unspeckle.formats.checkpoint import Checkpoint
+from unspeckle.model import load
 from unspeckle.storage import float32
 
 MOST = 1e-4
+MOST_OF_LATENTS = 1e-3
 TIMES = (600.0, 100.0)
+WORDS = {"prompt": "a photograph of an astronaut riding a horse", "negative": "blurred"}
+PEERS = {
+    "ddim": "DDIMScheduler", "plms": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler", "lms": "LMSDiscreteScheduler", "heun": "HeunDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler",
+}  # fmt: skip
 Answers = dict[str, Tensor]
 
 
@@ -51,7 +63,8 @@ def compared(name: str, peer: Callable[[], Answers], mine: Callable[[], Answers]
     errors = []
     for said, answer in found.items():
         errors.append(float((answer - expected[said]).norm() / expected[said].norm()))
-        others = {one: moved - expected[said] for one, moved in expected.items() if one.startswith("other")}
+        like = {one: moved for one, moved in expected.items() if one.startswith("other")}
+        others = {one: moved - expected[said] for one, moved in like.items() if moved.shape == answer.shape}
         told = "".join(f", {one} {float(by.norm() / expected[said].norm()):.0%}" for one, by in others.items())
         rms = float(expected[said].square().mean().sqrt())
         print(f"{name} {said}: error {errors[-1]:.1e}; root mean square {rms:.2f}{told}", flush=True)
@@ -100,8 +113,7 @@ def autoencoders(folder: Path, checkpoint: Checkpoint, side: int) -> float:
 
 
 def readers(folder: Path, checkpoint: Checkpoint) -> float:
-    said = ("a photograph of an astronaut riding a horse", "two red frogs")
-    ids = checkpoint.tokenizer.encode(said)  # (2, encoders, 77)
+    ids = checkpoint.tokenizer.encode((WORDS["prompt"], "two red frogs"))  # (2, encoders, 77)
     worst = 0.0
     for place, config in enumerate(checkpoint.texts.encoders):
 
@@ -110,13 +122,55 @@ def readers(folder: Path, checkpoint: Checkpoint) -> float:
             reader = theirs(folder, name, "CLIPTextModelWithProjection" if config.projection else "CLIPTextModel")
             read = reader(ids[:, place], output_hidden_states=True)
             tokens = read.hidden_states[-1 - config.skip] if config.skip else read.last_hidden_state
-            return {"tokens": tokens[:1], "other words": tokens[1:]}
+            vector = read.text_embeds if config.projection else read.pooler_output
+            whole = {"tokens": tokens[:1], "other words": tokens[1:]}
+            return whole | {"vector": vector[:1], "other words' vector": vector[1:]}
 
         def mine(place: int = place) -> Answers:
-            return {"tokens": ours(checkpoint, "text").encoders[place](ids[:1, place])[0]}
+            return dict(
+                zip(("tokens", "vector"), ours(checkpoint, "text").encoders[place](ids[:1, place]), strict=True)
+            )
 
         worst = max(worst, compared(f"text encoder {place + 1}", peer, mine))
     return worst
+
+
+def drawings(folder: Path, samplers: list[str], size: int, steps: int) -> bool:
+    """Whether latents and pictures from the same seed are those of diffusers' pipeline, by each sampler."""
+    import diffusers
+
+    plain = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    plain.set_progress_bar_config(disable=True)
+    settings, expected = dict(plain.scheduler.config), {}
+    for name in samplers:
+        more = {"skip_prk_steps": True} if name == "plms" else {}
+        plain.scheduler = getattr(diffusers, PEERS[name]).from_config({**settings, **more})
+        told = {
+            "prompt": WORDS["prompt"],
+            "negative_prompt": WORDS["negative"],
+            "num_inference_steps": steps,
+            "height": size,
+            "width": size,
+            "guidance_scale": 4.0,
+        }
+        latents = plain(**told, generator=torch.Generator().manual_seed(7), output_type="latent").images
+        decoded = plain.vae.decode(latents / plain.vae.config.scaling_factor).sample
+        expected[name] = latents, plain.image_processor.postprocess(decoded, output_type="pil")[0]
+    del plain
+    gc.collect()
+    model, right = load(folder, precision="float32"), True
+    for name in samplers:
+        ask = Ask(**WORDS, seed=7, steps=steps, size=size, scale=4.0, sampler=name)
+        *_, last = drawn(model, ask)
+        latents, picture = expected[name]
+        error = float((last.x - latents).norm() / latents.norm())
+        one, other = (np.asarray(p, np.float64) for p in (pictures(model, last.x)[0], picture))
+        apart = float(np.abs(one - other).mean())
+        print(
+            f"{name}: latents' error {error:.1e}; pictures apart {apart:.3f} of 255, their deviation {other.std():.0f}"
+        )
+        right &= error <= MOST_OF_LATENTS and apart <= 1
+    return right
 
 
 @torch.no_grad()
@@ -124,7 +178,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", type=int, default=512, help="of the picture")
+    parser.add_argument("--drawn", default="", metavar="SAMPLERS", help="whole drawings by these: " + ", ".join(PEERS))
+    parser.add_argument("--steps", type=int, default=20)
     asked = parser.parse_args()
+    if asked.drawn:
+        raise SystemExit(not drawings(asked.folder, asked.drawn.split(","), asked.size, asked.steps))
     checkpoint, side = door.read(asked.folder), asked.size // 8
     if checkpoint is None:
         raise SystemExit(f"{asked.folder}: is no folder of diffusers")

@@ -49,7 +49,9 @@ def make(folder: Path, family: str) -> None:
         habits=Habits(size=1024 if large else 512, sampler="ddim"),
     )
     generator = torch.Generator().manual_seed(0)
-    for part, module in made.pieces().items():
+    with torch.device("meta"):
+        pieces = made.pieces()
+    for part, module in pieces.items():
         for name, held in module.state_dict().items():
             deviation = 0.8 * held[0].numel() ** -0.5 if held.ndim > 1 else 0.02
             tensor = torch.randn(held.shape, generator=generator).mul_(deviation)
