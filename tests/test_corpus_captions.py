@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tiny import random_model
+from unspeckle.cli import main
 from unspeckle.corpus import read
 from unspeckle.corpus.wording import MOST, class_name, clean, fill, stem_words
 from unspeckle.draw import Ask, settle
@@ -102,6 +104,17 @@ def test_a_metadata_path_may_climb_inside_the_folder(tmp_path: Path) -> None:
     (tmp_path / "words").mkdir()
     (tmp_path / "words/metadata.jsonl").write_text('{"file_name": "../pictures/a.jpg", "text": "x"}')
     assert words(tmp_path) == {"pictures/a.jpg": ("x",)}
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_the_template_that_the_help_shows_is_taken(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(tmp_path, "owl/0.jpg")
+    assert main([command, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    shown = re.search(r'Around the name of a folder: "(.*?)"', said)
+    assert shown and words(tmp_path, captions="folders", template=shown[1]) == {"owl/0.jpg": ("a photo of an owl",)}
 
 
 def test_auto_prefers_metadata_then_txt_then_folders(tmp_path: Path) -> None:

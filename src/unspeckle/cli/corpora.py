@@ -14,7 +14,7 @@ def check(
     folder: Annotated[Path, typer.Argument(help="Captioned pictures.", show_default=False)],
     captions: Captions = "auto",
     caption: Annotated[str | None, typer.Option(help="One caption for all pictures.")] = None,
-    template: Annotated[str | None, typer.Option(help='Around the name of a folder: "a photo of {}".')] = None,
+    template: Annotated[str | None, typer.Option(help='Around the name of a folder: "a photo of a {name}".')] = None,
     size: Annotated[str, typer.Option(help="At which it will be trained: 64 or WxH pixels.")] = "64",
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> int:

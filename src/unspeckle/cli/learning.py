@@ -23,7 +23,7 @@ def train(
     space: Annotated[str | None, typer.Option(help="Denoise pixels or learnt latents.  [default: by the time]")] = None,
     captions: Captions = "auto",
     caption: Annotated[str | None, typer.Option(help="One caption for all pictures.")] = None,
-    template: Annotated[str | None, typer.Option(help='Around the name of a folder: "a photo of {}".')] = None,
+    template: Annotated[str | None, typer.Option(help='Around the name of a folder: "a photo of a {name}".')] = None,
     from_model: Annotated[Path | None, typer.Option("--from", help="Go on from this model.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is random.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,

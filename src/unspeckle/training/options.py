@@ -18,7 +18,7 @@ class TrainOptions:
     space: str | None = None  # in which to denoise: "pixels" or "latents"
     captions: str = "auto"  # auto, txt, metadata, folders, names
     caption: str | None = None  # one caption for all pictures
-    template: str | None = None  # a caption around a folder's name, "a photo of {}"
+    template: str | None = None  # a caption around a folder's name, "a photo of a {name}"
     from_model: Path | None = None
     seed: int | None = None
     batch: int | None = None
