@@ -1,7 +1,9 @@
 """The tensors of a .safetensors file that may be anything, and whether they are those that are wanted."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -15,8 +17,20 @@ def is_pickle(file: Path) -> bool:
         return opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
+def metadata(file: Path, again: str = "train") -> dict[str, str]:
+    """What a .safetensors file says of itself, its tensors unread. InputError where it is none, or damaged."""
+    with _opened(file, again) as opened:
+        return opened.metadata() or {}
+
+
 def contents(file: Path, again: str = "train") -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata and the tensors, as stored, of a .safetensors file. InputError where it is none, or damaged."""
+    with _opened(file, again) as opened:
+        return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(file: Path, again: str) -> Iterator[Any]:
     with file.open("rb") as opened:
         begins = opened.read(9)
     if not begins:
@@ -26,9 +40,8 @@ def contents(file: Path, again: str = "train") -> tuple[dict[str, str], dict[str
     if begins[8:] != b"{":
         raise InputError(f"{file}: is no .safetensors file; --model takes a .safetensors file or a RUN of `train`")
     try:
-        with safe_open(file, framework="pt") as opened_file:
-            names = opened_file.keys()
-            return opened_file.metadata() or {}, {name: opened_file.get_tensor(name) for name in names}
+        with safe_open(file, framework="pt") as held:
+            yield held
     except SafetensorError as e:
         raise InputError(f"{file}: is damaged or cut off ({str(e)[:100]}); copy or {again} it again") from e
 

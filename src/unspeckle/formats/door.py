@@ -14,7 +14,7 @@ from unspeckle.formats import folder, hub, single
 from unspeckle.formats.checkpoint import Checkpoint
 from unspeckle.formats.foreign import model
 from unspeckle.model import KEY
-from unspeckle.tensors import contents, is_pickle
+from unspeckle.tensors import contents, is_pickle, metadata
 
 __all__ = ["model", "read"]
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
@@ -35,8 +35,10 @@ def read(
         if (place / folder.INDEX).is_file():
             return folder.read(place, prediction)
         if place.is_file():
-            metadata, tensors = _single(place, trust_pickle)
-            return None if KEY in metadata else single.read(tensors, metadata, place, prediction, vocabulary)
+            if not is_pickle(place) and KEY in metadata(place, "download"):
+                return None
+            said, tensors = _single(place, trust_pickle)
+            return single.read(tensors, said, place, prediction, vocabulary)
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
         raise InputError(f"{place}: makes no model ({type(e).__name__}: {str(e)[:100]})") from e
     return None

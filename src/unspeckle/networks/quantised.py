@@ -151,7 +151,8 @@ class QuantisedConv(nn.Module):
         self.zeros, self.own = torch.zeros(len(whole), dtype=torch.int32), _kept(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        each = [self._one(picture) for picture in x.contiguous(memory_format=torch.channels_last).split(1)]
+        x = x.contiguous(memory_format=torch.channels_last)
+        each = [self._one(x[place : place + 1]) for place in range(len(x))]
         return torch.cat(each) if len(each) > 1 else each[0]
 
     def _one(self, picture: Tensor) -> Tensor:
