@@ -20,7 +20,7 @@ from unspeckle.networks.unet import UNetConfig
 from unspeckle.networks.vae import Vae
 from unspeckle.schedule import KINDS
 from unspeckle.text.clip import ClipTexts
-from unspeckle.training import checkpoint, encoded, measure, memory
+from unspeckle.training import cached_latents, checkpoint, measure, memory
 from unspeckle.training import plan as plans
 from unspeckle.training.checks import PRECISIONS, check_common, fits
 from unspeckle.training.choose import Say, finished
@@ -80,7 +80,7 @@ def run(options: LoraOptions) -> int:
         if plan.threads != torch.get_num_threads() and plan.device == "cpu":
             torch.set_num_threads(plan.threads)
         base = hired(base, plan)
-        latents = encoded.kept(options.out, plan, corpus, base.autoencoder, console)
+        latents = cached_latents.kept(options.out, plan, corpus, base.autoencoder, console)
         course = Tuning(plan, options.out, base, corpus, latents, _said(options, plan))
         return follow(course, options, console, listen())
 
@@ -136,11 +136,11 @@ def _choose(options: LoraOptions, base: Foreign, corpus: Corpus, started: float,
     plan = memory.fitted(plan, options.batch is not None, say)
     before = time.monotonic()
     some = min(plan.batch, len(corpus.training))
-    x = encoded.encoded(corpus.training, base.autoencoder, range(some))
+    x = cached_latents.encoded(corpus.training, base.autoencoder, range(some))
     encoding = (time.monotonic() - before) / some * (len(corpus.training) + len(corpus.heldout))
     x = x[torch.arange(plan.batch) % some]
     captions = corpus.training.captions(torch.arange(plan.batch) % some)
-    sample = encoded.Batch(x, captions, torch.arange(plan.batch))
+    sample = cached_latents.LatentBatch(x, captions, torch.arange(plan.batch))
     made: list[Tuner] = []
 
     def learns(plan: LoraPlan) -> Tuner:
