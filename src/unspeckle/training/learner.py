@@ -12,7 +12,6 @@ from unspeckle.corpus import Batch
 from unspeckle.denoiser import Network
 from unspeckle.networks import build
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.objective import Objective
 from unspeckle.seeds import Stream
 from unspeckle.text.encoder import TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
@@ -123,7 +122,7 @@ class Learner(Masters):
         self.encoder = self.autoencoder.at(DTYPES[plan.precision])
         network = cast(Network, self.working.network)
         self.denoiser = plan.denoiser(network)
-        self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
+        self.objective = plan.objective()
         self.nothing = tokenizer.encode([""]).to(self.device)
         if plan.compile:
             whole: Any = self.working.network

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,6 @@ from unspeckle.formats import lora
 from unspeckle.formats.foreign import Foreign
 from unspeckle.model import Model
 from unspeckle.networks.adapters import Adapters, fresh, live
-from unspeckle.objective import Objective
 from unspeckle.prompts import escape
 from unspeckle.schedule import Table
 from unspeckle.seeds import Stream
@@ -42,8 +41,7 @@ class Tuner(Masters):
         super().__init__(plan, fresh(parts, plan.rank, plan.seed))
         self.weights.attach(parts)
         self.base, self.parts = base, parts
-        # what the checkpoint's own training minimised: the plain error of what it predicts, at all its times alike
-        self.objective = Objective("uniform", weight="plain", floor=1e-3, drop=plan.drop)
+        self.objective = replace(plan.objective(), floor=1e-3)
 
     def worker(self) -> nn.Module:
         return self.weights
