@@ -22,7 +22,7 @@ from unspeckle.schedule import KINDS
 from unspeckle.text.clip import ClipTexts
 from unspeckle.training import cached_latents, checkpoint, measure, memory
 from unspeckle.training import plan as plans
-from unspeckle.training.checks import PRECISIONS, check_common, fits
+from unspeckle.training.checks import PRECISIONS, check_common, fits, learning_rate
 from unspeckle.training.choose import Say, finished
 from unspeckle.training.command import DONE, alone, follow, listen, usable
 from unspeckle.training.materials import decoded
@@ -96,8 +96,7 @@ def _check(options: LoraOptions) -> None:
         raise InputError(f"--rank {options.rank}: must lie between 1 and {MOST}; 8 is usual")
     if options.layout not in LAYOUTS:
         raise InputError(f"--layout {options.layout}: unknown; choose {' or '.join(LAYOUTS)}")
-    if options.learning_rate is not None and not 0 < options.learning_rate <= 1:
-        raise InputError(f"--learning-rate {options.learning_rate:g}: must lie between 0 and 1; 1e-4 is usual")
+    learning_rate(options.learning_rate, "1e-4 is usual")
 
 
 def _base(options: LoraOptions) -> Foreign:
@@ -168,5 +167,6 @@ def _said(options: LoraOptions, plan: LoraPlan) -> dict[str, str]:
     return {
         "modelspec.title": options.out.absolute().name,
         "ss_network_alpha": str(plan.rank),
+        **({"modelspec.license": options.licence} if options.licence else {}),
         "unspeckle.recipe": " ".join(["unspeckle train FOLDER --lora --out RUN", *flags]),
     }

@@ -127,7 +127,7 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
     heard = Counter(word for caption in islice(corpus.captions(), 20_000) for word in words(caption) if len(word) > 2)
     summary = {**corpus.summary, "seed": plan.seed, "pictures_seen": plan.pictures, "steps": plan.steps}
     card = Card(
-        name=options.out.absolute().name, size=plan.size, grid="uniform", corpus=summary,
+        name=options.out.absolute().name, licence=options.licence or "", size=plan.size, grid="uniform", corpus=summary,
         vocabulary=tuple(word for word, _ in heard.most_common(200)), recipe=_recipe(options),
     )  # fmt: skip
     distinct = tuple(dict.fromkeys(corpus.heldout.captions(range(len(corpus.heldout))) or corpus.captions()))
