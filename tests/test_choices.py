@@ -148,5 +148,5 @@ def test_held_out_times_are_those_that_training_draws(times: str, schedule: Sche
     assert below.tolist() == pytest.approx([(i + 0.5) / LEVELS for i in range(LEVELS)], abs=0.01)
 
 
-NEW = ("distribution", "weight", "gamma")  # of the plan
+NEW = ("distribution", "weight", "gamma", "work", "peak", "mfu")  # of the plan
 ASKED = ("optimizer", "learning_rate", "licence")

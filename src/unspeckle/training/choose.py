@@ -221,6 +221,7 @@ def finished(
 ) -> AnyPlan:
     """The plan with its number of steps. closing: the work after the last one, in training pictures; cost: what the
     steps take."""
+    plan = replace(plan, work=measure.work(plan), peak=measure.peak(plan.device, plan.precision))
     spent = time.monotonic() - started
     if options.steps:
         steps = options.steps
@@ -243,7 +244,7 @@ def finished(
         )
     return replace(
         plan, steps=steps, warmup=max(1, min(200, steps // 20)), rate=measured.rate, seconds=seconds,
-        memory=measured.memory, disk=disk,
+        memory=measured.memory, disk=disk, mfu=plan.utilisation(measured.rate),
     )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """What a run will do, decided once before its first step and kept in RUN/plan.json."""
 
 import json
+import math
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -50,6 +51,9 @@ class Plan:
     memory: int  # bytes at the peak of a step, measured
     disk: int  # bytes in RUN at the end
     autoencoder: IdentityConfig | LatentConfig
+    work: float = 0.0  # FLOP of the network for a picture, there and back
+    peak: float = 0.0  # FLOP/s of a large matrix product here, measured; 0 where nobody did
+    mfu: float = 0.0  # the share of it that is reached at that rate
     latent_steps: int = 0  # in which the autoencoder is learnt, before the others
     word_steps: int = 0  # the first of `steps`, in which only the words learn, and the draft of what they mean
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "flow"})
@@ -84,6 +88,11 @@ class Plan:
     def rows(self) -> int:
         """Of the network in a step."""
         return self.batch
+
+    def utilisation(self, rate: float) -> float:
+        """The share of the device's peak that so many pictures/s make use of (the "MFU" of Chowdhery et al. 2022,
+        appendix B), NaN where the peak was not measured."""
+        return self.work * rate / self.peak if self.peak and self.work else math.nan
 
     def built(self) -> nn.Module:
         """The untrained network, with what learns in it."""

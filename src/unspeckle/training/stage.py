@@ -50,6 +50,7 @@ class Report:
     samples: Path | None = None
     saved: Path | None = None  # a checkpoint, or at the end the model
     words: bool = False
+    utilisation: float = math.nan  # at that rate: see Plan
 
 
 class Stage(Protocol):
@@ -93,7 +94,7 @@ def walk(stage: Stage, data: Iterator[Any], done: int) -> Iterator[Report]:
             report = Report(
                 step, steps, sum(finite) / len(finite) if finite else math.nan, outcome.norm, rate,
                 _left(plan, step, rate), stage.skipped, look.held, look.samples,
-                stage.save(step) if due else None, words,
+                stage.save(step) if due else None, words, math.nan if words else plan.utilisation(rate),
             )  # fmt: skip
             losses, reported = [], time.monotonic()
             look_took = reported - now if looking else look_took

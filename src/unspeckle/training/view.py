@@ -38,6 +38,7 @@ def table(plan: Plan, done: int) -> Table:
     work = f"{plan.device}, {plan.precision}, {'compiled' if plan.compile else 'eager'}"
     rows = {
         "works on": f"{work}, {paced(plan.rate)} measured",
+        **({"reaches": _reached(plan)} if plan.peak else {}),
         "network": f"{plan.preset}, {plan.parameters / 1e6:.1f} M parameters{_words(plan)}",
         "denoises": _space(plan),
         "pictures": f"{width}x{height}, {plan.pictures:,} in {plan.steps:,} steps of {plan.batch}{_mirrored(plan)}",
@@ -52,6 +53,10 @@ def table(plan: Plan, done: int) -> Table:
     for name, value in rows.items():
         shown.add_row(Text(name, style="bold"), value)
     return shown
+
+
+def _reached(plan: Plan) -> str:
+    return f"{plan.work * plan.rate / 1e12:.2f} of {plan.peak / 1e12:.2f} TFLOP/s measured, {plan.mfu:.0%} (MFU)"
 
 
 def _optimiser(plan: Plan) -> str:
