@@ -33,10 +33,14 @@ class Measured(NamedTuple):
     ready: float
 
 
+def usual_device() -> str:
+    """Where to work if nobody says."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device_and_precision(device: str | None, precision: str | None) -> tuple[str, str]:
     """Where to work and in what: bfloat16 where the hardware multiplies it faster than float32."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or usual_device()
     if precision is None:
         precision = "bfloat16" if pays(device, torch.bfloat16) else "float32"
     return device, precision
