@@ -105,7 +105,7 @@ def _denoise(model: Model, order: Order, prompts: Sequence[Prompt], start: Start
         denoise = guidance.autoguidance(read(model, None), read(order.guide.skipping(order.clip_skip), None), rule)
     bounds: Any = model.autoencoder.bounds if model.card.clamp else None
     if order.threshold is not None:
-        return guidance.dynamic_threshold(denoise, *bounds, order.threshold)
+        return guidance.dynamic_threshold(denoise, bounds[0], bounds[1], order.threshold)
     return denoise if bounds is None else guidance.clamp(denoise, *bounds)
 
 
