@@ -13,13 +13,14 @@ from torch import Tensor
 from unspeckle.training import checkpoint, memory
 from unspeckle.training.checkpoint import Checkpoint
 from unspeckle.training.heldout import Judged
-from unspeckle.training.learner import Outcome
+from unspeckle.training.learner import Outcome, Told, read
 from unspeckle.training.plan import Plan
 
 SKIPS = 20  # steps in a row that may be skipped
 LOOK_EVERY = 180.0  # seconds between held-out losses and samples
 SAVE_EVERY = 240.0  # seconds between checkpoints
 REPORT_EVERY = 1.0
+READ_EVERY = 16  # steps, of a device that works apart: how they went
 
 
 class Failed(Exception):
@@ -71,23 +72,27 @@ def walk(stage: Stage, data: Iterator[Any], done: int) -> Iterator[Report]:
     there is nothing to look at: the network is as it was born."""
     plan, steps = stage.plan, stage.plan.steps
     began = reported = saved = looked = time.monotonic()
-    losses: list[float] = []
+    losses, unread, outcome = list[float](), list[Outcome](), Told(math.nan, math.nan, True)
     in_a_row, look_took, since = 0, 0.0, done
     for step in range(done + 1, steps + 1):
-        outcome = _step(stage, next(data), step)
-        in_a_row = 0 if outcome.moved else in_a_row + 1
-        stage.skipped += not outcome.moved
-        if in_a_row >= SKIPS:
-            raise Failed(
-                f"step {step}: the loss has not been finite for {SKIPS} steps; "
-                "try --precision float32 with another --out"
-            )
-        losses.append(outcome.loss)
+        unread.append(_step(stage, next(data), step))
         now, stopping = time.monotonic(), stage.stop()
         words = step <= plan.word_steps
         looking = now - looked > max(LOOK_EVERY, 20 * look_took) and step < steps and not (stopping or words)
         due = stopping or now - saved > SAVE_EVERY or step == steps
-        if looking or due or now - reported > REPORT_EVERY:
+        telling = looking or due or now - reported > REPORT_EVERY
+        if telling or len(unread) >= READ_EVERY or not isinstance(unread[-1].moved, Tensor):
+            for number, outcome in enumerate(read(unread), step + 1 - len(unread)):
+                in_a_row = 0 if outcome.moved else in_a_row + 1
+                stage.skipped += not outcome.moved
+                losses.append(outcome.loss)
+                if in_a_row >= SKIPS:
+                    raise Failed(
+                        f"step {number}: the loss has not been finite for {SKIPS} steps; "
+                        "try --precision float32 with another --out"
+                    )
+            unread = []
+        if telling:
             rate = (step - since) * plan.batch / max(1e-9, now - began)
             finite = [value for value in losses if math.isfinite(value)]
             look = stage.look(step) if looking else Look()
