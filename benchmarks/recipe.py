@@ -3,10 +3,10 @@
     python benchmarks/recipe.py FOLDER [--preset tiny] [--size 64] [--space latents] [--pictures 25600] [--threads 1]
         [--out MODEL.safetensors] [FIELD=VALUE ...]
 
-FIELD is one of the plan's (optimizer=adamw, muon_rate=0.002, batch=32, times=[0.6,1.0]) or of its network
-(network.blocks=3). No FIELD trains the plan as `train` would choose it. The held-out loss always has the unchanged
-plan's times and weights, so that lines of one space compare; across spaces, compare drawings of the models that --out
-keeps. Steps are eager, so that processes side by side compare as well.
+FIELD is one of the plan's (optimizer=adamw, muon_rate=0.002, batch=32, times=[0.6,1.0], distribution=uniform,
+weight=min_snr: see objective.py) or of its network (network.blocks=3). No FIELD trains the plan as `train` would choose
+it. The held-out loss always has the unchanged plan's times and weights, so that lines of one space compare; across
+spaces, compare drawings of the models that --out keeps. Steps are eager, so that processes side by side compare too.
 """
 
 import argparse

@@ -1,10 +1,13 @@
-"""Put a trained model, and its student if it has one, into the package, with their licence and recipe."""
+"""Put a trained model, and its student if it has one, into the package, with their licence and recipe.
+
+Where both are too large for one file, the student lies apart: embedded-few.safetensors beside embedded.safetensors.
+"""
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from unspeckle.model import load, save
+from unspeckle.model import Model, load, save
 from unspeckle.storage import DTYPES
 
 INSIDE = Path(__file__).parents[1] / "src/unspeckle/models/embedded.safetensors"
@@ -26,7 +29,7 @@ def main() -> None:
     model = load(args.model)
     corpus = {**model.card.corpus, "made_by": "unspeckle make-corpus emoji", "corpus_seed": args.corpus_seed}
     model.card = replace(
-        model.card, name="unspeckle emoji 64", licence=LICENCE, recipe=args.recipe, corpus=corpus,
+        model.card, name=f"unspeckle emoji {model.card.size[0]}", licence=LICENCE, recipe=args.recipe, corpus=corpus,
         steps=args.steps, scale=args.scale,
     )  # fmt: skip
     if args.without_student:
@@ -34,14 +37,24 @@ def main() -> None:
     if (student := model.student) is not None:
         said = {"name": f"{model.card.name}, few steps", "licence": LICENCE, "recipe": model.card.recipe}
         student.card = replace(student.card, **said)
-    beside = args.out.with_suffix(".new")
-    save(model, beside, args.dtype)
+    if not put(model, args.out, args.dtype):
+        if student is None or not put(replace(model, student=None), args.out, args.dtype):
+            raise SystemExit(f"{args.model}: in {args.dtype}, is more than {LARGEST:,} bytes")
+        if not put(student, args.out.with_stem(f"{args.out.stem}-few"), args.dtype):
+            raise SystemExit(f"{args.model}: its student, in {args.dtype}, is more than {LARGEST:,} bytes")
+
+
+def put(model: Model, path: Path, dtype: str) -> bool:
+    """Write the model, unless it is too large."""
+    beside = path.with_suffix(".new")
+    save(model, beside, dtype)
     size = beside.stat().st_size
     if size > LARGEST:
         beside.unlink()
-        raise SystemExit(f"{args.model}: {size:,} bytes in {args.dtype}, more than {LARGEST:,}")
-    beside.replace(args.out)
-    print(f"{args.out}: {size:,} bytes, hash {load(args.out).hash}")
+        return False
+    beside.replace(path)
+    print(f"{path}: {size:,} bytes, hash {load(path).hash}")
+    return True
 
 
 if __name__ == "__main__":

@@ -57,6 +57,15 @@ def test_imports_point_one_way(file: Path) -> None:
         assert (here, there) not in APART, f"{file.relative_to(ROOT)} imports {name}"
 
 
+def test_training_gives_its_classes_names_of_their_own() -> None:
+    """None that it takes from another room too: a reader could not tell one Batch from the other."""
+    trees = [ast.parse(file.read_text("utf-8")) for file in (ROOT / "training").glob("*.py")]
+    own = {node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
+    nodes = [node for tree in trees for node in tree.body if isinstance(node, ast.ImportFrom)]
+    foreign = [node for node in nodes if not str(node.module).startswith("unspeckle.training")]
+    assert own & {alias.name for node in foreign for alias in node.names} == set()
+
+
 def test_the_mathematics_is_small() -> None:
     lines = {name: len((ROOT / f"{name}.py").read_text().splitlines()) for name in (*MATHEMATICS, GRIDS)}
     assert sum(lines[name] for name in MATHEMATICS) <= 700

@@ -75,6 +75,11 @@ def album() -> Album:
     )  # fmt: skip
 
 
+def test_it_says_the_licence_of_the_model() -> None:
+    said = [read(page(replace(scores(), licence=name), album(), "unspeckle score")).text for name in ("", "A & B <1>")]
+    assert "licence" not in said[0] and "licence of the model: A & B <1>." in said[1]
+
+
 def test_it_holds_what_was_measured_and_asks_no_network() -> None:
     found = read(page(scores(), album(), "unspeckle score MODEL --corpus FOLDER"))
     assert len(found.pictures) == 2 * 3 + 2 * 2 + 5 + 3

@@ -23,7 +23,7 @@ from unspeckle.commands import tune
 from unspeckle.draw import Ask, steps
 from unspeckle.errors import InputError
 from unspeckle.formats import lora
-from unspeckle.training import checkpoint, encoded, tuning
+from unspeckle.training import cached_latents, checkpoint, tuning
 from unspeckle.training import plan as plans
 from unspeckle.training.options import LoraOptions, TrainOptions
 from unspeckle.training.plan import LoraPlan
@@ -146,7 +146,7 @@ def test_the_loss_is_that_of_diffusers(folder: Path, base: Any) -> None:
         plan = a_plan(model)
         tuner = Tuner(plan, model)
         x, captions = torch.randn(4, 4, 8, 8), ["a frog", "red", "", "blue frog"]
-        batch = encoded.Batch(x, captions, torch.arange(4))
+        batch = cached_latents.LatentBatch(x, captions, torch.arange(4))
         with torch.no_grad():
             mine = tuner.loss(batch)
         from unspeckle.seeds import Stream
@@ -173,11 +173,11 @@ def a_plan(model: Any) -> LoraPlan:
 def test_pictures_are_encoded_once(folder: Path, base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     assert tune.run(options(folder, out, base("1"))) == 0
-    held = load_file(out / encoded.FILE)
+    held = load_file(out / cached_latents.FILE)
     model = unspeckle.load(base("1"))
     assert len(held["training"]) + len(held["heldout"]) == 30
     (out / FILE).unlink()
-    monkeypatch.setattr(encoded, "encoded", None)  # would be called
+    monkeypatch.setattr(cached_latents, "encoded", None)  # would be called
     before = final_checkpoint(out)
     assert tune.run(options(folder, out, base("1"))) == 0 and equal(final_checkpoint(out), before)
     assert model.autoencoder.decode(held["training"][:1]).shape == (1, 3, 16, 16)

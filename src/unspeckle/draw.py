@@ -43,6 +43,7 @@ __all__ = [
 TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
 _UNUSUAL = {  # what a record tells of only where it is not so
     "guidance": "cfg", "rescale": 0, "interval": None, "paste": True, "upscaler": "lanczos", "clip_skip": 1, "tiles": 0,
+    "threshold": None,
 }  # fmt: skip
 
 
@@ -103,6 +104,8 @@ def _denoise(model: Model, order: Order, prompts: Sequence[Prompt], start: Start
     else:
         denoise = guidance.autoguidance(read(model, None), read(order.guide.skipping(order.clip_skip), None), rule)
     bounds: Any = model.autoencoder.bounds if model.card.clamp else None
+    if order.threshold is not None:
+        return guidance.dynamic_threshold(denoise, bounds[0], bounds[1], order.threshold)
     return denoise if bounds is None else guidance.clamp(denoise, *bounds)
 
 

@@ -31,6 +31,7 @@ class Ask:
     nothing to do for negative, guidance, rescale, interval and guide (an error in models told of the scale). size is
     (width, height) in pixels, or one number for both. guidance: classifier-free or adaptive projected, see guidance.py;
     interval: the times (low, high) of guidance; rescale: 0 to 1; guide: a weaker model in place of the negative prompt.
+    threshold: the share of values, over 0 to 1, that dynamic thresholding leaves within bounds, in models of pixels.
     steps that the model's student knows, such as 1, 2 or 4, are drawn by it, unless negative words, or a scale, sampler
     or grid that are not its own, are asked for.
 
@@ -55,6 +56,7 @@ class Ask:
     rescale: float = 0.0
     interval: tuple[float, float] | None = None
     guide: Model | None = field(default=None, repr=False)
+    threshold: float | None = None
     image: Image.Image | None = field(default=None, repr=False)
     mask: Image.Image | None = field(default=None, repr=False)
     strength: float | None = None
@@ -141,6 +143,7 @@ def settle(model: Model, ask: Ask) -> Order:
         "rescale": _share("rescale", ask.rescale),
         "interval": None if ask.interval is None else _interval(ask.interval),
         "guide": _guide(model, ask),
+        "threshold": None if ask.threshold is None else _threshold(model, ask.threshold),
         "strength": _strength(ask),
         "variation_strength": _share("variation_strength", ask.variation_strength),
         "hires": None if ask.hires is None else _larger(_fitting(model, ask.hires, "hires"), size),
@@ -150,6 +153,8 @@ def settle(model: Model, ask: Ask) -> Order:
     }
     model.skipping(ask.clip_skip)
     order = Order(**{**{one.name: getattr(ask, one.name) for one in fields(Ask)}, **settled})
+    if order.threshold is not None and 3 * math.prod(order.sides) > MOST:  # what torch.quantile takes
+        raise InputError(f"threshold: is reckoned for at most {MOST // 3} pixels of a picture; leave it out")
     if order.later < 1:
         raise InputError(f"strength {order.strength:g}: leaves none of {order.steps} steps; choose more of either")
     if model.left(2.0) == 1 and (names := idle(model, order)):
@@ -226,6 +231,14 @@ def _guide(model: Model, ask: Ask) -> Model | None:
         name = ask.guide.card.name
         raise InputError(f"guide {name!r}: knows other noise or colours than the model; give one of the same corpus")
     return ask.guide
+
+
+def _threshold(model: Model, share: Any) -> float:
+    if not _number(share) or not 0 < share <= 1:
+        raise InputError(f"threshold {share!r}: must be over 0 and at most 1; 0.995 is usual")
+    if model.autoencoder.bounds is None or not model.card.clamp:
+        raise InputError("threshold: this model draws latents, which have no bounds as pixels have; leave it out")
+    return float(share)
 
 
 def _border(model: Model) -> tuple[Any, type, Any, dict[str, Tensor]]:

@@ -19,6 +19,7 @@ from unspeckle.cli.options import (
     share_the_cores,
 )
 
+THRESHOLD_HELP = "Dynamic thresholding (of pixels): the share of values kept in bounds, 0.995.  [default: clamp]"
 INTERVAL_HELP = "Guide at these times only: 0 is the picture, 1 is noise.  [default: always]"
 PRECISION_HELP = (
     "auto (bfloat16 for a Stable Diffusion where it pays), float32, bfloat16, float16, or int8: lossy, but "
@@ -54,6 +55,7 @@ def draw(
         Optional[str],  # noqa: UP045
         typer.Option(metavar="LOW,HIGH", help=INTERVAL_HELP, rich_help_panel=GUIDANCE),
     ] = None,
+    threshold: Annotated[float | None, typer.Option(metavar="P", help=THRESHOLD_HELP, rich_help_panel=GUIDANCE)] = None,
     guide: Annotated[Optional[Path], typer.Option(help=GUIDE_HELP, rich_help_panel=GUIDANCE)] = None,  # noqa: UP045
     image: Annotated[
         Optional[Path],  # noqa: UP045
@@ -129,8 +131,8 @@ def draw(
 
     ask = Ask(
         " ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides, guidance, rescale, when,
-        strength=strength, paste=paste, variation=variation, variation_strength=variation_strength, hires=larger,
-        upscaler=upscaler, clip_skip=clip_skip, tiles=tiles,
+        threshold=threshold, strength=strength, paste=paste, variation=variation,
+        variation_strength=variation_strength, hires=larger, upscaler=upscaler, clip_skip=clip_skip, tiles=tiles,
     )  # fmt: skip
     added = Additions(lora or (), embedding or (), vae)
     return run(

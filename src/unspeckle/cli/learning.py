@@ -25,6 +25,10 @@ def train(
     caption: Annotated[str | None, typer.Option(help="One caption for all pictures.")] = None,
     template: Annotated[str | None, typer.Option(help='Around the name of a folder: "a photo of a {name}".')] = None,
     from_model: Annotated[Path | None, typer.Option("--from", help="Go on from this model.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="muon or adamw.  [default: muon in bfloat16]")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="At its highest.  [default: muon 4e-3, adamw 1e-3, --lora 1e-4]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of all that is random.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures a step.")] = None,
     device: Device = None,
@@ -34,13 +38,13 @@ def train(
         bool | None,
         typer.Option("--mirror/--no-mirror", help="Half of the pictures.  [default: where few are seen often]"),
     ] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the model, for its card: CC0-1.0, …")] = None,
     lora: Annotated[
         bool, typer.Option("--lora", help="Fine-tune the Stable Diffusion of --from, by a small file.", **_LORA)
     ] = False,
     rank: Annotated[int | None, typer.Option(help="How much it can hold.  [default: 8]", **_LORA)] = None,
     text_encoder: Annotated[bool, typer.Option("--text-encoder", help="Its text encoders learn too.", **_LORA)] = False,
     layout: Annotated[str | None, typer.Option(help="Of the file: kohya or peft.  [default: kohya]", **_LORA)] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="[default: 1e-4]", **_LORA)] = None,
     prediction: Annotated[str | None, typer.Option(help="Where it does not tell: eps or v.", **_LORA)] = None,
     trust_pickle: Annotated[bool, typer.Option("--trust-pickle", help="Read the tensors of a .ckpt.", **_LORA)] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only print the plan.")] = False,
@@ -55,13 +59,13 @@ def train(
         "folder": folder, "out": out, "seconds": None if for_ is None else quantities.duration(for_),
         "pictures": None if pictures is None else quantities.count(pictures, "--pictures"),
         "steps": None if steps is None else quantities.count(steps, "--steps"), "size": size, "captions": captions,
-        "caption": caption, "template": template, "from_model": from_model, "seed": seed, "batch": batch,
+        "caption": caption, "template": template, "from_model": from_model, "licence": licence,
+        "learning_rate": learning_rate, "seed": seed, "batch": batch,
         "device": device, "precision": precision, "plan_only": plan, "json": json, "quiet": quiet,
     }  # fmt: skip
-    alone = {"--preset": preset, "--space": space, "--compile": compile, "--mirror": mirror}
+    alone = {"--preset": preset, "--space": space, "--optimizer": optimizer, "--compile": compile, "--mirror": mirror}
     tuned = {"--rank": rank, "--text-encoder": text_encoder or None, "--layout": layout,
-             "--learning-rate": learning_rate, "--prediction": prediction,
-             "--trust-pickle": trust_pickle or None}  # fmt: skip
+             "--prediction": prediction, "--trust-pickle": trust_pickle or None}  # fmt: skip
     for name, value in (alone if lora else tuned).items():
         if value is not None:
             raise InputError(f"{name}: is {'not ' if lora else 'only '}for --lora; leave it out")
@@ -73,13 +77,16 @@ def train(
 
         options = LoraOptions(
             **common, rank=8 if rank is None else rank, words=text_encoder, layout=layout or "kohya",
-            learning_rate=learning_rate, prediction=prediction, trust_pickle=trust_pickle,
+            prediction=prediction, trust_pickle=trust_pickle,
         )  # fmt: skip
         return tune(options)
     from unspeckle.training.command import run
     from unspeckle.training.options import TrainOptions
 
-    return run(TrainOptions(**common, preset=preset, space=space, compile=compile, mirror=mirror))
+    chosen = TrainOptions(
+        **common, preset=preset, space=space, optimizer=optimizer, compile=compile, mirror=mirror
+    )  # fmt: skip
+    return run(chosen)
 
 
 def distil(

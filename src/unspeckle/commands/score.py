@@ -17,7 +17,6 @@ from unspeckle.corpus import Corpus, open_corpus, read
 from unspeckle.draw import Ask, settle
 from unspeckle.errors import InputError
 from unspeckle.model import Model, load
-from unspeckle.objective import Objective
 from unspeckle.picture import slug
 from unspeckle.scoring.measure import measure, units
 from unspeckle.scoring.questions import library_of, questions
@@ -109,7 +108,7 @@ def run(options: ScoreOptions) -> int:
     console = Console(stderr=True, quiet=options.quiet, highlight=False, markup=False)
     wishes = Wishes(options.pictures, options.seeds, options.features, options.ask)
     if plan is not None:
-        wishes = replace(wishes, objective=Objective(mean=plan.times[0], std=plan.times[1]))
+        wishes = replace(wishes, objective=plan.objective())
     with Watching(console) as watch:
         corpus = None if options.corpus is None else _corpus(options, model, plan, console, watch)
         watch.expect(units(model, corpus, wishes))

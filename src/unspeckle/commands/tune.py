@@ -20,9 +20,9 @@ from unspeckle.networks.unet import UNetConfig
 from unspeckle.networks.vae import Vae
 from unspeckle.schedule import KINDS
 from unspeckle.text.clip import ClipTexts
-from unspeckle.training import checkpoint, encoded, measure, memory
+from unspeckle.training import cached_latents, checkpoint, measure, memory
 from unspeckle.training import plan as plans
-from unspeckle.training.checks import PRECISIONS, check_common, fits
+from unspeckle.training.checks import PRECISIONS, check_common, fits, learning_rate
 from unspeckle.training.choose import Say, finished
 from unspeckle.training.command import DONE, alone, follow, listen, usable
 from unspeckle.training.materials import decoded
@@ -80,7 +80,7 @@ def run(options: LoraOptions) -> int:
         if plan.threads != torch.get_num_threads() and plan.device == "cpu":
             torch.set_num_threads(plan.threads)
         base = hired(base, plan)
-        latents = encoded.kept(options.out, plan, corpus, base.autoencoder, console)
+        latents = cached_latents.kept(options.out, plan, corpus, base.autoencoder, console)
         course = Tuning(plan, options.out, base, corpus, latents, _said(options, plan))
         return follow(course, options, console, listen())
 
@@ -96,8 +96,7 @@ def _check(options: LoraOptions) -> None:
         raise InputError(f"--rank {options.rank}: must lie between 1 and {MOST}; 8 is usual")
     if options.layout not in LAYOUTS:
         raise InputError(f"--layout {options.layout}: unknown; choose {' or '.join(LAYOUTS)}")
-    if options.learning_rate is not None and not 0 < options.learning_rate <= 1:
-        raise InputError(f"--learning-rate {options.learning_rate:g}: must lie between 0 and 1; 1e-4 is usual")
+    learning_rate(options.learning_rate, "1e-4 is usual")
 
 
 def _base(options: LoraOptions) -> Foreign:
@@ -136,11 +135,11 @@ def _choose(options: LoraOptions, base: Foreign, corpus: Corpus, started: float,
     plan = memory.fitted(plan, options.batch is not None, say)
     before = time.monotonic()
     some = min(plan.batch, len(corpus.training))
-    x = encoded.encoded(corpus.training, base.autoencoder, range(some))
+    x = cached_latents.encoded(corpus.training, base.autoencoder, range(some))
     encoding = (time.monotonic() - before) / some * (len(corpus.training) + len(corpus.heldout))
     x = x[torch.arange(plan.batch) % some]
     captions = corpus.training.captions(torch.arange(plan.batch) % some)
-    sample = encoded.Batch(x, captions, torch.arange(plan.batch))
+    sample = cached_latents.LatentBatch(x, captions, torch.arange(plan.batch))
     made: list[Tuner] = []
 
     def learns(plan: LoraPlan) -> Tuner:
@@ -168,5 +167,6 @@ def _said(options: LoraOptions, plan: LoraPlan) -> dict[str, str]:
     return {
         "modelspec.title": options.out.absolute().name,
         "ss_network_alpha": str(plan.rank),
+        **({"modelspec.license": options.licence} if options.licence else {}),
         "unspeckle.recipe": " ".join(["unspeckle train FOLDER --lora --out RUN", *flags]),
     }

@@ -57,7 +57,8 @@ def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watc
     scores = Scores(
         model=model.card.name, hash=model.hash, version=installed(), device=str(model.device), sampler=order.sampler,
         grid=order.grid, steps=order.steps, scale=order.scale, size=order.size, pictures=wishes.pictures,
-        seeds=tuple(range(wishes.seeds)), corpus=None if corpus is None else _facts(model, corpus, name),
+        seeds=tuple(range(wishes.seeds)), licence=model.card.licence,
+        corpus=None if corpus is None else _facts(model, corpus, name),
     )  # fmt: skip
     count = min(SWEPT, wishes.pictures)
     if corpus is not None and len(corpus.heldout) >= LEAST:
@@ -198,7 +199,8 @@ def _loss(task: Task, corpus: Corpus) -> Loss:
     """Of held-out pictures, and of as many training pictures."""
     found, model, count = [], task.model, min(LOSSES, len(corpus.heldout))
     for split in (corpus.heldout, corpus.training):
-        held = HeldOut(split, model.tokenizer, model.autoencoder, task.wishes.objective, model.device, count)
+        objective, schedule = task.wishes.objective, model.denoiser.schedule
+        held = HeldOut(split, model.tokenizer, model.autoencoder, objective, model.device, count, schedule)
         found.append(held(model.denoiser, model.text, task.complete))
         task.watch.tell(LEVELS * count)
     out, seen = found

@@ -7,6 +7,7 @@ from unspeckle.errors import InputError
 from unspeckle.networks import Config
 from unspeckle.presets import preset
 from unspeckle.training.options import Options, TrainOptions
+from unspeckle.training.plan import OPTIMIZERS
 
 LEAST = 16  # pixels of a side: no smaller pictures are drawn
 PRECISIONS = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
@@ -24,6 +25,9 @@ def check(options: TrainOptions) -> None:
         raise InputError(
             f"--out {options.out}: lies inside {options.folder}, whose pictures it would join; choose another"
         )
+    if options.optimizer not in (None, *OPTIMIZERS):
+        raise InputError(f"--optimizer {options.optimizer}: unknown; choose {' or '.join(OPTIMIZERS)}")
+    learning_rate(options.learning_rate, "4e-3 is usual with muon, 1e-3 with adamw")
     if options.space not in (None, "pixels", "latents"):
         raise InputError(f"--space {options.space}: unknown; choose pixels or latents")
     if options.space is not None and options.from_model is not None:
@@ -45,6 +49,12 @@ def check_common(options: Options) -> None:
             raise InputError(f"{flag} {count}: must be at least 1")
     if options.device is not None and not usable(options.device):
         raise InputError(f"--device {options.device}: cannot be used here; leave it out, or take cpu")
+
+
+def learning_rate(rate: float | None, usual: str) -> None:
+    """InputError where nothing can be learnt at that rate."""
+    if rate is not None and not 0 < rate <= 1:
+        raise InputError(f"--learning-rate {rate:g}: must lie between 0 and 1; {usual}")
 
 
 def usable(device: str) -> bool:

@@ -66,7 +66,7 @@ def choose(
             steps=10**6, batch=batch, seed=seed, device=device, precision=precision, compile=False,
             threads=torch.get_num_threads(), parameters=0, rate=0, seconds=0, memory=0, disk=0,
             autoencoder=autoencoder.config, latent_steps=int(learns),
-            optimizer="muon" if precision == "bfloat16" else "adamw", **_kind(origin),
+            **_learning(options, precision), **_kind(origin),
             times=LATENT_TIMES if isinstance(autoencoder, Latents) else PIXEL_TIMES,
         )  # fmt: skip
         with torch.device("meta"):
@@ -106,6 +106,19 @@ def choose(
         latent_steps=math.ceil(LATENT_SHARE * plan.steps) if learns else 0,
         word_steps=word_steps(plan.steps) if drafts else 0,
     )
+
+
+def _learning(options: TrainOptions, precision: str) -> dict[str, Any]:
+    """The optimiser and its rates. The rate asked for is Muon's where that is the optimiser; what AdamW takes beside
+    it keeps its share of that."""
+    optimizer = options.optimizer or ("muon" if precision == "bfloat16" else "adamw")
+    usual = Plan.muon_rate if optimizer == "muon" else Plan.learning_rate
+    share = (options.learning_rate or usual) / usual
+    return {
+        "optimizer": optimizer,
+        "learning_rate": share * Plan.learning_rate,
+        "muon_rate": share * Plan.muon_rate,
+    }
 
 
 def _kind(origin: Model | None) -> dict[str, Any]:
@@ -208,6 +221,7 @@ def finished(
 ) -> AnyPlan:
     """The plan with its number of steps. closing: the work after the last one, in training pictures; cost: what the
     steps take."""
+    plan = replace(plan, work=measure.work(plan), peak=measure.peak(plan.device, plan.precision))
     spent = time.monotonic() - started
     if options.steps:
         steps = options.steps
@@ -230,7 +244,7 @@ def finished(
         )
     return replace(
         plan, steps=steps, warmup=max(1, min(200, steps // 20)), rate=measured.rate, seconds=seconds,
-        memory=measured.memory, disk=disk,
+        memory=measured.memory, disk=disk, mfu=plan.utilisation(measured.rate),
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import Latents
 from unspeckle.precision import keep_memory
 from unspeckle.text.tokenizer import words
-from unspeckle.training import checkpoint, checks, choose, latents
+from unspeckle.training import checkpoint, checks, choose, latents, measure, memory
 from unspeckle.training import plan as plans
 from unspeckle.training.learner import Weights, fresh
 from unspeckle.training.log import Log
@@ -61,6 +61,8 @@ def run(options: TrainOptions) -> int:
     listing = read(options.folder, options.captions, options.caption, options.template)
     with alone(options):
         materials = gather(listing, options, plan, console)
+        device = (options.device or measure.usual_device()) if plan is None else plan.device
+        materials = materials._replace(corpus=memory.near(materials.corpus, device))
         if plan is None:
             size = materials.corpus.training.size
             plan = choose.choose(options, size, *materials, started, lambda line: console.print(line, highlight=False))
@@ -127,7 +129,7 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
     heard = Counter(word for caption in islice(corpus.captions(), 20_000) for word in words(caption) if len(word) > 2)
     summary = {**corpus.summary, "seed": plan.seed, "pictures_seen": plan.pictures, "steps": plan.steps}
     card = Card(
-        name=options.out.absolute().name, size=plan.size, grid="uniform", corpus=summary,
+        name=options.out.absolute().name, licence=options.licence or "", size=plan.size, grid="uniform", corpus=summary,
         vocabulary=tuple(word for word, _ in heard.most_common(200)), recipe=_recipe(options),
     )  # fmt: skip
     distinct = tuple(dict.fromkeys(corpus.heldout.captions(range(len(corpus.heldout))) or corpus.captions()))

@@ -11,6 +11,7 @@ from unspeckle.corpus import Split
 from unspeckle.denoiser import Denoiser, Given
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.objective import Objective
+from unspeckle.schedule import Flow, Schedule
 from unspeckle.seeds import Stream
 from unspeckle.text.tokenizer import Tokenizer
 
@@ -58,19 +59,28 @@ class HeldOutLoss(NamedTuple):
         return f"held-out loss {self.total:.4f}; at noise {level:.2f} it errs {share:.0%} of the mean picture's error"
 
 
+def middles(objective: Objective, schedule: Schedule) -> Tensor:
+    """(LEVELS,) the middles of as many equal shares of the times that the objective draws."""
+    shares = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
+    normal = objective.mean + objective.std * torch.special.ndtri(shares)
+    if objective.times == "uniform":
+        return shares.float()
+    return (normal.sigmoid() if objective.times == "logit_normal" else schedule.inverse(normal.exp())).float()
+
+
 class HeldOut:
     """Fixed pictures, captions, times and noise, so that two moments of a run compare.
 
-    The times are the middles of LEVELS equal shares of the objective's own, which must be logit-normal.
+    The times are the middles of LEVELS equal shares of the objective's own. schedule: of the noise that is meant, for
+    times that hang on it ("edm"); a flow where none is given.
     """
 
     def __init__(
         self, split: Split, tokenizer: Tokenizer, autoencoder: Autoencoder, objective: Objective, device: torch.device,
-        most: int,
+        most: int, schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         self.objective = objective
-        middles = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
-        self.times = (objective.mean + objective.std * torch.special.ndtri(middles)).sigmoid().float().to(device)
+        self.times = middles(objective, schedule or Flow()).to(device)
         count = min(most, len(split))
         chosen = torch.arange(count) * len(split) // count
         self.rows = max(1, min(SHARE, PIXELS // math.prod(split.size)))

@@ -72,7 +72,7 @@ class LatentTraining:
 
     def __post_init__(self) -> None:
         steps = self.plan.latent_steps
-        self.plan = replace(self.plan, steps=steps, warmup=max(1, min(100, steps // 10)), word_steps=0)
+        self.plan = replace(self.plan, steps=steps, warmup=max(1, min(100, steps // 10)), word_steps=0, work=0.0)
         self.learner = LatentLearner(self.plan, self.autoencoder)
 
     def step(self, batch: Batch, step: int) -> Outcome:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -12,7 +12,6 @@ from unspeckle.corpus import Batch
 from unspeckle.denoiser import Network
 from unspeckle.networks import build
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.objective import Objective
 from unspeckle.seeds import Stream
 from unspeckle.text.encoder import TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
@@ -41,11 +40,28 @@ def fresh(plan: Plan) -> Weights:
 
 
 class Outcome(NamedTuple):
-    """Of one step: mean loss, the gradient's norm before clipping, and whether the weights moved."""
+    """Of one step: mean loss, the gradient's norm before clipping, and whether the weights moved; of a device that
+    works apart, they stay tensors until somebody reads them."""
+
+    loss: float | Tensor
+    norm: float | Tensor
+    moved: bool | Tensor
+
+
+class Told(NamedTuple):
+    """The same in plain numbers."""
 
     loss: float
     norm: float
     moved: bool
+
+
+def read(outcomes: Sequence[Outcome]) -> list[Told]:
+    """Outcomes of one learner, by one look at its device, which waits until they are known."""
+    if not all(isinstance(outcome.moved, Tensor) for outcome in outcomes):
+        return [Told(float(loss), float(norm), bool(moved)) for loss, norm, moved in outcomes]
+    numbers = torch.stack([torch.stack([torch.as_tensor(part).double() for part in one]) for one in outcomes]).tolist()
+    return [Told(loss, norm, bool(moved)) for loss, norm, moved in numbers]
 
 
 @torch.no_grad()
@@ -71,6 +87,11 @@ class Masters:
         weights: nn.Module = self.weights
         same = self.plan.precision == "float32"
         return weights if same else copy.deepcopy(weights).to(DTYPES[self.plan.precision])
+
+    @property
+    def apart(self) -> bool:
+        """Whether the device works apart from the processor, which then asks it only now and then how a step went."""
+        return self.device.type == "cuda"
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.weights.parameters())
@@ -100,8 +121,13 @@ class Masters:
             for master, worker in self._pairs():
                 master.grad = None if worker.grad is None else worker.grad.float()
                 worker.grad = None
-        norm = clipped(self.parameters(), self.plan.clip)
-        value = float(loss.detach())
+        found = clipped(self.parameters(), self.plan.clip)
+        if self.apart:
+            finite = found.isfinite() & loss.detach().isfinite()
+            self.optimizer.step(step, finite)
+            self.refresh()
+            return Outcome(loss.detach(), found, finite)
+        norm, value = float(found), float(loss.detach())
         moved = math.isfinite(norm) and math.isfinite(value)
         if moved:
             self.optimizer.step(step)
@@ -123,7 +149,7 @@ class Learner(Masters):
         self.encoder = self.autoencoder.at(DTYPES[plan.precision])
         network = cast(Network, self.working.network)
         self.denoiser = plan.denoiser(network)
-        self.objective = Objective("logit_normal", *plan.times, drop=plan.drop)
+        self.objective = plan.objective()
         self.nothing = tokenizer.encode([""]).to(self.device)
         if plan.compile:
             whole: Any = self.working.network

@@ -39,6 +39,7 @@ class Log:
     def write(self, report: Report, pictures: int) -> None:
         line: dict[str, Any] = {"time": round(time.time(), 1), "step": report.step, "pictures": pictures}
         numbers = {"loss": report.loss, "norm": report.norm, "rate": report.rate, "skipped": float(report.skipped)}
+        numbers["mfu"] = report.utilisation
         if report.words:
             line["words"] = True
         if report.held is not None:

@@ -147,7 +147,8 @@ class Training(Course):
     def judge(self) -> Judge:
         judged, learner = self.corpus.heldout if len(self.corpus.heldout) else self.corpus.training, self.learner
         assert isinstance(learner, Learner)
-        held = HeldOut(judged, self.tokenizer, self.autoencoder, learner.objective, learner.device, HELD_OUT)
+        schedule = learner.denoiser.schedule
+        held = HeldOut(judged, self.tokenizer, self.autoencoder, learner.objective, learner.device, HELD_OUT, schedule)
         return lambda model: held(model.denoiser, model.text)
 
     def model(self, tensors: list[Tensor], precision: str = "float32", weights: str = "") -> Model:

@@ -18,9 +18,11 @@ from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.precision import pays, wait
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.latents import LatentLearner
-from unspeckle.training.learner import Learner, Masters, fresh
-from unspeckle.training.plan import AnyPlan, Plan
+from unspeckle.training.learner import DTYPES, Learner, Masters, fresh
+from unspeckle.training.plan import AnyPlan, DistilPlan, Plan
 from unspeckle.training.reconstruction import COARSE_EVERY
+
+PEAK = 0.5  # seconds of large products
 
 
 class Measured(NamedTuple):
@@ -31,10 +33,14 @@ class Measured(NamedTuple):
     ready: float
 
 
+def usual_device() -> str:
+    """Where to work if nobody says."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device_and_precision(device: str | None, precision: str | None) -> tuple[str, str]:
     """Where to work and in what: bfloat16 where the hardware multiplies it faster than float32."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device or usual_device()
     if precision is None:
         precision = "bfloat16" if pays(device, torch.bfloat16) else "float32"
     return device, precision
@@ -51,6 +57,35 @@ def flops(config: Config, size: tuple[int, int], length: int) -> float:
         given = Given(torch.empty(1, length, config.text_width), None, torch.empty(1, config.vector_width))
         build(config)(torch.empty(1, config.channels, size[1], size[0]), torch.empty(1), given)
     return 3.0 * float(counted.get_total_flops())
+
+
+def work(plan: Plan) -> float:
+    """Floating-point operations of the plan's network for one picture that it learns from, forward and backward, as
+    they are counted on the meta device; text, autoencoder and optimiser are not. Of a student: its teacher's too."""
+    with torch.device("meta"):
+        network, config, (width, height) = plan.built(), plan.network, plan.extent
+        given = Given(torch.empty(1, plan.text.length, config.text_width), None, torch.empty(1, config.vector_width))
+        with FlopCounterMode(display=False) as there:
+            out = network(torch.empty(1, config.channels, height, width), torch.empty(1), given)
+        with FlopCounterMode(display=False) as back:
+            out.sum().backward()
+    forward, both = there.get_total_flops(), there.get_total_flops() + back.get_total_flops()
+    if isinstance(plan, DistilPlan):
+        return float(sum(plan.counts) * both + plan.moves * (1 if plan.scale == 1 else 2) * forward)
+    return float(both)
+
+
+def peak(device: str, precision: str, seconds: float = PEAK) -> float:
+    """FLOP/s of large matrix products in that precision, the quickest of those that such a time allows."""
+    side = 8192 if device.startswith("cuda") else 1024
+    a, b = (torch.randn(side, side, device=device, dtype=DTYPES[precision]) for _ in range(2))
+    out, taken, begun = torch.empty_like(a), list[float](), time.perf_counter()
+    while len(taken) < 3 or time.perf_counter() - begun < seconds:
+        before = time.perf_counter()
+        torch.mm(a, b, out=out)
+        wait(device)
+        taken.append(time.perf_counter() - before)
+    return 2 * side**3 / min(taken)
 
 
 def training(

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from unspeckle.corpus import Corpus
+from unspeckle.corpus.resident import resident
 from unspeckle.denoiser import Given
 from unspeckle.errors import InputError
 from unspeckle.networks.latents import LatentConfig, Latents
@@ -14,6 +16,7 @@ from unspeckle.training.plan import AnyPlan, Plan
 from unspeckle.training.reconstruction import reconstruction
 
 SHARE = 0.8  # of what is free that a step may take
+PICTURES = 0.25  # of what is free on a GPU, that the corpus may take beforehand
 BASE = 500 * 2**20  # bytes for the libraries, a compiler, a batch on its way
 BUSY = 1.3  # what a backward pass holds at its peak, in units of what the forward pass kept for it
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
@@ -94,6 +97,14 @@ def free(device: str) -> int | None:
     except (OSError, ValueError):
         return available
     return min(available, limit - taken)
+
+
+def near(corpus: Corpus, device: str) -> Corpus:
+    """The corpus, its training pictures in the device's own memory where that is not the processor's and they take no
+    more than PICTURES of what is free there."""
+    room = free(device) if device.startswith("cuda") else None
+    fits = room is not None and corpus.training.store.pixels.nbytes <= PICTURES * room
+    return resident(corpus, device) if fits else corpus
 
 
 def fitted(plan: AnyPlan, asked: bool, say: Callable[[str], None]) -> AnyPlan:

@@ -55,13 +55,16 @@ class Muon:
         self.weight_decay = weight_decay
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Move every parameter that has a gradient."""
+    def step(self, rate: float, finite: Tensor | None = None) -> None:
+        """Move every parameter that has a gradient. finite: see Optimizer."""
         held = zip(self.parameters, self.views, self.momenta, strict=True)
         live = [(view, momentum, rows(p.grad)) for p, view, momentum in held if p.grad is not None]
         if not live:
             return
         views, momenta, grads = map(list, zip(*live, strict=True))
+        if finite is not None:
+            self._step_if(finite, views, momenta, grads, rate)
+            return
         torch._foreach_mul_(views, 1 - rate * self.weight_decay)
         torch._foreach_lerp_(momenta, grads, 1 - MOMENTUM)
         torch._foreach_lerp_(grads, momenta, MOMENTUM)  # Nesterov's look ahead
@@ -70,6 +73,22 @@ class Muon:
             turned = orthogonal(torch.stack([grad for _, grad in group]))
             for (view, _), update in zip(group, turned, strict=True):
                 view.add_(update, alpha=-rate * 0.2 * math.sqrt(max(shape)))
+
+    def _step_if(
+        self, finite: Tensor, views: list[Tensor], momenta: list[Tensor], grads: list[Tensor], rate: float
+    ) -> None:
+        """The same where the gradients are finite, else nothing, and nobody waits to know: a momentum that moves toward
+        itself stays, and so does a weight that moves by nothing."""
+        torch._foreach_mul_(views, torch.where(finite, 1 - rate * self.weight_decay, 1.0))
+        for shape, same in groupby(zip(views, momenta, grads, strict=True), key=lambda three: three[0].shape):
+            group = list(same)
+            momentum = torch.stack([one for _, one, _ in group])
+            gradient = torch.where(finite, torch.stack([one for _, _, one in group]), momentum)
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            update = orthogonal(gradient.lerp_(momentum, MOMENTUM))
+            update = update.float() * torch.where(finite, -rate * 0.2 * math.sqrt(max(shape)), 0.0)
+            torch._foreach_copy_([one for _, one, _ in group], list(momentum))
+            torch._foreach_add_([view for view, _, _ in group], list(update))
 
 
 class Optimizer:
@@ -94,13 +113,16 @@ class Optimizer:
                 slot: torch.zeros_like(parameter) for slot in SLOTS
             }
 
-    def step(self, step: int) -> None:
-        """Move the weights by their gradients, as step 1…plan.steps, and forget the gradients."""
+    def step(self, step: int, finite: Tensor | None = None) -> None:
+        """Move the weights by their gradients, as step 1…plan.steps, and forget the gradients. finite: a truth () on
+        the device; where it is false, nothing moves and nothing is remembered."""
         share = pace(step, self.plan)
         for group in self.adamw.param_groups:
             group["lr"] = self.plan.learning_rate * share
+        # as torch's GradScaler does
+        self.adamw.found_inf = None if finite is None else 1.0 - finite.float()  # type: ignore[attr-defined]
         self.adamw.step()
-        self.muon.step(self.plan.muon_rate * share)
+        self.muon.step(self.plan.muon_rate * share, finite)
         self.forget()
 
     def forget(self) -> None:
@@ -120,7 +142,6 @@ class Optimizer:
         return kept
 
 
-def clipped(parameters: Sequence[nn.Parameter], largest: float) -> float:
-    """Scale the gradients down to a joint norm of at most `largest`; returns the norm they had, perhaps not finite."""
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, largest))
-    return norm if math.isfinite(norm) else math.inf
+def clipped(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
+    """Scale the gradients down to a joint norm of at most `largest`; returns the norm () they had, if it is finite."""
+    return torch.nn.utils.clip_grad_norm_(parameters, largest).detach()

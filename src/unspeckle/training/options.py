@@ -20,12 +20,15 @@ class TrainOptions:
     caption: str | None = None  # one caption for all pictures
     template: str | None = None  # a caption around a folder's name, "a photo of a {name}"
     from_model: Path | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
     seed: int | None = None
     batch: int | None = None
     device: str | None = None
     precision: str | None = None
     compile: bool | None = None
     mirror: bool | None = None  # half of the pictures
+    licence: str | None = None  # of the model, for its card
     plan_only: bool = False
     json: bool = False
     quiet: bool = False
@@ -69,6 +72,7 @@ class LoraOptions:
     words: bool = False  # its text encoders learn too
     layout: str = "kohya"
     learning_rate: float | None = None
+    licence: str | None = None  # of the file, for its metadata
     seed: int | None = None
     batch: int | None = None
     device: str | None = None

@@ -1,6 +1,7 @@
 """What a run will do, decided once before its first step and kept in RUN/plan.json."""
 
 import json
+import math
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,12 +17,14 @@ from unspeckle.networks.adapters import fresh
 from unspeckle.networks.autoencoder import IdentityConfig
 from unspeckle.networks.latents import LatentConfig
 from unspeckle.networks.vae import VaeConfig
+from unspeckle.objective import Objective
 from unspeckle.schedule import KINDS
 from unspeckle.text.clip import ClipTextsConfig
 from unspeckle.text.encoder import TextConfig
 from unspeckle.training.options import Options
 
 FILE = "plan.json"
+OPTIMIZERS = ("muon", "adamw")
 FREE = ("plan_only", "json", "quiet", "folder", "model", "corpus", "out")  # options that may differ when a run goes on
 
 
@@ -48,15 +51,21 @@ class Plan:
     memory: int  # bytes at the peak of a step, measured
     disk: int  # bytes in RUN at the end
     autoencoder: IdentityConfig | LatentConfig
+    work: float = 0.0  # FLOP of the network for a picture, there and back
+    peak: float = 0.0  # FLOP/s of a large matrix product here, measured; 0 where nobody did
+    mfu: float = 0.0  # the share of it that is reached at that rate
     latent_steps: int = 0  # in which the autoencoder is learnt, before the others
     word_steps: int = 0  # the first of `steps`, in which only the words learn, and the draft of what they mean
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "flow"})
     prediction: str = "v"
     clock: str = "t"
-    times: tuple[float, float] = (0.3, 1.0)  # logit-normal mean and deviation
+    distribution: str = "logit_normal"  # of the times: see objective.py
+    times: tuple[float, float] = (0.3, 1.0)  # mean and deviation of a distribution that has such
+    weight: str = "v"  # of the error of x̂ at each time
+    gamma: float = 5.0  # of the weights "min_snr" and "soft"
     drop: float = 0.1  # share of captions dropped
     mirror: bool = True  # half of the pictures whose words name no side
-    optimizer: str = "adamw"  # "muon": Muon on matrices and kernels, AdamW on the rest
+    optimizer: str = "adamw"  # of OPTIMIZERS. "muon": Muon on matrices and kernels, AdamW on the rest
     learning_rate: float = 1e-3  # AdamW's
     muon_rate: float = 4e-3
     weight_decay: float = 0.01
@@ -80,6 +89,11 @@ class Plan:
         """Of the network in a step."""
         return self.batch
 
+    def utilisation(self, rate: float) -> float:
+        """The share of the device's peak that so many pictures/s make use of (the "MFU" of Chowdhery et al. 2022,
+        appendix B), NaN where the peak was not measured."""
+        return self.work * rate / self.peak if self.peak and self.work else math.nan
+
     def built(self) -> nn.Module:
         """The untrained network, with what learns in it."""
         return build(self.network)
@@ -88,6 +102,10 @@ class Plan:
         """The network, with what the plan says of noise and predictions."""
         schedule = configuration.kind_from_json(KINDS, self.schedule, "schedule")
         return Denoiser(network, schedule, self.prediction, self.clock)
+
+    def objective(self) -> Objective:
+        """What is minimised. InputError for a distribution or a weight that there is not."""
+        return Objective(self.distribution, *self.times, weight=self.weight, gamma=self.gamma, drop=self.drop)
 
     def save(self, run: Path) -> None:
         atomic.write(run / FILE, json.dumps(configuration.to_json(self), indent=1).encode())
@@ -113,6 +131,8 @@ class LoraPlan(Plan):
 
     text: ClipTextsConfig  # type: ignore[assignment]
     autoencoder: VaeConfig  # type: ignore[assignment]
+    distribution: str = "uniform"  # what its own training minimised: the plain error of what it predicts, at all its
+    weight: str = "plain"  # times alike
     origin: str = ""  # the hash of its model
     rank: int = 8
     words: bool = False  # its text encoders learn too
@@ -155,6 +175,12 @@ def either(run: Path) -> Plan | None:
             raise InputError(
                 f"{path}: field {name!r} must be at least 1, not {getattr(plan, name)}; give another --out"
             )
+    if plan.optimizer not in OPTIMIZERS:
+        raise InputError(f"{path}: optimizer {plan.optimizer!r} is unknown; give another --out")
+    try:
+        plan.objective()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return plan
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from unspeckle.training import checkpoint, memory
 from unspeckle.training.checkpoint import Checkpoint
 from unspeckle.training.heldout import Judged
-from unspeckle.training.learner import Outcome
+from unspeckle.training.learner import Outcome, Told, read
 from unspeckle.training.plan import Plan
 
 SKIPS = 20  # steps in a row that may be skipped
 LOOK_EVERY = 180.0  # seconds between held-out losses and samples
 SAVE_EVERY = 240.0  # seconds between checkpoints
 REPORT_EVERY = 1.0
+READ_EVERY = 16  # steps, of a device that works apart: how they went
 
 
 class Failed(Exception):
@@ -50,6 +51,7 @@ class Report:
     samples: Path | None = None
     saved: Path | None = None  # a checkpoint, or at the end the model
     words: bool = False
+    utilisation: float = math.nan  # at that rate: see Plan
 
 
 class Stage(Protocol):
@@ -70,30 +72,34 @@ def walk(stage: Stage, data: Iterator[Any], done: int) -> Iterator[Report]:
     there is nothing to look at: the network is as it was born."""
     plan, steps = stage.plan, stage.plan.steps
     began = reported = saved = looked = time.monotonic()
-    losses: list[float] = []
+    losses, unread, outcome = list[float](), list[Outcome](), Told(math.nan, math.nan, True)
     in_a_row, look_took, since = 0, 0.0, done
     for step in range(done + 1, steps + 1):
-        outcome = _step(stage, next(data), step)
-        in_a_row = 0 if outcome.moved else in_a_row + 1
-        stage.skipped += not outcome.moved
-        if in_a_row >= SKIPS:
-            raise Failed(
-                f"step {step}: the loss has not been finite for {SKIPS} steps; "
-                "try --precision float32 with another --out"
-            )
-        losses.append(outcome.loss)
+        unread.append(_step(stage, next(data), step))
         now, stopping = time.monotonic(), stage.stop()
         words = step <= plan.word_steps
         looking = now - looked > max(LOOK_EVERY, 20 * look_took) and step < steps and not (stopping or words)
         due = stopping or now - saved > SAVE_EVERY or step == steps
-        if looking or due or now - reported > REPORT_EVERY:
+        telling = looking or due or now - reported > REPORT_EVERY
+        if telling or len(unread) >= READ_EVERY or not isinstance(unread[-1].moved, Tensor):
+            for number, outcome in enumerate(read(unread), step + 1 - len(unread)):
+                in_a_row = 0 if outcome.moved else in_a_row + 1
+                stage.skipped += not outcome.moved
+                losses.append(outcome.loss)
+                if in_a_row >= SKIPS:
+                    raise Failed(
+                        f"step {number}: the loss has not been finite for {SKIPS} steps; "
+                        "try --precision float32 with another --out"
+                    )
+            unread = []
+        if telling:
             rate = (step - since) * plan.batch / max(1e-9, now - began)
             finite = [value for value in losses if math.isfinite(value)]
             look = stage.look(step) if looking else Look()
             report = Report(
                 step, steps, sum(finite) / len(finite) if finite else math.nan, outcome.norm, rate,
                 _left(plan, step, rate), stage.skipped, look.held, look.samples,
-                stage.save(step) if due else None, words,
+                stage.save(step) if due else None, words, math.nan if words else plan.utilisation(rate),
             )  # fmt: skip
             losses, reported = [], time.monotonic()
             look_took = reported - now if looking else look_took

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -15,11 +15,10 @@ from unspeckle.formats import lora
 from unspeckle.formats.foreign import Foreign
 from unspeckle.model import Model
 from unspeckle.networks.adapters import Adapters, fresh, live
-from unspeckle.objective import Objective
 from unspeckle.prompts import escape
 from unspeckle.schedule import Table
 from unspeckle.seeds import Stream
-from unspeckle.training.encoded import Batch, Latents, batches
+from unspeckle.training.cached_latents import CachedLatents, LatentBatch, batches
 from unspeckle.training.heldout import LEVELS, PIXELS, SHARE, HeldOut
 from unspeckle.training.learner import DTYPES, Masters, Outcome
 from unspeckle.training.loop import Course, Judge
@@ -42,8 +41,7 @@ class Tuner(Masters):
         super().__init__(plan, fresh(parts, plan.rank, plan.seed))
         self.weights.attach(parts)
         self.base, self.parts = base, parts
-        # what the checkpoint's own training minimised: the plain error of what it predicts, at all its times alike
-        self.objective = Objective("uniform", weight="plain", floor=1e-3, drop=plan.drop)
+        self.objective = replace(plan.objective(), floor=1e-3)
 
     def worker(self) -> nn.Module:
         return self.weights
@@ -58,7 +56,7 @@ class Tuner(Masters):
             read: Given = self.base.text(ids)
         return self.base.complete(read, wanted=True, scale=1.0, size=self.plan.size)
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: LatentBatch) -> Tensor:
         """Mean loss of a batch, captions dropped example by example."""
         stream = Stream(self.plan.seed, batch.indices.to(self.device))
         *said, nothing = self.base.tokenizer.encode([*batch.captions, ""]).to(self.device)
@@ -68,7 +66,7 @@ class Tuner(Masters):
         eps = stream.normal(_NOISE, x.shape[1:])
         return self.objective.at(self.base.denoiser, x, self.given(ids), t, eps).mean()
 
-    def step(self, batch: Batch, step: int) -> Outcome:
+    def step(self, batch: LatentBatch, step: int) -> Outcome:
         return self.descend(self.loss(batch), step)
 
 
@@ -98,7 +96,7 @@ class Tuning(Course):
     plan: LoraPlan
     base: Foreign
     corpus: Corpus
-    latents: Latents
+    latents: CachedLatents
     said: dict[str, str]
 
     def learns(self) -> Tuner:
@@ -109,7 +107,7 @@ class Tuning(Course):
         assert isinstance(self.learner, Tuner)
         return self.learner
 
-    def data(self, done: int) -> Iterator[Batch]:
+    def data(self, done: int) -> Iterator[LatentBatch]:
         plan = self.plan
         return batches(self.latents.training, self.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch)
 

@@ -38,9 +38,11 @@ def table(plan: Plan, done: int) -> Table:
     work = f"{plan.device}, {plan.precision}, {'compiled' if plan.compile else 'eager'}"
     rows = {
         "works on": f"{work}, {paced(plan.rate)} measured",
+        **({"reaches": _reached(plan)} if plan.peak else {}),
         "network": f"{plan.preset}, {plan.parameters / 1e6:.1f} M parameters{_words(plan)}",
         "denoises": _space(plan),
         "pictures": f"{width}x{height}, {plan.pictures:,} in {plan.steps:,} steps of {plan.batch}{_mirrored(plan)}",
+        "optimiser": _optimiser(plan),
         "memory": f"{plan.memory / 2**30:.1f} GiB at the peak",
         "disk": f"{plan.disk / 2**20:,.0f} MiB in the run's folder",
         "time": f"{spoken(seconds)}, until about {end:%H:%M}" + (f", from step {done + 1:,}" if done else ""),
@@ -51,6 +53,22 @@ def table(plan: Plan, done: int) -> Table:
     for name, value in rows.items():
         shown.add_row(Text(name, style="bold"), value)
     return shown
+
+
+def _reached(plan: Plan) -> str:
+    return f"{plan.work * plan.rate / 1e12:.2f} of {plan.peak / 1e12:.2f} TFLOP/s measured, {plan.mfu:.0%} (MFU)"
+
+
+def _optimiser(plan: Plan) -> str:
+    if plan.optimizer == "muon":
+        return f"Muon, rate {small(plan.muon_rate)}; AdamW, rate {small(plan.learning_rate)}, for what is no matrix"
+    return f"AdamW, rate {small(plan.learning_rate)}"
+
+
+def small(number: float) -> str:
+    """As people write small numbers: 4e-3."""
+    digits, _, power = f"{number:.2e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"
 
 
 def _words(plan: Plan) -> str:

@@ -21,14 +21,14 @@ from unspeckle.training.plan import LoraPlan
 FILE = "latents.safetensors"  # in a RUN
 
 
-class Latents(NamedTuple):
+class CachedLatents(NamedTuple):
     """Of a corpus' two splits, (N, C, H, W) float32 each."""
 
     training: Tensor
     heldout: Tensor
 
 
-class Batch(NamedTuple):
+class LatentBatch(NamedTuple):
     """Examples of the global positions `indices`."""
 
     x: Tensor  # (B, C, H, W)
@@ -44,13 +44,13 @@ def encoded(split: Split, autoencoder: Autoencoder, chosen: range) -> Tensor:
     return torch.cat([autoencoder.encode(pictures).float().cpu().contiguous() for pictures in each])
 
 
-def kept(run: Path, plan: LoraPlan, corpus: Corpus, autoencoder: Autoencoder, console: Console) -> Latents:
+def kept(run: Path, plan: LoraPlan, corpus: Corpus, autoencoder: Autoencoder, console: Console) -> CachedLatents:
     """The corpus' latents, from the RUN's file where that is theirs, else encoded into it."""
     path, proof = run / FILE, {"corpus": plan.corpus, "origin": plan.origin}
     try:
         with safe_open(path, framework="pt") as file:
             if file.metadata() == proof:
-                return Latents(file.get_tensor("training"), file.get_tensor("heldout"))
+                return CachedLatents(file.get_tensor("training"), file.get_tensor("heldout"))
     except (SafetensorError, OSError):
         pass
     found = []
@@ -63,14 +63,14 @@ def kept(run: Path, plan: LoraPlan, corpus: Corpus, autoencoder: Autoencoder, co
         found.append(torch.cat(parts) if parts else torch.empty(0, autoencoder.channels, height, width))
     with replacing(path) as beside:
         save_file({"training": found[0], "heldout": found[1]}, beside, proof)
-    return Latents(*found)
+    return CachedLatents(*found)
 
 
-def batches(latents: Tensor, split: Split, size: int, *, seed: int, start: int) -> Iterator[Batch]:
+def batches(latents: Tensor, split: Split, size: int, *, seed: int, start: int) -> Iterator[LatentBatch]:
     """Batches without end from global position `start`: as those of `corpus.batches`, but neither cut nor mirrored
     otherwise each time."""
     while True:
         positions = np.arange(start, start + size, dtype=np.int64)
         chosen = shown(len(split), seed, positions)
-        yield Batch(latents[chosen], worded(split, seed, positions, chosen), torch.from_numpy(positions))
+        yield LatentBatch(latents[chosen], worded(split, seed, positions, chosen), torch.from_numpy(positions))
         start += size
