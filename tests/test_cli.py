@@ -81,7 +81,7 @@ def test_replay_knows_another_model(model: str, tmp_path: Path, capsys: pytest.C
     assert random_model().hash in said and other.hash in said and "--model" in said and len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("prompt", [5, None, ["a frog"], "frog" * 50_000])
+@pytest.mark.parametrize("prompt", [5, ["a frog"], "frog" * 50_000])
 def test_a_record_whose_prompt_is_no_prompt(
     prompt: object, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,7 +137,7 @@ BAD = [
     ("draw frog -m MODEL --guidance magic", "cfg, apg"),
     ("draw frog -m MODEL --rescale 2", "rescale 2"),
     ("draw frog -m MODEL --interval 0.8", "0.1,0.8"),
-    ("draw frog -m MODEL --guide HERE/nothing", "HERE/nothing"),
+    ("draw frog -m MODEL --guide HERE/nothing", "--guide HERE/nothing: no such file"),
     ("draw frog -m MODEL --guide MODEL --negative x", "NOT"),
     ("draw (frog -m MODEL", "unclosed"),
     ("draw frog -m MODEL --negative [frog", "negative: unclosed"),
@@ -147,7 +147,7 @@ BAD = [
     ("draw frog -m MODEL --out HERE/text", "HERE/text"),
     ("draw frog -m MODEL --out HERE/text/below", "HERE/text"),
     ("draw frog -m HERE/text", "HERE/text"),
-    ("draw frog -m HERE/nothing", "HERE/nothing"),
+    ("draw frog -m HERE/nothing", "--model HERE/nothing: no such file"),
     ("draw frog -m HERE", "model.safetensors"),
     ("replay HERE/nothing.png", "HERE/nothing.png"),
     ("replay HERE/text", "HERE/text"),
@@ -155,6 +155,8 @@ BAD = [
     ("convert HERE/nothing", "wants A and B"),
     ("convert HERE/new --to magic", "choose one of onnx, openvino"),
     ("convert MODEL HERE/new", "has patches of 2 pixels"),
+    ("distil / --steps 3", "/: holds no model"),
+    ("distil HERE --steps 3", "HERE: holds no model.safetensors"),
     ("distil MODEL --out HERE/few --steps 3 --scale nan", "--scale nan"),
     ("distil MODEL --out HERE/few --steps 3 --scale inf", "--scale inf"),
     ("make-corpus", "Missing command"),
