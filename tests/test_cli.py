@@ -93,6 +93,27 @@ def test_a_record_whose_prompt_is_no_prompt(
     assert capsys.readouterr().err == "unspeckle: prompt: must be text of at most 100000 characters\n"
 
 
+WRONG = [[], ["ddim"], {}, {"a": 1, "b": 2}, None, float("nan"), float("inf"), 10**400, -(10**400), "", "ab", True]
+FIELDS = [  # of a record, all that replay reads
+    "prompt", "negative", "seed", "steps", "sampler", "grid", "scale", "size", "model", "batch", "guidance", "rescale",
+    "interval", "guide", "image", "mask", "strength", "hires", "upscaler", "clip_skip", "tiles", "paste", "precision",
+    "variation", "variation_strength",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_record_whose_field_is_nothing_that_it_may_be(
+    name: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = unspeckle.draw(random_model(), unspeckle.Ask("a frog", seed=1, steps=1))[0]
+    right = (str,) if name in ("prompt", "negative") else (bool,) if name == "paste" else ()
+    for value in (value for value in WRONG if not isinstance(value, right)):
+        write(stamp(picture, {**record(picture), name: value}), tmp_path / "a.png")
+        assert main(["replay", str(tmp_path / "a.png"), "-m", model, "-q"]) == 2, value
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1 and len(said.err) < 1000, value
+
+
 def test_strange_words_are_named(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["draw", "a wug on blorb stilts", "-m", model, "-o", str(tmp_path)])
     assert capsys.readouterr().err.splitlines()[0] == "words the model never saw: wug, blorb"

@@ -195,7 +195,7 @@ def asked(record: dict[str, Any]) -> tuple[Ask, int]:
         first, count = record["batch"]
         width, height = record["size"]
         varied = "variation" in record
-        place = record["variation" if varied else "seed"] - first
+        counted = record["variation" if varied else "seed"]
         names = ("prompt", "negative", "steps", "sampler", "grid", "scale")
         said = {name: record[name] for name in names}
         said |= {name: record[name] for name in (*_UNUSUAL, "strength", "variation_strength") if name in record}
@@ -204,6 +204,9 @@ def asked(record: dict[str, Any]) -> tuple[Ask, int]:
         ask = Ask(count=count, size=(width, height), **said)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"its record is incomplete or damaged ({type(e).__name__}: {e}); give the original PNG") from e
-    if not 0 <= place < count:
+    empty = next((name for name, value in record.items() if value is None), None)
+    if empty is not None:  # which in an ask is a choice that is left open
+        raise InputError(f"its record is damaged (it says nothing of {empty}); give the original PNG")
+    if any(type(number) is not int for number in (first, count, counted)) or not 0 <= counted - first < count:
         raise InputError("its record is damaged (the seed lies outside its batch); give the original PNG")
-    return ask, place
+    return ask, counted - first
