@@ -70,6 +70,23 @@ def test_replay(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "largest pixel difference: 9\n"
 
 
+def test_pictures_drawn_together_are_replayed_together(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    door = sys.modules["unspeckle.draw"]
+    begin = door.begin
+    monkeypatch.setattr(door, "begin", lambda *given: rows.append(len(given[2])) or begin(*given))
+    line = ["draw", "a frog", "-m", model, "-n", "5", "--seed", "3", "--batch", "2", "-o", str(tmp_path), "-q"]
+    assert main(line) == 0
+    paths = capsys.readouterr().out.split()
+    assert rows == [2, 2, 1]
+    assert [record(read(Path(path)))["batch"] for path in paths] == [[3, 2], [3, 2], [5, 2], [5, 2], [7, 1]]
+    for path in (paths[1], paths[4]):
+        assert main(["replay", path, "-m", model, "-q"]) == 0
+    assert rows[3:] == [2, 1]
+
+
 def test_replay_knows_another_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = random_model()
     next(other.text.parameters()).data.add_(1)
@@ -150,6 +167,7 @@ BAD = [
     ("draw frog --steps many", "--steps"),
     ("draw frog -m MODEL --steps 0", "steps 0"),
     ("draw frog -m MODEL --count 0", "count 0"),
+    ("draw frog -m MODEL --batch 0", "batch 0: must be a whole number"),
     ("draw frog -m MODEL --seed -1", "seed -1"),
     ("draw frog -m MODEL --sampler magic", "dpmpp_2m"),
     ("draw frog -m MODEL --grid magic", "karras"),
@@ -251,7 +269,9 @@ def test_memory_that_runs_out_is_one_line(
 
     monkeypatch.setattr("unspeckle.commands.draw.signed", greedy)
     assert main(["draw", "a frog", "-m", model, "-o", str(tmp_path), "-q"]) == 2
-    assert capsys.readouterr().err == "unspeckle: memory does not suffice; ask for fewer or smaller pictures\n"
+    assert capsys.readouterr().err == (
+        "unspeckle: memory does not suffice; ask for fewer or smaller pictures, or a smaller --batch\n"
+    )
 
 
 def test_train_parses_what_people_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,7 @@ class Ask:
     the variations variation, variation + 1, …. hires: the final size; the picture is drawn at `size`, enlarged by the
     upscaler and drawn on from, with the strength. clip_skip: 1 = the whole text encoder, 2 = without its last layer, as
     A1111 counts. tiles: side in pixels of the parts in which the autoencoder works, 0 = on the whole at once.
+    batch: how many of the pictures are drawn together, None = as many as are usual at their size on the device.
     """
 
     prompt: str = ""
@@ -64,6 +65,7 @@ class Ask:
     upscaler: str = "lanczos"
     clip_skip: int = 1
     tiles: int = 0
+    batch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,7 @@ def settle(model: Model, ask: Ask) -> Order:
         "upscaler": _named("upscaler", ask.upscaler, UPSCALERS),
         "clip_skip": _whole("clip_skip", ask.clip_skip, 1, 100),
         "tiles": _tiles(model, ask.tiles),
+        "batch": None if ask.batch is None else _whole("batch", ask.batch, 1, 1_000_000),
     }
     model.skipping(ask.clip_skip)
     order = Order(**{**{one.name: getattr(ask, one.name) for one in fields(Ask)}, **settled})
