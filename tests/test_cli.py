@@ -70,6 +70,23 @@ def test_replay(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "largest pixel difference: 9\n"
 
 
+def test_pictures_drawn_together_are_replayed_together(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    door = sys.modules["unspeckle.draw"]
+    begin = door.begin
+    monkeypatch.setattr(door, "begin", lambda *given: rows.append(len(given[2])) or begin(*given))
+    line = ["draw", "a frog", "-m", model, "-n", "5", "--seed", "3", "--batch", "2", "-o", str(tmp_path), "-q"]
+    assert main(line) == 0
+    paths = capsys.readouterr().out.split()
+    assert rows == [2, 2, 1]
+    assert [record(read(Path(path)))["batch"] for path in paths] == [[3, 2], [3, 2], [5, 2], [5, 2], [7, 1]]
+    for path in (paths[1], paths[4]):
+        assert main(["replay", path, "-m", model, "-q"]) == 0
+    assert rows[3:] == [2, 1]
+
+
 def test_replay_knows_another_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = random_model()
     next(other.text.parameters()).data.add_(1)
@@ -81,7 +98,7 @@ def test_replay_knows_another_model(model: str, tmp_path: Path, capsys: pytest.C
     assert random_model().hash in said and other.hash in said and "--model" in said and len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("prompt", [5, None, ["a frog"], "frog" * 50_000])
+@pytest.mark.parametrize("prompt", [5, ["a frog"], "frog" * 50_000])
 def test_a_record_whose_prompt_is_no_prompt(
     prompt: object, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +108,27 @@ def test_a_record_whose_prompt_is_no_prompt(
     write(stamp(picture, {**record(picture), "prompt": prompt}), path)
     assert main(["replay", str(path), "-m", model]) == 2
     assert capsys.readouterr().err == "unspeckle: prompt: must be text of at most 100000 characters\n"
+
+
+WRONG = [[], ["ddim"], {}, {"a": 1, "b": 2}, None, float("nan"), float("inf"), 10**400, -(10**400), "", "ab", True]
+FIELDS = [  # of a record, all that replay reads
+    "prompt", "negative", "seed", "steps", "sampler", "grid", "scale", "size", "model", "batch", "guidance", "rescale",
+    "interval", "guide", "image", "mask", "strength", "hires", "upscaler", "clip_skip", "tiles", "paste", "precision",
+    "variation", "variation_strength",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_record_whose_field_is_nothing_that_it_may_be(
+    name: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = unspeckle.draw(random_model(), unspeckle.Ask("a frog", seed=1, steps=1))[0]
+    right = (str,) if name in ("prompt", "negative") else (bool,) if name == "paste" else ()
+    for value in (value for value in WRONG if not isinstance(value, right)):
+        write(stamp(picture, {**record(picture), name: value}), tmp_path / "a.png")
+        assert main(["replay", str(tmp_path / "a.png"), "-m", model, "-q"]) == 2, value
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1 and len(said.err) < 1000, value
 
 
 def test_strange_words_are_named(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +167,7 @@ BAD = [
     ("draw frog --steps many", "--steps"),
     ("draw frog -m MODEL --steps 0", "steps 0"),
     ("draw frog -m MODEL --count 0", "count 0"),
+    ("draw frog -m MODEL --batch 0", "batch 0: must be a whole number"),
     ("draw frog -m MODEL --seed -1", "seed -1"),
     ("draw frog -m MODEL --sampler magic", "dpmpp_2m"),
     ("draw frog -m MODEL --grid magic", "karras"),
@@ -137,7 +176,7 @@ BAD = [
     ("draw frog -m MODEL --guidance magic", "cfg, apg"),
     ("draw frog -m MODEL --rescale 2", "rescale 2"),
     ("draw frog -m MODEL --interval 0.8", "0.1,0.8"),
-    ("draw frog -m MODEL --guide HERE/nothing", "HERE/nothing"),
+    ("draw frog -m MODEL --guide HERE/nothing", "--guide HERE/nothing: no such file"),
     ("draw frog -m MODEL --guide MODEL --negative x", "NOT"),
     ("draw (frog -m MODEL", "unclosed"),
     ("draw frog -m MODEL --negative [frog", "negative: unclosed"),
@@ -147,7 +186,7 @@ BAD = [
     ("draw frog -m MODEL --out HERE/text", "HERE/text"),
     ("draw frog -m MODEL --out HERE/text/below", "HERE/text"),
     ("draw frog -m HERE/text", "HERE/text"),
-    ("draw frog -m HERE/nothing", "HERE/nothing"),
+    ("draw frog -m HERE/nothing", "--model HERE/nothing: no such file"),
     ("draw frog -m HERE", "model.safetensors"),
     ("replay HERE/nothing.png", "HERE/nothing.png"),
     ("replay HERE/text", "HERE/text"),
@@ -155,6 +194,8 @@ BAD = [
     ("convert HERE/nothing", "wants A and B"),
     ("convert HERE/new --to magic", "choose one of onnx, openvino"),
     ("convert MODEL HERE/new", "has patches of 2 pixels"),
+    ("distil / --steps 3", "/: holds no model"),
+    ("distil HERE --steps 3", "HERE: holds no model.safetensors"),
     ("distil MODEL --out HERE/few --steps 3 --scale nan", "--scale nan"),
     ("distil MODEL --out HERE/few --steps 3 --scale inf", "--scale inf"),
     ("make-corpus", "Missing command"),
@@ -228,7 +269,9 @@ def test_memory_that_runs_out_is_one_line(
 
     monkeypatch.setattr("unspeckle.commands.draw.signed", greedy)
     assert main(["draw", "a frog", "-m", model, "-o", str(tmp_path), "-q"]) == 2
-    assert capsys.readouterr().err == "unspeckle: memory does not suffice; ask for fewer or smaller pictures\n"
+    assert capsys.readouterr().err == (
+        "unspeckle: memory does not suffice; ask for fewer or smaller pictures, or a smaller --batch\n"
+    )
 
 
 def test_train_parses_what_people_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

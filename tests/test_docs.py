@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from unspeckle.grids import GRIDS
+from unspeckle.samplers import SAMPLERS
+
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "unspeckle"
 FILES = {file: " ".join(file.read_text("utf-8").split()) for file in SOURCE.rglob("*.py")}
@@ -26,6 +29,12 @@ def test_the_map_of_the_files_leaves_none_out() -> None:
     named = {name for row in re.findall(r"^\| (.*?) \|", told, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)}
     there = {one.name + "/" * one.is_dir() for one in SOURCE.iterdir() if one.name != "__pycache__"}
     assert there - named == set() and named - there == {"recipes/", "benchmarks/"}
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, *GRIDS])
+def test_every_sampler_and_grid_stands_in_a_table(name: str) -> None:
+    rows = [line for line in TOLD.split("## 4. ")[1].split("\n## 5. ")[0].splitlines() if line.startswith("| `")]
+    assert any(f"`{name}`" in row.split("|")[1] for row in rows)
 
 
 @pytest.mark.parametrize("document", ["README.md", *(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))])

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tiny import random_model, told_model
 from unspeckle.denoiser import Given
-from unspeckle.draw import Ask, asked, draw, idle, many, parts, pictures, settle, steps
+from unspeckle.draw import Ask, asked, draw, idle, many, parts, pictures, settle, steps, together
 from unspeckle.errors import InputError
 from unspeckle.film import COLUMNS, Film
 from unspeckle.grids import times
@@ -117,8 +117,36 @@ def test_alone_as_in_company() -> None:
     assert difference(together[0], together[1]) > 50
 
 
+@pytest.mark.parametrize("batch", [None, 1, 2, 9])
+def test_so_many_are_drawn_together(batch: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", {"cpu": 3 * 16 * 16})
+    model, ask = random_model(steps=12), Ask("a frog", seed=20, count=5, batch=batch)
+    counts = {None: [3, 2], 1: [1] * 5, 2: [2, 2, 1], 9: [5]}[batch]
+    assert [order.count for order in parts(model, ask)] == counts
+    rows: list[int] = []
+    model.network.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
+    drawn = draw(model, ask)
+    assert list(dict.fromkeys(rows)) == [2 * count for count in dict.fromkeys(counts)]  # wanted and unwanted
+    assert [record(one)["batch"][1] for one in drawn] == [count for count in counts for _ in range(count)]
+    rows.clear()
+    again = many(model, ["a frog"] * 5, range(20, 25), ask)
+    assert list(dict.fromkeys(rows)) == [2 * count for count in dict.fromkeys(counts)]
+    for ours, one, theirs in zip(drawn, again, draw(random_model(steps=12), replace(ask, batch=5)), strict=True):
+        apart = [np.abs(np.asarray(each, dtype=int) - np.asarray(theirs, dtype=int)) for each in (ours, one)]
+        assert max(far.mean() for far in apart) <= 0.5 and max(far.max() for far in apart) <= 8
+
+
+def test_a_gpu_draws_more_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model()
+    small, large = settle(model, Ask(size=64)), settle(model, Ask(size=64, hires=512))
+    assert (together(model, small), together(model, large)) == (16, 1)
+    monkeypatch.setattr(Model, "device", torch.device("cuda:1"))
+    assert (together(model, small), together(model, large)) == (256, 4)
+    assert together(model, replace(small, batch=3)) == 3
+
+
 def test_many_prompts_in_one_batch_are_drawn_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", 4 * 16 * 16)  # two batches
+    monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", {"cpu": 4 * 16 * 16})  # two batches
     model, ask = random_model(steps=12), Ask(negative="a pizza", scale=3.0, sampler="euler_a")
     prompts, seeds = ["a frog", "two red frogs", "a frog", "a blue rabbit", "", "a frog"], [3, 3, 2**64 - 1, 9, 0, 3]
     together = many(model, prompts, seeds, ask)

@@ -167,19 +167,6 @@ def test_names_that_older_programs_wrote(folder: Any, tmp_path: Path) -> None:
     assert unspeckle.load(place).hash == unspeckle.load(source).hash
 
 
-def test_a_name_on_the_hub_is_found_in_its_cache(folder: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    constants = pytest.importorskip("huggingface_hub").constants
-    repository = tmp_path / "models--someone--tiny-1.0"
-    shutil.copytree(folder("1"), repository / "snapshots" / "0123abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123abc")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert unspeckle.load("someone/tiny-1.0").hash == unspeckle.load(folder("1")).hash
-    with pytest.raises(InputError, match="someone/else: no such file, and the hub's cache has no model of that name"):
-        unspeckle.load("someone/else")
-
-
 def test_a_vocabulary_in_the_hubs_cache_serves_single_files(folder: Any, tmp_path: Path, monkeypatch: Any) -> None:
     file, _ = converted(folder("1"), tmp_path)
     alone = tmp_path / "alone" / "model.safetensors"

@@ -15,9 +15,9 @@ GRIDS = "grids"  # the times on which they walk
 PLAIN = ("errors", "version", "atomic", "quantities", "configuration", "kernels")  # know nothing of diffusion
 ABOVE = {  # a file may import what stands in its own row or in a lower one, and what is named beside it
     "networks": 2, "presets": 2, "text": 2, "corpus": 2, "picture": 2, "terminal": 2, "prompts": 2, "storage": 2,
-    "tensors": 2, "model": 3, "precision": 3, "formats": 3, "student": 4, "conditioning": 4, "order": 4, "border": 4,
-    "start": 4, "inpaint": 4, "draw": 4, "film": 5, "training": 5, "scoring": 6, "commands": 7, "studio": 7,
-    "cli": 8, "__main__": 9, "__init__": 9,
+    "tensors": 2, "model": 3, "precision": 3, "formats": 3, "student": 4, "conditioning": 4, "sizes": 4, "order": 4,
+    "border": 4, "start": 4, "inpaint": 4, "draw": 4, "film": 5, "training": 5, "scoring": 6, "commands": 7,
+    "studio": 7, "cli": 8, "__main__": 9, "__init__": 9,
 }  # fmt: skip
 ROW = {**dict.fromkeys(PLAIN, 0), **dict.fromkeys((*MATHEMATICS, GRIDS), 1), **ABOVE}
 APART = {  # rooms of one row that must not know each other

@@ -178,5 +178,13 @@ def test_where_a_model_lies(tmp_path: Path) -> None:
     assert locate(run) == run / "model.safetensors"
     assert load(run).hash == random_model().hash
     (tmp_path / "empty").mkdir()
+    lora = tmp_path / "tuned"
+    (lora / "checkpoints").mkdir(parents=True)
+    assert "let it finish" in refusal(lora)
+    (lora / "lora.safetensors").touch()
+    assert (
+        f"holds a LoRA, which changes a model but is none; draw with it by --model CHECKPOINT --lora {lora}/lora"
+        in (refusal(lora))
+    )
     assert "holds no model.safetensors" in refusal(tmp_path / "empty")
     assert "no such file" in refusal(tmp_path / "nothing")

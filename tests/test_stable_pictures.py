@@ -1,6 +1,7 @@
 """Whole drawings from foreign checkpoints against the pipelines of diffusers: float32, the same seed, 20 steps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from diffusers import schedulers as peers
 
 import stable
 import unspeckle
+from unspeckle.denoiser import CLOCKS
 from unspeckle.draw import Ask, pictures, settle, steps
+from unspeckle.grids import GRIDS
+from unspeckle.samplers import SAMPLERS
 
 PROMPT, NEGATIVE, SEED, SIZE = "a frog on stilts", "red, blurred", 7, 16
 PEERS = {
@@ -63,6 +67,36 @@ def assert_same(pipe: Any, model: Any, found: torch.Tensor, latents: torch.Tenso
     for mine, other in zip(pictures(model, found), expected, strict=True):
         pixels = np.asarray(other, dtype=float)
         assert np.abs(np.asarray(mine, dtype=float) - pixels).mean() <= 1 and pixels.std() > 10
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_on_every_grid(sampler: str, grid: str, tmp_path_factory: Any) -> None:
+    """Of a table that ends in some picture, and of one that ends in noise alone."""
+    pure = {"prediction": "v_prediction", "rescale_betas_zero_snr": True}
+    for family, more in (("1", {}), ("2", pure)):
+        _, model = kept(family, tmp_path_factory, **more)
+        drawn = list(steps(model, Ask(PROMPT, sampler=sampler, grid=grid, steps=3, size=SIZE)))
+        assert len(drawn) == 4 and all(step.x.isfinite().all() for step in drawn)
+        assert [float(step.t) for step in drawn] == sorted({float(step.t) for step in drawn}, reverse=True)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "lms", "heun"])
+def test_all_grids_lead_to_the_same_picture(sampler: str, tmp_path_factory: Any) -> None:
+    _, model = kept("1", tmp_path_factory)
+    many = Ask(PROMPT, seed=SEED, sampler=sampler, grid="uniform", steps=160, size=SIZE, scale=1.0)
+    *_, expected = steps(model, many)
+    for grid in ("shifted", "exponential", "trailing"):
+        *_, found = steps(model, replace(many, grid=grid))
+        assert (found.x - expected.x).norm() <= 0.05 * expected.x.norm(), grid
+
+
+def test_the_shifted_grid_tells_the_table_its_own_times(tmp_path_factory: Any) -> None:
+    way = kept("1", tmp_path_factory)[1].way("dpmpp_2m", "shifted", 4)
+    assert torch.allclose(way.times, torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
+    told: Any = way.denoiser.clock
+    clock = CLOCKS[told] if isinstance(told, str) else told
+    assert torch.allclose(clock(way.times[:-1], way.denoiser.schedule), torch.tensor([999.0, 899, 749, 499]).double())
 
 
 @pytest.mark.parametrize(

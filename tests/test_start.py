@@ -149,7 +149,7 @@ def test_hires_goes_on_from_the_enlarged_picture(upscaler: str) -> None:
 
 
 def test_many_go_on_from_a_picture_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", 3 * 16 * 16)
+    monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", {"cpu": 3 * 16 * 16})
     model, ask = random_model(steps=12), Ask(image=picture(), mask=mask(), strength=0.5, sampler="euler_a", variation=9)
     prompts = ["a [frog:rabbit:0.5]", "two red frogs", "a frog AND a pizza", "a frog", "[a|b]"]
     for drawn, words, seed in zip(many(model, prompts, range(5), ask), prompts, range(5), strict=True):

@@ -82,7 +82,7 @@ def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
     for broken in (3, {}, {"network": said["network"], "card": {}}):
         assert "\n" not in refusal(written(path, {**said, "student": broken}, tensors))
     save_file(tensors, path)
-    assert "or a model of ours" in refusal(path)
+    assert "or one of ours" in refusal(path)
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,25 @@ def test_what_cannot_be_is_named_with_its_mend(folder: Path, base: Any, tmp_path
         assert main([*common, *given]) == 2 and says in capsys.readouterr().err
 
 
+def test_a_finished_run_is_no_model(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    for name in ("plan.json", FILE):
+        (run / name).touch()
+    more = ["--out", str(tmp_path / "new"), "--steps", "1"]
+    for words, option in (
+        (["draw", "a frog", "--model", str(run)], "--model "),
+        (["score", str(run)], ""), (["distil", str(run), *more], ""),
+        (["train", str(folder), "--from", str(run), *more], "--from "),
+        (["train", str(folder), "--lora", "--from", str(run), *more], "--from "),
+    ):  # fmt: skip
+        assert main(words) == 2
+        assert capsys.readouterr().err == (
+            f"unspeckle: {option}{run}: this run holds a LoRA, which changes a model but is none; "
+            f"draw with it by --model CHECKPOINT --lora {run / FILE}\n"
+        )
+
+
 def test_a_run_is_kept_to_what_it_began_with(folder: Path, base: Any, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "run"
     asked = ["train", str(folder), "--lora", "--from", str(base("1")), "--steps", "2", "--size", "16", "--rank", "2"]

@@ -38,9 +38,10 @@ __all__ = [
     "settle",
     "signed",
     "steps",
+    "together",
 ]
 
-TOGETHER = 1 << 16  # pixels drawn in one batch: 16 pictures of 64 × 64
+TOGETHER = {"cpu": 1 << 16, "cuda": 1 << 20}  # pixels drawn in one batch: 16 pictures of 64 × 64; 4 of 512 × 512
 _UNUSUAL = {  # what a record tells of only where it is not so
     "guidance": "cfg", "rescale": 0, "interval": None, "paste": True, "upscaler": "lanczos", "clip_skip": 1, "tiles": 0,
     "threshold": None,
@@ -50,12 +51,19 @@ _UNUSUAL = {  # what a record tells of only where it is not so
 def parts(model: Model, ask: Ask) -> list[Order]:
     """The ask cut into batches that memory holds; each goes through `steps` on its own."""
     order = settle(model, ask)
-    most = max(1, TOGETHER // math.prod(order.sides))
+    most = together(model, order)
     return [order.part(first, min(most, order.count - first)) for first in range(0, order.count, most)]
 
 
+def together(model: Model, order: Order) -> int:
+    """How many of the order's pictures are drawn in one batch: as asked, or by their size and the device."""
+    pixels = TOGETHER.get(model.device.type, TOGETHER["cpu"])
+    return max(1, pixels // math.prod(order.sides)) if order.batch is None else order.batch
+
+
 def steps(model: Model, ask: Ask) -> Iterator[Step]:
-    """Draw all of the ask's pictures as one batch, step by step; the last Step's x is the result (see `pictures`).
+    """Draw all of the ask's pictures as one batch, step by step; the last Step's x is the result (see `pictures`, and
+    `parts` for batches of the size that it says).
 
     A picture depends on its own seed alone, not on its place or its neighbours, but for the rounding of float32. With
     hires, the first part's last Step is followed by those of the second part, which are larger.
@@ -141,7 +149,7 @@ def many(model: Model, prompts: Sequence[str], seeds: Sequence[int], ask: Ask | 
         alike.setdefault(kind, []).append((place, prompt))
     drawn: dict[int, Image.Image] = {}
     for group in alike.values():
-        most = max(1, TOGETHER // math.prod(order.sides))
+        most = together(model, order)
         for batch in (group[first : first + most] for first in range(0, len(group), most)):
             rows, others = [seeds[place] for place, _ in batch], [order.variation] * len(batch)
             for step in _steps(model, order, [prompt for _, prompt in batch], rows, others):
@@ -198,7 +206,7 @@ def asked(record: dict[str, Any]) -> tuple[Ask, int]:
         first, count = record["batch"]
         width, height = record["size"]
         varied = "variation" in record
-        place = record["variation" if varied else "seed"] - first
+        counted = record["variation" if varied else "seed"]
         names = ("prompt", "negative", "steps", "sampler", "grid", "scale")
         said = {name: record[name] for name in names}
         said |= {name: record[name] for name in (*_UNUSUAL, "strength", "variation_strength") if name in record}
@@ -207,6 +215,9 @@ def asked(record: dict[str, Any]) -> tuple[Ask, int]:
         ask = Ask(count=count, size=(width, height), **said)
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"its record is incomplete or damaged ({type(e).__name__}: {e}); give the original PNG") from e
-    if not 0 <= place < count:
+    empty = next((name for name, value in record.items() if value is None), None)
+    if empty is not None:  # which in an ask is a choice that is left open
+        raise InputError(f"its record is damaged (it says nothing of {empty}); give the original PNG")
+    if any(type(number) is not int for number in (first, count, counted)) or not 0 <= counted - first < count:
         raise InputError("its record is damaged (the seed lies outside its batch); give the original PNG")
-    return ask, place
+    return ask, counted - first

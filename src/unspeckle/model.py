@@ -35,6 +35,7 @@ Kinds = Mapping[str, tuple[type[Any], Any]]  # by name: (configuration, module)
 FORMAT = 1
 KEY = "unspeckle"
 FILE = "model.safetensors"  # in a RUN
+LORA = "lora.safetensors"  # in a RUN of train --lora
 _TEXTS: Kinds = {"transformer": (TextConfig, TextEncoder)}
 
 
@@ -227,12 +228,17 @@ def locate(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder; --model takes a .safetensors file or a RUN of `train`")
+        raise InputError(
+            f"{path}: no such file or folder; a model is a .safetensors file, a RUN of `train` or a Stable Diffusion"
+        )
     if (path / FILE).is_file():
         return path / FILE
+    if (path / LORA).is_file():
+        how = f"draw with it by --model CHECKPOINT --lora {path / LORA}"
+        raise InputError(f"{path}: this run holds a LoRA, which changes a model but is none; {how}")
     if (path / "plan.json").exists() or (path / "checkpoints").exists():
         raise InputError(f"{path}: this run has no {FILE} yet; give the same train command again and let it finish")
-    raise InputError(f"{path}: holds no {FILE}; --model takes a .safetensors file or a RUN of `train`")
+    raise InputError(f"{path}: holds no {FILE}; a model is a .safetensors file, a RUN of `train` or a Stable Diffusion")
 
 
 def _describe(model: Model) -> dict[str, Any]:

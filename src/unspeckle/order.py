@@ -1,6 +1,6 @@
 """What is asked for, and the order that it becomes once every choice is made and found possible."""
 
-import math
+import sys
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unspeckle import conditioning
+from unspeckle import conditioning, sizes
 from unspeckle.errors import InputError
 from unspeckle.grids import GRIDS
 from unspeckle.model import Model
@@ -16,7 +16,6 @@ from unspeckle.prompts import Lora, parse
 from unspeckle.samplers import SAMPLERS
 from unspeckle.student import GUIDED, drawer
 
-MOST = 1 << 24  # pixels of one picture
 GUIDANCE = ("cfg", "apg")
 UPSCALERS = ("lanczos", "latent")
 STRENGTHS = {"image": 0.8, "mask": 1.0, "hires": 0.5}  # where none is asked for; those of a picture are diffusers'
@@ -41,6 +40,7 @@ class Ask:
     the variations variation, variation + 1, …. hires: the final size; the picture is drawn at `size`, enlarged by the
     upscaler and drawn on from, with the strength. clip_skip: 1 = the whole text encoder, 2 = without its last layer, as
     A1111 counts. tiles: side in pixels of the parts in which the autoencoder works, 0 = on the whole at once.
+    batch: how many of the pictures are drawn together, None = as many as are usual at their size on the device.
     """
 
     prompt: str = ""
@@ -67,6 +67,7 @@ class Ask:
     upscaler: str = "lanczos"
     clip_skip: int = 1
     tiles: int = 0
+    batch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ def settle(model: Model, ask: Ask) -> Order:
     first, name = (seed, "seed") if ask.variation is None else (ask.variation, "variation")
     if _whole(name, first, 0, LARGEST_SEED) + count > 2**64:
         raise InputError(f"{name} {first} with count {count}: seeds end at 2^64 - 1; take a smaller one")
-    size = _size(model, ask)
+    size = sizes.chosen(model, ask.size, ask.image, ask.mask)
     settled: dict[str, Any] = {
         "steps": _whole("steps", card.steps if ask.steps is None else ask.steps, 1, 1000),
         "sampler": sampler,
@@ -144,12 +145,14 @@ def settle(model: Model, ask: Ask) -> Order:
         "interval": None if ask.interval is None else _interval(ask.interval),
         "guide": _guide(model, ask),
         "threshold": None if ask.threshold is None else _threshold(model, ask.threshold),
+        "paste": _either("paste", ask.paste),
         "strength": _strength(ask),
         "variation_strength": _share("variation_strength", ask.variation_strength),
-        "hires": None if ask.hires is None else _larger(_fitting(model, ask.hires, "hires"), size),
+        "hires": None if ask.hires is None else sizes.larger(sizes.fitting(model, ask.hires, "hires"), size),
         "upscaler": _named("upscaler", ask.upscaler, UPSCALERS),
         "clip_skip": _whole("clip_skip", ask.clip_skip, 1, 100),
         "tiles": _tiles(model, ask.tiles),
+        "batch": None if ask.batch is None else _whole("batch", ask.batch, 1, 1_000_000),
     }
     model.skipping(ask.clip_skip)
     order = Order(**{**{one.name: getattr(ask, one.name) for one in fields(Ask)}, **settled})
@@ -194,13 +197,19 @@ def _whole(name: str, value: Any, low: int, high: int) -> int:
 
 
 def _named(option: str, name: Any, known: Any) -> str:
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(f"{option} {name!r}: unknown; choose one of {', '.join(known)}")
-    return str(name)
+    return name
+
+
+def _either(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{name} {value!r}: must be True or False")
+    return value
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _share(name: str, value: Any) -> float:
@@ -247,66 +256,12 @@ def _border(model: Model) -> tuple[Any, type, Any, dict[str, Tensor]]:
     return model.denoiser.schedule, type(model.autoencoder), config, model.autoencoder.state_dict()
 
 
-def _size(model: Model, ask: Ask) -> tuple[int, int]:
-    """Asked for, the card's, or the picture's own brought down to what fits; of one with over four times the pixels
-    that the model learnt from, its shape with as many as those. Checks picture and mask too."""
-    for name, picture in (("image", ask.image), ("mask", ask.mask)):
-        if picture is not None and not (isinstance(picture, Image.Image) and min(picture.size) > 0):
-            raise InputError(f"{name}: must be a picture of PIL")
-    if ask.mask is not None:
-        if ask.image is None:
-            raise InputError("mask: there is no picture to paint in; give image as well")
-        if ask.mask.size != ask.image.size:
-            (wide, high), sides = ask.mask.size, "{}x{}".format(*ask.image.size)
-            raise InputError(f"mask: is {wide}x{high}, the image {sides}; give one of the same size")
-        if ask.mask.convert("L").getextrema()[1] < 128:  # type: ignore[operator]
-            raise InputError("mask: nothing in it is white, so there is nothing to paint; paint that white")
-    if ask.image is None or ask.size is not None:
-        return _fitting(model, model.card.size if ask.size is None else ask.size)
-    pixels, usual = math.prod(ask.image.size), math.prod(model.card.size)
-    shrink = math.sqrt(usual / pixels) if pixels > 4 * usual else 1.0
-    unit, least = _unit(model)
-    wide, high = (max(least, int(side * shrink + 1e-6) // unit * unit) for side in ask.image.size)
-    return _fitting(model, (wide, high))
-
-
-def _unit(model: Model) -> tuple[int, int]:
-    """What a side in pixels must be a multiple of, and its least."""
-    config: Any = model.network.config
-    unit = int(config.factor) * model.autoencoder.factor
-    return unit, -(-16 // unit) * unit
-
-
-def _fitting(model: Model, size: int | tuple[int, int], name: str = "size") -> tuple[int, int]:
-    """(width, height) if the network can draw it; the InputError names the nearest size that it can."""
-    unit, least = _unit(model)
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or any(type(side) is not int for side in sides):
-        raise InputError(f"{name} {size!r}: must be a number of pixels or a pair of them, width first")
-    near = [max(least, (side + unit // 2) // unit * unit) for side in sides]
-    if near != list(sides):
-        raise InputError(
-            f"{name} {sides[0]}x{sides[1]}: sides must be multiples of {unit}, at least {least}; "
-            f"the nearest that fits is {near[0]}x{near[1]}"
-        )
-    if math.prod(sides) > MOST:
-        raise InputError(f"{name} {sides[0]}x{sides[1]}: is over {MOST} pixels; choose a smaller one")
-    return sides[0], sides[1]
-
-
-def _larger(hires: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    if hires[0] < size[0] or hires[1] < size[1] or hires == size:
-        (wide, high), sides = hires, "{}x{}".format(*size)
-        raise InputError(f"hires {wide}x{high}: is not larger than the size {sides} drawn first; choose a larger one")
-    return hires
-
-
 def _strength(ask: Ask) -> float:
     if ask.image is not None and ask.hires is not None:
         raise InputError("hires: does not go with an image to start from; draw that at the size that you want")
     use = "mask" if ask.mask is not None else "image" if ask.image is not None else "hires"
     if ask.image is None and ask.hires is None:
-        if ask.strength not in (None, 1):
+        if not (ask.strength is None or (_number(ask.strength) and ask.strength == 1)):
             raise InputError(f"strength {ask.strength!r}: says how far to go from a picture; give image or hires")
         return 1.0
     if ask.strength is None:
@@ -318,6 +273,6 @@ def _strength(ask: Ask) -> float:
 
 def _tiles(model: Model, tiles: Any) -> int:
     least = 16 * model.autoencoder.factor
-    if tiles != 0 and (type(tiles) is not int or not least <= tiles <= MOST):
+    if type(tiles) is not int or not (tiles == 0 or least <= tiles <= sizes.MOST):
         raise InputError(f"tiles {tiles!r}: must be a side of at least {least} pixels, 512 is usual; 0 is the whole")
-    return int(tiles)
+    return tiles

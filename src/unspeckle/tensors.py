@@ -38,7 +38,7 @@ def _opened(file: Path, again: str) -> Iterator[Any]:
     if is_pickle(file):
         raise InputError(f"{file}: is a pickle, which can run code and is never loaded; get it as .safetensors")
     if begins[8:] != b"{":
-        raise InputError(f"{file}: is no .safetensors file; --model takes a .safetensors file or a RUN of `train`")
+        raise InputError(f"{file}: is no .safetensors file; give one")
     try:
         with safe_open(file, framework="pt") as held:
             yield held

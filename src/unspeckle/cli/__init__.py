@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"{e.filename or 'the results or the cache'}: {e.strerror}{mend}")
     except Exception as e:
         if _ran_out(e):
-            return _refuse("memory does not suffice; ask for fewer or smaller pictures")
+            return _refuse("memory does not suffice; ask for fewer or smaller pictures, or a smaller --batch")
         if not hasattr(e, "format_message"):  # what typer raises for a usage it does not know
             raise
         context = getattr(e, "ctx", None)

@@ -34,6 +34,7 @@ def draw(
     model: ModelPath = None,
     seed: Annotated[int, typer.Option(help="The same seed and words give the same picture.")] = 0,
     count: Annotated[int, typer.Option("--count", "-n", help="Pictures, with the seeds seed, seed + 1, …")] = 1,
+    batch: Annotated[int | None, typer.Option(help="Pictures drawn together.  [default: by their size]")] = None,
     steps: Annotated[
         int | None,
         typer.Option(help="Few, such as 1, 2 or 4, ask a distilled model's student.  [default: the model's]"),
@@ -132,7 +133,7 @@ def draw(
     ask = Ask(
         " ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides, guidance, rescale, when,
         threshold=threshold, strength=strength, paste=paste, variation=variation,
-        variation_strength=variation_strength, hires=larger, upscaler=upscaler, clip_skip=clip_skip, tiles=tiles,
+        variation_strength=variation_strength, hires=larger, upscaler=upscaler, clip_skip=clip_skip, tiles=tiles, batch=batch,
     )  # fmt: skip
     added = Additions(lora or (), embedding or (), vae)
     return run(

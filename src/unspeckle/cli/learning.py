@@ -119,7 +119,7 @@ def distil(
 
     options = DistilOptions(
         model=model,
-        out=out or model.resolve().with_name(f"{model.resolve().stem}-few"),
+        out=out or _few(model),
         corpus=corpus,
         seconds=None if for_ is None else quantities.duration(for_),
         pictures=None if pictures is None else quantities.count(pictures, "--pictures"),
@@ -136,3 +136,11 @@ def distil(
     from unspeckle.commands.distil import run
 
     return run(options)
+
+
+def _few(model: Path) -> Path:
+    """The RUN beside the teacher, and named after it, where no other is named."""
+    place = model.resolve()
+    if not place.name:
+        raise InputError(f"{model}: holds no model; name a RUN of `train`, or a file")
+    return place.with_name(f"{place.stem}-few")

@@ -13,7 +13,7 @@ from PIL import Image
 from unspeckle.corpus.decoding import FORMATS, LARGEST_FILE, Undecodable, whole
 from unspeckle.corpus.decoding import quiet as quiet_decoders
 from unspeckle.draw import Ask, parts, pictures, signed, steps
-from unspeckle.errors import InputError
+from unspeckle.errors import InputError, naming
 from unspeckle.film import Film
 from unspeckle.model import Model, load
 from unspeckle.networks.sketch import sketch
@@ -52,9 +52,10 @@ def run(
     drawer = opened(model, place(device), prediction, trust_pickle, additions, precision)
     shown = None if preview is None else previewed(drawer, preview)
     if guide is not None:
-        weaker = load(
-            guide, place(device), prediction=prediction, trust_pickle=trust_pickle, precision=drawer.precision
-        )
+        with naming("--guide", guide):
+            weaker = load(
+                guide, place(device), prediction=prediction, trust_pickle=trust_pickle, precision=drawer.precision
+            )
         ask = replace(ask, guide=alike(weaker, drawer, additions))
     orders = parts(drawer, ask)
     total, done = sum(order.moves for order in orders), 0
@@ -87,12 +88,17 @@ def opened(
     precision: str,
 ) -> Model:  # fmt: skip
     """The model, to be drawn with in that precision. What is added to it is added in float32, before."""
-    if not any(additions):
-        return load(path, device, prediction=prediction, trust_pickle=trust_pickle, precision=precision)
+    added = any(additions)
+    known(precision, str(device))
+    with naming("--model", path):
+        made = load(
+            path, device, prediction=prediction, trust_pickle=trust_pickle, precision="float32" if added else precision
+        )
+    if not added:
+        return made
     from unspeckle.formats import additions as stable
 
-    known(precision, str(device))
-    made = stable.add(load(path, device, prediction=prediction, trust_pickle=trust_pickle), *additions, near=path)
+    made = stable.add(made, *additions, near=path)
     return lower(made, chosen(precision, str(device)))
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from unspeckle.commands.draw import NONE, Additions, alike, opened, place, source
 from unspeckle.draw import asked, fingerprint, settle, signed, steps
-from unspeckle.errors import InputError
+from unspeckle.errors import InputError, naming
 from unspeckle.model import Model
 from unspeckle.model import load as read_model
 from unspeckle.picture import difference, read, record
@@ -43,7 +43,8 @@ def run(
     if "guide" in said:
         if guide is None:
             raise InputError(f"{path}: was guided by a weaker model, {_named(said['guide'])}; name it with --guide")
-        weaker = load(guide)
+        with naming("--guide", guide):
+            weaker = load(guide)
         _same(path, said["guide"], weaker, "guide")
         ask = replace(ask, guide=alike(weaker, drawer, additions))
     ask = replace(ask, image=_source(path, said, "image", "RGB", image), mask=_source(path, said, "mask", "L", mask))

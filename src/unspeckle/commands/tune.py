@@ -11,7 +11,7 @@ from rich.console import Console
 from unspeckle import configuration, quantities
 from unspeckle.commands.draw import place
 from unspeckle.corpus import Corpus, read
-from unspeckle.errors import InputError
+from unspeckle.errors import InputError, naming
 from unspeckle.formats.additions import stable
 from unspeckle.formats.foreign import Foreign
 from unspeckle.formats.lora_names import LAYOUTS
@@ -101,7 +101,8 @@ def _check(options: LoraOptions) -> None:
 
 def _base(options: LoraOptions) -> Foreign:
     """The Stable Diffusion that stays as it is. InputError where adapters for it are not learnt here."""
-    found = load(options.from_model, prediction=options.prediction, trust_pickle=options.trust_pickle)
+    with naming("--from", options.from_model):
+        found = load(options.from_model, prediction=options.prediction, trust_pickle=options.trust_pickle)
     base = stable(found, "--lora")
     config = base.network.config
     assert isinstance(config, UNetConfig)

@@ -67,7 +67,16 @@ def read(folder: Path, prediction: str | None = None) -> Checkpoint:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """One component's tensors: of one file, a variant of it (fp16), or the files of a sharded index."""
+    """One component's tensors."""
+    held: dict[str, Tensor] = {}
+    for file in stored(folder):
+        held |= contents(file, "download")[1]
+    return held
+
+
+def stored(folder: Path) -> list[Path]:
+    """The files of a component's tensors: one, a variant of it (fp16), or those of a sharded index. InputError where
+    one is not there."""
     whole = sorted(folder.glob("*.safetensors"), key=_preference)
     indices = sorted(folder.glob("*.safetensors.index*.json"), key=_preference)
     if indices:
@@ -80,12 +89,10 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.ckpt"), *folder.glob("*.pt")]
         found = f"only the pickle {pickles[0].name}, which is never loaded" if pickles else "no .safetensors file"
         raise InputError(f"{folder}: holds {found}; download the .safetensors version of this model")
-    held: dict[str, Tensor] = {}
-    for file in whole if indices else whole[:1]:
+    for file in (chosen := whole if indices else whole[:1]):
         if not file.is_file():
             raise InputError(f"{file}: is named in the index but is not there; copy or download it again")
-        held |= contents(file, "download")[1]
-    return held
+    return chosen
 
 
 def _preference(file: Path) -> tuple[bool, int, str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from unspeckle.denoiser import Denoiser, Given
 from unspeckle.errors import InputError
 from unspeckle.formats.checkpoint import Checkpoint, Habits
-from unspeckle.formats.grids import grid
+from unspeckle.formats.grids import SPACINGS, grid
 from unspeckle.formats.noise import ecosystem_noise
 from unspeckle.model import Card, Model, Way
 from unspeckle.networks.adapters import live
@@ -54,8 +54,8 @@ class Foreign(Model):
     def way(self, sampler: str, named: str, steps: int) -> Way:
         family, table = _FAMILIES[sampler], self.habits.table
         karras = named == "karras"
-        if named in ("uniform", "exponential") or (karras and family in ("ddim", "lcm")):
-            return super().way(sampler, named, steps)
+        if named not in SPACINGS and not (karras and family in ("euler", "dpm")):
+            return super().way(sampler, named, steps)  # on no scheduler's entries: between those of the table too
         end = self.habits.end or ("first" if sampler == "plms" else "zero")
         found = grid(
             family, table, steps, self._spacing(sampler) if karras else named, offset=self.habits.offset,

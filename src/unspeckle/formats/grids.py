@@ -9,6 +9,8 @@ from unspeckle.errors import InputError
 from unspeckle.grids import entries, ramp
 from unspeckle.schedule import Schedule, Table
 
+SPACINGS = ("leading", "trailing", "linspace")  # of these schedulers' entries
+
 
 class Grid(NamedTuple):
     """A drawing with it starts at scale · noise and asks Denoiser(network, table, prediction, clock=grid.clock)."""
@@ -33,7 +35,7 @@ def grid(
     and rounds the clock. Euler's Karras spans the spacing's entries, its linspace falls between entries, and but for
     leading it starts at sigma · noise. LCM takes some of the 50 entries with which it was distilled (Luo et al. 2023).
     """
-    if family not in ("ddim", "lcm", "euler", "dpm") or spacing not in ("leading", "trailing", "linspace"):
+    if family not in ("ddim", "lcm", "euler", "dpm") or spacing not in SPACINGS:
         raise InputError(f"no scheduler is of family {family!r} with spacing {spacing!r}; choose ddim and leading, say")
     if end not in ("zero", "first") or (karras and family not in ("euler", "dpm")):
         raise InputError(f"a grid of family {family!r} cannot end at {end!r} or be of Karras; leave both out")

@@ -31,7 +31,7 @@ def read(
     incomplete or undecidable."""
     unet = _part(tensors, ldm.UNET_PREFIX)
     if "input_blocks.0.0.weight" not in unet:
-        raise InputError(f"{file}: {_found(tensors)}; --model takes Stable Diffusion 1, 2 or XL, or a model of ours")
+        raise InputError(f"{file}: {_found(tensors)}; a model is Stable Diffusion 1, 2 or XL, or one of ours")
     network, large = _network(unet, file), "label_emb.0.0.weight" in unet
     vae = _part(tensors, ldm.VAE_PREFIX)
     coder = autoencoder(vae, float(metadata.get(SCALE) or SCALES[large]), file)
@@ -81,7 +81,7 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _found(tensors: Mapping[str, Tensor]) -> str:
     names = sorted(tensors)
     if any("lora" in name for name in names):
-        return "is a LoRA, which changes a model but is none"
+        return "is a LoRA, which changes a model but is none (--lora adds it to one)"
     if any(name.startswith(("decoder.", ldm.VAE_PREFIX + "decoder.")) for name in names):
         return "is an autoencoder without a U-Net"
     return f"holds no U-Net that is known here but {len(names)} tensors like '{names[0][:60]}'" if names else "is empty"

@@ -1,6 +1,5 @@
 """Pictures drawn to be measured: many captions in one batch, each taken as training took it."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unspeckle.draw import TOGETHER, Ask, many, settle
+from unspeckle.draw import Ask, many, settle, together
 from unspeckle.model import Model
 from unspeckle.prompts import escape
 
@@ -26,7 +25,7 @@ class Drawn(NamedTuple):
 def drawn(model: Model, captions: Sequence[str], numbers: Sequence[int], ask: Ask, tell: Tell | None = None) -> Drawn:
     """Picture i is of captions[i] with the seed numbers[i], as `draw` would draw it but for the rounding of float32;
     the ask gives the rest. A caption is no prompt: it is read word by word, as in training."""
-    most = max(1, TOGETHER // math.prod(settle(model, ask).size))
+    most = together(model, settle(model, ask))
     begun, parts = time.perf_counter(), list[Tensor]()
     for first in range(0, len(captions), most):
         prompts = [escape(caption) for caption in captions[first : first + most]]

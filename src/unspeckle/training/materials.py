@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from unspeckle import quantities
 from unspeckle.corpus import Corpus, Listing, open_corpus
-from unspeckle.errors import InputError
+from unspeckle.errors import InputError, naming
 from unspeckle.model import Model, load
 from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
 from unspeckle.networks.latents import Latents
@@ -49,7 +49,8 @@ def own(path: Path) -> Model:
 def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: Console) -> Materials:
     """Decode the pictures, and take or learn the words."""
     resumed = plan is not None and checkpoint.steps_done(options.out / "checkpoints") > 0
-    origin = None if options.from_model is None or resumed else own(options.from_model)
+    with naming("--from", options.from_model):
+        origin = None if options.from_model is None or resumed else own(options.from_model)
     if plan is not None and origin is not None and _parts(origin) != (plan.network, plan.text, plan.autoencoder):
         raise InputError(f"--from {options.from_model}: changed since {options.out} began; give another --out")
     if plan is None:

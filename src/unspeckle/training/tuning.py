@@ -13,7 +13,7 @@ from unspeckle.denoiser import Given
 from unspeckle.draw import Ask
 from unspeckle.formats import lora
 from unspeckle.formats.foreign import Foreign
-from unspeckle.model import Model
+from unspeckle.model import LORA, Model
 from unspeckle.networks.adapters import Adapters, fresh, live
 from unspeckle.prompts import escape
 from unspeckle.schedule import Table
@@ -24,9 +24,9 @@ from unspeckle.training.learner import DTYPES, Masters, Outcome
 from unspeckle.training.loop import Course, Judge
 from unspeckle.training.plan import LoraPlan
 
+FILE = LORA
 HELD_OUT = 16  # pictures
 PROMPTS, STEPS = 4, 20  # of the samples
-FILE = "lora.safetensors"  # in a RUN
 _NOISE = 1  # a Stream's purpose
 
 
