@@ -114,6 +114,11 @@ def test_words_have_their_table() -> None:
     assert 'style="width:42.0%"' in html and 'style="left:97.0%"' in html
 
 
+def test_the_precision_is_named() -> None:
+    assert "guidance scale 3, in float32" in page(scores(), album(), "x")
+    assert "guidance scale 3, in int8" in page(replace(scores(), precision="int8"), album(), "x")
+
+
 def test_points_lie_where_their_numbers_are() -> None:
     drawn = plot(
         [Line("a", [1, 10, 100], [0, 5, 10], names=["x", "y", "z"])], Axis("x", log=True, ticks=(1, 10, 100)),

@@ -5,6 +5,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from unspeckle.cli.drawing import PRECISION_HELP
 from unspeckle.cli.options import MODEL_HELP, Device, Prediction, Quiet, TrustPickle, share_the_cores
 
 
@@ -33,6 +34,7 @@ def score(
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     prediction: Prediction = None,
     trust_pickle: TrustPickle = False,
+    precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
     device: Device = None,
     quiet: Quiet = False,
 ) -> int:
@@ -63,5 +65,6 @@ def score(
             device,
             prediction,
             trust_pickle,
+            precision,
         )
     )

@@ -19,6 +19,7 @@ from unspeckle.errors import InputError
 from unspeckle.model import Model, load
 from unspeckle.objective import Objective
 from unspeckle.picture import slug
+from unspeckle.precision import AUTO
 from unspeckle.scoring.measure import measure, units
 from unspeckle.scoring.questions import library_of, questions
 from unspeckle.scoring.report import page
@@ -53,6 +54,7 @@ class ScoreOptions:
     device: str | None
     prediction: str | None = None
     trust_pickle: bool = False
+    precision: str = "auto"
 
 
 class Watching:
@@ -101,7 +103,10 @@ class Watching:
 def run(options: ScoreOptions) -> int:
     """Measure and write; returns the exit code. InputError where the options do not allow it."""
     _check(options)
-    model = load(options.model, place(options.device), prediction=options.prediction, trust_pickle=options.trust_pickle)
+    model = load(
+        options.model, place(options.device), prediction=options.prediction, trust_pickle=options.trust_pickle,
+        precision=options.precision,
+    )  # fmt: skip
     settle(model, options.ask)  # says what is wrong with it before pictures are read
     out = options.out or Path(f"{slug(_name(model, options.model))}-score.html")
     _writable(out)
@@ -119,7 +124,7 @@ def run(options: ScoreOptions) -> int:
             scores = replace(scores, words=_words(model, options, watch))
     numbers = json.dumps(configuration.to_json(scores), ensure_ascii=False, allow_nan=False)
     data = out.with_suffix(".json")
-    atomic.write(out, page(scores, album, _command(options)).encode())
+    atomic.write(out, page(scores, album, _command(options, model)).encode())
     atomic.write(data, (numbers + "\n").encode())
     for line in (*scores.missing, *scores.warnings):
         console.print(f"note: {line}", soft_wrap=True)
@@ -204,7 +209,7 @@ def _words(model: Model, options: ScoreOptions, watch: Watching) -> dict[str, An
     return configuration.to_json(found)
 
 
-def _command(options: ScoreOptions) -> str:
+def _command(options: ScoreOptions, model: Model) -> str:
     """What makes the report again, without paths."""
     parts = ["unspeckle score MODEL"] + ["--corpus FOLDER"] * (options.corpus is not None)
     kind, given, _ = options.features.partition(":")
@@ -213,4 +218,6 @@ def _command(options: ScoreOptions) -> str:
     for name in ("steps", "sampler", "grid", "scale"):
         if (value := getattr(options.ask, name)) is not None:
             parts.append(f"--{name} {value}")
+    if options.precision != AUTO or model.precision != "float32":
+        parts.append(f"--precision {model.precision}")
     return " ".join(parts)

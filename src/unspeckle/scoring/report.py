@@ -79,7 +79,7 @@ def _head(scores: Scores, title: str) -> str:
     width, height = scores.size
     said = (
         f"Model {scores.hash} at {width} × {height} pixels; sampler {scores.sampler}, {scores.steps} steps, "
-        f"guidance scale {scores.scale:g}"
+        f"guidance scale {scores.scale:g}, in {scores.precision}"
     )
     if scores.corpus is not None and scores.compared:
         said += (

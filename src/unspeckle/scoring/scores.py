@@ -101,6 +101,7 @@ class Scores:
     size: tuple[int, int]
     pictures: int  # drawn for each seed
     seeds: tuple[int, ...]
+    precision: str = "float32"  # in which it was drawn and its losses were measured
     seconds: float = 0.0  # for a picture, in batches
     corpus: CorpusFacts | None = None
     features: FeatureFacts | None = None
