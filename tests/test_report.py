@@ -106,11 +106,23 @@ def test_it_says_what_is_missing_and_what_to_distrust() -> None:
 
 
 def test_words_have_their_table() -> None:
-    categories = [{"name": "two <objects>", "share": 0.42, "low": 0.3, "high": 0.5, "ceiling": 0.97, "floor": 0.03}]
+    categories = [
+        {
+            "name": "two <objects>",
+            "prompts": 25,
+            "pictures": 50,
+            "share": 0.42,
+            "low": 0.3,
+            "high": 0.5,
+            "ceiling": 0.97,
+            "floor": 0.03,
+        }
+    ]
     words = {"mean": 0.42, "low": 0.37, "high": 0.47, "categories": categories}
     html = page(replace(scores(), words=words), album(), "x")
     found = read(html)
     assert "two <objects>" in found.text and "42 % (30 to 50)" in found.text and "(37 to 47)" in found.text
+    assert "25 prompts of each kind, 2 pictures of each; the protocol has 100 by 4" in found.text
     assert 'style="width:42.0%"' in html and 'style="left:97.0%"' in html
 
 

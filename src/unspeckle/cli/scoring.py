@@ -8,6 +8,8 @@ import typer
 from unspeckle.cli.drawing import PRECISION_HELP
 from unspeckle.cli.options import MODEL_HELP, Device, Prediction, Quiet, TrustPickle, share_the_cores
 
+PROMPTS_HELP = "Of each category of words, for corpora of emoji scenes; the protocol's number is 100, 0 asks none."
+
 
 def score(
     model: Annotated[Optional[Path], typer.Argument(help=MODEL_HELP, show_default=False)] = None,  # noqa: UP045
@@ -23,7 +25,7 @@ def score(
     ] = "scattering",
     pictures: Annotated[int, typer.Option("--pictures", "-n", help="To draw for each seed.")] = 500,
     seeds: Annotated[int, typer.Option(help="How many times; intervals are over them.")] = 4,
-    prompts: Annotated[int, typer.Option(help="Of each category of words, for corpora of emoji scenes.")] = 25,
+    prompts: Annotated[int, typer.Option(help=PROMPTS_HELP)] = 25,
     steps: Annotated[int | None, typer.Option(help="Of the sampler.  [default: the model's]")] = None,
     sampler: Annotated[str | None, typer.Option(help="dpmpp_2m, ddim, heun, …  [default: the model's]")] = None,
     grid: Annotated[str | None, typer.Option(help="Of times: uniform, karras, …  [default: the model's]")] = None,

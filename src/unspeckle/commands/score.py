@@ -21,8 +21,9 @@ from unspeckle.objective import Objective
 from unspeckle.picture import slug
 from unspeckle.precision import AUTO
 from unspeckle.scoring.measure import measure, units
-from unspeckle.scoring.questions import library_of, questions
+from unspeckle.scoring.questions import Exam, exam_of
 from unspeckle.scoring.report import page
+from unspeckle.scoring.scores import Scores
 from unspeckle.scoring.task import Wishes
 from unspeckle.scoring.teaching import detector_for
 from unspeckle.scoring.words import words_score
@@ -75,8 +76,13 @@ class Watching:
         self.progress.stop()
 
     def expect(self, total: int) -> None:
-        self.total = max(1, total)
+        self.total, self.done = max(1, total), 0
         self.begun = time.monotonic()
+
+    def again(self, name: str, total: int) -> None:
+        """A stage whose units count by themselves."""
+        self.expect(total)
+        self.stage(name)
 
     def stage(self, name: str) -> None:
         self.name = name
@@ -84,6 +90,11 @@ class Watching:
 
     def tell(self, units: int) -> None:
         self._show(units)
+
+    def reach(self, done: int, total: int) -> None:
+        """So many of the stage's units are done, all in all."""
+        self.total = total
+        self._show(done - self.done)
 
     def decode(self, done: int, total: int) -> None:
         self.progress.update(self.task, description="decoding pictures", completed=done, total=total)
@@ -117,11 +128,14 @@ def run(options: ScoreOptions) -> int:
         wishes = replace(wishes, objective=Objective(mean=plan.times[0], std=plan.times[1]))
     with Watching(console) as watch:
         corpus = None if options.corpus is None else _corpus(options, model, plan, console, watch)
+        exam, missing = _exam(options)
+        for line in missing:
+            console.print(f"note: {line}", soft_wrap=True)  # before the long work, not only after it
         watch.expect(units(model, corpus, wishes))
         scores, album = measure(model, corpus, "" if options.corpus is None else options.corpus.name, wishes, watch)
-        if options.corpus is not None:
-            watch.done = 0
-            scores = replace(scores, words=_words(model, options, watch))
+        scores = replace(scores, missing=(*scores.missing, *missing))
+        if exam is not None:
+            scores = _examined(scores, exam, model, options, watch)
     numbers = json.dumps(configuration.to_json(scores), ensure_ascii=False, allow_nan=False)
     data = out.with_suffix(".json")
     atomic.write(out, page(scores, album, _command(options, model)).encode())
@@ -190,23 +204,34 @@ def _corpus(options: ScoreOptions, model: Model, plan: plans.Plan | None, consol
     return corpus
 
 
-def _words(model: Model, options: ScoreOptions, watch: Watching) -> dict[str, Any] | None:
-    """How well pictures hold what words say, where the corpus tells what is in its scenes."""
+def _exam(options: ScoreOptions) -> tuple[Exam | None, tuple[str, ...]]:
+    """What the corpus lets the model be asked, where it tells what is in its scenes; else why not, if words are wanted.
+    Before anything is measured, so that nothing measured is lost."""
     folder = options.corpus
     if folder is None or not options.prompts or not all((folder / name).is_file() for name in SCENES):
-        return None
-    watch.stage("words: the detector learns, where it is not there yet")
-    detector = detector_for(*library_of(folder))
-    watch.stage("words")
-    watch.expect(len(questions(folder, options.prompts)))
-    told = [0]
+        return None, ()
+    try:
+        return exam_of(folder, options.prompts), ()
+    except InputError as e:
+        return None, (f"no words: {_why(e)}",)
 
-    def progress(done: int, total: int) -> None:
-        watch.tell(done - told[0])
-        told[0] = done
 
-    found = words_score(model, folder, each=options.prompts, ask=options.ask, detector=detector, progress=progress)
-    return configuration.to_json(found)
+def _examined(scores: Scores, exam: Exam, model: Model, options: ScoreOptions, watch: Watching) -> Scores:
+    """The scores with those of words, or why there are none."""
+    try:
+        watch.again("the detector of words learns, where it is not there yet", 1)
+        detector = detector_for(exam.library, exam.size, watch.reach)
+        watch.again("words", len(exam.asked))
+        found = words_score(model, exam, seeds=options.seeds, ask=options.ask, detector=detector, progress=watch.reach)
+        scores = replace(scores, words=configuration.to_json(found))
+    except (InputError, OSError) as e:
+        return replace(scores, missing=(*scores.missing, f"no words: {_why(e)}"))
+    return scores
+
+
+def _why(error: Exception) -> str:
+    """For a report that others may read."""
+    return str(error).replace(str(Path.home()), "~")
 
 
 def _command(options: ScoreOptions, model: Model) -> str:
