@@ -1,4 +1,4 @@
-"""`unspeckle score` with a corpus of emoji scenes: words from end to end, and what is lost without them."""
+"""`unspeckle score` with a corpus of emoji scenes: words and hybrids from end to end, and what is lost without them."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from tiny import saved
 from unspeckle import configuration
 from unspeckle.cli import main
 from unspeckle.corpus.emoji import make_emoji
+from unspeckle.prompts import METHODS
 from unspeckle.scoring import teaching
 from unspeckle.scoring.questions import CATEGORIES, library_of
 from unspeckle.scoring.scores import Scores
@@ -48,10 +49,12 @@ def test_a_corpus_of_a_folder_given_without_its_path_finds_it_again(scenes: Path
     assert library.nouns == NOUNS and size == 32 and Path(library.source).samefile(scenes.parent / "faces")
 
 
-def test_words_stand_in_the_report(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_and_hybrids_stand_in_the_report(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found, html = scored(saved(tmp_path), scenes, tmp_path / "a.html")
     said = capsys.readouterr().err
-    assert "the detector of words learns" in said and "\nwords: " in said
+    assert "the detector of words learns" in said and "\nwords: " in said and "\nhybrids: " in said
     assert not [line for line in found["missing"] if "words" in line]
     categories = found["words"]["categories"]
     kinds = {json.loads(line)["kind"] for line in (scenes / "held-out.jsonl").read_text().splitlines()}
@@ -59,9 +62,14 @@ def test_words_stand_in_the_report(scenes: Path, tmp_path: Path, capsys: pytest.
     assert [c["name"] for c in categories] == asked and {"one object", "position", "hybrids"} < set(asked)
     assert all((c["prompts"], c["pictures"], c["renders"]) == (3, 6, 6) for c in categories)
     assert "3 prompts of each kind, 2 pictures of each; the protocol has 100 by 4" in html
+    crossed = found["hybrids"]
+    assert crossed["held_out"] >= 1 and len(crossed["pairs"]) == 1 and crossed["seeds"] == 2
+    assert [way["way"] for way in crossed["ways"]] == [*METHODS, "AND"]
+    assert all(way["pictures"] == 2 for way in crossed["ways"])
+    assert f"1 of {crossed['held_out']} pairs, 2 pictures of each" in html and "Two in one" in html
     assert configuration.to_json(configuration.from_json(Scores, found, "scores")) == found
     few = scored(saved(tmp_path), scenes, tmp_path / "b.html", "--prompts", "0")[0]
-    assert few["words"] is None and not [line for line in few["missing"] if "words" in line]
+    assert few["words"] is few["hybrids"] is None and not [line for line in few["missing"] if "words" in line]
     capsys.readouterr()
 
 
@@ -75,8 +83,8 @@ def test_without_sprites_or_a_detector_the_rest_is_kept(
     monkeypatch.setenv("HOME", str(tmp_path))
     found, html = scored(model, moved, out)
     (why,) = [line for line in found["missing"] if "words" in line]
-    assert why.startswith("no words: ") and "~/gone: there is no such folder" in why
-    assert "about.json" in why and found["words"] is None and found["by_steps"]
+    assert why.startswith("no words and no hybrids: ") and "~/gone: there is no such folder" in why
+    assert "about.json" in why and found["words"] is found["hybrids"] is None and found["by_steps"]
     assert "there is no such folder" in html and "What the words say" not in html
     said = capsys.readouterr().err
     assert said.index(f"note: {why}") < said.index("drawing with other steps")  # at once, and again at the end

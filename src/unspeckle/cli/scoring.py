@@ -8,7 +8,10 @@ import typer
 from unspeckle.cli.drawing import PRECISION_HELP
 from unspeckle.cli.options import MODEL_HELP, Device, Prediction, Quiet, TrustPickle, share_the_cores
 
-PROMPTS_HELP = "Of each category of words, for corpora of emoji scenes; the protocol's number is 100, 0 asks none."
+PROMPTS_HELP = (
+    "Of each category of words, for corpora of emoji scenes; the protocol's number is 100, 0 asks none. Hybrids are "
+    "asked of a third as many pairs."
+)
 
 
 def score(

@@ -20,11 +20,12 @@ from unspeckle.model import Model, load
 from unspeckle.objective import Objective
 from unspeckle.picture import slug
 from unspeckle.precision import AUTO
+from unspeckle.scoring.hybrids import WAYS, hybrids_score
 from unspeckle.scoring.measure import measure, units
 from unspeckle.scoring.questions import Exam, exam_of
 from unspeckle.scoring.report import page
 from unspeckle.scoring.scores import Scores
-from unspeckle.scoring.task import Wishes
+from unspeckle.scoring.task import Album, Wishes
 from unspeckle.scoring.teaching import detector_for
 from unspeckle.scoring.words import words_score
 from unspeckle.training import plan as plans
@@ -32,6 +33,7 @@ from unspeckle.training.materials import cache
 
 FEATURES = ("scattering", "inception", "dinov2", "clip")
 EVERY = 10.0  # seconds between two lines where there is no terminal
+PAIRS = 3  # prompts of a category for each pair whose hybrids are drawn, in six ways: a fifth of the work of words
 SCENES = ("held-out.jsonl", "truth.jsonl")  # what tells that a corpus is of emoji scenes
 
 
@@ -135,7 +137,7 @@ def run(options: ScoreOptions) -> int:
         scores, album = measure(model, corpus, "" if options.corpus is None else options.corpus.name, wishes, watch)
         scores = replace(scores, missing=(*scores.missing, *missing))
         if exam is not None:
-            scores = _examined(scores, exam, model, options, watch)
+            scores = _examined(scores, album, exam, model, options, watch)
     numbers = json.dumps(configuration.to_json(scores), ensure_ascii=False, allow_nan=False)
     data = out.with_suffix(".json")
     atomic.write(out, page(scores, album, _command(options, model)).encode())
@@ -213,19 +215,27 @@ def _exam(options: ScoreOptions) -> tuple[Exam | None, tuple[str, ...]]:
     try:
         return exam_of(folder, options.prompts), ()
     except InputError as e:
-        return None, (f"no words: {_why(e)}",)
+        return None, (f"no words and no hybrids: {_why(e)}",)
 
 
-def _examined(scores: Scores, exam: Exam, model: Model, options: ScoreOptions, watch: Watching) -> Scores:
-    """The scores with those of words, or why there are none."""
+def _examined(scores: Scores, album: Album, exam: Exam, model: Model, options: ScoreOptions, watch: Watching) -> Scores:
+    """The scores with those of words and of hybrids; of what fails, the reason."""
+    pairs = min(len(exam.pairs), max(1, options.prompts // PAIRS))
     try:
         watch.again("the detector of words learns, where it is not there yet", 1)
         detector = detector_for(exam.library, exam.size, watch.reach)
         watch.again("words", len(exam.asked))
         found = words_score(model, exam, seeds=options.seeds, ask=options.ask, detector=detector, progress=watch.reach)
         scores = replace(scores, words=configuration.to_json(found))
+        if pairs:
+            watch.again("hybrids", pairs * options.seeds * len(WAYS))
+            crossed, album.hybrids = hybrids_score(
+                model, exam.pairs, pairs, options.seeds, options.ask, detector, watch.tell
+            )
+            scores = replace(scores, hybrids=crossed)
     except (InputError, OSError) as e:
-        return replace(scores, missing=(*scores.missing, f"no words: {_why(e)}"))
+        what = "words and no hybrids" if scores.words is None else "hybrids"
+        return replace(scores, missing=(*scores.missing, f"no {what}: {_why(e)}"))
     return scores
 
 

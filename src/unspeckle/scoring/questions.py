@@ -50,13 +50,15 @@ class Exam:
     opened before anything is drawn."""
 
     asked: list[Question]
+    pairs: list[tuple[str, str]]  # of faces whose hybrid training never showed
     library: Library
     size: int  # of the corpus's pictures, pixels a side
 
 
 def exam_of(corpus: Path, each: int = PROTOCOL) -> Exam:
     """`each` questions of every category. InputError where the folder is no emoji corpus or its sprites are gone."""
-    return Exam(questions(corpus, each), *library_of(corpus))
+    crossed = {q.nouns for q in questions(corpus, 10_000) if q.category == "hybrids"}
+    return Exam(questions(corpus, each), sorted((one, other) for one, other in crossed), *library_of(corpus))
 
 
 def questions(corpus: Path, each: int = PROTOCOL) -> list[Question]:

@@ -23,6 +23,7 @@ SAID = {  # of each distance: its name, a factor and decimals to show it with, w
     "coverage": ("coverage", 1, 3, "real pictures with a drawn one near them"),
     "clip_score": ("CLIP score", 1, 2, "how well pictures fit their captions; that of real ones is the mark"),
 }
+MOST = 8  # pairs whose pictures are shown
 SAME = "The same captions and seeds in every row. In bold the way in which all other numbers were measured."
 SOURCES = (
     "KID: Bińkowski et al. 2018. Fréchet distance: Heusel et al. 2017. Precision and recall: Kynkäänniemi et al. 2019. "
@@ -36,7 +37,7 @@ def page(scores: Scores, album: Album, command: str) -> str:
     title = f"How well {scores.model} draws"
     parts = [
         _head(scores, title), _facts(scores), _warnings(scores), _gallery(album), _distances(scores), _words(scores),
-        _steps(scores, album), _scales(scores, album), _losses(scores),
+        _hybrids(scores, album), _steps(scores, album), _scales(scores, album), _losses(scores),
         _copies(scores, album), _points(scores), _foot(scores, command),
     ]  # fmt: skip
     css = (files("unspeckle") / "scoring" / "report.css").read_text("utf-8")
@@ -186,6 +187,28 @@ def _right(share: float, low: float, high: float, mark: float | None = None) -> 
     said = f'{100 * share:.0f} % <span class="soft">({100 * low:.0f} to {100 * high:.0f})</span>'
     ceiling = "" if mark is None else f'<u style="left:{100 * mark:.1f}%"></u>'
     return [said, f'<span class="meter"><i style="width:{100 * share:.1f}%"></i>{ceiling}</span>']
+
+
+def _hybrids(scores: Scores, album: Album) -> str:
+    if (h := scores.hybrids) is None:
+        return ""
+    rows, strips = [], []
+    for way, some in zip(h.ways, album.hybrids, strict=True):
+        name = f"{escape(way.way)}<small>{escape(way.prompt)}</small>"
+        rows.append([name, f"{way.right} of {way.pictures}", *_right(way.share, way.low, way.high)])
+        strips.append(f"<span>{escape(way.way)}</span>{strip(some[:MOST], way.prompt)}\n")
+    pairs = [" and ".join(pair) for pair in h.pairs]
+    return _section(
+        "Two in one",
+        _prose(
+            "Pairs whose hybrid was never trained on, asked for in every way that prompts have, and judged by the "
+            "detector: is there one subject that is both? After “A AND B”: are both there, each by itself? "
+            f"{len(pairs)} of {h.held_out} pairs, {h.seeds} pictures of each in every way."
+        ),
+        _table(["", "right", "", ""], rows),
+        _prose(f"From left to right, not chosen: {', '.join(pairs[:MOST])}.", "soft"),
+        f'<div class="strips">{"".join(strips)}</div>\n',
+    )
 
 
 def _steps(scores: Scores, album: Album) -> str:
