@@ -205,7 +205,7 @@ def _hybrids(scores: Scores, album: Album) -> str:
             "detector: is there one subject that is both? After “A AND B”: are both there, each by itself? "
             f"{len(pairs)} of {h.held_out} pairs, {h.seeds} pictures of each in every way."
         ),
-        _table(["", "right", "", ""], rows),
+        _table(["", "right", "share", ""], rows),
         _prose(f"From left to right, not chosen: {', '.join(pairs[:MOST])}.", "soft"),
         f'<div class="strips">{"".join(strips)}</div>\n',
     )
