@@ -214,7 +214,7 @@ def _exam(options: ScoreOptions) -> tuple[Exam | None, tuple[str, ...]]:
         return None, ()
     try:
         return exam_of(folder, options.prompts), ()
-    except InputError as e:
+    except (InputError, OSError) as e:
         return None, (f"no words and no hybrids: {_why(e)}",)
 
 
