@@ -21,7 +21,7 @@ from unspeckle import configuration
 from unspeckle.draw import Ask
 from unspeckle.model import load
 from unspeckle.scoring.detector import load as load_detector
-from unspeckle.scoring.questions import CATEGORIES, library_of, questions
+from unspeckle.scoring.questions import CATEGORIES, exam_of
 from unspeckle.scoring.teaching import detector_for
 from unspeckle.scoring.words import Answer, WordsScore, answers, limits, score
 
@@ -81,19 +81,20 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, ask = load(args.model), Ask(steps=args.steps, scale=args.scale, sampler=args.sampler)
-    asked = questions(args.corpus, args.each)
+    exam = exam_of(args.corpus, args.each)
     kept: list[Answer] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:
         if args.detector:
             detector = load_detector(args.detector)
         else:
             task = progress.add_task("training the detector", total=None)
-            library, size = library_of(args.corpus)
-            detector = detector_for(library, size, lambda done, of: progress.update(task, completed=done, total=of))
+            detector = detector_for(
+                exam.library, exam.size, lambda done, of: progress.update(task, completed=done, total=of)
+            )
             progress.remove_task(task)
-        bounds = limits(args.corpus, asked, detector, args.seeds)
-        given = answers(model, asked, detector, ask, args.seeds)
-        for answer in progress.track(given, len(asked), description="drawing"):
+        bounds = limits(exam, detector, args.seeds)
+        given = answers(model, exam.asked, detector, ask, args.seeds)
+        for answer in progress.track(given, len(exam.asked), description="drawing"):
             kept.append(answer)
     result = score(model, ask, kept, bounds)
     print(f"{result.model} {result.hash}: {result.steps} steps of {result.sampler}, scale {result.scale:g}")

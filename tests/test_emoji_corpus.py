@@ -38,7 +38,10 @@ BOXES = {
 
 @pytest.fixture(scope="module")
 def drawn_sprites(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sprites")
+    return draw_sprites(tmp_path_factory.mktemp("sprites"))
+
+
+def draw_sprites(folder: Path) -> Path:
     for name, (colour, shape) in SHAPES.items():
         picture = Image.new("RGBA", (160, 160))
         pen = ImageDraw.Draw(picture)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from test_scores import scores
 from unspeckle.scoring.charts import steps_plots
+from unspeckle.scoring.hybrids import WAYS, prompt
 from unspeckle.scoring.images import MOST, image, strip
 from unspeckle.scoring.plots import Axis, Line, plot
 from unspeckle.scoring.report import page
@@ -71,7 +72,7 @@ def album() -> Album:
     pair = Pair(some[0], some[1], "a frog & <b>two</b> hats", 12.34)
     return Album(
         some, ["a <frog>", "b", "c"], some.flip(0), [pair] * 2, [noise(4, 3, 8, 8)] * len(scores().by_steps),
-        [noise(4, 3, 8, 8)] * len(scores().by_scale),
+        [noise(4, 3, 8, 8)] * len(scores().by_scale), [noise(2, 3, 8, 8)] * len(WAYS),
     )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_it_says_the_licence_of_the_model() -> None:
 
 def test_it_holds_what_was_measured_and_asks_no_network() -> None:
     found = read(page(scores(), album(), "unspeckle score MODEL --corpus FOLDER"))
-    assert len(found.pictures) == 2 * 3 + 2 * 2 + 5 + 3
+    assert len(found.pictures) == 2 * 3 + 2 * 2 + 5 + 3 + 6
     assert np.array_equal(np.asarray(found.pictures[0]), album().drawn[0].permute(1, 2, 0).numpy())  # type: ignore[index]
     assert all(address.startswith("data:image/png;base64,") for address in found.addresses)
     assert "http" not in page(scores(), album(), "x").replace("data:image/png", "")
@@ -98,7 +99,7 @@ def test_it_holds_what_was_measured_and_asks_no_network() -> None:
 def test_it_says_what_is_missing_and_what_to_distrust() -> None:
     full, nothing = scores(), {"kid": None, "kid_error": None, "precision": None, "recall": None, "coverage": None}
     bare = replace(
-        full, corpus=None, features=None, distances=(), loss=None, bits=None, memorisation=None,
+        full, corpus=None, features=None, distances=(), loss=None, bits=None, memorisation=None, hybrids=None,
         by_steps=tuple(replace(p, **nothing) for p in full.by_steps),
         by_scale=tuple(replace(p, **nothing) for p in full.by_scale),
         missing=("without --corpus there are no distances",), warnings=("fewer than three seeds",),
@@ -111,12 +112,42 @@ def test_it_says_what_is_missing_and_what_to_distrust() -> None:
 
 
 def test_words_have_their_table() -> None:
-    categories = [{"name": "two <objects>", "share": 0.42, "low": 0.3, "high": 0.5, "ceiling": 0.97, "floor": 0.03}]
+    categories = [
+        {
+            "name": "two <objects>",
+            "prompts": 25,
+            "pictures": 50,
+            "share": 0.42,
+            "low": 0.3,
+            "high": 0.5,
+            "ceiling": 0.97,
+            "floor": 0.03,
+        }
+    ]
     words = {"mean": 0.42, "low": 0.37, "high": 0.47, "categories": categories}
     html = page(replace(scores(), words=words), album(), "x")
     found = read(html)
     assert "two <objects>" in found.text and "42 % (30 to 50)" in found.text and "(37 to 47)" in found.text
+    assert "25 prompts of each kind, 2 pictures of each; the protocol has 100 by 4" in found.text
     assert 'style="width:42.0%"' in html and 'style="left:97.0%"' in html
+
+
+def test_hybrids_have_their_table_and_a_row_of_pictures_of_each_way() -> None:
+    html = page(scores(), album(), "x")
+    found = read(html.partition("<h2>Two in one</h2>")[2].partition("</section>")[0])
+    assert "2 of 16 pairs, 2 pictures of each" in found.text and "cat and panda, fox and owl" in found.text
+    for way in WAYS:
+        assert prompt(way, ("cat", "panda")) in found.text
+    assert found.text.count("3 of 4") == found.text.count("75 % (30 to 95)") == html.count('width:75.0%"') == len(WAYS)
+    assert [picture.size for picture in found.pictures] == [(16, 8)] * len(WAYS)
+    many = [noise(11, 3, 8, 8)] * len(WAYS)
+    assert len(read(page(scores(), replace(album(), hybrids=many), "x")).pictures) == len(read(html).pictures)
+    assert "Two in one" not in page(replace(scores(), hybrids=None), album(), "x")
+
+
+def test_the_precision_is_named() -> None:
+    assert "guidance scale 3, in float32" in page(scores(), album(), "x")
+    assert "guidance scale 3, in int8" in page(replace(scores(), precision="int8"), album(), "x")
 
 
 def test_points_lie_where_their_numbers_are() -> None:

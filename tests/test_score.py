@@ -304,6 +304,40 @@ def test_a_run_of_distil_is_scored_as_one_of_train(
     assert "plan.json: cannot be read" in said and len(said.splitlines()) == 1
 
 
+def test_the_precision_is_that_asked_for_and_is_named(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its cost is to be seen: the same captions and seeds, and numbers that are near, but not the same."""
+    found = {}
+    for name in ("float32", "bfloat16"):
+        out, more = tmp_path / f"{name}.html", [] if name == "float32" else ["--precision", name]
+        assert main(["score", str(model), "--corpus", str(folder), "-o", str(out), *SMALL, *more, "-q"]) == 0
+        found[name] = json.loads(out.with_suffix(".json").read_text())
+        assert found[name]["precision"] == name and f"guidance scale 5, in {name}" in out.read_text()
+        assert ("--precision bfloat16</code>" in out.read_text()) == (name == "bfloat16")
+    exact, low = found["float32"], found["bfloat16"]
+    assert low["hash"] == exact["hash"]
+    for name in ("loss", "bits"):
+        assert low[name]["total"] != exact[name]["total"] == pytest.approx(low[name]["total"], rel=0.02)
+    kids = [next(d for d in one["distances"] if d["name"] == "kid")["drawn"]["mean"] for one in (exact, low)]
+    assert kids[0] != kids[1] == pytest.approx(kids[0], rel=0.1)
+    capsys.readouterr()
+
+
+def test_a_stable_diffusion_is_scored_in_what_it_would_be_drawn_in(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stable = pytest.importorskip("stable", reason="needs diffusers")
+    stable.pipeline("1-lcm", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
+    monkeypatch.setattr("unspeckle.precision.pays", lambda device, dtype: True)
+    line = ["score", str(tmp_path / "pipe"), "-o", str(tmp_path / "a.html"), "--pictures", "8", "--steps", "1", "-q"]
+    for more, name in ([], "bfloat16"), (["--precision", "float32"], "float32"):
+        assert main([*line, *more]) == 0
+        assert json.loads((tmp_path / "a.json").read_text())["precision"] == name
+        assert f"--precision {name}</code>" in (tmp_path / "a.html").read_text()
+    capsys.readouterr()
+
+
 BAD = [
     ("score HERE/nothing.safetensors", "HERE/nothing.safetensors"),
     ("score MODEL --corpus HERE/nothing", "HERE/nothing"),
@@ -321,6 +355,7 @@ BAD = [
     ("score MODEL --out HERE/report.pdf", "ends in .html"),
     ("score MODEL --out HERE/nowhere/report.html", "HERE/nowhere"),
     ("score MODEL --device abacus", "abacus"),
+    ("score MODEL --precision magic", "--precision 'magic'"),
 ]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from unspeckle import configuration
 from unspeckle.errors import InputError
+from unspeckle.scoring.hybrids import WAYS, HybridsScore, WayScore, prompt
 from unspeckle.scoring.likelihood import Bits
 from unspeckle.scoring.memorisation import Nearest, memorisation
 from unspeckle.scoring.scores import (
@@ -43,6 +44,9 @@ def scores() -> Scores:
         memorisation=memorisation(Nearest(far, nothing), Nearest(far, nothing), 4000),
         by_steps=tuple(Point("dpmpp_2m", n, 3.0, n / 600, 1 / n, 0.01, 0.7, 0.5, 0.6) for n in (4, 8, 16, 24, 48)),
         by_scale=tuple(Point("dpmpp_2m", 24, s, 0.04, 0.02 * s, 0.01, 0.7, 0.5, 0.6) for s in (1.0, 3.0, 7.0)),
+        hybrids=HybridsScore(16, (("cat", "panda"), ("fox", "owl")), 2, tuple(
+            WayScore(way, prompt(way, ("cat", "panda")), (1, 2), 3, 4, 0.75, 0.3, 0.95) for way in WAYS
+        )),
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from unspeckle.schedule import Flow
 from unspeckle.scoring.detector import Detection, Detector, load, overlap, save
 from unspeckle.scoring.examples import Easel, blocks
 from unspeckle.scoring.judging import directions, ground, judge, verdict
-from unspeckle.scoring.questions import CATEGORIES, Question, holds, library_of, lure, questions, scene_for
+from unspeckle.scoring.questions import CATEGORIES, Question, exam_of, holds, library_of, lure, questions, scene_for
 from unspeckle.scoring.teaching import teach, worsened
 from unspeckle.scoring.words import answers, limits, renders, wilson, words_score
 
@@ -263,7 +263,7 @@ def test_examples_are_a_function_of_the_seed_and_their_boxes_are_the_painters(co
 
 
 def test_a_detector_of_some_seconds_knows_fresh_renders_from_others(corpus: Path, detector: Detector) -> None:
-    found = limits(corpus, questions(corpus, 8), detector, 4)
+    found = limits(exam_of(corpus, 8), detector, 4)
     for category in ("one object", "two objects", "counting", "position"):
         assert found[category].ceiling >= 0.7, found
         assert found[category].renders == 32
@@ -335,10 +335,11 @@ def test_a_model_that_draws_true_renders_scores_the_ceiling(corpus: Path, detect
         assert torch.equal(answer.pictures, shown)
         assert answer.verdicts == judge(shown, answer.question, detector)
     heard: list[tuple[int, int]] = []
-    result = words_score(model, corpus, each=1, seeds=2, detector=detector, progress=lambda *at: heard.append(at))
+    result = words_score(model, exam_of(corpus, 1), seeds=2, detector=detector, progress=lambda *at: heard.append(at))
     assert heard == [(i + 1, 9) for i in range(9)]
     assert [c.name for c in result.categories] == list(CATEGORIES)
     assert all(c.share == c.ceiling and c.pictures == c.renders == 2 for c in result.categories)
+    assert all(c.prompts == 1 for c in result.categories)
     assert result.mean == result.ceiling and result.low <= result.mean <= result.high
     said = json.loads(json.dumps(configuration.to_json(result)))
     assert configuration.from_json(type(result), said, "score") == result

@@ -1,5 +1,6 @@
 """What is asked for, and the order that it becomes once every choice is made and found possible."""
 
+import math
 import sys
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -156,8 +157,8 @@ def settle(model: Model, ask: Ask) -> Order:
     }
     model.skipping(ask.clip_skip)
     order = Order(**{**{one.name: getattr(ask, one.name) for one in fields(Ask)}, **settled})
-    if order.threshold is not None and 3 * math.prod(order.sides) > MOST:  # what torch.quantile takes
-        raise InputError(f"threshold: is reckoned for at most {MOST // 3} pixels of a picture; leave it out")
+    if order.threshold is not None and 3 * math.prod(order.sides) > sizes.MOST:  # what torch.quantile takes
+        raise InputError(f"threshold: is reckoned for at most {sizes.MOST // 3} pixels of a picture; leave it out")
     if order.later < 1:
         raise InputError(f"strength {order.strength:g}: leaves none of {order.steps} steps; choose more of either")
     if model.left(2.0) == 1 and (names := idle(model, order)):

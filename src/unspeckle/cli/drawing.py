@@ -133,7 +133,8 @@ def draw(
     ask = Ask(
         " ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides, guidance, rescale, when,
         threshold=threshold, strength=strength, paste=paste, variation=variation,
-        variation_strength=variation_strength, hires=larger, upscaler=upscaler, clip_skip=clip_skip, tiles=tiles, batch=batch,
+        variation_strength=variation_strength, hires=larger, upscaler=upscaler, clip_skip=clip_skip, tiles=tiles,
+        batch=batch,
     )  # fmt: skip
     added = Additions(lora or (), embedding or (), vae)
     return run(

@@ -5,7 +5,13 @@ from typing import Annotated, Optional
 
 import typer
 
+from unspeckle.cli.drawing import PRECISION_HELP
 from unspeckle.cli.options import MODEL_HELP, Device, Prediction, Quiet, TrustPickle, share_the_cores
+
+PROMPTS_HELP = (
+    "Of each category of words, for corpora of emoji scenes; the protocol's number is 100, 0 asks none. Hybrids are "
+    "asked of a third as many pairs."
+)
 
 
 def score(
@@ -22,7 +28,7 @@ def score(
     ] = "scattering",
     pictures: Annotated[int, typer.Option("--pictures", "-n", help="To draw for each seed.")] = 500,
     seeds: Annotated[int, typer.Option(help="How many times; intervals are over them.")] = 4,
-    prompts: Annotated[int, typer.Option(help="Of each category of words, for corpora of emoji scenes.")] = 25,
+    prompts: Annotated[int, typer.Option(help=PROMPTS_HELP)] = 25,
     steps: Annotated[int | None, typer.Option(help="Of the sampler.  [default: the model's]")] = None,
     sampler: Annotated[str | None, typer.Option(help="dpmpp_2m, ddim, heun, …  [default: the model's]")] = None,
     grid: Annotated[str | None, typer.Option(help="Of times: uniform, karras, …  [default: the model's]")] = None,
@@ -33,6 +39,7 @@ def score(
     json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     prediction: Prediction = None,
     trust_pickle: TrustPickle = False,
+    precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "auto",
     device: Device = None,
     quiet: Quiet = False,
 ) -> int:
@@ -63,5 +70,6 @@ def score(
             device,
             prediction,
             trust_pickle,
+            precision,
         )
     )

@@ -18,10 +18,13 @@ from unspeckle.draw import Ask, settle
 from unspeckle.errors import InputError
 from unspeckle.model import Model, load
 from unspeckle.picture import slug
+from unspeckle.precision import AUTO
+from unspeckle.scoring.hybrids import WAYS, hybrids_score
 from unspeckle.scoring.measure import measure, units
-from unspeckle.scoring.questions import library_of, questions
+from unspeckle.scoring.questions import Exam, exam_of
 from unspeckle.scoring.report import page
-from unspeckle.scoring.task import Wishes
+from unspeckle.scoring.scores import Scores
+from unspeckle.scoring.task import Album, Wishes
 from unspeckle.scoring.teaching import detector_for
 from unspeckle.scoring.words import words_score
 from unspeckle.training import plan as plans
@@ -29,6 +32,7 @@ from unspeckle.training.materials import cache
 
 FEATURES = ("scattering", "inception", "dinov2", "clip")
 EVERY = 10.0  # seconds between two lines where there is no terminal
+PAIRS = 3  # prompts of a category for each pair whose hybrids are drawn, in six ways: a fifth of the work of words
 SCENES = ("held-out.jsonl", "truth.jsonl")  # what tells that a corpus is of emoji scenes
 
 
@@ -52,6 +56,7 @@ class ScoreOptions:
     device: str | None
     prediction: str | None = None
     trust_pickle: bool = False
+    precision: str = "auto"
 
 
 class Watching:
@@ -72,8 +77,13 @@ class Watching:
         self.progress.stop()
 
     def expect(self, total: int) -> None:
-        self.total = max(1, total)
+        self.total, self.done = max(1, total), 0
         self.begun = time.monotonic()
+
+    def again(self, name: str, total: int) -> None:
+        """A stage whose units count by themselves."""
+        self.expect(total)
+        self.stage(name)
 
     def stage(self, name: str) -> None:
         self.name = name
@@ -81,6 +91,11 @@ class Watching:
 
     def tell(self, units: int) -> None:
         self._show(units)
+
+    def reach(self, done: int, total: int) -> None:
+        """So many of the stage's units are done, all in all."""
+        self.total = total
+        self._show(done - self.done)
 
     def decode(self, done: int, total: int) -> None:
         self.progress.update(self.task, description="decoding pictures", completed=done, total=total)
@@ -100,7 +115,10 @@ class Watching:
 def run(options: ScoreOptions) -> int:
     """Measure and write; returns the exit code. InputError where the options do not allow it."""
     _check(options)
-    model = load(options.model, place(options.device), prediction=options.prediction, trust_pickle=options.trust_pickle)
+    model = load(
+        options.model, place(options.device), prediction=options.prediction, trust_pickle=options.trust_pickle,
+        precision=options.precision,
+    )  # fmt: skip
     settle(model, options.ask)  # says what is wrong with it before pictures are read
     out = options.out or Path(f"{slug(_name(model, options.model))}-score.html")
     _writable(out)
@@ -111,14 +129,17 @@ def run(options: ScoreOptions) -> int:
         wishes = replace(wishes, objective=plan.objective())
     with Watching(console) as watch:
         corpus = None if options.corpus is None else _corpus(options, model, plan, console, watch)
+        exam, missing = _exam(options)
+        for line in missing:
+            console.print(f"note: {line}", soft_wrap=True)  # before the long work, not only after it
         watch.expect(units(model, corpus, wishes))
         scores, album = measure(model, corpus, "" if options.corpus is None else options.corpus.name, wishes, watch)
-        if options.corpus is not None:
-            watch.done = 0
-            scores = replace(scores, words=_words(model, options, watch))
+        scores = replace(scores, missing=(*scores.missing, *missing))
+        if exam is not None:
+            scores = _examined(scores, album, exam, model, options, watch)
     numbers = json.dumps(configuration.to_json(scores), ensure_ascii=False, allow_nan=False)
     data = out.with_suffix(".json")
-    atomic.write(out, page(scores, album, _command(options)).encode())
+    atomic.write(out, page(scores, album, _command(options, model)).encode())
     atomic.write(data, (numbers + "\n").encode())
     for line in (*scores.missing, *scores.warnings):
         console.print(f"note: {line}", soft_wrap=True)
@@ -184,26 +205,45 @@ def _corpus(options: ScoreOptions, model: Model, plan: plans.Plan | None, consol
     return corpus
 
 
-def _words(model: Model, options: ScoreOptions, watch: Watching) -> dict[str, Any] | None:
-    """How well pictures hold what words say, where the corpus tells what is in its scenes."""
+def _exam(options: ScoreOptions) -> tuple[Exam | None, tuple[str, ...]]:
+    """What the corpus lets the model be asked, where it tells what is in its scenes; else why not, if words are wanted.
+    Before anything is measured, so that nothing measured is lost."""
     folder = options.corpus
     if folder is None or not options.prompts or not all((folder / name).is_file() for name in SCENES):
-        return None
-    watch.stage("words: the detector learns, where it is not there yet")
-    detector = detector_for(*library_of(folder))
-    watch.stage("words")
-    watch.expect(len(questions(folder, options.prompts)))
-    told = [0]
-
-    def progress(done: int, total: int) -> None:
-        watch.tell(done - told[0])
-        told[0] = done
-
-    found = words_score(model, folder, each=options.prompts, ask=options.ask, detector=detector, progress=progress)
-    return configuration.to_json(found)
+        return None, ()
+    try:
+        return exam_of(folder, options.prompts), ()
+    except (InputError, OSError) as e:
+        return None, (f"no words and no hybrids: {_why(e)}",)
 
 
-def _command(options: ScoreOptions) -> str:
+def _examined(scores: Scores, album: Album, exam: Exam, model: Model, options: ScoreOptions, watch: Watching) -> Scores:
+    """The scores with those of words and of hybrids; of what fails, the reason."""
+    pairs = min(len(exam.pairs), max(1, options.prompts // PAIRS))
+    try:
+        watch.again("the detector of words learns, where it is not there yet", 1)
+        detector = detector_for(exam.library, exam.size, watch.reach)
+        watch.again("words", len(exam.asked))
+        found = words_score(model, exam, seeds=options.seeds, ask=options.ask, detector=detector, progress=watch.reach)
+        scores = replace(scores, words=configuration.to_json(found))
+        if pairs:
+            watch.again("hybrids", pairs * options.seeds * len(WAYS))
+            crossed, album.hybrids = hybrids_score(
+                model, exam.pairs, pairs, options.seeds, options.ask, detector, watch.tell
+            )
+            scores = replace(scores, hybrids=crossed)
+    except (InputError, OSError) as e:
+        what = "words and no hybrids" if scores.words is None else "hybrids"
+        return replace(scores, missing=(*scores.missing, f"no {what}: {_why(e)}"))
+    return scores
+
+
+def _why(error: Exception) -> str:
+    """For a report that others may read."""
+    return str(error).replace(str(Path.home()), "~")
+
+
+def _command(options: ScoreOptions, model: Model) -> str:
     """What makes the report again, without paths."""
     parts = ["unspeckle score MODEL"] + ["--corpus FOLDER"] * (options.corpus is not None)
     kind, given, _ = options.features.partition(":")
@@ -212,4 +252,6 @@ def _command(options: ScoreOptions) -> str:
     for name in ("steps", "sampler", "grid", "scale"):
         if (value := getattr(options.ask, name)) is not None:
             parts.append(f"--{name} {value}")
+    if options.precision != AUTO or model.precision != "float32":
+        parts.append(f"--precision {model.precision}")
     return " ".join(parts)

@@ -159,7 +159,7 @@ class Folder:
     """A folder of RGBA pictures: with `sprites.jsonl` (file_name, name, category, keywords), or as name.png."""
 
     def __init__(self, folder: Path) -> None:
-        self.source = str(folder)
+        self.source = str(folder.absolute())  # a name alone is a font's
         self._files: dict[str, Path] = {}
         if not folder.is_dir():
             raise InputError(f"--sprites {folder}: there is no such folder")

@@ -57,7 +57,7 @@ def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watc
     scores = Scores(
         model=model.card.name, hash=model.hash, version=installed(), device=str(model.device), sampler=order.sampler,
         grid=order.grid, steps=order.steps, scale=order.scale, size=order.size, pictures=wishes.pictures,
-        seeds=tuple(range(wishes.seeds)), licence=model.card.licence,
+        seeds=tuple(range(wishes.seeds)), licence=model.card.licence, precision=model.precision,
         corpus=None if corpus is None else _facts(model, corpus, name),
     )  # fmt: skip
     count = min(SWEPT, wishes.pictures)

@@ -24,6 +24,7 @@ CATEGORIES: dict[str, tuple[str, str]] = {  # the kind of its rows in held-out.j
     "wearing": ("wearing", "wearing"),
     "hybrids": ("hybrid", "hybrid"),
 }
+PROTOCOL = 100  # prompts of each category, where nobody has to wait for them
 SIX = tuple(CATEGORIES)[:6]
 """GenEval's six (Ghosh et al. 2023); their mean is the words score."""
 
@@ -43,7 +44,24 @@ class Question:
     turn: int = 0
 
 
-def questions(corpus: Path, each: int = 100) -> list[Question]:
+@dataclass(frozen=True)
+class Exam:
+    """What a corpus lets a model be asked, and what the judge learns from: all that its folder and its sprites tell,
+    opened before anything is drawn."""
+
+    asked: list[Question]
+    pairs: list[tuple[str, str]]  # of faces whose hybrid training never showed
+    library: Library
+    size: int  # of the corpus's pictures, pixels a side
+
+
+def exam_of(corpus: Path, each: int = PROTOCOL) -> Exam:
+    """`each` questions of every category. InputError where the folder is no emoji corpus or its sprites are gone."""
+    crossed = {q.nouns for q in questions(corpus, 10_000) if q.category == "hybrids"}
+    return Exam(questions(corpus, each), sorted((one, other) for one, other in crossed), *library_of(corpus))
+
+
+def questions(corpus: Path, each: int = PROTOCOL) -> list[Question]:
     """`each` questions of every category that the corpus has, from its held-out.jsonl alone.
 
     Where a category has more prompts, they are taken at even distances; where fewer, they come again and again.
@@ -89,7 +107,12 @@ def library_of(corpus: Path) -> tuple[Library, int]:
         nouns, size, source = list(about["nouns"]), int(about["size"]), Path(about["sprites"])
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{corpus / 'about.json'}: lacks or garbles {e}; make the corpus again") from e
-    return open_library(nouns, None if source.name == str(source) else source), size
+    folder = None if source.name == str(source) else source
+    try:
+        return open_library(nouns, folder), size
+    except InputError as e:
+        mend = "" if folder is None else "; put them back where its about.json says, or make the corpus again"
+        raise InputError(f"the sprites that the corpus was made of cannot be opened: {e}{mend}") from e
 
 
 def scene_for(question: Question, rng: Random, palette: Palette) -> Scene:

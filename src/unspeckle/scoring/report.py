@@ -9,6 +9,7 @@ from torch import Tensor
 from unspeckle.scoring import likelihood, memorisation
 from unspeckle.scoring.charts import bits_curve, loss_curve, nearest_curve, scale_plots, steps_plots
 from unspeckle.scoring.images import figure, image, strip
+from unspeckle.scoring.questions import PROTOCOL
 from unspeckle.scoring.scores import Interval, Point, Scores
 from unspeckle.scoring.task import Album
 
@@ -22,6 +23,7 @@ SAID = {  # of each distance: its name, a factor and decimals to show it with, w
     "coverage": ("coverage", 1, 3, "real pictures with a drawn one near them"),
     "clip_score": ("CLIP score", 1, 2, "how well pictures fit their captions; that of real ones is the mark"),
 }
+MOST = 8  # pairs whose pictures are shown
 SAME = "The same captions and seeds in every row. In bold the way in which all other numbers were measured."
 SOURCES = (
     "KID: Bińkowski et al. 2018. Fréchet distance: Heusel et al. 2017. Precision and recall: Kynkäänniemi et al. 2019. "
@@ -35,8 +37,8 @@ def page(scores: Scores, album: Album, command: str) -> str:
     title = f"How well {scores.model} draws"
     parts = [
         _head(scores, title), _facts(scores), _warnings(scores), _gallery(album), _distances(scores), _words(scores),
-        _steps(scores, album), _scales(scores, album), _losses(scores), _copies(scores, album), _points(scores),
-        _foot(scores, command),
+        _hybrids(scores, album), _steps(scores, album), _scales(scores, album), _losses(scores),
+        _copies(scores, album), _points(scores), _foot(scores, command),
     ]  # fmt: skip
     css = (files("unspeckle") / "scoring" / "report.css").read_text("utf-8")
     return (
@@ -79,7 +81,7 @@ def _head(scores: Scores, title: str) -> str:
     width, height = scores.size
     said = (
         f"Model {scores.hash} at {width} × {height} pixels; sampler {scores.sampler}, {scores.steps} steps, "
-        f"guidance scale {scores.scale:g}"
+        f"guidance scale {scores.scale:g}, in {scores.precision}"
     )
     if scores.corpus is not None and scores.compared:
         said += (
@@ -160,12 +162,12 @@ def _distances(scores: Scores) -> str:
 def _words(scores: Scores) -> str:
     if scores.words is None:
         return ""
-    rows = []
-    for c in scores.words["categories"]:
-        share, low, high, ceiling, floor = (100 * c[name] for name in ("share", "low", "high", "ceiling", "floor"))
-        meter = f'<span class="meter"><i style="width:{share:.1f}%"></i><u style="left:{ceiling:.1f}%"></u></span>'
-        right = f'{share:.0f} % <span class="soft">({low:.0f} to {high:.0f})</span>'
-        rows.append([escape(c["name"]), right, meter, f"{ceiling:.0f} %", f"{floor:.0f} %"])
+    rows, categories = [], scores.words["categories"]
+    for c in categories:
+        ceiling, floor = f"{100 * c['ceiling']:.0f} %", f"{100 * c['floor']:.0f} %"
+        rows.append([escape(c["name"]), *_right(c["share"], c["low"], c["high"], c["ceiling"]), ceiling, floor])
+    prompts = max((c["prompts"] for c in categories), default=0)
+    seeds = max((c["pictures"] // max(1, c["prompts"]) for c in categories), default=0)
     return _section(
         "What the words say",
         _prose(
@@ -173,7 +175,40 @@ def _words(scores: Scores) -> str:
             "share of real renders of the same prompts that the detector takes for right; the floor is that of other "
             "prompts'."
         ),
+        _prose(
+            f"Asked: {prompts} prompts of each kind, {seeds} pictures of each; the protocol has {PROTOCOL} by 4. "
+            "Where there are fewer prompts they come again, with other seeds."
+        ),
         _table(["", "right", "", "ceiling", "floor"], rows),
+    )
+
+
+def _right(share: float, low: float, high: float, mark: float | None = None) -> list[str]:
+    """Two cells: a share with its interval, and the same as a bar."""
+    said = f'{100 * share:.0f} % <span class="soft">({100 * low:.0f} to {100 * high:.0f})</span>'
+    ceiling = "" if mark is None else f'<u style="left:{100 * mark:.1f}%"></u>'
+    return [said, f'<span class="meter"><i style="width:{100 * share:.1f}%"></i>{ceiling}</span>']
+
+
+def _hybrids(scores: Scores, album: Album) -> str:
+    if (h := scores.hybrids) is None:
+        return ""
+    rows, strips = [], []
+    for way, some in zip(h.ways, album.hybrids, strict=True):
+        name = f"{escape(way.way)}<small>{escape(way.prompt)}</small>"
+        rows.append([name, f"{way.right} of {way.pictures}", *_right(way.share, way.low, way.high)])
+        strips.append(f"<span>{escape(way.way)}</span>{strip(some[:MOST], way.prompt)}\n")
+    pairs = [" and ".join(pair) for pair in h.pairs]
+    return _section(
+        "Two in one",
+        _prose(
+            "Pairs whose hybrid was never trained on, asked for in every way that prompts have, and judged by the "
+            "detector: is there one subject that is both? After “A AND B”: are both there, each by itself? "
+            f"{len(pairs)} of {h.held_out} pairs, {h.seeds} pictures of each in every way."
+        ),
+        _table(["", "right", "share", ""], rows),
+        _prose(f"From left to right, not chosen: {', '.join(pairs[:MOST])}.", "soft"),
+        f'<div class="strips">{"".join(strips)}</div>\n',
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unspeckle.scoring.hybrids import HybridsScore
 from unspeckle.scoring.likelihood import Bits
 from unspeckle.scoring.memorisation import Memorisation
 
@@ -102,6 +103,7 @@ class Scores:
     pictures: int  # drawn for each seed
     seeds: tuple[int, ...]
     licence: str = ""  # of the model, as its card says
+    precision: str = "float32"  # in which it was drawn and its losses were measured
     seconds: float = 0.0  # for a picture, in batches
     corpus: CorpusFacts | None = None
     features: FeatureFacts | None = None
@@ -114,6 +116,7 @@ class Scores:
     by_steps: tuple[Point, ...] = ()
     by_scale: tuple[Point, ...] = ()
     words: dict[str, Any] | None = None  # how well pictures hold what words say, where the corpus is of emoji scenes
+    hybrids: HybridsScore | None = None  # two nouns in one prompt, where that corpus holds hybrids out
     missing: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     format: int = 1

@@ -55,6 +55,7 @@ class Album:
     pairs: list[Pair] = field(default_factory=list)
     by_steps: list[Tensor] = field(default_factory=list)  # of each Point
     by_scale: list[Tensor] = field(default_factory=list)
+    hybrids: list[Tensor] = field(default_factory=list)  # of each way, one of each pair
 
 
 class Drawn(NamedTuple):

@@ -33,7 +33,7 @@ def detector_for(library: Library, size: int, progress: Progress | None = None) 
     path = cache().parent / "detectors" / f"{_key(library, _side(size))}.safetensors"
     if path.is_file():
         return load(path)
-    detector = teach(library, size, progress=progress)
+    detector = teach(library, size, pictures=PICTURES, progress=progress)
     save(detector, path)
     return detector
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from unspeckle.draw import Ask, pictures, settle, steps
 from unspeckle.model import Model
 from unspeckle.scoring.detector import Detector
 from unspeckle.scoring.judging import Verdict, judge
-from unspeckle.scoring.questions import CATEGORIES, SIX, Question, library_of, lure, questions, scene_for
+from unspeckle.scoring.questions import CATEGORIES, SIX, Exam, Question, lure, scene_for
 from unspeckle.scoring.teaching import detector_for
 
 Z = 1.959964  # the normal quantile of 95 %
@@ -53,9 +52,11 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class CategoryScore:
-    """share = right / pictures, with its 95 % interval; spare = the share of pictures with things unnamed."""
+    """share = right / pictures, with its 95 % interval; spare = the share of pictures with things unnamed. Of `prompts`
+    asked, one that came again had other seeds."""
 
     name: str
+    prompts: int
     pictures: int
     right: int
     share: float
@@ -98,22 +99,21 @@ class WordsScore:
 
 
 def words_score(
-    model: Model, corpus: Path, *, each: int = 100, seeds: int = 4, ask: Ask | None = None,
-    detector: Detector | None = None, progress: Progress | None = None,
+    model: Model, exam: Exam, *, seeds: int = 4, ask: Ask | None = None, detector: Detector | None = None,
+    progress: Progress | None = None,
 ) -> WordsScore:  # fmt: skip
-    """Draw, detect and judge `each` prompts of every category with `seeds` seeds each.
+    """Draw, detect and judge every question of the exam with `seeds` seeds each.
 
     `ask` gives steps, sampler, grid, scale, size and the first seed; its prompt is not used. Without a detector, the
-    cached one of the corpus's nouns is taken, or trained. `progress` hears (done, of) questions.
+    cached one of the exam's nouns is taken, or trained. `progress` hears (done, of) questions.
     """
     ask = ask or Ask()
-    asked = questions(corpus, each)
     if detector is None:
-        detector = detector_for(*library_of(corpus))
-    given = answers(model, asked, detector, ask, seeds)
+        detector = detector_for(exam.library, exam.size)
+    given = answers(model, exam.asked, detector, ask, seeds)
     if progress is not None:
-        given = _told(given, len(asked), progress)
-    return score(model, ask, given, limits(corpus, asked, detector, seeds))
+        given = _told(given, len(exam.asked), progress)
+    return score(model, ask, given, limits(exam, detector, seeds))
 
 
 def score(model: Model, ask: Ask, given: Iterable[Answer], bounds: Mapping[str, Limits]) -> WordsScore:
@@ -156,13 +156,12 @@ def answers(model: Model, asked: Iterable[Question], detector: Detector, ask: As
         yield Answer(question, shown, judge(shown, question, detector))
 
 
-def limits(corpus: Path, asked: Sequence[Question], detector: Detector, count: int = 4) -> dict[str, Limits]:
+def limits(exam: Exam, detector: Detector, count: int = 4) -> dict[str, Limits]:
     """What the judge itself is worth in each category, by `count` fresh renders of each question and of its lure."""
-    library, size = library_of(corpus)
-    palette, painter = palette_of(library), Painter(library, size)
+    palette, painter = palette_of(exam.library), Painter(exam.library, exam.size)
     found = {}
     for category in CATEGORIES:
-        same = [question for question in asked if question.category == category]
+        same = [question for question in exam.asked if question.category == category]
         right = wrong = lured = 0
         for place, question in enumerate(same):
             shown = renders(question, count, palette, painter)
@@ -191,9 +190,10 @@ def _said(question: Question) -> Question:
 
 def tally(given: Iterable[Answer], bounds: Mapping[str, Limits]) -> tuple[list[CategoryScore], list[NounScore]]:
     """The scores of every category and noun that was asked for."""
-    asked, right, spare = Counter[str](), Counter[str](), Counter[str]()
+    prompts, asked, right, spare = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     nouns, missing, wrong = Counter[str](), Counter[str](), Counter[str]()
     for question, _, verdicts in given:
+        prompts[question.category] += 1
         for v in verdicts:
             asked[question.category] += 1
             right[question.category] += v.right
@@ -207,6 +207,7 @@ def tally(given: Iterable[Answer], bounds: Mapping[str, Limits]) -> tuple[list[C
         categories.append(
             CategoryScore(
                 name=name,
+                prompts=prompts[name],
                 pictures=count,
                 right=right[name],
                 share=right[name] / count,
