@@ -9,6 +9,7 @@ import torch
 
 import test_training
 from test_training import equal, final, options, stop_after
+from tiny import plan
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.model import load
@@ -136,6 +137,15 @@ def test_a_plan_that_cannot_be_minimised_is_named(whole: Path, tmp_path: Path, c
     with pytest.raises(InputError, match=re.escape(says)) as caught:
         plans.load(tmp_path)
     assert str(caught.value).startswith(str(tmp_path / plans.FILE))
+
+
+def test_a_trial_sets_them_as_any_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    import recipe
+
+    made = recipe.changed(plan(), ["weight=min_snr", "distribution=edm", "times=[-0.5, 1.2]", "gamma=4.0"])
+    assert made.objective() == Objective("edm", -0.5, 1.2, "min_snr", 4.0)
+    assert plan().objective() == Objective("logit_normal", 0.3, 1.0, "v")
 
 
 @pytest.mark.parametrize("times", ["uniform", "logit_normal", "edm"])
