@@ -10,4 +10,4 @@ nouns+=,sailboat,house,balloon,star,heart,guitar,robot
 [ -d "$WORK/scenes" ] || .venv/bin/unspeckle make-corpus emoji "$WORK/scenes" --scenes 120000 --seed 1 --nouns "$nouns"
 .venv/bin/unspeckle train "$WORK/scenes" --out "$WORK/embedded" --for 100m --preset tiny
 .venv/bin/unspeckle distil "$WORK/embedded" --corpus "$WORK/scenes" --out "$WORK/embedded-few" --for 20m --scale 4
-.venv/bin/python recipes/embed.py "$WORK/embedded-few" --corpus-seed 1 --dtype int8 --scale 4
+.venv/bin/python recipes/embed.py "$WORK/embedded-few" --corpus-seed 1 --dtype int8 --scale 4 --steps 12
