@@ -10,7 +10,6 @@ OUT/unspeckle.json says what drew them.
 
 import argparse
 import json
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.console import Console
 from unspeckle import atomic, picture, quantities
 from unspeckle.commands.draw import place
 from unspeckle.commands.score import Watching
-from unspeckle.draw import TOGETHER, Ask, many, settle
+from unspeckle.draw import Ask, many, settle, together
 from unspeckle.errors import InputError
 from unspeckle.model import Model, load
 from unspeckle.prompts import escape
@@ -96,9 +95,9 @@ def laid_out(out: Path, rows: list[tuple[str, str]], seeds: int) -> list[Sample]
 
 def draw(model: Model, samples: list[Sample], ask: Ask, watch: Watching) -> None:
     """In batches, each written as soon as it is drawn."""
-    together = max(1, TOGETHER // math.prod(settle(model, ask).size))
+    most = together(model, settle(model, ask))
     watch.again("drawing", len(samples))
-    for batch in (samples[first : first + together] for first in range(0, len(samples), together)):
+    for batch in (samples[first : first + most] for first in range(0, len(samples), most)):
         images = many(model, [escape(one.prompt) for one in batch], [one.seed for one in batch], ask)
         for one, image in zip(batch, images, strict=True):
             picture.write(image, one.path)
