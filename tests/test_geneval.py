@@ -76,7 +76,7 @@ def test_it_goes_on_where_it_was_stopped(
         asked.append(list(zip(prompts, seeds, strict=True)))
         return inner(model, prompts, seeds, ask)
 
-    monkeypatch.setattr(geneval, "TOGETHER", 2 * 64 * 64)
+    monkeypatch.setattr(geneval, "together", lambda model, order: 2)
     monkeypatch.setattr(geneval, "many", many)
     out = metadata.parent / "out"
     assert geneval.main(line(metadata)) == 130
