@@ -1,6 +1,7 @@
 """The command line's contract: results on standard output, one line and exit code 2 for what a person can mend."""
 
 import errno
+import gc
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from PIL import Image
 
 import unspeckle
 from tiny import random_model, saved
-from unspeckle.cli import main
+from unspeckle.cli import entry, main
 from unspeckle.model import save
 from unspeckle.picture import read, record, stamp, write
 
@@ -325,6 +326,16 @@ def test_ctrl_c_is_130_and_leaves_nothing_half_done(model: str, tmp_path: Path) 
     assert running.returncode == 130
     assert b"Traceback" not in err and out == b""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_of_its_own_looks_for_no_cycles_at_its_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["unspeckle", "draw", "a frog", "--steps", "0"])
+    try:
+        assert entry() == 2 and gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from unspeckle.cli import main
+from unspeckle.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())
