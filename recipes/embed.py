@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=5.0)
     parser.add_argument("--dtype", choices=DTYPES, default="int8", help="of the weights")
     parser.add_argument("--without-student", action="store_true")
+    parser.add_argument("--apart", action="store_true", help="the student in a file of its own if one is too small")
     parser.add_argument("--out", type=Path, default=INSIDE)
     args = parser.parse_args()
     model = load(args.model)
@@ -37,24 +38,29 @@ def main() -> None:
     if (student := model.student) is not None:
         said = {"name": f"{model.card.name}, few steps", "licence": LICENCE, "recipe": model.card.recipe}
         student.card = replace(student.card, **said)
-    if not put(model, args.out, args.dtype):
-        if student is None or not put(replace(model, student=None), args.out, args.dtype):
-            raise SystemExit(f"{args.model}: in {args.dtype}, is more than {LARGEST:,} bytes")
-        if not put(student, args.out.with_stem(f"{args.out.stem}-few"), args.dtype):
-            raise SystemExit(f"{args.model}: its student, in {args.dtype}, is more than {LARGEST:,} bytes")
+    few = args.out.with_stem(f"{args.out.stem}-few")
+    if args.apart:
+        few.unlink(missing_ok=True)
+    if not put({args.out: model}, args.dtype) and not (
+        args.apart and student is not None and put({args.out: replace(model, student=None), few: student}, args.dtype)
+    ):
+        raise SystemExit(f"{args.model}: in {args.dtype}, is more than {LARGEST:,} bytes")
 
 
-def put(model: Model, path: Path, dtype: str) -> bool:
-    """Write the model, unless it is too large."""
-    beside = path.with_suffix(".new")
-    save(model, beside, dtype)
-    size = beside.stat().st_size
-    if size > LARGEST:
-        beside.unlink()
-        return False
-    beside.replace(path)
-    print(f"{path}: {size:,} bytes, hash {load(path).hash}")
-    return True
+def put(models: dict[Path, Model], dtype: str) -> bool:
+    """Write all of the models, or none where one is too large."""
+    beside = {path: path.with_suffix(".new") for path in models}
+    for path, model in models.items():
+        save(model, beside[path], dtype)
+    fits = all(one.stat().st_size <= LARGEST for one in beside.values())
+    for path, one in beside.items():
+        size = one.stat().st_size
+        if fits:
+            one.replace(path)
+            print(f"{path}: {size:,} bytes, hash {load(path).hash}")
+        else:
+            one.unlink()
+    return fits
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ ENOUGH=20 # seconds, below which nothing long is begun
 
 # A part of the work for what is left of this call. Ctrl-C is how a person stops it: at a clean point, with a checkpoint.
 part() {
-    local left=$((BUDGET - (SECONDS - began))) code=0
+    local left=$((BUDGET - (SECONDS - began))) begun=$SECONDS code=0
     [ "$left" -ge "$ENOUGH" ] || return 0
     echo "$1: for at most $left seconds of this call"
-    timeout --signal=INT --kill-after=60 "$left" "$PYTHON" -m unspeckle "$@" || code=$?
+    timeout --foreground --signal=INT --kill-after=60 "$left" "$PYTHON" -m unspeckle "$@" || code=$?
     case $code in
-        0 | 124 | 130 | 137) ;; # done, or stopped: by us, by a person, by force
-        *) exit "$code" ;;
+        0 | 124) ;; # done, or stopped by us
+        137) [ $((SECONDS - begun)) -ge "$left" ] || exit 137 ;; # by force, if its time was up
+        *) exit "$code" ;; # a person's Ctrl-C too
     esac
 }
 
@@ -52,7 +53,7 @@ if [ -f "$WORK/run/model.safetensors" ]; then
     keep "$WORK/few" few-
 fi
 if [ -f "$WORK/few/model.safetensors" ]; then
-    "$PYTHON" recipes/embed.py "$WORK/few" --corpus-seed 1 --recipe recipes/gpu.sh --dtype int8 --scale "$SCALE" \
+    "$PYTHON" recipes/embed.py "$WORK/few" --corpus-seed 1 --recipe recipes/gpu.sh --dtype int8 --scale "$SCALE" --apart \
         --out "$OUT/embedded.safetensors"
     echo "done: $OUT/embedded.safetensors"
 else

@@ -115,7 +115,7 @@ WRONG = [[], ["ddim"], {}, {"a": 1, "b": 2}, None, float("nan"), float("inf"), 1
 FIELDS = [  # of a record, all that replay reads
     "prompt", "negative", "seed", "steps", "sampler", "grid", "scale", "size", "model", "batch", "guidance", "rescale",
     "interval", "guide", "image", "mask", "strength", "hires", "upscaler", "clip_skip", "tiles", "paste", "precision",
-    "variation", "variation_strength",
+    "variation", "variation_strength", "threshold",
 ]  # fmt: skip
 
 

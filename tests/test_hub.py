@@ -174,6 +174,12 @@ def test_a_repository_is_fetched_and_then_found_without_a_network(folder: Path, 
         assert name == "someone/half" or not [spare for spare in SPARE if (hub.fetch(name) / spare).exists()]
     with pytest.raises(InputError, match=r"someone/other: is on the hub without a model_index.json"):
         hub.fetch("someone/other")
+    flux = site / "someone" / "flux"
+    shutil.copytree(folder, flux)
+    (flux / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(InputError, match="is a FluxPipeline; only Stable Diffusion 1, 2 and XL are known here"):
+        hub.fetch("someone/flux")
+    assert not list(site.parent.glob("cache/models--someone--flux/snapshots/*/unet/*"))  # gigabytes, elsewhere
     with pytest.raises(InputError, match="someone/none: no such file, the hub's cache has no model of that name, and"):
         hub.fetch("someone/none")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

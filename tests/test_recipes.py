@@ -20,11 +20,12 @@ case "$*" in
     *" distil "*) part=few ;;
 esac
 [ -n "$part" ] || exit 0
-[ -z "$FAILS" ] || exit 2
+[ -z "$FAILS" ] || exit "$FAILS"
+[ -z "$KILLED" ] || kill -9 $$
 mkdir -p "$WORK/$part"
 [ -f "$WORK/$part/plan.json" ] && touch "$WORK/$part/model.safetensors"
 touch "$WORK/$part/plan.json" "$WORK/$part/log.jsonl"
-[ -f "$WORK/$part/model.safetensors" ] || exit 130
+[ -f "$WORK/$part/model.safetensors" ] || exit 124
 """
 
 
@@ -62,9 +63,8 @@ def test_the_gpu_recipe_is_called_until_it_is_done(gpu, tmp_path: Path) -> None:
     ]
     code, said, begun = gpu()
     assert code == 0 and "done: " in said and "not done" not in said
-    assert (
-        begun[-1].startswith("recipes/embed.py /work/few ") and "--scale 4 --out /out/embedded.safetensors" in begun[-1]
-    )
+    assert begun[-1].startswith("recipes/embed.py /work/few ")
+    assert "--scale 4 --apart --out /out/embedded.safetensors" in begun[-1]
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"plan.json", "few-plan.json", "few-log.jsonl"}
 
 
@@ -72,8 +72,9 @@ def test_the_gpu_recipe_is_called_until_it_is_done(gpu, tmp_path: Path) -> None:
 def test_the_gpu_recipe_begins_nothing_that_it_has_no_time_for_and_tells_of_failures(gpu) -> None:  # type: ignore[no-untyped-def]
     code, said, begun = gpu(BUDGET="5")
     assert code == 0 and "not done yet" in said and [line.split()[2] for line in begun] == ["make-corpus"]
-    code, said, begun = gpu(FAILS="yes")
-    assert code == 2 and "not done" not in said
+    for how, expected in (({"FAILS": "2"}, 2), ({"FAILS": "130"}, 130), ({"KILLED": "yes"}, 137)):
+        code, said, begun = gpu(**how)
+        assert code == expected and "not done" not in said
 
 
 @pytest.mark.parametrize("together", [True, False])
@@ -87,7 +88,14 @@ def test_a_student_lies_apart_where_both_are_too_large(
     size = (tmp_path / "both.safetensors").stat().st_size
     monkeypatch.setattr(embed, "LARGEST", size + 5000 if together else size - 5000)
     words = ["--corpus-seed", "1", "--dtype", "float32", "--scale", "4", "--out", str(tmp_path / "in.safetensors")]
-    monkeypatch.setattr(sys, "argv", ["embed.py", str(tmp_path / "both.safetensors"), *words])
+    line = ["embed.py", str(tmp_path / "both.safetensors"), *words]
+    if not together:
+        (tmp_path / "in.safetensors").write_text("as it was")
+        monkeypatch.setattr(sys, "argv", line)
+        with pytest.raises(SystemExit, match="is more than"):
+            embed.main()
+        assert (tmp_path / "in.safetensors").read_text() == "as it was"
+    monkeypatch.setattr(sys, "argv", [*line, "--apart"])
     embed.main()
     model = load(tmp_path / "in.safetensors")
     student = model.student if together else load(tmp_path / "in-few.safetensors")

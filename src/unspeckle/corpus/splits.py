@@ -85,7 +85,7 @@ class Split:
         return torch.from_numpy(out).permute(0, 3, 1, 2)  # (B, 3, H, W)
 
     def mirrorable(self) -> NDArray[np.bool_]:
-        """(N,) False where any wording says left or right."""
+        """(N,) False where any wording says left, right or half."""
         return np.array([not any(map(_SIDED.search, words)) for words in self.wordings], np.bool_)
 
 

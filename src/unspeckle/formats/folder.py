@@ -22,12 +22,18 @@ INDEX = "model_index.json"
 _PIPELINES = ("StableDiffusion", "LatentConsistencyModel")
 
 
-def read(folder: Path, prediction: str | None = None) -> Checkpoint:
-    """The folder's model. InputError, one line, where it is of no known kind, incomplete or damaged."""
+def described(folder: Path) -> dict[str, Any]:
+    """What the folder says that it holds. InputError where that is of no known kind."""
     index = parsed(folder / INDEX)
     kind = str(index.get("_class_name"))
     if not kind.startswith(_PIPELINES) or "3" in kind or "Upscale" in kind:
         raise InputError(f"{folder / INDEX}: is a {kind}; only Stable Diffusion 1, 2 and XL are known here")
+    return index
+
+
+def read(folder: Path, prediction: str | None = None) -> Checkpoint:
+    """The folder's model. InputError, one line, where it is of no known kind, incomplete or damaged."""
+    index = described(folder)
     if not (folder / "unet").is_dir():
         raise InputError(f"{folder}: has no unet; copy or download it again")
     readers = [name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
@@ -41,7 +47,7 @@ def read(folder: Path, prediction: str | None = None) -> Checkpoint:
     zeros = large and bool(index.get("force_zeros_for_empty_prompt", len(readers) == 2))
     said = habits(parsed(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler")
     size = parsed(folder / "unet" / "config.json").get("sample_size") or 64
-    if kind.startswith("StableDiffusion") and not large:
+    if str(index["_class_name"]).startswith("StableDiffusion") and not large:
         said = replace(said, offset=1)  # as these pipelines decide, whatever an old file says
     said = replace(said, size=int(size if isinstance(size, int) else max(size)) << (len(vae.multipliers) - 1))
     tokenizers = [folder / name.replace("text_encoder", "tokenizer") for name in readers]

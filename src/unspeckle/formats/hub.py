@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unspeckle.errors import InputError
-from unspeckle.formats.folder import INDEX, parsed, stored
+from unspeckle.formats.folder import INDEX, described, parsed, stored
 
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _VOCABULARIES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
@@ -39,6 +39,7 @@ def fetch(name: str) -> Path:
         files = wanted(HfApi().list_repo_files(name))
         if INDEX not in files:
             raise InputError(f"{name}: is on the hub without a {INDEX}; only folders of diffusers are read from there")
+        described(Path(snapshot_download(name, allow_patterns=[INDEX])))  # before the rest, which is gigabytes
         return Path(snapshot_download(name, allow_patterns=[glob.escape(file) for file in files]))
     except InputError:
         raise
