@@ -32,7 +32,8 @@ def batches(split: Split, size: int, *, seed: int, start: int = 0, flips: bool =
 
     Each epoch shows every picture once, in an order of its own. An example's picture, wording, crop and mirroring
     hang on (seed, position) alone, not on `size` or `start`. Half of the pictures are mirrored, never one of
-    whose wordings says left, right or half; `flips=False` mirrors none. Raises InputError for an empty split or bad numbers.
+    whose wordings says left, right or half; `flips=False` mirrors none. Raises InputError for an empty split or bad
+    numbers.
     """
     if len(split) == 0:
         raise InputError("the corpus has no pictures to train on; give a folder with more pictures")
