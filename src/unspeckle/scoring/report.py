@@ -88,7 +88,7 @@ def _head(scores: Scores, title: str) -> str:
             f"; {scores.pictures:,} pictures for each of {len(scores.seeds)} seeds, against {scores.compared:,} "
             f"held-out pictures of “{scores.corpus.name}”"
         )
-    said += f"; licence of the model: {scores.licence}" if scores.licence else ""
+    said += f"; licence of the model: {scores.licence.rstrip('.')}" if scores.licence else ""
     return f"<h1>{escape(title)}</h1>\n{_prose(said + '.', 'soft')}"
 
 
