@@ -140,13 +140,15 @@ def test_the_distance_is_its_definition() -> None:
     assert pyramid(torch.zeros(1, 3, 16, 16)) == 0
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("precision", "often"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
 def test_stopped_in_either_part_and_resumed_is_bit_for_bit_the_same(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, often: bool
 ) -> None:
+    """often: pictures are seen so often that they are encoded once."""
+    monkeypatch.setattr("unspeckle.training.encoded.OFTEN", 1.0 if often else 100.0)
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert command.run(options(folder, whole, precision=precision)) == 0
-    assert plans.load(whole).latent_steps == 4
+    assert plans.load(whole).latent_steps == 4 and plans.load(whole).encode_once == often
     for learner, last in (("latents.LatentLearner", 2), ("learner.Learner", 7)):
         with monkeypatch.context() as patch:
             stop_in(patch, f"unspeckle.training.{learner}.step", last)

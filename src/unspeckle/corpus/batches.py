@@ -22,7 +22,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 class Batch(NamedTuple):
     """Examples of the global positions `indices`."""
 
-    pictures: Tensor  # uint8 (B, 3, H, W), channels last in memory
+    pictures: Tensor  # uint8 (B, 3, H, W), channels last in memory, or what else the split's crops are
     captions: list[str]
     indices: Tensor  # int64 (B,), start, start + 1, …
 

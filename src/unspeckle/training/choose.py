@@ -22,9 +22,9 @@ from unspeckle.presets import LADDER, PRESETS, Preset, preset
 from unspeckle.schedule import KINDS
 from unspeckle.text.encoder import TextConfig
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training import measure, memory
+from unspeckle.training import encoded, measure, memory
 from unspeckle.training.checks import PRECISIONS, check, fits
-from unspeckle.training.cost import ALIKE, Cost, word_steps
+from unspeckle.training.cost import ALIKE, Cost, PictureCost, word_steps
 from unspeckle.training.learner import fresh
 from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import AnyPlan, Plan, asked
@@ -88,24 +88,37 @@ def choose(
     wish = options.seconds or (options.pictures or (options.steps or 0) * plan.batch) / measured.rate
     if _compiles(options, wish, say):
         plan, measured = _compiled(plan, measured, data(plan), tokenizer, autoencoder, say, options.compile is True)
-    share = 0.0
+    cost = PictureCost(1 / measured.rate)
     if learns:
         learnt = measure.latents(plan, data(plan), 3.0)
-        share = LATENT_SHARE * measured.rate / learnt.rate
+        cost = cost._replace(latents=LATENT_SHARE / learnt.rate)
         measured = measured._replace(memory=max(measured.memory, learnt.memory))
     drafts = origin is None and plan.network.draft > 0
-    won = 0.0
     if drafts:
         words = replace(plan, word_steps=plan.steps, compile=False)
-        won = max(0.0, 1 - measured.rate / measure.training(words, data(plan), tokenizer, autoencoder, 2.0).rate)
-    plan = finished(plan, measured, options, started, CLOSING, Cost(1 + share, won))
-    often = plan.pictures / max(1, len(corpus.training))
-    return replace(
-        plan,
-        mirror=often >= MIRRORS_FROM if options.mirror is None else options.mirror,
-        latent_steps=math.ceil(LATENT_SHARE * plan.steps) if learns else 0,
-        word_steps=word_steps(plan.steps) if drafts else 0,
-    )
+        cost = cost._replace(words=1 / measure.training(words, data(plan), tokenizer, autoencoder, 2.0).rate)
+
+    def planned(cost: PictureCost, closing: float) -> Plan:
+        rated = measured._replace(rate=1 / cost.network)
+        made = finished(plan, rated, options, started, closing, cost.of_steps())
+        often = made.pictures / max(1, len(corpus.training))
+        return replace(
+            made,
+            mirror=often >= MIRRORS_FROM if options.mirror is None else options.mirror,
+            latent_steps=math.ceil(LATENT_SHARE * made.steps) if learns else 0,
+            word_steps=word_steps(made.steps) if drafts else 0,
+        )
+
+    made = planned(cost, CLOSING)
+    planes = 2 if made.mirror else 1
+    once, held = planes * len(corpus.training), planes * encoded.size(corpus.training, autoencoder)
+    few = made.pictures >= encoded.OFTEN * once and held <= encoded.MOST
+    if few and isinstance(autoencoder, Latents) and device == "cpu":
+        together, alone = measure.encoding(plan, corpus.training, autoencoder)
+        spared = cost.without(together)
+        made = replace(planned(spared, CLOSING + once * alone / spared.network), mirror=made.mirror, encode_once=True)
+        made = replace(made, memory=made.memory + held)
+    return made
 
 
 def _learning(options: TrainOptions, precision: str) -> dict[str, Any]:

@@ -28,3 +28,21 @@ class Cost(NamedTuple):
 
 
 ALIKE = Cost(1.0, 0.0)
+
+
+class PictureCost(NamedTuple):
+    """Seconds of a picture: as the network learns from it, as the words alone do, and of the autoencoder's learning
+    beforehand, its share."""
+
+    network: float
+    words: float = 0.0
+    latents: float = 0.0
+
+    def without(self, encoding: float) -> "PictureCost":
+        """The same where each picture's latents are known, which took so many seconds, though no part takes nothing."""
+        network, words = (max(0.1 * part, part - encoding) for part in (self.network, self.words))
+        return self._replace(network=network, words=words)
+
+    def of_steps(self) -> Cost:
+        won = max(0.0, 1 - self.words / self.network) if self.words else 0.0
+        return Cost(1 + self.latents / self.network, won)

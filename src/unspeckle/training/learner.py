@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.corpus import Batch
-from unspeckle.denoiser import Network
+from unspeckle.denoiser import Given, Network
 from unspeckle.networks import build
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.seeds import Stream
@@ -66,9 +66,15 @@ def read(outcomes: Sequence[Outcome]) -> list[Told]:
 
 @torch.no_grad()
 def pictures_in(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> Tensor:
-    """x (B, C, H, W) of a batch's bytes."""
-    pixels = batch.pictures.to(device, non_blocking=True)
-    return autoencoder.encode(pixels.float() / 127.5 - 1)
+    """x (B, C, H, W) of a batch's bytes, or of its latents where they are kept."""
+    pictures = batch.pictures.to(device, non_blocking=True)
+    return pictures if pictures.is_floating_point() else autoencoder.encode(pictures.float() / 127.5 - 1)
+
+
+def of_rows(given: Given, rows: Tensor) -> Given:
+    """What belongs to pictures whose captions are these rows (B,) of it."""
+    mask, vector, beside = (None if part is None else part[rows] for part in (given.mask, given.vector, given.beside))
+    return given._replace(tokens=given.tokens[rows], mask=mask, vector=vector, beside=beside)
 
 
 class Masters:
@@ -150,25 +156,26 @@ class Learner(Masters):
         network = cast(Network, self.working.network)
         self.denoiser = plan.denoiser(network)
         self.objective = plan.objective()
-        self.nothing = tokenizer.encode([""]).to(self.device)
         if plan.compile:
             whole: Any = self.working.network
             whole.compiled_trunk = torch.compile(whole.trunk, dynamic=False)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean loss of a batch, captions dropped example by example: of the network, but for the first steps, and of
-        its draft."""
+        its draft. What follows from words alone is worked out once for each different caption."""
         stream = Stream(self.plan.seed, batch.indices.to(self.device))
-        ids = self.tokenizer.encode(batch.captions).to(self.device)
-        ids = torch.where(self.objective.drops(stream)[:, None], self.nothing, ids)
+        captions = list(dict.fromkeys(["", *batch.captions]))
+        place = {caption: row for row, caption in enumerate(captions)}
+        rows = torch.tensor([place[caption] for caption in batch.captions], device=self.device)
+        rows = torch.where(self.objective.drops(stream), 0, rows)
         x = pictures_in(batch, self.encoder, self.device)
-        given, draft = self.working.text(ids), getattr(self.working.network, "draft", None)
-        if draft is None:
-            return self.objective(self.denoiser, x, given, stream).mean()
-        if step <= self.plan.word_steps:
-            return cast(Tensor, draft.loss(draft(given), x).mean())
-        given = self.denoiser.prepare(given)
-        return cast(Tensor, (self.objective(self.denoiser, x, given, stream) + draft.loss(given.beside, x)).mean())
+        given = self.working.text(self.tokenizer.encode(captions).to(self.device))
+        draft = getattr(self.working.network, "draft", None)
+        if draft is not None and step <= self.plan.word_steps:
+            return cast(Tensor, draft.loss(draft(given)[rows], x).mean())
+        given = of_rows(self.denoiser.prepare(given), rows)
+        loss = self.objective(self.denoiser, x, given, stream)
+        return cast(Tensor, (loss if draft is None else loss + draft.loss(given.beside, x)).mean())
 
     def step(self, batch: Batch, step: int) -> Outcome:
         """Learn from a batch as step 1…plan.steps."""

@@ -24,6 +24,7 @@ from unspeckle.prompts import escape
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import checkpoint
 from unspeckle.training.ema import PowerAverage
+from unspeckle.training.encoded import encoded
 from unspeckle.training.heldout import HeldOut, Judged
 from unspeckle.training.learner import DTYPES, Learner, Masters, Outcome, Weights, fresh
 from unspeckle.training.plan import Plan
@@ -141,8 +142,10 @@ class Training(Course):
         return Learner(self.plan, self.weights, self.tokenizer, self.autoencoder)
 
     def data(self, done: int) -> Iterator[Batch]:
-        plan = self.plan
-        return batches(self.corpus.training, plan.batch, seed=plan.seed, start=done * plan.batch, flips=plan.mirror)
+        plan, split, learner = self.plan, self.corpus.training, self.learner
+        assert isinstance(learner, Learner)
+        split = encoded(split, learner.encoder) if plan.encode_once else split
+        return batches(split, plan.batch, seed=plan.seed, start=done * plan.batch, flips=plan.mirror)
 
     def judge(self) -> Judge:
         judged, learner = self.corpus.heldout if len(self.corpus.heldout) else self.corpus.training, self.learner

@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from unspeckle.corpus import Batch
+from unspeckle.corpus import Batch, Split
 from unspeckle.denoiser import Given
 from unspeckle.networks import Config, build
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.precision import pays, wait
 from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training.encoded import encoded
 from unspeckle.training.latents import LatentLearner
-from unspeckle.training.learner import DTYPES, Learner, Masters, fresh
+from unspeckle.training.learner import DTYPES, Learner, Masters, fresh, pictures_in
 from unspeckle.training.plan import AnyPlan, DistilPlan, Plan
 from unspeckle.training.reconstruction import COARSE_EVERY
 
@@ -125,6 +127,24 @@ def latents(plan: Plan, data: Iterator[Batch], seconds: float) -> Measured:
         wait(plan.device)
         taken += 1
     return Measured(taken * plan.batch / (time.perf_counter() - begun), _peak(plan.device), begun - start)
+
+
+def encoding(plan: Plan, split: Split, autoencoder: Autoencoder, seconds: float = 0.5) -> tuple[float, float]:
+    """Seconds that encoding a picture takes in one of the plan's batches, and whole and by itself."""
+    encoder, device = autoencoder.at(DTYPES[plan.precision]), torch.device(plan.device)
+    some = np.arange(min(plan.batch, len(split)))
+    zeros, batch = np.zeros_like(some), Batch(split.pictures(some), [], torch.empty(0))
+
+    def each(encode: Callable[[], Any]) -> float:
+        encode()
+        begun, taken = time.perf_counter(), 0
+        while taken == 0 or time.perf_counter() - begun < seconds:
+            encode()
+            taken += 1
+        return (time.perf_counter() - begun) / (taken * len(some))
+
+    together = each(lambda: pictures_in(batch, encoder, device))
+    return together, each(lambda: encoded(split, encoder).crops(some, zeros, zeros, zeros.astype(np.bool_)))
 
 
 def _peak(device: str) -> int:

@@ -1,0 +1,91 @@
+"""Latents that are kept: the encoder's own, of whole pictures, cut where pictures would be, the same after a stop."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unspeckle.corpus import Corpus, batches, open_corpus, read
+from unspeckle.networks import LatentConfig, Latents
+from unspeckle.training import encoded
+from unspeckle.training.cost import Cost, PictureCost
+
+SIZES = [(32, 32), (32, 47), (61, 32), (32, 40)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """24 pictures, square, tall and wide, for crops of 32 × 32."""
+    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(24):
+        wide, tall = SIZES[i % len(SIZES)]
+        Image.fromarray(rng.integers(0, 256, (tall, wide, 3), dtype=np.uint8)).save(root / f"{i}.png")
+    return open_corpus(read(root, caption="noise"), 32, cache=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> Latents:
+    torch.manual_seed(0)
+    return Latents(LatentConfig(widths=(8, 16), blocks=1)).eval().requires_grad_(False)
+
+
+def some(split: encoded.EncodedSplit, start: int, count: int) -> Tensor:
+    return torch.cat([batch.pictures for batch in islice(batches(split, 8, seed=3, start=start), count)])
+
+
+def test_crops_are_cut_from_the_latents_of_whole_pictures(corpus: Corpus, autoencoder: Latents) -> None:
+    split = encoded.encoded(corpus.training, autoencoder)
+    every = np.arange(len(split))
+    tall, wide = split.spare(every)
+    for mirror in (False, True):
+        crops = split.crops(every, tall, wide, np.full(len(split), mirror))
+        assert crops.shape == (len(split), 8, 8, 8) and crops.dtype == torch.float32
+        for i, crop in enumerate(crops):
+            record = split.store.records[split.places[i]]
+            begin, shape = int(record["offset"]), (int(record["height"]), int(record["width"]), 3)
+            pixels = np.array(split.store.pixels[begin : begin + np.prod(shape)]).reshape(shape)
+            pixels = pixels[: shape[0] // 4 * 4, : shape[1] // 4 * 4]
+            picture = torch.from_numpy(pixels[:, ::-1].copy() if mirror else pixels).permute(2, 0, 1)[None]
+            whole = autoencoder.encode(picture.float() / 127.5 - 1)[0]
+            assert torch.equal(crop, whole[:, -8:, -8:])
+    assert {tuple(latents.shape[1:]) for latents in split.kept.values()} == {(8, 8), (11, 8), (8, 15), (10, 8)}
+
+
+def test_each_picture_is_encoded_once_either_way_round(
+    corpus: Corpus, autoencoder: Latents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real = [0], autoencoder.encode
+
+    def encode(pictures: Tensor) -> Tensor:
+        asked[0] += len(pictures)
+        return real(pictures)
+
+    monkeypatch.setattr(autoencoder, "encode", encode)
+    some(encoded.encoded(corpus.training, autoencoder), 0, 40)
+    assert asked[0] == 2 * len(corpus.training)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_what_was_seen_before_does_not_show(corpus: Corpus, autoencoder: Latents, precision: torch.dtype) -> None:
+    lower = autoencoder.at(precision)
+    whole = some(encoded.encoded(corpus.training, lower), 0, 10)
+    assert torch.equal(whole[32:], some(encoded.encoded(corpus.training, lower), 32, 6))
+
+
+def test_the_memory_that_they_take_is_foreseen(corpus: Corpus, autoencoder: Latents) -> None:
+    split = encoded.encoded(corpus.training, autoencoder)
+    some(split, 0, 40)
+    taken = sum(latents.nbytes for latents in split.kept.values())
+    assert taken <= 2 * encoded.size(corpus.training, autoencoder) <= 1.1 * taken
+
+
+def test_time_that_is_spared_makes_steps() -> None:
+    """A picture takes 4 s, of which 1 s is encoding; where words learn alone, 2 s; the autoencoder's share is 1 s."""
+    cost = PictureCost(4.0, 2.0, 1.0)
+    assert cost.of_steps() == Cost(1.25, 0.5)
+    assert cost.without(1.0).of_steps() == pytest.approx(Cost(4 / 3, 2 / 3))
+    assert PictureCost(4.0).of_steps() == Cost(1.0, 0.0)
+    assert PictureCost(4.0, 3.0).without(3.9) == pytest.approx(PictureCost(0.4, 0.3))
