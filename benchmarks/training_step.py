@@ -1,13 +1,17 @@
 """Training throughput in one run: ours, the same network in a plain bf16-autocast loop, and diffusers' UNet2DModel.
 
     python benchmarks/training_step.py [--preset small] [--size 64] [--batch 64] [--rounds 7]
+        [--space latents] [--classes 10]
 
-"ours" is compiled where there is a compiler, as `train` does when it pays. The peer's widths are chosen so that its
-parameters and its FLOPs per picture (counted, not claimed) come nearest to ours. All take turns, so that a machine
-whose speed drifts is fair to all; medians and ratios are printed.
+With --space latents all but the peer denoise latents: the plain loop encodes each batch, as anybody would; ours takes
+what it kept, as `train` does where pictures are seen often. With --classes there are so many different captions, as in
+a folder of classes; else all differ. The peer's widths are chosen so that its parameters and its FLOPs per picture
+(counted, not claimed) come nearest to ours. All take turns, so that a machine whose speed drifts is fair to all;
+medians and ratios are printed.
 """
 
 import argparse
+import copy
 import itertools
 import statistics
 import tempfile
@@ -22,41 +26,44 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from unspeckle.corpus import Batch, batches, open_corpus, read
-from unspeckle.networks.autoencoder import Identity, IdentityConfig
+from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.presets import preset
 from unspeckle.text.encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training import measure
+from unspeckle.training import latents, measure
+from unspeckle.training.choose import network_for
+from unspeckle.training.encoded import encoded
 from unspeckle.training.learner import Learner, Weights, fresh
 from unspeckle.training.plan import Plan
 
 Step = Callable[[Batch], None]
 
 
-def corpus(folder: Path, size: int, count: int = 512):  # type: ignore[no-untyped-def]
-    """Noise with captions of a dozen words: what is in the pictures does not change the speed."""
+def corpus(folder: Path, size: int, classes: int, count: int = 512):  # type: ignore[no-untyped-def]
+    """Noise with captions of a dozen words, or of classes: what is in the pictures does not change the speed."""
     rng = np.random.default_rng(0)
     words = ["frog", "rabbit", "stilts", "red", "blue", "left", "of", "a", "wearing", "hat", "on", "background"]
     for i in range(count):
         Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(" ".join(rng.permutation(words)))
+        caption = f"a photo of a {words[i % classes % len(words)]}" if classes else " ".join(rng.permutation(words))
+        (folder / f"{i}.txt").write_text(caption)
     return open_corpus(read(folder), size, cache=folder / "cache")
 
 
-def plan_for(name: str, size: int, batch: int, tokenizer: Tokenizer) -> Plan:
-    chosen = preset(name)
-    network = chosen.at((size, size))
+def plan_for(name: str, size: int, batch: int, tokenizer: Tokenizer, autoencoder: Autoencoder | None = None) -> Plan:
+    chosen, autoencoder = preset(name), autoencoder or Identity(IdentityConfig())
+    network = network_for(chosen, (size, size), autoencoder)
     text = TextConfig(tokenizer.size, tokenizer.length, network.text_width, chosen.text_layers)
     return Plan(
         asked={}, corpus="", size=(size, size), preset=name, network=network, text=text, steps=10**6, batch=batch,
         seed=0, device="cpu", precision="bfloat16", compile=False, threads=torch.get_num_threads(), parameters=0,
-        rate=0, seconds=0, memory=0, disk=0, autoencoder=IdentityConfig(), optimizer="adamw",
+        rate=0, seconds=0, memory=0, disk=0, autoencoder=autoencoder.config, optimizer="adamw",
     )  # fmt: skip
 
 
-def ours(plan: Plan, tokenizer: Tokenizer) -> Step:
-    learner = Learner(plan, fresh(plan), tokenizer, Identity(IdentityConfig()))
+def ours(plan: Plan, tokenizer: Tokenizer, autoencoder: Autoencoder) -> Step:
+    learner = Learner(plan, fresh(plan), tokenizer, autoencoder)
     count = itertools.count(1)
 
     def step(batch: Batch) -> None:
@@ -65,13 +72,16 @@ def ours(plan: Plan, tokenizer: Tokenizer) -> Step:
     return step
 
 
-def plain(plan: Plan, tokenizer: Tokenizer, groups: int) -> Step:
+def plain(plan: Plan, tokenizer: Tokenizer, autoencoder: Autoencoder, groups: int) -> Step:
     """The same network as anybody would train it: float32 weights, autocast, AdamW, contiguous memory."""
+    autoencoder = copy.deepcopy(autoencoder).to(memory_format=torch.contiguous_format)
     weights = Weights(UNet(replace(plan.network, groups=groups)), TextEncoder(plan.text))
     optimizer = torch.optim.AdamW(weights.parameters(), lr=1e-4)
 
     def step(batch: Batch) -> None:
         x = batch.pictures.contiguous().float() / 127.5 - 1
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            x = autoencoder.encode(x).float()
         t, eps = torch.rand(len(x)), torch.randn_like(x)
         level = t.view(-1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):
@@ -99,7 +109,7 @@ def ours_cost(config: UNetConfig, size: int, length: int) -> tuple[float, int]:
     with torch.device("meta"):
         network = UNet(config)
         given = Given(torch.empty(1, length, config.text_width), None, torch.empty(1, config.vector_width))
-        cost = flops(network, torch.empty(1, 3, size, size), torch.empty(1), given)
+        cost = flops(network, torch.empty(1, config.channels, size, size), torch.empty(1), given)
     return cost, sum(p.numel() for p in network.parameters())
 
 
@@ -156,36 +166,44 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--space", choices=["pixels", "latents"], default="pixels")
+    parser.add_argument("--classes", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        opened = corpus(Path(folder), args.size)
+        opened = corpus(Path(folder), args.size, args.classes)
         tokenizer = Tokenizer.learn(opened.captions())
-        plan = plan_for(args.preset, args.size, args.batch, tokenizer)
-        cost, count = ours_cost(plan.network, args.size, tokenizer.length)
+        standard = Identity(IdentityConfig())
+        autoencoder = standard if args.space == "pixels" else latents.unlearnt(0).eval().requires_grad_(False)
+        plan = plan_for(args.preset, args.size, args.batch, tokenizer, autoencoder)
+        cost, count = ours_cost(plan.network, args.size // autoencoder.factor, tokenizer.length)
         network, peer_cost, peer_count, widths = peer(args.size, (cost, count))
         print(f"ours       {count / 1e6:6.2f} M parameters, {cost / 1e9:.2f} GFLOP a picture forward")
         print(f"diffusers  {peer_count / 1e6:6.2f} M parameters, {peer_cost / 1e9:.2f} GFLOP, widths {widths}")
         steps = {
-            "ours": ours(replace(plan, compile=measure.compiler()), tokenizer),
-            "ours, eager": ours(plan, tokenizer),
-            "same network, plain autocast": plain(plan, tokenizer, groups=0),
-            "same with group norm, plain autocast": plain(plan, tokenizer, groups=32),
+            "ours, compiled": ours(replace(plan, compile=measure.compiler()), tokenizer, autoencoder),
+            "ours, eager": ours(plan, tokenizer, autoencoder),
+            "same network, plain autocast": plain(plan, tokenizer, autoencoder, groups=0),
+            "same with group norm, plain autocast": plain(plan, tokenizer, autoencoder, groups=16),
             "diffusers UNet2DModel, float32": diffusers_step(network),
         }
         taken: dict[str, list[float]] = {name: [] for name in steps}
         data = batches(opened.training, args.batch, seed=0, start=0)
+        split = encoded(opened.training, autoencoder.at(torch.bfloat16)) if args.space == "latents" else opened.training
+        kept = batches(split, args.batch, seed=0, start=0)
+        for _ in range(4 * len(split) // args.batch if args.space == "latents" else 0):
+            next(kept)  # all of them encoded
         for turn in range(args.rounds + 1):
             for name, step in steps.items():
-                batch = next(data)
                 start = time.perf_counter()
+                batch = next(kept if name.startswith("ours") else data)
                 step(batch)
                 if turn:
                     taken[name].append(time.perf_counter() - start)
-    first = statistics.median(taken["ours"])
+    best = min(statistics.median(times) for name, times in taken.items() if name.startswith("ours"))
     for name, times in taken.items():
         median = statistics.median(times)
-        print(f"{name:38s} {args.batch / median:7.1f} pictures/s   ours is {median / first:.2f} times as fast")
+        print(f"{name:38s} {args.batch / median:7.1f} pictures/s   ours is {median / best:.2f} times as fast")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main() -> None:
     corpus = {**model.card.corpus, "made_by": "unspeckle make-corpus emoji", "corpus_seed": args.corpus_seed}
     model.card = replace(
         model.card, name=f"unspeckle emoji {model.card.size[0]}", licence=LICENCE, recipe=args.recipe, corpus=corpus,
-        steps=args.steps, scale=args.scale,
+        steps=args.steps, scale=args.scale, sampler="dpmpp_2m", grid="uniform",
     )  # fmt: skip
     if args.without_student:
         model.student = None

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from unspeckle.corpus import Split, batches, open_corpus, read
-from unspeckle.corpus.batches import _below, _mix, hashed, permutation
+from unspeckle.corpus.batches import _below, _mix, balanced, hashed, permutation, rarity
 from unspeckle.errors import InputError
 
 COUNT = 30
@@ -129,6 +129,38 @@ def test_positions_and_seeds_are_told_apart() -> None:
     assert (low < bounds).all() and (low >= 0).all() and set(low[2::4]) == {0, 1, 2}
 
 
+CLASSES = [("a hat",)] * 10 + [("a shirt", "a blouse")] * 40 + [("a shoe",)] * 250
+
+
+@pytest.mark.parametrize(
+    ("balance", "wanted"), [(0.0, [10, 40, 250]), (1.0, [100, 100, 100]), (0.5, [37.5, 75.1, 187.4])]
+)
+def test_rare_captions_are_shown_as_often_as_the_balance_says(balance: float, wanted: list[float]) -> None:
+    shares = rarity(CLASSES, balance)
+    epochs = [balanced(shares, 3, epoch) for epoch in range(40)]
+    assert {len(epoch) for epoch in epochs} == {300}
+    often = np.stack([np.bincount(epoch, minlength=300) for epoch in epochs])  # (epochs, pictures)
+    assert (np.abs(often - 300 * shares) < 1 + 1e-9).all()  # rounded up or down, never more
+    assert [part.sum() / 40 for part in np.split(often, [10, 50], axis=1)] == pytest.approx(wanted, rel=0.01)
+    if balance == 0:
+        assert (often == 1).all() and len({tuple(epoch) for epoch in epochs}) == 40
+
+
+def test_what_is_shown_twice_in_an_epoch_is_shown_apart() -> None:
+    """Ten hats are each shown ten times in 300: twice in a row by chance alone, about 100 · 9 / 299 times."""
+    rows = [balanced(rarity(CLASSES, 1.0), 1, epoch) for epoch in range(50)]
+    assert sum(int((row[1:] == row[:-1])[row[1:] < 10].sum()) for row in rows) / 50 == pytest.approx(3.0, abs=1.0)
+
+
+def test_balanced_batches_hang_on_seed_and_position_alone(split: Split) -> None:
+    def captions(size: int, start: int, count: int) -> list[str]:
+        some = islice(batches(split, size, seed=2, start=start, balance=0.7), count // size)
+        return [caption for batch in some for caption in batch.captions]
+
+    whole = captions(1, 0, 120)
+    assert captions(8, 40, 80) == whole[40:] and captions(30, 0, 120) == whole
+
+
 def test_the_order_is_pinned() -> None:
     # A change here breaks the resuming of every run that was begun before it.
     assert permutation(10, seed=1, epoch=0).tolist() == [4, 6, 5, 9, 0, 8, 7, 3, 1, 2]
@@ -138,6 +170,6 @@ def test_the_order_is_pinned() -> None:
 
 def test_bad_asks(split: Split, tmp_path: Path) -> None:
     empty = Split(split.store, split.places[:0], (), split.size)
-    for asked, size, start in [(empty, 4, 0), (split, 0, 0), (split, 4, -1)]:
+    for asked, size, start, balance in [(empty, 4, 0, 0), (split, 0, 0, 0), (split, 4, -1, 0), (split, 4, 0, 1.1)]:
         with pytest.raises(InputError):
-            batches(asked, size, seed=0, start=start)
+            batches(asked, size, seed=0, start=start, balance=balance)

@@ -222,6 +222,29 @@ def test_pictures_are_mirrored_where_they_are_seen_often_or_as_asked(
     assert json.loads(capsys.readouterr().out)["mirror"] is mirrored
 
 
+@pytest.mark.parametrize(
+    ("changes", "balance"), [({}, 0.5), ({"balance": 0.0}, 0.0), ({"caption": "a dot"}, 0.0), ({"balance": 1.0}, 1.0)]
+)
+def test_classes_are_shown_more_alike_than_their_folders_are_full(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], balance: float
+) -> None:
+    assert command.run(options(folder, tmp_path / "run", plan_only=True, json=True, **changes)) == 0
+    assert json.loads(capsys.readouterr().out)["balance"] == balance
+
+
+def test_the_plan_decides_how_often_rare_captions_are_shown(folder: Path, whole: Path) -> None:
+    """All pictures but two have the same caption."""
+    plan = replace(plans.load(whole), balance=1.0)
+    materials = command.gather(command.read(folder), options(folder, whole), plan, command.Console(quiet=True))
+    split = materials.corpus.training
+    words = [("one",) if i < len(split) - 2 else ("rare",) for i in range(len(split))]
+    corpus = replace(materials.corpus, training=replace(split, wordings=tuple(words)))
+    training = loop.Training(plan, whole, corpus, *materials[1:3], Card(), (), loop.fresh(plan))
+    data = training.data(0)
+    heard = [caption for _ in range(20) for caption in next(data).captions]
+    assert heard.count("rare") == pytest.approx(len(heard) / 2, rel=0.15)
+
+
 @pytest.mark.parametrize("mirror", [False, True])
 def test_the_plan_decides_whether_pictures_are_mirrored(folder: Path, whole: Path, mirror: bool) -> None:
     plan = replace(plans.load(whole), mirror=mirror)
@@ -461,6 +484,8 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
         ({"size": "8"}, "at least 16; try 16x16"),
         ({"device": "meta"}, "--device meta: cannot be used here"),
         ({"batch": 0}, "--batch 0"),
+        ({"balance": 1.5}, "--balance 1.5: must lie between 0"),
+        ({"balance": float("nan")}, "--balance nan: must lie between 0"),
     ],
 )
 def test_bad_options_are_named_with_their_mend(

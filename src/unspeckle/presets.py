@@ -29,7 +29,7 @@ _F, _T = False, True
 # name     millions width multipliers blocks middle self-attention feed head text layers
 _TABLE = (
     ("nano",   0.7,  24, (1, 2),       1, 1, (_F, _F),          _F, 24,  64, 1),
-    ("micro",  1.8,  40, (1, 2),       1, 1, (_F, _T),          _F, 20,  96, 1),
+    ("micro",  2.4,  48, (1, 2),       1, 1, (_F, _T),          _F, 24,  96, 1),
     ("tiny",   6.4,  56, (1, 2),       2, 4, (_F, _T),          _T, 28, 128, 3),
     ("small", 11.6,  80, (1, 2),       2, 3, (_F, _T),          _T, 40, 128, 3),
     ("base",  35.6, 128, (1, 2, 2),    2, 1, (_F, _T, _T),      _F, 64, 256, 4),

@@ -38,6 +38,10 @@ def train(
         bool | None,
         typer.Option("--mirror/--no-mirror", help="Half of the pictures.  [default: where few are seen often]"),
     ] = None,
+    balance: Annotated[
+        float | None,
+        typer.Option(help="Show rare captions more often: 0 to 1.  [default: .5 where they name folders, else 0]"),
+    ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the model, for its card: CC0-1.0, …")] = None,
     lora: Annotated[
         bool, typer.Option("--lora", help="Fine-tune the Stable Diffusion of --from, by a small file.", **_LORA)
@@ -63,7 +67,8 @@ def train(
         "learning_rate": learning_rate, "seed": seed, "batch": batch,
         "device": device, "precision": precision, "plan_only": plan, "json": json, "quiet": quiet,
     }  # fmt: skip
-    alone = {"--preset": preset, "--space": space, "--optimizer": optimizer, "--compile": compile, "--mirror": mirror}
+    alone = {"--preset": preset, "--space": space, "--optimizer": optimizer, "--compile": compile, "--mirror": mirror,
+             "--balance": balance}  # fmt: skip
     tuned = {"--rank": rank, "--text-encoder": text_encoder or None, "--layout": layout,
              "--prediction": prediction, "--trust-pickle": trust_pickle or None}  # fmt: skip
     for name, value in (alone if lora else tuned).items():
@@ -84,7 +89,7 @@ def train(
     from unspeckle.training.options import TrainOptions
 
     chosen = TrainOptions(
-        **common, preset=preset, space=space, optimizer=optimizer, compile=compile, mirror=mirror
+        **common, preset=preset, space=space, optimizer=optimizer, compile=compile, mirror=mirror, balance=balance
     )  # fmt: skip
     return run(chosen)
 

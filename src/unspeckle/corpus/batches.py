@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +16,7 @@ from unspeckle.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ORDER, _WORDING, _TOP, _LEFT, _MIRROR = range(1, 6)  # what a number is drawn for
+_ORDER, _WORDING, _TOP, _LEFT, _MIRROR, _OFFSET, _MIX = range(1, 8)  # what a number is drawn for
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -27,29 +28,39 @@ class Batch(NamedTuple):
     indices: Tensor  # int64 (B,), start, start + 1, …
 
 
-def batches(split: Split, size: int, *, seed: int, start: int = 0, flips: bool = True) -> Iterator[Batch]:
+def batches(
+    split: Split, size: int, *, seed: int, start: int = 0, flips: bool = True, balance: float = 0.0
+) -> Iterator[Batch]:
     """Batches of `size` examples without end, from global position `start` (the number of examples already seen).
 
-    Each epoch shows every picture once, in an order of its own. An example's picture, wording, crop and mirroring
-    hang on (seed, position) alone, not on `size` or `start`. Half of the pictures are mirrored, never one of
-    whose wordings says left, right or half; `flips=False` mirrors none. Raises InputError for an empty split or bad
-    numbers.
+    Each epoch shows every picture once, in an order of its own; with a balance, pictures of rare captions are shown
+    more often and those of frequent ones less: see `balanced`. An example's picture, wording, crop and mirroring hang
+    on (seed, position) alone, not on `size` or `start`. Half of the pictures are mirrored, never one of whose wordings
+    says left, right or half; `flips=False` mirrors none. Raises InputError for an empty split or bad numbers.
     """
     if len(split) == 0:
         raise InputError("the corpus has no pictures to train on; give a folder with more pictures")
     if size < 1 or start < 0:
         raise InputError(f"batch of {size} from {start}: give a size of at least 1 and a start of at least 0")
-    return _endless(split, size, seed, start, flips)
+    if not 0 <= balance <= 1:
+        raise InputError(f"balance {balance}: must lie between 0 and 1")
+    return _endless(split, size, seed, start, flips, balance)
 
 
-def _endless(split: Split, size: int, seed: int, start: int, flips: bool) -> Iterator[Batch]:
+def _endless(split: Split, size: int, seed: int, start: int, flips: bool, balance: float) -> Iterator[Batch]:
     import torch
 
     count = len(split)
     mirrorable = split.mirrorable() if flips else np.zeros(count, np.bool_)
+    shares = rarity(split.wordings, balance) if balance else None
+
+    @lru_cache(maxsize=2)
+    def order(epoch: int) -> NDArray[np.int64]:
+        return permutation(count, seed, epoch) if shares is None else balanced(shares, seed, epoch)
+
     while True:
         positions = np.arange(start, start + size, dtype=np.int64)
-        chosen = shown(count, seed, positions)
+        chosen = shown(count, positions, order)
         tall, wide = split.spare(chosen)
         pictures = split.crops(
             chosen,
@@ -61,13 +72,34 @@ def _endless(split: Split, size: int, seed: int, start: int, flips: bool) -> Ite
         start += size
 
 
-def shown(count: int, seed: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Which of so many pictures is shown at each global position: (B,) -> (B,)."""
+def shown(count: int, positions: NDArray[np.int64], order: Callable[[int], NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Which of so many pictures is shown at each global position: (B,) -> (B,). order: of an epoch, (count,)."""
     chosen = np.empty(len(positions), np.int64)
     for epoch in np.unique(positions // count).tolist():
         mine = positions // count == epoch
-        chosen[mine] = permutation(count, seed, epoch)[positions[mine] % count]
+        chosen[mine] = order(epoch)[positions[mine] % count]
     return chosen
+
+
+def rarity(wordings: Sequence[tuple[str, ...]], balance: float) -> NDArray[np.float64]:
+    """(N,) the share of an epoch that each picture is due: that of its caption, of n pictures, grows as
+    n^(1 - balance)."""
+    counts = Counter(wordings)
+    weights = np.array([counts[words] ** -balance for words in wordings])
+    return np.asarray(weights / weights.sum(), np.float64)
+
+
+def balanced(shares: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """An order of as many pictures as there are shares (N,), each as often as its share of N says, rounded up or down
+    (systematic sampling), that hangs on (seed, epoch) alone: (N,)."""
+    count = len(shares)
+    mixed = permutation(count, seed, epoch)
+    ends = np.cumsum(shares[mixed])
+    offset = float(hashed(seed, _OFFSET, np.array([epoch], np.int64))[0]) / 2**64
+    due = mixed[np.searchsorted(ends / ends[-1], (np.arange(count) + offset) / count, side="right").clip(max=count - 1)]
+    key = int(hashed(seed, _MIX, np.array([epoch], np.int64))[0])
+    again = permutation(count, key, epoch)
+    return np.asarray(due[again], np.int64)  # what is shown twice does not come in a row
 
 
 def worded(split: Split, seed: int, positions: NDArray[np.int64], chosen: NDArray[np.int64]) -> list[str]:

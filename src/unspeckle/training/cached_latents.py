@@ -1,6 +1,7 @@
 """Pictures as an autoencoder's latents, encoded once and kept: its weights never change."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from unspeckle.atomic import replacing
 from unspeckle.corpus import Corpus, Split
-from unspeckle.corpus.batches import shown, worded
+from unspeckle.corpus.batches import permutation, shown, worded
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.training.plan import LoraPlan
 
@@ -71,6 +72,6 @@ def batches(latents: Tensor, split: Split, size: int, *, seed: int, start: int) 
     otherwise each time."""
     while True:
         positions = np.arange(start, start + size, dtype=np.int64)
-        chosen = shown(len(split), seed, positions)
+        chosen = shown(len(split), positions, partial(permutation, len(split), seed))
         yield LatentBatch(latents[chosen], worded(split, seed, positions, chosen), torch.from_numpy(positions))
         start += size

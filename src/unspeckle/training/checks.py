@@ -32,6 +32,10 @@ def check(options: TrainOptions) -> None:
         raise InputError(f"--space {options.space}: unknown; choose pixels or latents")
     if options.space is not None and options.from_model is not None:
         raise InputError("--space and --from exclude each other: a model brings its own; leave one of them out")
+    if options.balance is not None and not 0 <= options.balance <= 1:
+        raise InputError(
+            f"--balance {options.balance:g}: must lie between 0, as in the folder, and 1, all captions alike"
+        )
     if options.preset is not None and options.from_model is not None:
         raise InputError("--preset and --from exclude each other: a model brings its own size; leave one of them out")
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unspeckle.configuration import kind_to_json
-from unspeckle.corpus import Batch, Corpus, batches
+from unspeckle.corpus import Batch, Corpus, Split, batches
 from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.networks import Config
@@ -30,12 +30,13 @@ from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import AnyPlan, Plan, asked
 
 PICTURES_A_PARAMETER = 0.012  # to learn from, before a larger network pays: a guess from few runs, not yet calibrated
-COMPILES_AFTER = 600.0  # seconds of training below which compiling is not tried
+COMPILES_AFTER = {"cpu": 7200.0, "cuda": 600.0}  # seconds of training below which compiling, two minutes, is not tried
 RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
 LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
 LATENT_SHARE = 0.2  # of the network's steps, which the autoencoder learns for beforehand
 PIXEL_TIMES, LATENT_TIMES = (0.3, 1.0), (0.8, 1.2)  # of few and smooth numbers, words tell at more noise
 MIRRORS_FROM = 4.0  # times that a picture is seen, from which mirrored ones are as good as new ones
+BALANCE = 0.5  # of captions that are the names of folders
 CLOSING = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
 
 Say = Callable[[str], None]
@@ -86,17 +87,14 @@ def choose(
     plan = plan_for(name, say)
     measured = measure.training(plan, data(plan), tokenizer, autoencoder, 4.0)
     wish = options.seconds or (options.pictures or (options.steps or 0) * plan.batch) / measured.rate
-    if _compiles(options, wish, say):
+    if _compiles(options, plan.device, wish, say):
         plan, measured = _compiled(plan, measured, data(plan), tokenizer, autoencoder, say, options.compile is True)
-    cost = PictureCost(1 / measured.rate)
+    drafts = origin is None and plan.network.draft > 0
+    cost = _cost(plan, measured, data(plan), tokenizer, autoencoder, drafts)
     if learns:
         learnt = measure.latents(plan, data(plan), 3.0)
         cost = cost._replace(latents=LATENT_SHARE / learnt.rate)
         measured = measured._replace(memory=max(measured.memory, learnt.memory))
-    drafts = origin is None and plan.network.draft > 0
-    if drafts:
-        words = replace(plan, word_steps=plan.steps, compile=False)
-        cost = cost._replace(words=1 / measure.training(words, data(plan), tokenizer, autoencoder, 2.0).rate)
 
     def planned(cost: PictureCost, closing: float) -> Plan:
         rated = measured._replace(rate=1 / cost.network)
@@ -105,20 +103,46 @@ def choose(
         return replace(
             made,
             mirror=often >= MIRRORS_FROM if options.mirror is None else options.mirror,
+            balance=usual_balance(corpus) if options.balance is None else options.balance,
             latent_steps=math.ceil(LATENT_SHARE * made.steps) if learns else 0,
             word_steps=word_steps(made.steps) if drafts else 0,
         )
 
     made = planned(cost, CLOSING)
-    planes = 2 if made.mirror else 1
-    once, held = planes * len(corpus.training), planes * encoded.size(corpus.training, autoencoder)
-    few = made.pictures >= encoded.OFTEN * once and held <= encoded.MOST
-    if few and isinstance(autoencoder, Latents) and device == "cpu":
-        together, alone = measure.encoding(plan, corpus.training, autoencoder)
-        spared = cost.without(together)
-        made = replace(planned(spared, CLOSING + once * alone / spared.network), mirror=made.mirror, encode_once=True)
-        made = replace(made, memory=made.memory + held)
-    return made
+    once = len(corpus.training) * (2 if made.mirror else 1)  # pictures, mirrored ones among them
+    if not _encodes_once(made, once, corpus.training, autoencoder):
+        return made
+    alone, few = measure.encoding(plan, corpus.training, autoencoder)
+    kept = batches(few, plan.batch, seed=seed, flips=False)
+    quick = _cost(plan, measure.training(plan, kept, tokenizer, autoencoder, 3.0), kept, tokenizer, autoencoder, drafts)
+    again = planned(quick._replace(latents=cost.latents), CLOSING + once * alone / quick.network)
+    held = once * encoded.size(corpus.training, autoencoder) // len(corpus.training)
+    return replace(again, mirror=made.mirror, encode_once=True, memory=again.memory + held)
+
+
+def _cost(
+    plan: Plan, measured: measure.Measured, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder,
+    drafts: bool,
+) -> PictureCost:  # fmt: skip
+    """What a picture takes as measured, and, where the words learn alone first, what it takes then."""
+    cost = PictureCost(1 / measured.rate)
+    if not drafts:
+        return cost
+    words = replace(plan, word_steps=plan.steps, compile=False)
+    return cost._replace(words=1 / measure.training(words, data, tokenizer, autoencoder, 2.0).rate)
+
+
+def _encodes_once(plan: Plan, once: int, split: Split, autoencoder: Autoencoder) -> bool:
+    """Whether it pays to keep the latents of so many pictures, and they fit."""
+    if not isinstance(autoencoder, Latents) or plan.device != "cpu":
+        return False
+    held = once * encoded.size(split, autoencoder) / len(split)
+    return plan.pictures >= encoded.OFTEN * once and held <= encoded.MOST
+
+
+def usual_balance(corpus: Corpus) -> float:
+    """Where folders are classes, as many as there happen to be of each: half-way to all alike."""
+    return BALANCE if set(corpus.summary["sources"]) == {"folders"} else 0.0
 
 
 def _learning(options: TrainOptions, precision: str) -> dict[str, Any]:
@@ -204,8 +228,9 @@ def _fitting(
     return best
 
 
-def _compiles(options: TrainOptions, seconds: float, say: Say) -> bool:
-    if options.compile is False or (options.compile is None and seconds < COMPILES_AFTER):
+def _compiles(options: TrainOptions, device: str, seconds: float, say: Say) -> bool:
+    after = COMPILES_AFTER.get(device.split(":")[0], COMPILES_AFTER["cuda"])
+    if options.compile is False or (options.compile is None and seconds < after):
         return False
     if not measure.compiler():
         say("no C++ compiler found, so torch.compile is not used (on Debian: apt-get install g++)")

@@ -38,6 +38,7 @@ PROMPTS = 16
 LOCK = ".lock"  # in a RUN
 
 Stop = Callable[[], bool]
+SAMPLER, GRID = "euler_a", "shifted"  # fresh noise on the way mends what a model that learnt for minutes gets wrong
 CAPTIONS = "captions.txt"  # in a RUN: some of those it learns from, one a line, for `distil`
 CAPTIONS_KEPT = 20_000
 
@@ -129,8 +130,9 @@ def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console:
     heard = Counter(word for caption in islice(corpus.captions(), 20_000) for word in words(caption) if len(word) > 2)
     summary = {**corpus.summary, "seed": plan.seed, "pictures_seen": plan.pictures, "steps": plan.steps}
     card = Card(
-        name=options.out.absolute().name, licence=options.licence or "", size=plan.size, grid="uniform", corpus=summary,
-        vocabulary=tuple(word for word, _ in heard.most_common(200)), recipe=_recipe(options),
+        name=options.out.absolute().name, licence=options.licence or "", size=plan.size, corpus=summary,
+        vocabulary=tuple(word for word, _ in heard.most_common(200)), recipe=_recipe(options), sampler=SAMPLER,
+        grid=GRID,
     )  # fmt: skip
     distinct = tuple(dict.fromkeys(corpus.heldout.captions(range(len(corpus.heldout))) or corpus.captions()))
     if len(corpus.heldout) == 0:

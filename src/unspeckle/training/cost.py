@@ -38,11 +38,6 @@ class PictureCost(NamedTuple):
     words: float = 0.0
     latents: float = 0.0
 
-    def without(self, encoding: float) -> "PictureCost":
-        """The same where each picture's latents are known, which took so many seconds, though no part takes nothing."""
-        network, words = (max(0.1 * part, part - encoding) for part in (self.network, self.words))
-        return self._replace(network=network, words=words)
-
     def of_steps(self) -> Cost:
         won = max(0.0, 1 - self.words / self.network) if self.words else 0.0
         return Cost(1 + self.latents / self.network, won)

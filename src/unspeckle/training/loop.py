@@ -145,7 +145,8 @@ class Training(Course):
         plan, split, learner = self.plan, self.corpus.training, self.learner
         assert isinstance(learner, Learner)
         split = encoded(split, learner.encoder) if plan.encode_once else split
-        return batches(split, plan.batch, seed=plan.seed, start=done * plan.batch, flips=plan.mirror)
+        start = done * plan.batch
+        return batches(split, plan.batch, seed=plan.seed, start=start, flips=plan.mirror, balance=plan.balance)
 
     def judge(self) -> Judge:
         judged, learner = self.corpus.heldout if len(self.corpus.heldout) else self.corpus.training, self.learner

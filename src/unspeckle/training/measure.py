@@ -18,9 +18,9 @@ from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latents import LatentConfig, Latents
 from unspeckle.precision import pays, wait
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training.encoded import encoded
+from unspeckle.training.encoded import EncodedSplit, encoded
 from unspeckle.training.latents import LatentLearner
-from unspeckle.training.learner import DTYPES, Learner, Masters, fresh, pictures_in
+from unspeckle.training.learner import DTYPES, Learner, Masters, fresh
 from unspeckle.training.plan import AnyPlan, DistilPlan, Plan
 from unspeckle.training.reconstruction import COARSE_EVERY
 
@@ -129,22 +129,15 @@ def latents(plan: Plan, data: Iterator[Batch], seconds: float) -> Measured:
     return Measured(taken * plan.batch / (time.perf_counter() - begun), _peak(plan.device), begun - start)
 
 
-def encoding(plan: Plan, split: Split, autoencoder: Autoencoder, seconds: float = 0.5) -> tuple[float, float]:
-    """Seconds that encoding a picture takes in one of the plan's batches, and whole and by itself."""
-    encoder, device = autoencoder.at(DTYPES[plan.precision]), torch.device(plan.device)
-    some = np.arange(min(plan.batch, len(split)))
-    zeros, batch = np.zeros_like(some), Batch(split.pictures(some), [], torch.empty(0))
-
-    def each(encode: Callable[[], Any]) -> float:
-        encode()
-        begun, taken = time.perf_counter(), 0
-        while taken == 0 or time.perf_counter() - begun < seconds:
-            encode()
-            taken += 1
-        return (time.perf_counter() - begun) / (taken * len(some))
-
-    together = each(lambda: pictures_in(batch, encoder, device))
-    return together, each(lambda: encoded(split, encoder).crops(some, zeros, zeros, zeros.astype(np.bool_)))
+def encoding(plan: Plan, split: Split, autoencoder: Autoencoder) -> tuple[float, EncodedSplit]:
+    """Seconds that encoding a picture takes by itself, and those pictures whose latents are known thereafter."""
+    count = min(plan.batch, len(split))
+    few = replace(split, places=split.places[:count], wordings=split.wordings[:count])
+    kept, zeros = encoded(few, autoencoder.at(DTYPES[plan.precision])), np.zeros(count, np.int64)
+    kept.crops(zeros[:1], zeros[:1], zeros[:1], zeros[:1] > 0)
+    begun = time.perf_counter()
+    kept.crops(np.arange(count), zeros, zeros, zeros > 0)
+    return (time.perf_counter() - begun) / max(1, count - 1), kept
 
 
 def _peak(device: str) -> int:

@@ -28,6 +28,7 @@ class TrainOptions:
     precision: str | None = None
     compile: bool | None = None
     mirror: bool | None = None  # half of the pictures
+    balance: float | None = None  # of captions
     licence: str | None = None  # of the model, for its card
     plan_only: bool = False
     json: bool = False

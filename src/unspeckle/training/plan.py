@@ -65,6 +65,7 @@ class Plan:
     gamma: float = 5.0  # of the weights "min_snr" and "soft"
     drop: float = 0.1  # share of captions dropped
     mirror: bool = True  # half of the pictures whose words name no side
+    balance: float = 0.0  # 0 to 1: how much more often pictures of rare captions are shown
     encode_once: bool = False  # each picture, and the latents are kept: see encoded.py
     optimizer: str = "adamw"  # of OPTIMIZERS. "muon": Muon on matrices and kernels, AdamW on the rest
     learning_rate: float = 1e-3  # AdamW's

@@ -41,7 +41,7 @@ def table(plan: Plan, done: int) -> Table:
         **({"reaches": _reached(plan)} if plan.peak else {}),
         "network": f"{plan.preset}, {plan.parameters / 1e6:.1f} M parameters{_words(plan)}",
         "denoises": _space(plan),
-        "pictures": f"{width}x{height}, {plan.pictures:,} in {plan.steps:,} steps of {plan.batch}{_mirrored(plan)}",
+        "pictures": f"{width}x{height}, {plan.pictures:,} in {plan.steps:,} steps of {plan.batch}{_shown(plan)}",
         "optimiser": _optimiser(plan),
         "memory": f"{plan.memory / 2**30:.1f} GiB at the peak",
         "disk": f"{plan.disk / 2**20:,.0f} MiB in the run's folder",
@@ -75,8 +75,9 @@ def _words(plan: Plan) -> str:
     return " with its words" if not isinstance(plan, LoraPlan) or plan.words else ""
 
 
-def _mirrored(plan: Plan) -> str:
-    return ", half of them mirrored" if type(plan) is Plan and plan.mirror else ""
+def _shown(plan: Plan) -> str:
+    mirrored = ", half of them mirrored" if type(plan) is Plan and plan.mirror else ""
+    return mirrored + (", those of rare captions more often" if plan.balance else "")
 
 
 def _space(plan: Plan) -> str:
