@@ -29,7 +29,7 @@ from unspeckle.training.learner import fresh
 from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import AnyPlan, Plan, asked
 
-PICTURES_A_PARAMETER = 0.012  # to learn from, before a larger network pays: a guess from few runs, not yet calibrated
+PICTURES_A_PARAMETER = 0.03  # to learn from, before a larger network pays: of few trials, see docs/recipe.md
 COMPILES_AFTER = {"cpu": 7200.0, "cuda": 600.0}  # seconds of training below which compiling, two minutes, is not tried
 RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
 LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
