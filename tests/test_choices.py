@@ -91,12 +91,13 @@ def test_a_run_of_another_rate_learns_otherwise_and_goes_on_by_its_plan(
 
 
 def test_a_run_begun_before_these_choices_goes_on_bit_for_bit(
-    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # fmt: skip
-    out = tmp_path / "run"
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    assert command.run(options(folder, whole, balance=0.0)) == 0  # as all were then
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
-        assert command.run(options(folder, out)) == 130
+        assert command.run(options(folder, out, balance=0.0)) == 130
     held = json.loads((out / plans.FILE).read_text())
     for name in NEW:
         del held[name]
@@ -158,5 +159,5 @@ def test_held_out_times_are_those_that_training_draws(times: str, schedule: Sche
     assert below.tolist() == pytest.approx([(i + 0.5) / LEVELS for i in range(LEVELS)], abs=0.01)
 
 
-NEW = ("distribution", "weight", "gamma", "work", "peak", "mfu")  # of the plan
-ASKED = ("optimizer", "learning_rate", "licence")
+NEW = ("distribution", "weight", "gamma", "work", "peak", "mfu", "balance", "encode_once")  # of the plan
+ASKED = ("optimizer", "learning_rate", "licence", "balance")

@@ -1,5 +1,7 @@
 """Latents that are kept: the encoder's own, of whole pictures, cut where pictures would be, the same after a stop."""
 
+import math
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -8,9 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tiny import plan
 from unspeckle.corpus import Corpus, batches, open_corpus, read
 from unspeckle.networks import LatentConfig, Latents
-from unspeckle.training import encoded
+from unspeckle.training import encoded, memory
 from unspeckle.training.cost import Cost, PictureCost
 
 SIZES = [(32, 32), (32, 47), (61, 32), (32, 40)]
@@ -80,6 +83,23 @@ def test_the_memory_that_they_take_is_foreseen(corpus: Corpus, autoencoder: Late
     some(split, 0, 40)
     taken = sum(latents.nbytes for latents in split.kept.values())
     assert taken <= 2 * encoded.size(corpus.training, autoencoder) <= 1.1 * taken
+
+
+def test_they_are_kept_where_pictures_are_seen_often_and_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = replace(plan("nano", batch=10), steps=80)
+    wanted = memory.needed(made)
+
+    def fits(once: int = 200, held: int = 1000, room: int | None = 10 * wanted, device: str = "cpu") -> bool:
+        monkeypatch.setattr(memory, "free", lambda device: room)
+        return encoded.fits(replace(made, device=device), once, held)
+
+    assert fits() and fits(room=None) and fits(held=1 << 30)
+    assert not fits(once=201) and not fits(held=(1 << 30) + 1, room=None) and not fits(device="cuda")
+    assert fits(held=1000, room=math.ceil((wanted + 1000) / 0.8)) and not fits(held=1000, room=int(wanted / 0.8))
+
+
+def test_they_are_kept_where_more_is_spared_than_spent() -> None:
+    assert encoded.pays(1000, 100, alone=3.0, spared=0.4) and not encoded.pays(1000, 100, alone=3.0, spared=0.2)
 
 
 def test_what_a_picture_takes_makes_the_cost_of_steps() -> None:

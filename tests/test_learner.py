@@ -10,7 +10,7 @@ from unspeckle.corpus import Batch
 from unspeckle.networks import Identity, IdentityConfig
 from unspeckle.seeds import Stream
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training.learner import Learner, fresh
+from unspeckle.training.learner import Learner, fresh, spread
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -31,6 +31,9 @@ def test_a_batch_costs_the_mean_of_its_examples(drop: float, step: int) -> None:
     positions = torch.arange(7, 12)
     assert drop == 0 or 0 < int(learner.objective.drops(Stream(made.seed, positions)).sum()) < 5
 
+    heard: list[int] = []
+    learner.working.text.register_forward_pre_hook(lambda module, given: heard.append(len(given[0])))
+
     def cost(rows: list[int]) -> float:
         batch = Batch(pictures[rows], [captions[i] for i in rows], positions[rows])
         loss = learner.loss(batch, step) * len(rows) / 5
@@ -38,6 +41,7 @@ def test_a_batch_costs_the_mean_of_its_examples(drop: float, step: int) -> None:
         return float(loss.detach())
 
     whole = cost([0, 1, 2, 3, 4])
+    assert heard == [4]  # each caption once, and the empty one
     together = [p.grad for p in learner.parameters()]
     weights.zero_grad(set_to_none=True)
     assert sum(cost([i]) for i in range(5)) == pytest.approx(whole, rel=1e-5)
@@ -45,3 +49,17 @@ def test_a_batch_costs_the_mean_of_its_examples(drop: float, step: int) -> None:
         assert (one is None) == (parameter.grad is None)
         if one is not None and parameter.grad is not None:
             assert torch.allclose(one, parameter.grad, atol=1e-5 * float(one.abs().max()) + 1e-9, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_repeated_rows_are_summed_in_one_order(dtype: torch.dtype) -> None:
+    """Large enough for several threads."""
+    torch.manual_seed(0)
+    part, rows = torch.randn(4, 16, 1024, dtype=dtype, requires_grad=True), torch.randint(4, (32,))
+    taken = spread(part, rows)
+    assert torch.equal(taken, part[rows])
+    weights = torch.randn(taken.shape).to(dtype)
+    found = [torch.autograd.grad(spread(part, rows), part, weights)[0] for _ in range(10)]
+    assert all(torch.equal(found[0], other) for other in found)
+    wanted = torch.zeros(part.shape, dtype=torch.float64).index_add(0, rows, weights.double())
+    assert torch.allclose(found[0].double(), wanted, atol=0.05 if dtype == torch.bfloat16 else 1e-5)

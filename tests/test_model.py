@@ -122,6 +122,8 @@ def test_strict_about_tensors(tmp_path: Path) -> None:
     hollow.view(-1)[5] = torch.nan
     assert "not finite" in refusal(written(path, said, {**tensors, name: hollow}))
     assert "torch.int64" in refusal(written(path, said, {**tensors, name: tensors[name].long()}))
+    large = torch.full_like(tensors[name], 3e38)  # whose sum is not finite
+    assert load(written(path, said, {**tensors, name: large})).network.state_dict()["enter.weight"].max() > 2e38
 
 
 def test_strict_about_configuration(tmp_path: Path) -> None:

@@ -65,6 +65,6 @@ def compare(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor], file: Path
 
 
 def _finite(values: Tensor) -> bool:
-    """Whether all are: a finite sum, which is sooner found, has finite parts only."""
+    """Whether all values are finite. A finite sum has only finite parts, and is found sooner."""
     values = values.float() if values.element_size() == 1 else values  # float8 knows no isfinite
     return math.isfinite(float(values.sum(dtype=torch.float32))) or bool(values.isfinite().all())

@@ -40,7 +40,7 @@ def train(
     ] = None,
     balance: Annotated[
         float | None,
-        typer.Option(help="Show rare captions more often: 0 to 1.  [default: .5 where they name folders, else 0]"),
+        typer.Option(help="Show rare captions more often: 0 to 1.  [default: .5 for names of folders]"),
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Of the model, for its card: CC0-1.0, …")] = None,
     lora: Annotated[

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ORDER, _WORDING, _TOP, _LEFT, _MIRROR, _OFFSET, _MIX = range(1, 8)  # what a number is drawn for
+OFTENEST = 4.0  # times an epoch, that a picture of a rare caption is shown
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Batch(NamedTuple):
     """Examples of the global positions `indices`."""
 
-    pictures: Tensor  # uint8 (B, 3, H, W), channels last in memory, or what else the split's crops are
+    pictures: (
+        Tensor  # uint8 (B, 3, H, W), channels last in memory; or float32 latents (B, C, h, w), where they are kept
+    )
     captions: list[str]
     indices: Tensor  # int64 (B,), start, start + 1, …
 
@@ -34,7 +37,7 @@ def batches(
     """Batches of `size` examples without end, from global position `start` (the number of examples already seen).
 
     Each epoch shows every picture once, in an order of its own; with a balance, pictures of rare captions are shown
-    more often and those of frequent ones less: see `balanced`. An example's picture, wording, crop and mirroring hang
+    more often and those of frequent ones less: see `rarity`. An example's picture, wording, crop and mirroring hang
     on (seed, position) alone, not on `size` or `start`. Half of the pictures are mirrored, never one of whose wordings
     says left, right or half; `flips=False` mirrors none. Raises InputError for an empty split or bad numbers.
     """
@@ -83,10 +86,11 @@ def shown(count: int, positions: NDArray[np.int64], order: Callable[[int], NDArr
 
 def rarity(wordings: Sequence[tuple[str, ...]], balance: float) -> NDArray[np.float64]:
     """(N,) the share of an epoch that each picture is due: that of its caption, of n pictures, grows as
-    n^(1 - balance)."""
+    n^(1 - balance), but no picture is shown much more than OFTENEST times, however rare its caption."""
     counts = Counter(wordings)
     weights = np.array([counts[words] ** -balance for words in wordings])
-    return np.asarray(weights / weights.sum(), np.float64)
+    shares = np.minimum(weights / weights.sum(), OFTENEST / len(weights))
+    return np.asarray(shares / shares.sum(), np.float64)
 
 
 def balanced(shares: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unspeckle.configuration import kind_to_json
-from unspeckle.corpus import Batch, Corpus, Split, batches
+from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.errors import InputError
 from unspeckle.model import Model
 from unspeckle.networks import Config
@@ -29,8 +29,8 @@ from unspeckle.training.learner import fresh
 from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import AnyPlan, Plan, asked
 
-PICTURES_A_PARAMETER = 0.03  # to learn from, before a larger network pays: of few trials, see docs/recipe.md
-COMPILES_AFTER = {"cpu": 7200.0, "cuda": 600.0}  # seconds of training below which compiling, two minutes, is not tried
+PICTURES_A_PARAMETER = 0.02  # to learn from, before a larger network pays: of few trials, see docs/recipe.md
+COMPILES_AFTER = {"cpu": 7200.0, "cuda": 600.0}  # seconds of training below which it is not tried: see docs/recipe.md
 RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
 LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
 LATENT_SHARE = 0.2  # of the network's steps, which the autoencoder learns for beforehand
@@ -96,9 +96,9 @@ def choose(
         cost = cost._replace(latents=LATENT_SHARE / learnt.rate)
         measured = measured._replace(memory=max(measured.memory, learnt.memory))
 
-    def planned(cost: PictureCost, closing: float) -> Plan:
-        rated = measured._replace(rate=1 / cost.network)
-        made = finished(plan, rated, options, started, closing, cost.of_steps())
+    def planned(each: PictureCost, before: float) -> Plan:
+        rated = measured._replace(rate=1 / each.network)
+        made = finished(plan, rated, options, started, CLOSING, each.of_steps(), before)
         often = made.pictures / max(1, len(corpus.training))
         return replace(
             made,
@@ -108,15 +108,17 @@ def choose(
             word_steps=word_steps(made.steps) if drafts else 0,
         )
 
-    made = planned(cost, CLOSING)
+    made = planned(cost, 0.0)
     once = len(corpus.training) * (2 if made.mirror else 1)  # pictures, mirrored ones among them
-    if not _encodes_once(made, once, corpus.training, autoencoder):
+    held = once * encoded.size(corpus.training, autoencoder) // len(corpus.training)
+    if not (isinstance(autoencoder, Latents) and encoded.fits(made, once, held)):
         return made
     alone, few = measure.encoding(plan, corpus.training, autoencoder)
     kept = batches(few, plan.batch, seed=seed, flips=False)
     quick = _cost(plan, measure.training(plan, kept, tokenizer, autoencoder, 3.0), kept, tokenizer, autoencoder, drafts)
-    again = planned(quick._replace(latents=cost.latents), CLOSING + once * alone / quick.network)
-    held = once * encoded.size(corpus.training, autoencoder) // len(corpus.training)
+    if not encoded.pays(made.pictures, once, alone, cost.network - quick.network):
+        return made
+    again = planned(quick._replace(latents=cost.latents), once * alone)
     return replace(again, mirror=made.mirror, encode_once=True, memory=again.memory + held)
 
 
@@ -124,20 +126,12 @@ def _cost(
     plan: Plan, measured: measure.Measured, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder,
     drafts: bool,
 ) -> PictureCost:  # fmt: skip
-    """What a picture takes as measured, and, where the words learn alone first, what it takes then."""
+    """What a picture takes as measured, and what it takes where the words learn alone, if they do."""
     cost = PictureCost(1 / measured.rate)
     if not drafts:
         return cost
     words = replace(plan, word_steps=plan.steps, compile=False)
     return cost._replace(words=1 / measure.training(words, data, tokenizer, autoencoder, 2.0).rate)
-
-
-def _encodes_once(plan: Plan, once: int, split: Split, autoencoder: Autoencoder) -> bool:
-    """Whether it pays to keep the latents of so many pictures, and they fit."""
-    if not isinstance(autoencoder, Latents) or plan.device != "cpu":
-        return False
-    held = once * encoded.size(split, autoencoder) / len(split)
-    return plan.pictures >= encoded.OFTEN * once and held <= encoded.MOST
 
 
 def usual_balance(corpus: Corpus) -> float:
@@ -255,12 +249,13 @@ def _compiled(
 
 
 def finished(
-    plan: AnyPlan, measured: measure.Measured, options: Options, started: float, closing: float, cost: Cost = ALIKE
-) -> AnyPlan:
+    plan: AnyPlan, measured: measure.Measured, options: Options, started: float, closing: float, cost: Cost = ALIKE,
+    before: float = 0.0,
+) -> AnyPlan:  # fmt: skip
     """The plan with its number of steps. closing: the work after the last one, in training pictures; cost: what the
-    steps take."""
+    steps take; before: seconds of other work."""
     plan = replace(plan, work=measure.work(plan), peak=measure.peak(plan.device, plan.precision))
-    spent = time.monotonic() - started
+    spent = time.monotonic() - started + before
     if options.steps:
         steps = options.steps
     elif options.pictures:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from unspeckle.corpus import Split
 from unspeckle.networks.autoencoder import Autoencoder
+from unspeckle.training import memory
+from unspeckle.training.plan import Plan
 
 OFTEN = 4.0  # times that each picture, and each mirrored one, is to be seen, for this to pay
 MOST = 1 << 30  # bytes to keep
@@ -68,6 +70,18 @@ class EncodedSplit(Split):
 def encoded(split: Split, autoencoder: Autoencoder) -> EncodedSplit:
     """The split's pictures as latents."""
     return EncodedSplit(split.store, split.places, split.wordings, split.size, autoencoder)
+
+
+def fits(plan: Plan, once: int, held: int) -> bool:
+    """Whether the plan sees so many pictures often, and their latents, so many bytes, find room beside its steps."""
+    room = memory.free(plan.device)
+    short = room is not None and memory.needed(plan) + held > memory.SHARE * room
+    return plan.device == "cpu" and plan.pictures >= OFTEN * once and held <= MOST and not short
+
+
+def pays(pictures: int, once: int, alone: float, spared: float) -> bool:
+    """Whether so many seconds spared for each picture seen are more than those for each one encoded by itself."""
+    return pictures * spared > once * alone
 
 
 def size(split: Split, autoencoder: Autoencoder) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.corpus import Batch
@@ -73,8 +74,16 @@ def pictures_in(batch: Batch, autoencoder: Autoencoder, device: torch.device) ->
 
 def of_rows(given: Given, rows: Tensor) -> Given:
     """What belongs to pictures whose captions are these rows (B,) of it."""
-    mask, vector, beside = (None if part is None else part[rows] for part in (given.mask, given.vector, given.beside))
-    return given._replace(tokens=given.tokens[rows], mask=mask, vector=vector, beside=beside)
+    vector, beside = (None if part is None else spread(part, rows) for part in (given.vector, given.beside))
+    mask = None if given.mask is None else given.mask[rows]
+    return given._replace(tokens=spread(given.tokens, rows), mask=mask, vector=vector, beside=beside)
+
+
+def spread(part: Tensor, rows: Tensor) -> Tensor:
+    """part[rows], (N, …) to (B, …). Its gradient is summed in float32 and always in the same order, which that of
+    indexing is not."""
+    taken = F.embedding(rows, part.float().flatten(1))
+    return taken.to(part.dtype).view(len(rows), *part.shape[1:])
 
 
 class Masters:
@@ -168,11 +177,11 @@ class Learner(Masters):
         place = {caption: row for row, caption in enumerate(captions)}
         rows = torch.tensor([place[caption] for caption in batch.captions], device=self.device)
         rows = torch.where(self.objective.drops(stream), 0, rows)
-        x = pictures_in(batch, self.encoder, self.device)
         given = self.working.text(self.tokenizer.encode(captions).to(self.device))
+        x = pictures_in(batch, self.encoder, self.device)
         draft = getattr(self.working.network, "draft", None)
         if draft is not None and step <= self.plan.word_steps:
-            return cast(Tensor, draft.loss(draft(given)[rows], x).mean())
+            return cast(Tensor, draft.loss(spread(draft(given), rows), x).mean())
         given = of_rows(self.denoiser.prepare(given), rows)
         loss = self.objective(self.denoiser, x, given, stream)
         return cast(Tensor, (loss if draft is None else loss + draft.loss(given.beside, x)).mean())

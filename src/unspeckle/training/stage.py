@@ -75,7 +75,7 @@ def walk(stage: Stage, data: Iterator[Any], done: int) -> Iterator[Report]:
     losses, unread, outcome = list[float](), list[Outcome](), Told(math.nan, math.nan, True)
     in_a_row, look_took, since = 0, 0.0, done
     for step in range(done + 1, steps + 1):
-        unread.append(_step(stage, next(data), step))
+        unread.append(_step(stage, data, step))
         now, stopping = time.monotonic(), stage.stop()
         words = step <= plan.word_steps
         looking = now - looked > max(LOOK_EVERY, 20 * look_took) and step < steps and not (stopping or words)
@@ -120,9 +120,9 @@ def _left(plan: Plan, step: int, rate: float) -> float:
     return plan.batch * (of_words / max(1e-9, rate) + (plan.steps - step - of_words) / max(1e-9, network))
 
 
-def _step(stage: Stage, batch: Any, step: int) -> Outcome:
+def _step(stage: Stage, data: Iterator[Any], step: int) -> Outcome:
     try:
-        return stage.step(batch, step)
+        return stage.step(next(data), step)
     except (RuntimeError, MemoryError) as error:
         if not memory.ran_out(error):
             raise
