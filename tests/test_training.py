@@ -233,11 +233,11 @@ def test_classes_are_shown_more_alike_than_their_folders_are_full(
 
 
 def test_the_plan_decides_how_often_rare_captions_are_shown(folder: Path, whole: Path) -> None:
-    """All pictures but two have the same caption."""
+    """All pictures but ten have the same caption."""
     plan = replace(plans.load(whole), balance=1.0)
     materials = command.gather(command.read(folder), options(folder, whole), plan, command.Console(quiet=True))
     split = materials.corpus.training
-    words = [("one",) if i < len(split) - 2 else ("rare",) for i in range(len(split))]
+    words = [("one",) if i < len(split) - 10 else ("rare",) for i in range(len(split))]
     corpus = replace(materials.corpus, training=replace(split, wordings=tuple(words)))
     training = loop.Training(plan, whole, corpus, *materials[1:3], Card(), (), loop.fresh(plan))
     data = training.data(0)
