@@ -30,7 +30,7 @@ from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import AnyPlan, Plan, asked
 
 PICTURES_A_PARAMETER = 0.02  # to learn from, before a larger network pays: of few trials, see docs/recipe.md
-COMPILES_AFTER = {"cpu": 7200.0, "cuda": 600.0}  # seconds of training below which it is not tried: see docs/recipe.md
+COMPILES_AFTER = {"cpu": 3600.0, "cuda": 600.0}  # seconds of training below which it is not tried: see docs/recipe.md
 RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
 LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
 LATENT_SHARE = 0.2  # of the network's steps, which the autoencoder learns for beforehand
