@@ -11,6 +11,7 @@ from PIL import Image
 import stable
 import tiny
 import unspeckle
+from unspeckle import precision
 from unspeckle.cli import main
 from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
@@ -87,3 +88,26 @@ def test_a_guide_must_draw_alike(tmp_path: Path) -> None:
 def test_an_unknown_precision_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["draw", "a frog", "--precision", "int3"]) == 2
     assert "--precision 'int3': unknown; choose one of auto, float32, bfloat16, float16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lower", "full", "wanted", "asked"),
+    [
+        ([5.0], [10.0], True, 2),
+        ([30.0, 5.0], [10.0, 10.0], True, 4),  # disturbed once
+        ([9.0, 8.5, 9.0], [10.0, 10.0, 30.0], False, 6),
+        ([90.0, 90.0, 90.0], [10.0, 10.0, 10.0], False, 6),
+    ],
+)
+def test_a_busy_moment_does_not_decide_the_precision(
+    monkeypatch: pytest.MonkeyPatch, lower: list[float], full: list[float], wanted: bool, asked: int
+) -> None:
+    taken = {torch.bfloat16: iter(lower), torch.float32: iter(full)}
+    calls: list[torch.dtype] = []
+
+    def seconds(device: str, dtype: torch.dtype) -> float:
+        calls.append(dtype)
+        return next(taken[dtype])
+
+    monkeypatch.setattr(precision, "_seconds", seconds)
+    assert precision.pays("cpu", torch.bfloat16) is wanted and len(calls) == asked
