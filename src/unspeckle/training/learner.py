@@ -2,6 +2,7 @@
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -86,7 +87,7 @@ def spread(part: Tensor, rows: Tensor) -> Tensor:
     return taken.to(part.dtype).view(len(rows), *part.shape[1:])
 
 
-class Masters:
+class Masters(ABC):
     """weights: a module's float32 masters. working: the copy that computes, in the plan's precision; the same module in
     float32. Between the two stands the optimiser."""
 
@@ -125,9 +126,9 @@ class Masters:
             for master, worker in self._pairs():
                 worker.copy_(master)
 
+    @abstractmethod
     def step(self, batch: Any, step: int) -> Outcome:
         """Learn from a batch as step 1…plan.steps."""
-        raise NotImplementedError
 
     def descend(self, loss: Tensor, step: int) -> Outcome:
         """Move the weights by the loss as step 1…plan.steps; not at all where loss or gradient is not finite."""
