@@ -13,8 +13,10 @@ from unspeckle.kernels import compiling
 from unspeckle.networks.layers import attend
 
 
-@pytest.fixture(autouse=True)
-def _anew() -> Iterator[None]:
+@pytest.fixture(autouse=True, params=["avx512", "amx"])
+def _anew(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Either kernel, whatever this processor has: the one for AMX runs without it too."""
+    monkeypatch.setattr(kernel, "processor", lambda: frozenset({"amx_bf16"} if request.param == "amx" else ()))
     kernel._kernel.cache_clear()
     yield
     kernel._kernel.cache_clear()
@@ -76,6 +78,27 @@ def test_attention_of_huge_scores_is_their_best() -> None:
     assert ours is not None
     best = (query.double() @ key.double().transpose(1, 2)).argmax(2)[0]
     assert off(ours[0], value[0, best].double()) < 2e-3
+
+
+@needs_kernel
+@torch.no_grad()
+@pytest.mark.parametrize("rising", [True, False])
+def test_scores_that_rise_from_key_to_key(rising: bool) -> None:
+    """So that what they are told relative to is passed again and again."""
+    query, key, value = given(1, 70, 700, 32)
+    query, key = query.abs(), key.abs() * torch.linspace(0.1, 60, 700)[:, None].bfloat16()
+    key = key if rising else key.flip(1)
+    ours = kernel.attention(query, key, value, 1)
+    assert ours is not None and off(ours, exact(query, key, value, 1)) < 4e-3
+
+
+@needs_kernel
+@torch.no_grad()
+def test_a_query_that_is_no_number_is_alone() -> None:
+    query, key, value = given(1, 70, 300, 32)
+    query[0, 3, 7] = torch.nan
+    ours = kernel.attention(query, key, value, 2)
+    assert ours is not None and ours[0, 3, :16].isnan().all() and int(ours.isnan().sum()) == 16
 
 
 @needs_kernel

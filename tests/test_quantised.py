@@ -187,7 +187,11 @@ def test_a_whole_network(projection: str, way: str) -> None:
     assert off(low, exact) < off(said, exact) < 0.03
     assert {QuantisedAttention, QuantisedConv, QuantisedFeedForward, QuantisedLinear} <= kinds(network)
     assert network.prepare(Given(words.to(LOW))).tokens.dtype == LOW
-    left = {name.split(".")[0] for name, one in network.named_modules() if "Packed" in type(one).__name__}
+    left = {
+        name.split(".")[0]
+        for name, one in network.named_modules()
+        if type(one).__name__.startswith(("Packed", "Fused"))
+    }
     assert left >= {"enter", "leave", "time1", "time2", "shrink", "grow"}
 
 

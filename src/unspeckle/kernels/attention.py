@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspeckle.kernels.compiling import kernels
+from unspeckle.kernels.compiling import kernels, processor
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor | None:
@@ -36,7 +36,7 @@ def _run(kernel: Any, query: Tensor, key: Tensor, value: Tensor, heads: int) -> 
 @cache
 def _kernel() -> Any:
     """The compiled function, once it has agreed with torch's on a small example; None where there is none."""
-    library = kernels("attention.cpp", "unspeckle_attention")
+    library = kernels(f"attention{'_amx' if 'amx_bf16' in processor() else ''}.cpp", "unspeckle_attention")
     if library is None:
         return None
     kernel = library.unspeckle_attention

@@ -58,21 +58,6 @@ void write(uint8_t* to, const uint16_t* from, int64_t count, float by, int32_t z
     write(to + j, first(count - j), load(from + j, first(count - j)), _mm512_set1_ps(by), _mm512_set1_epi32(zero));
 }
 
-// x · Φ(x), Φ from Abramowitz & Stegun 7.1.26, off by 1e-6.
-__m512 gelu(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1), z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
-  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(z, _mm512_set1_ps(0.3275911f), one));
-  __m512 p = _mm512_set1_ps(1.061405429f);
-  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
-  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
-  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
-  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
-  const __m512 e = exp2(_mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-1.4426950408889634f)));
-  const __m512 tail = _mm512_mul_ps(_mm512_set1_ps(0.5f), _mm512_mul_ps(_mm512_mul_ps(p, t), e));  // Φ(-|x|)
-  const __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
-  return _mm512_mul_ps(x, _mm512_mask_mov_ps(_mm512_sub_ps(one, tail), below, tail));
-}
-
 }  // namespace
 
 // Each row of x (rows, width) by a scale of its own, zero = 128. scales (rows).

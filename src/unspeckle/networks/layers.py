@@ -2,6 +2,7 @@
 views (B, H·W, C) taken by attention cost nothing."""
 
 import math
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -13,7 +14,7 @@ from unspeckle.kernels.attention import attention
 
 Affine = TypeVar("Affine", nn.Conv2d, nn.Linear)
 FEW_KEYS = 128  # up to here explicit products train faster on a CPU than the fused kernel, whose backward is slow
-MANY_SCORES = 2**16  # of a head: from here our own kernel is asked, so that small models never wait for a compiler
+MANY_SCORES = 2**14  # of a head: from here our own kernel is asked, so that small models never wait for a compiler
 
 
 def sinusoids(clock: Tensor, width: int) -> Tensor:
@@ -65,6 +66,15 @@ def silenced(layer: Affine) -> Affine:
     return layer
 
 
+def added(layer: nn.Module, x: Tensor, beside: Tensor | None) -> Tensor:
+    """layer(x) + beside, which some packed layers add before they round."""
+    onto: Callable[[Tensor, Tensor], Tensor] | None = getattr(layer, "onto", None)
+    if beside is not None and onto is not None:
+        return onto(x, beside)
+    out: Tensor = layer(x)
+    return out if beside is None else beside + out
+
+
 class PlaceNorm(nn.LayerNorm):
     """Layer normalisation of (B, C, H, W) at each place over its channels; in channels-last memory a contiguous row."""
 
@@ -93,10 +103,16 @@ class Attention(nn.Module):
         """(B, M, source_width) -> (B, M, 2·C)."""
         return torch.cat([self.key(source), self.value(source)], dim=2)
 
-    def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, keys_values: Tensor, mask: Tensor | None = None, beside: Tensor | None = None
+    ) -> Tensor:
+        """What is seen, plus what is beside, (B, N, C)."""
         key, value = keys_values.chunk(2, dim=2)
-        out: Tensor = self.out(attend(self.query(x), key, value, self.heads, mask))
-        return out
+        return added(self.out, attend(self.query(x), key, value, self.heads, mask), beside)
+
+    def within(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        """The same of x to itself."""
+        return self(x, self.keys_values(x), beside=beside)  # type: ignore[no-any-return]
 
 
 class GatedFeedForward(nn.Module):
@@ -107,10 +123,9 @@ class GatedFeedForward(nn.Module):
         self.enter = nn.Linear(width, 8 * width)
         self.out = silenced(nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         value, gate = self.enter(x).chunk(2, dim=-1)
-        out: Tensor = self.out(value * F.gelu(gate))
-        return out
+        return added(self.out, value * F.gelu(gate), beside)
 
 
 class Growing(nn.Conv2d):

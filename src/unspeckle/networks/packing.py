@@ -12,9 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unspeckle.kernels import gated
 from unspeckle.networks.adapters import Adapted
-from unspeckle.networks.layers import GatedFeedForward, Growing
+from unspeckle.networks.fused import FusedBlock, FusedConv, fusable
+from unspeckle.networks.layers import Attention, GatedFeedForward, Growing, added, attend
+from unspeckle.networks.unet import Layer, ResBlock
+from unspeckle.networks.vae import VaeBlock
 
+_Maker = Callable[[Any, torch.dtype], nn.Module]
 _PLAIN: Any = ("none", [], "")  # nothing follows the product
 
 
@@ -40,11 +45,26 @@ def _pack(parent: nn.Module, dtype: torch.dtype) -> None:
     for name, child in list(parent.named_children()):
         if isinstance(child, Adapted):
             continue
-        make = _PACKED.get(type(child)) if _fits(child) else None
-        if make is None:
-            _pack(child, dtype)
+        if isinstance(parent, Layer) and name == "itself":
+            make: _Maker | None = PackedAttention if _fits(child) else None
         else:
-            setattr(parent, name, make(child, dtype))
+            make = _maker(child)
+        if make is not None:
+            child = make(child, dtype)
+            setattr(parent, name, child)
+        if make is None or isinstance(child, FusedBlock):
+            _pack(child, dtype)
+
+
+def _maker(layer: nn.Module) -> _Maker | None:
+    """What makes a packed layer of this one, if there is such."""
+    if not _fits(layer):
+        return None
+    if isinstance(layer, ResBlock | VaeBlock):
+        return (lambda block, _: FusedBlock(block)) if fusable(layer) else None
+    if isinstance(layer, nn.Conv2d) and fusable(layer):
+        return lambda conv, _: FusedConv(conv)
+    return _PACKED.get(type(layer))
 
 
 def packable() -> bool:
@@ -93,29 +113,68 @@ class PackedLinear(nn.Module):
         self.weight, self.bias = _rows(layer.weight.detach().flatten(1), dtype), _own(layer.bias, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.permute(0, 2, 3, 1).contiguous() if self.maps else x
+        return self._of(x, None)
+
+    def onto(self, x: Tensor, beside: Tensor) -> Tensor:
+        """forward(x) + beside, in one rounding."""
+        return self._of(x, beside)
+
+    def _of(self, x: Tensor, beside: Tensor | None) -> Tensor:
+        rows, summand = self._last(x), None if beside is None else self._last(beside)
         out: Tensor
-        if x.dtype == self.weight.dtype:
+        if x.dtype != self.weight.dtype:
+            out = F.linear(rows, self.weight.to_dense().to(x.dtype), self.bias)
+            out = out if summand is None else out + summand
+        elif summand is None:
             out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, *_PLAIN)
         else:
-            out = F.linear(rows, self.weight.to_dense().to(x.dtype), self.bias)
+            out = torch.ops.mkldnn._linear_pointwise(rows, summand, self.weight, self.bias, "add")
         return out.permute(0, 3, 1, 2) if self.maps else out
+
+    def _last(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).contiguous() if self.maps else x.contiguous()
+
+
+class PackedAttention(Attention):
+    """An Attention to what it sees itself: queries, keys and values are one product."""
+
+    def __init__(self, one: Attention, dtype: torch.dtype) -> None:
+        nn.Module.__init__(self)
+        three = (one.query, one.key, one.value)
+        whole = nn.Linear(one.query.in_features, sum(part.out_features for part in three), False, device="meta")
+        whole.weight = nn.Parameter(torch.cat([part.weight.detach() for part in three]))
+        self.heads, self.three = one.heads, PackedLinear(whole, dtype)
+        self.out = PackedLinear(one.out, dtype)  # type: ignore[assignment]
+
+    def within(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        query, key, value = self.three(x).chunk(3, dim=2)
+        return added(self.out, attend(query, key, value, self.heads), beside)
 
 
 class PackedFeedForward(nn.Module):
-    """A GatedFeedForward whose entry is two products: the gelu ends the one, the other ends in the multiplication by
-    it."""
+    """A GatedFeedForward. Its entry is two products: by our own kernel, or so that the gelu ends the one and the other
+    ends in the multiplication by it."""
 
     def __init__(self, feed: GatedFeedForward, dtype: torch.dtype) -> None:
         super().__init__()
-        self.value, self.gate = (_rows(half, dtype) for half in feed.enter.weight.detach().chunk(2))
-        self.biases = [_own(half, dtype) for half in feed.enter.bias.chunk(2)]
+        weight, bias = feed.enter.weight.detach(), feed.enter.bias.detach()
+        self.ours = gated.fits(weight.shape[1], len(weight) // 2) and gated.usable()
+        self.weights = [gated.packed(weight)] if self.ours else [_rows(half, dtype) for half in weight.chunk(2)]
+        self.biases: list[Any] = [bias.float().clone()] if self.ours else [_own(half, dtype) for half in bias.chunk(2)]
         self.out = PackedLinear(feed.out, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate = torch.ops.mkldnn._linear_pointwise(x, self.gate, self.biases[1], "gelu", [], "none")
-        gated = torch.ops.mkldnn._linear_pointwise(x, gate, self.value, self.biases[0], "mul")
-        out: Tensor = self.out(gated)
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        return added(self.out, self._entered(x), beside)
+
+    def _entered(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.bfloat16:
+            ways = [gated.unpacked(self.weights[0])] if self.ours else [one.to_dense() for one in self.weights]
+            value, gate = F.linear(x, torch.cat(ways).to(x.dtype), torch.cat(self.biases).to(x.dtype)).chunk(2, dim=-1)
+            return value * F.gelu(gate)
+        if self.ours:
+            return gated.gated(x, self.weights[0], self.biases[0])
+        gate = torch.ops.mkldnn._linear_pointwise(x, self.weights[1], self.biases[1], "gelu", [], "none")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, gate, self.weights[0], self.biases[0], "mul")
         return out
 
 
@@ -180,7 +239,7 @@ def _convolution(layer: nn.Conv2d, dtype: torch.dtype) -> nn.Module:
     return PackedLinear(layer, dtype) if alone else PackedConv(layer, dtype)
 
 
-_PACKED: dict[type, Callable[[Any, torch.dtype], nn.Module]] = {
+_PACKED: dict[type, _Maker] = {
     nn.Linear: PackedLinear,
     nn.Conv2d: _convolution,
     GatedFeedForward: PackedFeedForward,

@@ -131,9 +131,10 @@ class QuantisedFeedForward(nn.Module):
         self.enter, self.own = Product(feed.enter.weight), feed.enter.bias.detach().float().clone()
         self.out = QuantisedLinear(feed.out.weight, feed.out.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         rows = quantise.rows(x.reshape(-1, x.shape[-1]))
-        return self.out.of(quantise.gated(self.enter(rows), rows.scales, self.own)).view(x.shape)
+        out = self.out.of(quantise.gated(self.enter(rows), rows.scales, self.own)).view(x.shape)
+        return out if beside is None else beside + out
 
 
 class QuantisedConv(nn.Module):

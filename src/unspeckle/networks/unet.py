@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
 from unspeckle.networks.draft import Draft, joined
-from unspeckle.networks.layers import Attention, GatedFeedForward, Growing, norm, silenced, sinusoids
+from unspeckle.networks.layers import Attention, GatedFeedForward, Growing, added, norm, silenced, sinusoids
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, words: Tensor, mask: Tensor | None) -> Tensor:
         if self.sees_itself:
-            h = self.norm1(x)
-            x = x + self.itself(h, self.itself.keys_values(h))
-        x = x + self.words(self.norm2(x), words, mask)
-        return x + self.feed(self.norm3(x)) if self.feeds else x
+            x = self.itself.within(self.norm1(x), beside=x)
+        x = self.words(self.norm2(x), words, mask, beside=x)
+        return self.feed(self.norm3(x), beside=x) if self.feeds else x
 
 
 class SpatialTransformer(nn.Module):
@@ -116,11 +115,10 @@ class SpatialTransformer(nn.Module):
         h = self.enter(h) if self.projected and not self.conv else h
         for layer, keys_values in zip(self.layers, words, strict=True):
             h = layer(h, keys_values, mask)
-        h = self.leave(h) if self.projected and not self.conv else h
+        if self.projected and not self.conv:
+            h = added(self.leave, h, x.permute(0, 2, 3, 1).flatten(1, 2))
         h = h.view(h.shape[0], high, wide, -1).permute(0, 3, 1, 2)  # (B, C, H, W)
-        h = self.leave(h) if self.conv else h
-        out: Tensor = x + h if self.projected else h
-        return out
+        return added(self.leave, h, x) if self.conv else h
 
 
 class Stage(nn.Module):
