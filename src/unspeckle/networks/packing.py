@@ -45,10 +45,8 @@ def _pack(parent: nn.Module, dtype: torch.dtype) -> None:
     for name, child in list(parent.named_children()):
         if isinstance(child, Adapted):
             continue
-        if isinstance(parent, Layer) and name == "itself":
-            make: _Maker | None = PackedAttention if _fits(child) else None
-        else:
-            make = _maker(child)
+        itself = isinstance(parent, Layer) and name == "itself" and type(child) is Attention
+        make = (PackedAttention if _fits(child) else None) if itself else _maker(child)
         if make is not None:
             child = make(child, dtype)
             setattr(parent, name, child)
@@ -138,7 +136,7 @@ class PackedLinear(nn.Module):
 class PackedAttention(Attention):
     """An Attention to what it sees itself: queries, keys and values are one product."""
 
-    def __init__(self, one: Attention, dtype: torch.dtype) -> None:
+    def __init__(self, one: Any, dtype: torch.dtype) -> None:
         nn.Module.__init__(self)
         three = (one.query, one.key, one.value)
         whole = nn.Linear(one.query.in_features, sum(part.out_features for part in three), False, device="meta")

@@ -40,6 +40,9 @@ def quantisable() -> bool:
 def quantised(module: nn.Module) -> nn.Module:
     """The module, changed in place; all that is left in it is for `packing.lowered`. Layers with live adapters stay."""
     drafts = {layer for one in module.modules() if isinstance(one, Draft) for layer in one.modules()}
+    for layer in (one for one in module.modules() if isinstance(one, unet.Layer) and one not in drafts):
+        if layer.sees_itself and type(layer.itself) is layers.Attention and not _adapted(layer.itself):
+            layer.itself = QuantisedAttention(layer.itself)
     parts = [part for part in module.modules() if part not in drafts]
     while parts:
         part = parts.pop()  # leaves first, and what was replaced is let go
@@ -47,13 +50,13 @@ def quantised(module: nn.Module) -> nn.Module:
             if (made := _made(getattr(part, name, None))) is not None:
                 setattr(part, name, made)
         for name, child in part.named_children():
-            if any(isinstance(one, Adapted) for one in child.modules()):
-                continue
-            if isinstance(child, layers.GatedFeedForward):
+            if isinstance(child, layers.GatedFeedForward) and not _adapted(child):
                 setattr(part, name, QuantisedFeedForward(child))
-            elif isinstance(part, unet.Layer) and name == "itself" and isinstance(child, layers.Attention):
-                setattr(part, name, QuantisedAttention(child))
     return module
+
+
+def _adapted(module: nn.Module) -> bool:
+    return any(isinstance(one, Adapted) for one in module.modules())
 
 
 def _made(layer: Any) -> nn.Module | None:
@@ -111,16 +114,16 @@ class QuantisedLinear(nn.Module):
 
 
 class QuantisedAttention(layers.Attention):
-    """An Attention to what it sees itself: keys and values are one product."""
+    """An Attention to what it sees itself: queries, keys and values are one product."""
 
     def __init__(self, one: layers.Attention) -> None:
         nn.Module.__init__(self)
-        self.heads, self.query, self.out = one.heads, one.query, one.out
-        self.both = QuantisedLinear(torch.cat([one.key.weight, one.value.weight]), None)
+        self.heads, self.out = one.heads, QuantisedLinear(one.out.weight, one.out.bias)  # type: ignore[assignment]
+        self.three = QuantisedLinear(torch.cat([one.query.weight, one.key.weight, one.value.weight]), None)
 
-    def keys_values(self, source: Tensor) -> Tensor:
-        out: Tensor = self.both(source)
-        return out
+    def within(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
+        query, key, value = self.three(x).chunk(3, dim=2)
+        return layers.added(self.out, layers.attend(query, key, value, self.heads), beside)
 
 
 class QuantisedFeedForward(nn.Module):
