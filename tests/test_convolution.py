@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from unspeckle.kernels import compiling, convolution
 from unspeckle.kernels.convolution import Affine
-from unspeckle.networks.fused import FusedBlock, FusedConv, FusedNorm, fusable
+from unspeckle.networks.fused import FusedBlock, FusedConv, FusedExit, FusedNorm, fusable
 from unspeckle.networks.layers import Growing, doubled
 from unspeckle.networks.packing import PackedConv, lowered, packable
 from unspeckle.networks.unet import ResBlock, UNetConfig
-from unspeckle.networks.vae import VaeBlock
+from unspeckle.networks.vae import Decoder, VaeBlock, VaeConfig
 
 LOW = torch.bfloat16
 needs_kernel = pytest.mark.skipif(convolution._kernel() is None, reason="no compiler, or a processor without bfloat16")
@@ -50,7 +50,7 @@ def filled(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("batch", "enter", "leave", "high", "wide"),
     [(2, 64, 96, 9, 5), (1, 32, 64, 8, 8), (3, 32, 32, 5, 7), (1, 320, 32, 1, 1), (2, 128, 64, 20, 33),
-     (1, 32, 32, 1, 130)],
+     (1, 32, 32, 1, 130), (2, 64, 3, 9, 8), (1, 32, 70, 4, 4)],
 )  # fmt: skip
 def test_a_convolution_with_all_around_it(
     batch: int, enter: int, leave: int, high: int, wide: int, twice: bool
@@ -97,7 +97,7 @@ def test_every_count_of_threads_and_every_batch_says_the_same(twice: bool) -> No
 
 @torch.no_grad()
 @pytest.mark.parametrize("twice", [False, True])
-@pytest.mark.parametrize("leave", [64, 32, 160])
+@pytest.mark.parametrize("leave", [64, 32, 160, 3])
 def test_weights_come_back(leave: int, twice: bool) -> None:
     weight = random(leave, 32, 3, 3)
     assert off(convolution.unpacked(convolution.packed(weight, twice), leave, twice), weight) < 5e-3
@@ -139,6 +139,18 @@ def test_a_block_is_nearer_the_truth_than_a_plain_one(place: int) -> None:
     assert again.dtype == torch.float32 and off(again, exact) < 6e-3  # its weights are rounded still
 
 
+@needs_kernel
+@pytest.mark.skipif(not packable(), reason="torch without oneDNN's packed layers")
+@torch.no_grad()
+def test_an_exit_reads_what_was_normalised() -> None:
+    config = VaeConfig(width=32, multipliers=(1, 2), blocks=1)
+    z = random(1, 4, 9, 7)
+    exact, plain = filled(Decoder(config))(z), filled(Decoder(config)).to(LOW)(z.to(LOW))
+    low = lowered(filled(Decoder(config)), LOW)
+    assert isinstance(low.leave, FusedExit) and off(low(z.to(LOW)), exact) < 1.1 * off(plain, exact)
+    assert off(low.float()(z), exact) < 1e-2
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("without", ["kernel", "need"])
 def test_the_plain_way_where_it_does_not_pay(without: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +169,7 @@ def test_what_is_no_such_convolution_is_left() -> None:
     assert fusable(nn.Conv2d(32, 64, 3, padding=1)) and fusable(Growing(32))
     others = [
         nn.Conv2d(32, 32, 3), nn.Conv2d(32, 32, 3, padding=1, stride=2), nn.Conv2d(4, 32, 3, padding=1),
-        nn.Conv2d(32, 3, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1, groups=2), nn.Conv2d(32, 32, 1),
+        nn.Conv2d(64, 64, 3, padding=1, groups=2), nn.Conv2d(32, 32, 1),
         nn.Conv2d(32, 32, 3, padding=2, dilation=2), ResBlock(32, 32, UNetConfig(width=16, groups=0)),
     ]  # fmt: skip
     assert not any(fusable(one) for one in others)

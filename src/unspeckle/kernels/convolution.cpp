@@ -7,10 +7,14 @@
 // the input is read, bias and sum as the output is written. Memory is channels-last: (batch, height, width, channels).
 
 #include <ATen/native/CPUBlas.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
 #include <vector>
 
 #include "vectors.h"
@@ -29,9 +33,8 @@ constexpr int64_t APART = 96;     // numbers between planes, which else lie wher
 constexpr int64_t PIECE = 64;     // places whose sums are taken in float32
 constexpr int64_t PLANE = TILES * OUTPUTS + APART;  // of products
 
-__m512 load(const uint16_t* from) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)), 16));
-}
+__m512 widened(__m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
+__m512 load(const uint16_t* from) { return widened(_mm256_loadu_si256((const __m256i*)from)); }
 void store(uint16_t* to, __m512 x) { _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh(x)); }
 
 __m512 silu(__m512 x) {  // x / (1 + 2^-(x · log2 e)), by an exponential that wants x <= 0
@@ -162,7 +165,8 @@ void leave(const Shape<DOUBLED>& s, const float* products, int64_t from, int64_t
         results<DOUBLED>(m, two);
         half[0][w] = two[0], half[1][w] = two[1];
       }
-      const __m512 more = _mm512_loadu_ps(bias + b * bias_stride + o + lane);
+      const __mmask16 seen = first(width - lane);
+      const __m512 more = _mm512_maskz_loadu_ps(seen, bias + b * bias_stride + o + lane);
 #pragma GCC unroll 2
       for (int64_t down = 0; down < 2; ++down) {
         __m512 two[2];
@@ -172,12 +176,36 @@ void leave(const Shape<DOUBLED>& s, const float* products, int64_t from, int64_t
           if (2 * i + down >= s.out_high() || 2 * j + right >= s.out_wide()) continue;
           const int64_t place = ((b * s.out_high() + 2 * i + down) * s.out_wide() + 2 * j + right) * s.leave + o + lane;
           __m512 value = _mm512_add_ps(two[right], more);
-          if (beside) value = _mm512_add_ps(value, load(beside + place));
-          store(out + place, value);
+          if (beside) value = _mm512_add_ps(value, widened(_mm256_maskz_loadu_epi16(seen, beside + place)));
+          _mm256_mask_storeu_epi16(out + place, seen, (__m256i)_mm512_cvtneps_pbh(value));
         }
       }
     }
   }
+}
+
+// Memory that the calling thread keeps, in huge pages where there are such: planes lie far apart, and with small pages, of
+// which a processor remembers a few thousand, writing them takes three times as long.
+uint16_t* workspace(size_t bytes) {
+  constexpr size_t PAGE = 2 << 20;
+  struct Kept {
+    void* at = nullptr;
+    size_t bytes = 0;
+    ~Kept() { std::free(at); }
+  };
+  thread_local Kept kept;
+  if (kept.bytes < bytes) {
+    std::free(kept.at);
+    kept.bytes = (bytes + PAGE - 1) / PAGE * PAGE;
+    kept.at = std::aligned_alloc(PAGE, kept.bytes);
+    if (!kept.at) throw std::bad_alloc();
+#ifdef MADV_COLLAPSE
+    madvise(kept.at, kept.bytes, MADV_HUGEPAGE);
+    std::memset(kept.at, 0, kept.bytes);
+    madvise(kept.at, kept.bytes, MADV_COLLAPSE);
+#endif
+  }
+  return static_cast<uint16_t*>(kept.at);
 }
 
 template <bool DOUBLED>
@@ -188,7 +216,7 @@ void convolve(const Shape<DOUBLED>& s, const uint16_t* x, const BFloat16* weight
   const int64_t row = N * s.columns() * enter * 2;
   const int64_t most = std::clamp<int64_t>(GROUP / row, (2 * TILES + s.columns() - 1) / s.columns(), all);
   const int64_t groups = (all + most - 1) / most, each = (all + groups - 1) / groups;
-  const Lines<uint16_t> frequencies(each * row / 2 + N * APART);
+  uint16_t* frequencies = workspace(each * row + N * APART * 2);
 
 #pragma omp parallel num_threads(threads)
   {
@@ -198,14 +226,14 @@ void convolve(const Shape<DOUBLED>& s, const uint16_t* x, const BFloat16* weight
       const int64_t plane = tiles * enter + APART;
 #pragma omp for schedule(dynamic)
       for (int64_t c = 0; c < enter; c += CHANNELS)
-        transform(s, x, from, to, c, scale, shift, rows.get(), frequencies.get(), plane);
+        transform(s, x, from, to, c, scale, shift, rows.get(), frequencies, plane);
 #pragma omp for schedule(dynamic) collapse(2)
       for (int64_t o = 0; o < blocks; ++o)
         for (int64_t turn = 0; turn < turns; ++turn) {
           const int64_t at = turn * TILES, count = std::min(TILES, tiles - at);
           for (int64_t f = 0; f < N; ++f)
             brgemm(count, OUTPUTS, enter, enter, OUTPUTS, OUTPUTS, false,
-                   reinterpret_cast<const BFloat16*>(frequencies.get()) + f * plane + at * enter,
+                   reinterpret_cast<const BFloat16*>(frequencies) + f * plane + at * enter,
                    weights + (o * N + f) * enter * OUTPUTS, products.get() + f * PLANE, true);
           leave(s, products.get(), from, at, count, o * OUTPUTS, bias, bias_stride, beside, out);
         }
@@ -218,7 +246,7 @@ void convolve(const Shape<DOUBLED>& s, const uint16_t* x, const BFloat16* weight
 
 // x (batch, high, wide, enter) to out (batch, high, wide, leave), twice as high and wide if doubled. weights (leave /
 // OUTPUTS, frequency, enter / 2, OUTPUTS, 2). scale and shift (batch, enter), or none; bias (batch or 1, leave); beside as out, or
-// none. enter and leave are multiples of CHANNELS; what is missing of the last OUTPUTS is 0 in the weights.
+// none. enter is a multiple of CHANNELS; what is missing of the last OUTPUTS is 0 in the weights.
 extern "C" void unspeckle_convolution(
     const uint16_t* x, const BFloat16* weights, const float* scale, const float* shift, const float* bias,
     int64_t bias_stride, const uint16_t* beside, uint16_t* out, int64_t batch, int64_t high, int64_t wide, int64_t enter,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unspeckle.kernels.compiling import kernels, processor
 
-CHANNELS = 32  # of which enter and leave are multiples; as in convolution.cpp
+_CHANNELS = 32  # as in convolution.cpp
 _OUTPUTS = 64  # as in convolution.cpp
 _TAPS = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # to frequencies
 _DOUBLED = torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 1]])  # the second of its windows' frequencies is halved
@@ -35,8 +35,9 @@ def usable() -> bool:
     return "amx_bf16" not in processor() and _kernel() is not None
 
 
-def fits(enter: int, leave: int) -> bool:
-    return enter % CHANNELS == 0 and leave % CHANNELS == 0
+def fits(enter: int) -> bool:
+    """Whether the kernel takes that many channels; it gives any number."""
+    return enter % _CHANNELS == 0
 
 
 def packed(weight: Tensor, doubled: bool = False) -> Tensor:

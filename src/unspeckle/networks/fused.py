@@ -58,6 +58,18 @@ class FusedNorm(nn.Module):
         return Affine(scale, self.bias - mean.repeat_interleave(each, 1) * scale)
 
 
+class FusedExit(FusedConv):
+    """A convolution of what was normalised and went through a SiLU."""
+
+    def __init__(self, layer: nn.Conv2d, norm: nn.GroupNorm) -> None:
+        super().__init__(layer)
+        self.norm = FusedNorm(norm)
+
+    def activated(self, x: Tensor) -> Tensor:
+        out: Tensor = self(x, self.norm(x))
+        return out
+
+
 class FusedBlock(nn.Module):
     """A ResBlock of the U-Net, or a VaeBlock, which is told no time."""
 
@@ -85,7 +97,7 @@ def fusable(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Conv2d):
         plain = layer.groups == 1 and layer.padding_mode == "zeros" and layer.dilation == (1, 1)
         three = layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.padding == (1, 1)
-        return plain and three and convolution.fits(layer.in_channels, layer.out_channels) and convolution.usable()
+        return plain and three and convolution.fits(layer.in_channels) and convolution.usable()
     norms, convs = ([getattr(layer, f"{kind}{place}", None) for place in (1, 2)] for kind in ("norm", "conv"))
     return all(type(one) is nn.GroupNorm for one in norms) and all(
         type(one) is nn.Conv2d and fusable(one) for one in convs

@@ -75,6 +75,13 @@ def added(layer: nn.Module, x: Tensor, beside: Tensor | None) -> Tensor:
     return out if beside is None else beside + out
 
 
+def activated(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """conv(SiLU(norm(x))), which a packed pair does in one."""
+    whole: Callable[[Tensor], Tensor] | None = getattr(conv, "activated", None)
+    out: Tensor = conv(F.silu(norm(x))) if whole is None else whole(x)
+    return out
+
+
 class PlaceNorm(nn.LayerNorm):
     """Layer normalisation of (B, C, H, W) at each place over its channels; in channels-last memory a contiguous row."""
 

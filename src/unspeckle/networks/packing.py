@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from unspeckle.kernels import gated
 from unspeckle.networks.adapters import Adapted
-from unspeckle.networks.fused import FusedBlock, FusedConv, fusable
+from unspeckle.networks.fused import FusedBlock, FusedConv, FusedExit, fusable
 from unspeckle.networks.layers import Attention, GatedFeedForward, Growing, added, attend
-from unspeckle.networks.unet import Layer, ResBlock
-from unspeckle.networks.vae import VaeBlock
+from unspeckle.networks.unet import Layer, ResBlock, UNet
+from unspeckle.networks.vae import Decoder, Encoder, VaeBlock
 
 _Maker = Callable[[Any, torch.dtype], nn.Module]
 _PLAIN: Any = ("none", [], "")  # nothing follows the product
@@ -40,8 +40,11 @@ def lowered(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     return module.eval()
 
 
-def _pack(parent: nn.Module, dtype: torch.dtype) -> None:
+def _pack(parent: Any, dtype: torch.dtype) -> None:
     """Put packed layers in the places of all those that have such, but for those with adapters, which stay live."""
+    exits = isinstance(parent, UNet | Encoder | Decoder) and type(parent.norm) is nn.GroupNorm
+    if exits and _fits(parent.leave) and fusable(parent.leave):
+        parent.leave = FusedExit(parent.leave, parent.norm)
     for name, child in list(parent.named_children()):
         if isinstance(child, Adapted):
             continue

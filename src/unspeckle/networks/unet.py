@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unspeckle.denoiser import Given
 from unspeckle.networks.draft import Draft, joined
-from unspeckle.networks.layers import Attention, GatedFeedForward, Growing, added, norm, silenced, sinusoids
+from unspeckle.networks.layers import Attention, GatedFeedForward, Growing, activated, added, norm, silenced, sinusoids
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(enter, leave, 1) if enter != leave else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = activated(self.conv1, self.norm1, x)
         moved = self.time(time)[:, :, None, None]
         if self.scale_shift:
             scale, shift = moved.chunk(2, dim=1)
@@ -243,5 +243,5 @@ class UNet(nn.Module):
             h = through(stage, torch.cat([h, kept.pop()], dim=1))
             if i % (config.blocks + 1) == 0 and i < len(self.up):
                 h = self.grow[i // (config.blocks + 1) - 1](h)
-        out: Tensor = self.leave(F.silu(self.norm(h)))
+        out = activated(self.leave, self.norm, h)
         return F.pixel_shuffle(out, config.patch) if config.patch > 1 else out

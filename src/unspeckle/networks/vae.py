@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.layers import Growing, attend
+from unspeckle.networks.layers import Growing, activated, added, attend
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class VaeBlock(nn.Module):
         self.skip = nn.Conv2d(enter, leave, 1) if enter != leave else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        out: Tensor = self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+        h = activated(self.conv1, self.norm1, x)
+        out: Tensor = self.skip(x) + activated(self.conv2, self.norm2, h)
         return out
 
 
@@ -57,9 +57,9 @@ class VaeAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        h = self.out(attend(self.query(h), self.key(h), self.value(h), 1))
-        out: Tensor = x + h.transpose(1, 2).reshape(x.shape)
-        return out
+        h = attend(self.query(h), self.key(h), self.value(h), 1)
+        h = added(self.out, h, x.permute(0, 2, 3, 1).flatten(1, 2))
+        return h.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class Middle(nn.Sequential):
@@ -94,8 +94,7 @@ class Encoder(nn.Module):
             h = block(h)
             if i % self.blocks == 0 and i < len(self.down):
                 h = self.shrink[i // self.blocks - 1](F.pad(h, (0, 1, 0, 1)))
-        out: Tensor = self.leave(F.silu(self.norm(self.middle(h))))
-        return out
+        return activated(self.leave, self.norm, self.middle(h))
 
 
 class Decoder(nn.Module):
@@ -123,8 +122,7 @@ class Decoder(nn.Module):
             h = block(h)
             if i % self.blocks == 0 and i < len(self.up):
                 h = self.grow[i // self.blocks - 1](h)
-        out: Tensor = self.leave(F.silu(self.norm(h)))
-        return out
+        return activated(self.leave, self.norm, h)
 
 
 class Vae(Autoencoder):
