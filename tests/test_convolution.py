@@ -95,6 +95,7 @@ def test_every_count_of_threads_and_every_batch_says_the_same(twice: bool) -> No
     assert all(torch.equal(each, said[0]) for each in said) and torch.equal(one, said[0][1:2])
 
 
+@needs_kernel
 @torch.no_grad()
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("leave", [64, 32, 160, 3])

@@ -257,6 +257,39 @@ extern "C" void unspeckle_convolution(
     convolve(Shape<false>{batch, high, wide, enter, leaving}, x, weights, scale, shift, bias, bias_stride, beside, out, threads);
 }
 
+// Weights (leave, enter, 3, 3) as unspeckle_convolution reads them; of those for doubled pixels the second of a window's
+// frequencies is halved, as its pixels are not summed but taken once. enter is even.
+extern "C" void unspeckle_frequencies(
+    const float* weights, uint16_t* out, int64_t enter, int64_t leaving, bool doubled, int threads) {
+  constexpr int64_t BOTH = 2 * OUTPUTS;  // of two channels, in turns
+  const int64_t side = doubled ? 3 : 4, blocks = (leaving + OUTPUTS - 1) / OUTPUTS;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t o = 0; o < blocks; ++o)
+    for (int64_t c = 0; c < enter; c += 2) {
+      alignas(64) float taps[3][3][BOTH] = {}, along[4][3][BOTH], made[4][4][BOTH];
+      for (int64_t i = 0; i < std::min(OUTPUTS, leaving - o * OUTPUTS); ++i)
+        for (int64_t half = 0; half < 2; ++half)
+          for (int64_t tap = 0; tap < 9; ++tap)
+            taps[tap / 3][tap % 3][2 * i + half] = weights[((o * OUTPUTS + i) * enter + c + half) * 9 + tap];
+      const auto to_frequencies = [=](const float* a, const float* b, const float* c, float* f0, float* f1, float* f2, float* f3) {
+        for (int64_t i = 0; i < BOTH; ++i) {
+          const float outer = a[i] + c[i];
+          f0[i] = a[i], f1[i] = doubled ? outer + b[i] : (outer + b[i]) / 2;
+          f2[i] = doubled ? c[i] : (outer - b[i]) / 2, f3[i] = c[i];
+        }
+      };
+      for (int64_t w = 0; w < 3; ++w)
+        to_frequencies(taps[0][w], taps[1][w], taps[2][w], along[0][w], along[1][w], along[2][w], along[3][w]);
+      for (int64_t k = 0; k < side; ++k) {
+        to_frequencies(along[k][0], along[k][1], along[k][2], made[k][0], made[k][1], made[k][2], made[k][3]);
+        for (int64_t w = 0; w < side; ++w) {
+          uint16_t* to = out + ((o * side * side + k * side + w) * enter + c) * OUTPUTS;
+          for (int64_t i = 0; i < BOTH; i += LANES) store(to + i, _mm512_load_ps(made[k][w] + i));
+        }
+      }
+    }
+}
+
 // Group normalisation of x (batch, places, channels) as a factor and a summand for each picture and channel. weight and
 // bias (channels); scale and shift (batch, channels).
 extern "C" void unspeckle_normalisation(

@@ -17,9 +17,7 @@ from unspeckle.kernels.compiling import kernels, processor
 
 _CHANNELS = 32  # as in convolution.cpp
 _OUTPUTS = 64  # as in convolution.cpp
-_TAPS = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])  # to frequencies
-_DOUBLED = torch.tensor([[1.0, 0, 0], [1, 1, 1], [0, 0, 1]])  # the second of its windows' frequencies is halved
-_BACK = torch.tensor([[1.0, 0, 0, 0], [0, 1, -1, 0], [0, 0, 0, 1]])
+_BACK = torch.tensor([[1.0, 0, 0, 0], [0, 1, -1, 0], [0, 0, 0, 1]])  # from frequencies to taps
 _DOUBLED_BACK = torch.tensor([[1.0, 0, 0], [-1, 1, -1], [0, 0, 1]])
 
 
@@ -43,11 +41,7 @@ def fits(enter: int) -> bool:
 def packed(weight: Tensor, doubled: bool = False) -> Tensor:
     """Weights (O, C, 3, 3) as the kernel reads them, (O / 64, 16, C / 2, 64, 2), the last 64 filled up with zeros; with
     9 in place of 16 for a picture whose pixels are doubled before it is convolved."""
-    taps = _DOUBLED if doubled else _TAPS
-    leave, enter = weight.shape[:2]
-    made = torch.einsum("ai,ocij,bj->aboc", taps, weight.float(), taps).flatten(0, 1)
-    made = F.pad(made, (0, 0, 0, -leave % _OUTPUTS)).bfloat16()
-    return made.view(len(made), -1, _OUTPUTS, enter // 2, 2).permute(1, 0, 3, 2, 4).contiguous()
+    return _frequencies(_kernel(), weight, doubled)
 
 
 def unpacked(weight: Tensor, leave: int, doubled: bool = False) -> Tensor:
@@ -69,6 +63,18 @@ def convolved(
 def normalising(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Affine:
     """What group normalisation does to x (B, C, H, W) bfloat16; weight and bias (C,) float32."""
     return _moments(_kernel(), x, groups, weight, bias, eps)
+
+
+def _frequencies(kernel: Any, weight: Tensor, doubled: bool) -> Tensor:
+    weight = weight.float().contiguous()
+    leave, enter = weight.shape[:2]
+    blocks = -(-leave // _OUTPUTS)
+    made = torch.empty(blocks, 9 if doubled else 16, enter // 2, _OUTPUTS, 2, dtype=torch.bfloat16)
+    counts = (ctypes.c_int64(count) for count in (enter, leave))
+    kernel.unspeckle_frequencies(
+        _at(weight), _at(made), *counts, ctypes.c_bool(doubled), ctypes.c_int(torch.get_num_threads())
+    )
+    return made
 
 
 def _run(
@@ -111,7 +117,8 @@ def _at(tensor: Tensor) -> ctypes.c_void_p:
 @cache
 def _kernel() -> Any:
     """The compiled functions, once they have agreed with torch's on small examples; None where there are none."""
-    kernel = kernels("convolution.cpp", "unspeckle_convolution", "unspeckle_normalisation")
+    names = ("convolution", "frequencies", "normalisation")
+    kernel = kernels("convolution.cpp", *(f"unspeckle_{name}" for name in names))
     if kernel is None:
         return None
     generator = torch.Generator().manual_seed(0)
@@ -124,7 +131,7 @@ def _kernel() -> Any:
         seen = F.interpolate(entered, scale_factor=2.0) if doubled else entered
         theirs = F.conv2d(seen, weight, told, padding=1)
         beside = theirs.flip(0).bfloat16()
-        ours = _run(kernel, x, packed(weight, doubled), told, norm, beside, doubled).float() - beside
+        ours = _run(kernel, x, _frequencies(kernel, weight, doubled), told, norm, beside, doubled).float() - beside
         if not float((ours - theirs).norm()) < 0.02 * float(theirs.norm()):
             return None
     return kernel

@@ -59,7 +59,7 @@ class VaeAttention(nn.Module):
         h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
         h = attend(self.query(h), self.key(h), self.value(h), 1)
         h = added(self.out, h, x.permute(0, 2, 3, 1).flatten(1, 2))
-        return h.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
+        return h.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class Middle(nn.Sequential):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from unspeckle.denoiser import Given
 
@@ -48,13 +49,24 @@ class ClipLayer(nn.Module):
         return out
 
 
+def exact(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x) in float32. Weights kept in a lower precision, or in a file's memory map, are cast for this call alone:
+    an encoder runs once a drawing, and else its weights would lie in memory all the while."""
+    weights = dict(module.named_parameters())
+    if all(one.dtype == torch.float32 for one in weights.values()):
+        out: Tensor = module(x)
+        return out
+    made: Tensor = functional_call(module, {name: one.float() for name, one in weights.items()}, (x,))
+    return made
+
+
 class ClipEncoder(nn.Module):
     """ids (B, length) int64 to tokens (B, length, width) and the pooled vector (B, projection or width)."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
-        self.token = nn.Embedding(config.vocabulary, config.width)
+        self.token = nn.Embedding.from_pretrained(torch.zeros(config.vocabulary, config.width), freeze=False)
         self.place = nn.Parameter(torch.zeros(config.length, config.width))
         self.layers = nn.ModuleList(ClipLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
@@ -62,16 +74,16 @@ class ClipEncoder(nn.Module):
 
     def forward(self, ids: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
         """skip: how many layers more the tokens do without."""
-        x = self.token(ids) + self.place[: ids.shape[1]]
+        x = self.token(ids).float() + self.place[: ids.shape[1]].float()
         read = x
         for count, layer in enumerate(self.layers, 1):
-            x = layer(x)
+            x = exact(layer, x)
             if count == self.config.layers - self.config.skip - skip:
                 read = x
-        tokens = self.norm(read) if self.config.final_norm else read
+        tokens = exact(self.norm, read) if self.config.final_norm else read
         ends = (ids == self.config.end).int().argmax(1)
-        vector: Tensor = self.project(self.norm(x[torch.arange(x.shape[0], device=x.device), ends]))
-        return tokens, vector
+        vector = exact(self.norm, x[torch.arange(x.shape[0], device=x.device), ends])
+        return tokens, exact(self.project, vector)
 
 
 @dataclass(frozen=True)
