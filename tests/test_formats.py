@@ -16,6 +16,7 @@ from unspeckle.cli import main
 from unspeckle.draw import Ask, steps
 from unspeckle.errors import InputError
 from unspeckle.formats import door
+from unspeckle.formats.foreign import _sums
 
 FAMILIES = {"1": "epsilon", "1-inpaint": "epsilon", "1-lcm": "epsilon", "2": "v_prediction", "xl": "epsilon",
             "xl-inpaint": "epsilon", "xl-refiner": "epsilon"}  # fmt: skip
@@ -237,3 +238,16 @@ def test_pickles(folder: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds more than tensors, or is damaged, and is not loaded"):
         unspeckle.load(pickle, trust_pickle=True)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "shape", [(7,), (64,), (30, 64, 3, 3), (30, 128, 1, 1), (5, 6, 3, 3), (70, 33), (2100, 64, 2, 2)]
+)
+def test_what_is_hashed_of_weights_is_the_same_in_every_order_of_memory(shape: tuple[int, ...]) -> None:
+    """By the plain way, so that records of pictures from before name the same model."""
+    held = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * -1e38
+    bits = (held.permute(0, 2, 3, 1) if held.ndim == 4 else held).contiguous().view(torch.int32).flatten()
+    plain = torch.nn.functional.pad(bits, (0, -len(bits) % 64)).view(-1, 64).sum(0, dtype=torch.int64).tolist()
+    assert _sums(held) == plain
+    if held.ndim == 4:
+        assert _sums(held.contiguous(memory_format=torch.channels_last)) == plain

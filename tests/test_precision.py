@@ -45,6 +45,16 @@ def test_stable_diffusion_in_bfloat16(folder: Path) -> None:
     assert "precision" not in record(one) and record(other)["precision"] == "bfloat16"
 
 
+def test_words_are_read_in_float32_by_weights_left_as_they_are_stored(tmp_path: Path) -> None:
+    stable.pipeline("1", tmp_path / "scratch").to(torch.float16).save_pretrained(tmp_path / "pipe")
+    exact, low = unspeckle.load(tmp_path / "pipe"), unspeckle.load(tmp_path / "pipe", precision="bfloat16")
+    assert {one.dtype for one in low.text.parameters()} == {torch.float16}
+    assert {one.dtype for one in exact.text.parameters()} == {torch.float32}
+    ids = exact.tokenizer.encode(["a frog on stilts", ""])
+    one, other = exact.text(ids).tokens, low.text(ids).tokens
+    assert other.dtype == torch.float32 and torch.equal(one, other) and low.hash == exact.hash
+
+
 def test_our_own_in_bfloat16(tmp_path: Path) -> None:
     file = tiny.saved(tmp_path)
     exact, low, left = (unspeckle.load(file, precision=name) for name in ("float32", "bfloat16", "auto"))

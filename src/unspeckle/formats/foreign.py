@@ -153,8 +153,11 @@ def _sums(tensor: Tensor) -> list[int]:
     else:
         bits = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous().view(torch.int32).flatten()
         parts = F.pad(bits, (0, -len(bits) % 64)).view(-1, 64, 1)
-    few = 2**13 // parts.shape[2]  # whose sum is exact in float64, which adds ten times as fast as int64
-    return sum(part.double().sum((0, 2)).long() for part in parts.split(max(few, 1))).tolist()  # type: ignore[union-attr]
+    few = max(2**13 // parts.shape[2], 1)  # whose sum is exact in float64, which adds ten times as fast as int64
+    sums = torch.zeros(64, dtype=torch.int64, device=parts.device)
+    for at in range(0, len(parts), few):
+        sums += parts[at : at + few].double().sum((0, 2)).long()
+    return sums.tolist()
 
 
 def sizes(size: tuple[int, int], width: int, score: float) -> Tensor:

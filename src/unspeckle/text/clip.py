@@ -66,7 +66,8 @@ class ClipEncoder(nn.Module):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
-        self.token = nn.Embedding.from_pretrained(torch.zeros(config.vocabulary, config.width), freeze=False)
+        none = torch.zeros(config.vocabulary, config.width)  # to be loaded; random ones would import a second of torch
+        self.token = nn.Embedding(config.vocabulary, config.width, _weight=none)
         self.place = nn.Parameter(torch.zeros(config.length, config.width))
         self.layers = nn.ModuleList(ClipLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
