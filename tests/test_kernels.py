@@ -18,7 +18,9 @@ def _anew(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     """Either kernel, whatever this processor has: the one for AMX runs without it too."""
     monkeypatch.setattr(kernel, "processor", lambda: frozenset({"amx_bf16"} if request.param == "amx" else ()))
     kernel._kernel.cache_clear()
+    threads = torch.get_num_threads()
     yield
+    torch.set_num_threads(threads)
     kernel._kernel.cache_clear()
 
 
@@ -104,13 +106,11 @@ def test_a_query_that_is_no_number_is_alone() -> None:
 @needs_kernel
 @torch.no_grad()
 def test_every_count_of_threads_says_the_same() -> None:
-    threads = torch.get_num_threads()
     query, key, value = given(2, 200, 300, 80)
     said = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         said.append(kernel.attention(query, key, value, 2))
-    torch.set_num_threads(threads)
     assert all(one is not None and torch.equal(one, said[0]) for one in said)
 
 

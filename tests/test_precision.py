@@ -1,6 +1,7 @@
 """Drawing in bfloat16: nearly the picture of float32, of the same hash, and replayed to the pixel."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,10 @@ def test_words_are_read_in_float32_by_weights_left_as_they_are_stored(tmp_path: 
     ids = exact.tokenizer.encode(["a frog on stilts", ""])
     one, other = exact.text(ids).tokens, low.text(ids).tokens
     assert other.dtype == torch.float32 and torch.equal(one, other) and low.hash == exact.hash
+    with ThreadPoolExecutor(4) as threads:
+        told = list(threads.map(lambda _: low.text(ids).tokens, range(40)))
+    assert all(torch.equal(each, one) for each in told)
+    assert {held.dtype for held in low.text.parameters()} == {torch.float16}
 
 
 def test_our_own_in_bfloat16(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def _sums(tensor: Tensor) -> list[int]:
     else:
         bits = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous().view(torch.int32).flatten()
         parts = F.pad(bits, (0, -len(bits) % 64)).view(-1, 64, 1)
+    parts = parts.cpu() if parts.device.type == "mps" else parts  # which has no float64
     few = max(2**13 // parts.shape[2], 1)  # whose sum is exact in float64, which adds ten times as fast as int64
     sums = torch.zeros(64, dtype=torch.int64, device=parts.device)
     for at in range(0, len(parts), few):
@@ -182,6 +183,8 @@ def model(checkpoint: Checkpoint, device: str | torch.device = "cpu", precision:
         own = float32 if precision == "float32" else _as_stored
         part.load_state_dict({key: own(held) for key, held in checkpoint.part(name).items()}, assign=True)
         part.eval().requires_grad_(False)
+    for encoder in parts["text"].encoders:  # type: ignore[union-attr]
+        encoder.as_stored = precision != "float32"
     habits, network = checkpoint.habits, parts["network"]
     assert isinstance(network, UNet)
     card = Card(

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 #include "vectors.h"
 
@@ -19,7 +18,7 @@ constexpr int64_t VECTORS = 4;                // of queries in a block
 constexpr int64_t QUERIES = VECTORS * LANES;  // of a block
 constexpr int64_t KEYS = 192;                 // of a block
 constexpr int64_t AT_ONCE = 6;                // keys, or channels of values, whose products fill the registers
-constexpr float ROOM = 64;                    // in powers of 2
+constexpr float ROOM = 24;                    // in powers of 2
 
 int64_t whole(int64_t count, int64_t of) { return (count + of - 1) / of * of; }
 
@@ -66,7 +65,7 @@ __m512i interleaved(__m512 even, __m512 odd) {
 }
 
 struct Softmax {  // of a block's queries, so far; as powers of 2
-  __m512 reference[VECTORS], most[VECTORS], sum[VECTORS];
+  __m512 reference[VECTORS] = {}, most[VECTORS] = {}, sum[VECTORS] = {};
 };
 
 // The exponentials of the first seen of AT_ONCE keys' scores, as pairs of keys.
@@ -159,7 +158,6 @@ void attend(const uint32_t* queries, const uint32_t* keys, const uint32_t* value
   const __m512 scale = _mm512_set1_ps(1.4426950408889634f / std::sqrt(static_cast<float>(width)));  // to powers of 2
   std::fill_n(sums, width * QUERIES, 0.0f);
   Softmax so_far;
-  for (auto& sum : so_far.sum) sum = _mm512_setzero_ps();
   for (int64_t k = 0; k < count; k += KEYS) {
     const int64_t seen = std::min(KEYS, count - k);
     const Softmax before = so_far;

@@ -30,10 +30,11 @@ def processor() -> frozenset[str]:
 
 
 def kernels(source: str, *functions: str) -> ctypes.CDLL | None:
-    """The library with these functions, which return nothing; None where the processor lacks what it needs, it cannot
-    be compiled or kept, torch is built otherwise, or UNSPECKLE_KERNELS=0 does without it."""
+    """The library with these functions, which return nothing; None where the processor lacks what it needs or oneDNN is
+    told to do with less, it cannot be compiled or kept, torch is built otherwise, or UNSPECKLE_KERNELS=0 is set."""
     wanted = {feature.replace("avx512bf16", "avx512_bf16") for feature in NEEDS}
-    if os.environ.get("UNSPECKLE_KERNELS") == "0" or not wanted <= processor():
+    lowered = {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & set(os.environ)  # then its products may be refused midway
+    if os.environ.get("UNSPECKLE_KERNELS") == "0" or lowered or not wanted <= processor():
         return None
     try:
         library = compiled(source)

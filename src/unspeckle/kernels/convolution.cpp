@@ -195,14 +195,15 @@ uint16_t* workspace(size_t bytes) {
   };
   thread_local Kept kept;
   if (kept.bytes < bytes) {
+    const size_t whole = (bytes + PAGE - 1) / PAGE * PAGE;
     std::free(kept.at);
-    kept.bytes = (bytes + PAGE - 1) / PAGE * PAGE;
-    kept.at = std::aligned_alloc(PAGE, kept.bytes);
+    kept.bytes = 0, kept.at = std::aligned_alloc(PAGE, whole);
     if (!kept.at) throw std::bad_alloc();
+    kept.bytes = whole;
+    madvise(kept.at, whole, MADV_HUGEPAGE);
+    std::memset(kept.at, 0, whole);
 #ifdef MADV_COLLAPSE
-    madvise(kept.at, kept.bytes, MADV_HUGEPAGE);
-    std::memset(kept.at, 0, kept.bytes);
-    madvise(kept.at, kept.bytes, MADV_COLLAPSE);
+    madvise(kept.at, whole, MADV_COLLAPSE);
 #endif
   }
   return static_cast<uint16_t*>(kept.at);
@@ -214,7 +215,8 @@ void convolve(const Shape<DOUBLED>& s, const uint16_t* x, const BFloat16* weight
   constexpr int64_t N = Shape<DOUBLED>::SIDE * Shape<DOUBLED>::SIDE;
   const int64_t enter = s.enter, all = s.batch * s.rows(), blocks = (s.leave + OUTPUTS - 1) / OUTPUTS;
   const int64_t row = N * s.columns() * enter * 2;
-  const int64_t most = std::clamp<int64_t>(GROUP / row, (2 * TILES + s.columns() - 1) / s.columns(), all);
+  const int64_t few = (2 * TILES + s.columns() - 1) / s.columns();  // else weights are read for too little
+  const int64_t most = std::min(all, std::max(few, GROUP / row));
   const int64_t groups = (all + most - 1) / most, each = (all + groups - 1) / groups;
   uint16_t* frequencies = workspace(each * row + N * APART * 2);
 

@@ -80,10 +80,16 @@ def _frequencies(kernel: Any, weight: Tensor, doubled: bool) -> Tensor:
 def _run(
     kernel: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Affine | None, beside: Tensor | None, doubled: bool
 ) -> Tensor:
-    x, bias = _last(x), bias.contiguous()
+    x, bias = _last(x), (bias[0] if bias.ndim == 2 and len(bias) == 1 else bias).contiguous()
     batch, enter, high, wide = x.shape
     leave, times = bias.shape[-1], 2 if doubled else 1
     out = x.new_empty(batch, times * high, times * wide, leave).permute(0, 3, 1, 2)
+    if enter != 2 * weight.shape[2]:
+        raise ValueError(f"{enter} channels, of {2 * weight.shape[2]} that the weights are for")
+    if beside is not None and (beside.shape != out.shape or beside.dtype != out.dtype):
+        raise ValueError(f"to add {tuple(beside.shape)} {beside.dtype} to {tuple(out.shape)} {out.dtype}")
+    if not x.numel():
+        return out
     made = out if beside is None else _last(beside)
     counts = (ctypes.c_int64(count) for count in (batch, high, wide, enter, leave))
     kernel.unspeckle_convolution(
@@ -97,7 +103,7 @@ def _run(
 def _moments(kernel: Any, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Affine:
     x = _last(x)
     batch, channels, high, wide = x.shape
-    made = Affine(*torch.empty(2, batch, channels))
+    made = Affine(*torch.empty(2, batch, channels, dtype=torch.float32, device="cpu"))
     counts = (ctypes.c_int64(count) for count in (batch, high * wide, channels, groups))
     kernel.unspeckle_normalisation(
         _at(x), _at(weight), _at(bias), *map(_at, made), *counts, ctypes.c_double(eps),

@@ -38,6 +38,8 @@ def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _run(kernel: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if x.shape[-1] != 2 * weight.shape[1]:
+        raise ValueError(f"{x.shape[-1]} channels, of {2 * weight.shape[1]} that the weights are for")
     x = x.contiguous()
     out = x.new_empty(*x.shape[:-1], len(bias) // 2)
     places = (ctypes.c_void_p(one.data_ptr()) for one in (x, weight, bias, out))

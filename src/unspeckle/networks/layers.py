@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unspeckle.denoiser import Given
 from unspeckle.kernels.attention import attention
 
-Affine = TypeVar("Affine", nn.Conv2d, nn.Linear)
+Weighted = TypeVar("Weighted", nn.Conv2d, nn.Linear)
 FEW_KEYS = 128  # up to here explicit products train faster on a CPU than the fused kernel, whose backward is slow
 MANY_SCORES = 2**14  # of a head: from here our own kernel is asked, so that small models never wait for a compiler
 
@@ -58,7 +58,7 @@ def padded(given: Given) -> Given:
     return given._replace(tokens=F.pad(given.tokens, (0, 0, 0, more)), mask=F.pad(mask, (0, more)))
 
 
-def silenced(layer: Affine) -> Affine:
+def silenced(layer: Weighted) -> Weighted:
     """The layer with weights and bias at zero: a residual branch that begins as nothing."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

@@ -1,8 +1,9 @@
 """A network made ready to draw in a lower precision: weights cast once, and on a CPU in bfloat16 kept in the order in
-which oneDNN multiplies them, so that no step turns them round again, with what follows a product done in it.
+which oneDNN or our own kernels multiply them, so that no step turns them round again, with what follows a product done
+in it.
 
 What is computed is the same as by the plain layers, but for rounding; there are no gradients any more. Of x in another
-precision (after `.float()`, where bfloat16 did not do) packed convolutions and linear layers answer in that one.
+precision (after `.float()`, where bfloat16 did not do) all of them answer in that one.
 """
 
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def _maker(layer: nn.Module) -> _Maker | None:
         return None
     if isinstance(layer, ResBlock | VaeBlock):
         return (lambda block, _: FusedBlock(block)) if fusable(layer) else None
-    if isinstance(layer, nn.Conv2d) and fusable(layer):
+    if type(layer) in (nn.Conv2d, Growing) and fusable(layer):
         return lambda conv, _: FusedConv(conv)
     return _PACKED.get(type(layer))
 
@@ -136,16 +137,16 @@ class PackedLinear(nn.Module):
         return x.permute(0, 2, 3, 1).contiguous() if self.maps else x.contiguous()
 
 
-class PackedAttention(Attention):
+class PackedAttention(nn.Module):
     """An Attention to what it sees itself: queries, keys and values are one product."""
 
     def __init__(self, one: Any, dtype: torch.dtype) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         three = (one.query, one.key, one.value)
         whole = nn.Linear(one.query.in_features, sum(part.out_features for part in three), False, device="meta")
         whole.weight = nn.Parameter(torch.cat([part.weight.detach() for part in three]))
         self.heads, self.three = one.heads, PackedLinear(whole, dtype)
-        self.out = PackedLinear(one.out, dtype)  # type: ignore[assignment]
+        self.out = PackedLinear(one.out, dtype)
 
     def within(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
         query, key, value = self.three(x).chunk(3, dim=2)

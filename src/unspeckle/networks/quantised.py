@@ -42,7 +42,7 @@ def quantised(module: nn.Module) -> nn.Module:
     drafts = {layer for one in module.modules() if isinstance(one, Draft) for layer in one.modules()}
     for layer in (one for one in module.modules() if isinstance(one, unet.Layer) and one not in drafts):
         if layer.sees_itself and type(layer.itself) is layers.Attention and not _adapted(layer.itself):
-            layer.itself = QuantisedAttention(layer.itself)
+            layer.itself = QuantisedAttention(layer.itself)  # type: ignore[assignment]
     parts = [part for part in module.modules() if part not in drafts]
     while parts:
         part = parts.pop()  # leaves first, and what was replaced is let go
@@ -113,12 +113,12 @@ class QuantisedLinear(nn.Module):
         return quantise.scaled(self.product(rows), rows.scales, self.own)
 
 
-class QuantisedAttention(layers.Attention):
+class QuantisedAttention(nn.Module):
     """An Attention to what it sees itself: queries, keys and values are one product."""
 
     def __init__(self, one: layers.Attention) -> None:
-        nn.Module.__init__(self)
-        self.heads, self.out = one.heads, QuantisedLinear(one.out.weight, one.out.bias)  # type: ignore[assignment]
+        super().__init__()
+        self.heads, self.out = one.heads, QuantisedLinear(one.out.weight, one.out.bias)
         self.three = QuantisedLinear(torch.cat([one.query.weight, one.key.weight, one.value.weight]), None)
 
     def within(self, x: Tensor, beside: Tensor | None = None) -> Tensor:

@@ -1,11 +1,11 @@
 """CLIP's text encoder (Radford et al. 2021), OpenAI's and OpenCLIP's: what Stable Diffusion reads its prompts with."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from unspeckle.denoiser import Given
 
@@ -49,23 +49,13 @@ class ClipLayer(nn.Module):
         return out
 
 
-def exact(module: nn.Module, x: Tensor) -> Tensor:
-    """module(x) in float32. Weights kept in a lower precision, or in a file's memory map, are cast for this call alone:
-    an encoder runs once a drawing, and else its weights would lie in memory all the while."""
-    weights = dict(module.named_parameters())
-    if all(one.dtype == torch.float32 for one in weights.values()):
-        out: Tensor = module(x)
-        return out
-    made: Tensor = functional_call(module, {name: one.float() for name, one in weights.items()}, (x,))
-    return made
-
-
 class ClipEncoder(nn.Module):
     """ids (B, length) int64 to tokens (B, length, width) and the pooled vector (B, projection or width)."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         self.config = config
+        self.as_stored = False  # weights lie as a file has them, and are cast to float32 a layer at a time
         none = torch.zeros(config.vocabulary, config.width)  # to be loaded; random ones would import a second of torch
         self.token = nn.Embedding(config.vocabulary, config.width, _weight=none)
         self.place = nn.Parameter(torch.zeros(config.length, config.width))
@@ -75,16 +65,24 @@ class ClipEncoder(nn.Module):
 
     def forward(self, ids: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
         """skip: how many layers more the tokens do without."""
-        x = self.token(ids).float() + self.place[: ids.shape[1]].float()
+        x = self._cast(self.token(ids)) + self._cast(self.place[: ids.shape[1]])
         read = x
         for count, layer in enumerate(self.layers, 1):
-            x = exact(layer, x)
+            x = self._own(layer)(x)
             if count == self.config.layers - self.config.skip - skip:
                 read = x
-        tokens = exact(self.norm, read) if self.config.final_norm else read
+        tokens = self._own(self.norm)(read) if self.config.final_norm else read
         ends = (ids == self.config.end).int().argmax(1)
-        vector = exact(self.norm, x[torch.arange(x.shape[0], device=x.device), ends])
-        return tokens, exact(self.project, vector)
+        vector = self._own(self.norm)(x[torch.arange(x.shape[0], device=x.device), ends])
+        return tokens, self._own(self.project)(vector)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.float() if self.as_stored else x
+
+    def _own(self, module: nn.Module) -> nn.Module:
+        """The module, or a copy in float32 for this call alone: an encoder runs once a drawing, and else its weights
+        would lie in memory all the while."""
+        return deepcopy(module).float() if self.as_stored else module
 
 
 @dataclass(frozen=True)
