@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unspeckle.kernels import compiling, convolution
+from near import anew, off, random
+from unspeckle.kernels import convolution
 from unspeckle.kernels.convolution import Affine
 from unspeckle.networks.fused import FusedBlock, FusedConv, FusedExit, FusedNorm, fusable
 from unspeckle.networks.layers import Growing, doubled
@@ -21,22 +22,7 @@ needs_kernel = pytest.mark.skipif(convolution._kernel() is None, reason="no comp
 
 @pytest.fixture(autouse=True)
 def _anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernel asked anew, on a processor that has no AMX even where it has: elsewhere it is not used."""
-    known = compiling.processor() - {"amx_bf16"}
-    monkeypatch.setattr(convolution, "processor", lambda: known)
-    convolution._kernel.cache_clear()
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    convolution._kernel.cache_clear()
-
-
-def off(one: Tensor, other: Tensor) -> float:
-    return float((one.double() - other.double()).norm() / other.double().norm())
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    yield from anew(convolution, monkeypatch)
 
 
 def filled(module: nn.Module) -> nn.Module:

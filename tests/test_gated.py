@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspeckle.kernels import compiling, gated
+from near import anew, off, random
+from unspeckle.kernels import gated
 from unspeckle.networks.layers import GatedFeedForward
 from unspeckle.networks.packing import PackedFeedForward, packable
 
@@ -17,22 +18,7 @@ needs_kernel = pytest.mark.skipif(gated._kernel() is None, reason="no compiler, 
 
 @pytest.fixture(autouse=True)
 def _anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernel asked anew, on a processor that has no AMX even where it has: elsewhere it is not used."""
-    known = compiling.processor() - {"amx_bf16"}
-    monkeypatch.setattr(gated, "processor", lambda: known)
-    gated._kernel.cache_clear()
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    gated._kernel.cache_clear()
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def off(one: Tensor, other: Tensor) -> float:
-    return float((one.double() - other.double()).norm() / other.double().norm())
+    yield from anew(gated, monkeypatch)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

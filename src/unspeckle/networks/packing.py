@@ -45,7 +45,7 @@ def _pack(parent: Any, dtype: torch.dtype) -> None:
     """Put packed layers in the places of all those that have such, but for those with adapters, which stay live."""
     exits = isinstance(parent, UNet | Encoder | Decoder) and type(parent.norm) is nn.GroupNorm
     if exits and _fits(parent.leave) and fusable(parent.leave):
-        parent.leave = FusedExit(parent.leave, parent.norm)
+        parent.leave = FusedExit(parent.leave, parent.norm)  # whose norm stays, and tells the precision
     for name, child in list(parent.named_children()):
         if isinstance(child, Adapted):
             continue

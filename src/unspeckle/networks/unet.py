@@ -60,7 +60,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Conv2d(enter, leave, 1) if enter != leave else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = activated(self.conv1, self.norm1, x)
+        h = self.conv1(F.silu(self.norm1(x)))
         moved = self.time(time)[:, :, None, None]
         if self.scale_shift:
             scale, shift = moved.chunk(2, dim=1)

@@ -42,8 +42,8 @@ class VaeBlock(nn.Module):
         self.skip = nn.Conv2d(enter, leave, 1) if enter != leave else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = activated(self.conv1, self.norm1, x)
-        out: Tensor = self.skip(x) + activated(self.conv2, self.norm2, h)
+        h = self.conv1(F.silu(self.norm1(x)))
+        out: Tensor = self.skip(x) + self.conv2(F.silu(self.norm2(h)))
         return out
 
 
