@@ -24,9 +24,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
+from unspeckle.rng import noise
 from unspeckle.scoring.distances import kid
 from unspeckle.scoring.features import Scattering, Whitened, opponent
-from unspeckle.seeds import noise
 
 Pixels = NDArray[np.uint8]  # (N, H, W, 3)
 Spoil = Callable[[Pixels, float], NDArray[np.generic]]

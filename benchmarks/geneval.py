@@ -17,12 +17,13 @@ from typing import Any
 
 from rich.console import Console
 
-from unspeckle import atomic, picture, quantities
+from unspeckle import atomic, quantities
 from unspeckle.commands.draw import place
 from unspeckle.commands.score import Watching
-from unspeckle.draw import Ask, many, settle, together
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask, many, settle, together
 from unspeckle.model import Model, load
+from unspeckle.output import png
 from unspeckle.prompts import escape
 
 NOTE = "unspeckle.json"
@@ -100,7 +101,7 @@ def draw(model: Model, samples: list[Sample], ask: Ask, watch: Watching) -> None
     for batch in (samples[first : first + most] for first in range(0, len(samples), most)):
         images = many(model, [escape(one.prompt) for one in batch], [one.seed for one in batch], ask)
         for one, image in zip(batch, images, strict=True):
-            picture.write(image, one.path)
+            png.write(image, one.path)
         watch.tell(len(batch))
 
 

@@ -18,12 +18,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from unspeckle.draw import Ask
+from unspeckle.generation.pipeline import Ask
 from unspeckle.model import load
 from unspeckle.prompts import METHODS
-from unspeckle.scoring.hybrids import SHARE, TOGETHER, drawn, judged
-from unspeckle.scoring.questions import exam_of
-from unspeckle.scoring.teaching import detector_for
+from unspeckle.scoring.composition.hybrids import SHARE, TOGETHER, drawn, judged
+from unspeckle.scoring.composition.questions import exam_of
+from unspeckle.scoring.composition.train_detector import detector_for
 
 PAIRS = "frog-rabbit,dog-lion,cat-panda,fox-pig"
 

@@ -16,8 +16,8 @@ import torch
 
 import unspeckle
 from unspeckle.corpus import open_corpus, read
-from unspeckle.seeds import Stream
-from unspeckle.training.materials import cache
+from unspeckle.rng import Stream
+from unspeckle.training.inputs import cache
 
 TIMES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.86, 0.9, 0.93, 0.96, 0.98, 0.99)
 TURNED = {"left": "right", "right": "left", "above": "below", "below": "above"}

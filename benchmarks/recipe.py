@@ -21,17 +21,17 @@ from training_step import plan_for
 
 from unspeckle.corpus import batches, open_corpus, read
 from unspeckle.model import Card, Model, save
-from unspeckle.networks.latents import Latents
+from unspeckle.networks.latent_autoencoder import Latents
 from unspeckle.objective import Objective
 from unspeckle.presets import preset
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training import latents
-from unspeckle.training.choose import LATENT_SHARE, LATENT_TIMES, PIXEL_TIMES, network_for
+from unspeckle.training import autoencoder_task
 from unspeckle.training.cost import word_steps
-from unspeckle.training.heldout import HeldOut
-from unspeckle.training.learner import Learner, fresh
-from unspeckle.training.materials import cache, standard
+from unspeckle.training.inputs import cache, standard
+from unspeckle.training.master_weights import Learner, fresh
 from unspeckle.training.plan import Plan
+from unspeckle.training.planner import LATENT_SHARE, LATENT_TIMES, PIXEL_TIMES, network_for
+from unspeckle.training.validation import HeldOut
 
 
 def changed(plan: Plan, changes: list[str]) -> Plan:
@@ -64,7 +64,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     corpus = open_corpus(read(args.folder), args.size, cache=cache())
     tokenizer = Tokenizer.learn(corpus.captions())
-    autoencoder = standard(corpus) if args.space == "pixels" else latents.unlearnt(args.seed)
+    autoencoder = standard(corpus) if args.space == "pixels" else autoencoder_task.unlearnt(args.seed)
     usual = plan_for(args.preset, args.size, 32, tokenizer)
     network = network_for(preset(args.preset), (args.size, args.size), autoencoder)
     usual = replace(usual, seed=args.seed, autoencoder=autoencoder.config, network=network, optimizer="muon")
@@ -76,7 +76,7 @@ def main() -> None:
     plan = replace(plan, steps=steps, warmup=max(1, min(200, steps // 20)), latent_steps=round(LATENT_SHARE * steps))
     if isinstance(autoencoder, Latents):
         with tempfile.TemporaryDirectory() as run:
-            for _ in latents.learn(latents.LatentTraining(plan, Path(run), corpus, autoencoder)):
+            for _ in autoencoder_task.learn(autoencoder_task.LatentTraining(plan, Path(run), corpus, autoencoder)):
                 pass
     learner = Learner(plan, fresh(plan), tokenizer, autoencoder)
     judged = Objective("logit_normal", *usual.times)

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 import unspeckle.networks.layers as layers
-from unspeckle.denoiser import Given
-from unspeckle.draw import Ask, pictures
-from unspeckle.draw import steps as drawn
-from unspeckle.formats import door
-from unspeckle.formats.checkpoint import Checkpoint
+from unspeckle.denoiser import Conditioning
+from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
+from unspeckle.generation.pipeline import Ask, pictures
+from unspeckle.generation.pipeline import steps as drawn
 from unspeckle.model import load
-from unspeckle.storage import float32
+from unspeckle.model_io import detect
+from unspeckle.model_io.weight_dtypes import float32
 
 MOST = 1e-4
 MOST_OF_LATENTS = 1e-3
@@ -91,7 +91,7 @@ def networks(folder: Path, checkpoint: Checkpoint, side: int) -> float:
 
     def mine() -> Answers:
         vector = torch.cat([pooled, layers.sinusoids(sizes[0], 256).view(1, -1)], 1) if config.vector_width else None
-        return {"answer": ours(checkpoint, "network")(x, torch.tensor(TIMES[:1]), Given(words[:1], None, vector))}
+        return {"answer": ours(checkpoint, "network")(x, torch.tensor(TIMES[:1]), Conditioning(words[:1], None, vector))}
 
     return compared("U-Net", peer, mine)
 
@@ -183,7 +183,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.drawn:
         raise SystemExit(not drawings(asked.folder, asked.drawn.split(","), asked.size, asked.steps))
-    checkpoint, side = door.read(asked.folder), asked.size // 8
+    checkpoint, side = detect.read(asked.folder), asked.size // 8
     if checkpoint is None:
         raise SystemExit(f"{asked.folder}: is no folder of diffusers")
     worst = [readers(asked.folder, checkpoint), autoencoders(asked.folder, checkpoint, side)]

@@ -26,8 +26,8 @@ PROMPT, SEED = "a photograph of an astronaut riding a horse", 7
 
 def make(folder: Path, family: str) -> None:
     """Write a whole model with weights under which it says something."""
-    from unspeckle.formats import writing
-    from unspeckle.formats.checkpoint import Checkpoint, Habits
+    from unspeckle.formats.stable_diffusion import writing
+    from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint, Habits
     from unspeckle.networks.vae import VaeConfig
     from unspeckle.presets import STABLE_DIFFUSION
     from unspeckle.text.clip import ClipConfig, ClipTextsConfig
@@ -172,7 +172,7 @@ def _convert(folder: Path, place: Path) -> None:
 def decode(folder: Path, rounds: int) -> None:
     """The decoder at 512², seconds and error against float32 in decibels."""
     import unspeckle
-    from unspeckle.precision import keep_memory
+    from unspeckle.model_io.precision import keep_memory
 
     keep_memory()
     exact, low = unspeckle.load(folder), unspeckle.load(folder, precision="bfloat16")
@@ -202,7 +202,7 @@ def precisions(folder: Path, steps: int, size: int) -> None:
     import numpy as np
 
     import unspeckle
-    from unspeckle.precision import keep_memory
+    from unspeckle.model_io.precision import keep_memory
 
     keep_memory()
     exact: Any = None

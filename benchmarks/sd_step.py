@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unspeckle.denoiser import Given
-from unspeckle.formats import diffusers
-from unspeckle.formats.checkpoint import fetched, table
-from unspeckle.networks.packing import lowered
-from unspeckle.networks.quantised import quantised
+from unspeckle.denoiser import Conditioning
+from unspeckle.formats.stable_diffusion import diffusers_names
+from unspeckle.formats.stable_diffusion.checkpoint import fetched, table
+from unspeckle.kernels.packed_layers import lowered
+from unspeckle.model_io.precision import keep_memory
 from unspeckle.networks.unet import UNet, UNetConfig
-from unspeckle.precision import keep_memory
 from unspeckle.presets import STABLE_DIFFUSION
+from unspeckle.quantization.int8_layers import quantised
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -44,7 +44,7 @@ def network(state: Mapping[str, Tensor] | None) -> tuple[UNet, UNetConfig]:
         with torch.device("meta"):
             made = UNet(config)
         made.load_state_dict(
-            fetched(UNet, config, table(UNet, config, diffusers.UNET), state, Path("state")), assign=True
+            fetched(UNet, config, table(UNet, config, diffusers_names.UNET), state, Path("state")), assign=True
         )
     return made.eval().requires_grad_(False), config
 
@@ -53,14 +53,14 @@ def ours(state: Mapping[str, Tensor]) -> Call:
     """As `unspeckle draw --precision bfloat16` runs it; the words' keys and values are made anew at each call."""
     keep_memory()
     low = lowered(network(state)[0], torch.bfloat16)
-    return lambda x, t, context: low(x.bfloat16(), t, Given(context.bfloat16())).float()
+    return lambda x, t, context: low(x.bfloat16(), t, Conditioning(context.bfloat16())).float()
 
 
 def in_int8(state: Mapping[str, Tensor]) -> Call:
     """As `unspeckle draw --precision int8` runs it."""
     keep_memory()
     low = lowered(quantised(network(state)[0]), torch.bfloat16)
-    return lambda x, t, context: low(x.bfloat16(), t, Given(context.bfloat16())).float()
+    return lambda x, t, context: low(x.bfloat16(), t, Conditioning(context.bfloat16())).float()
 
 
 def main() -> None:
@@ -83,13 +83,13 @@ def main() -> None:
     clock, seconds, work, error = torch.full((2,), 500.0), dict[str, list[float]](), dict[str, list[float]](), {}
     with torch.inference_mode():
         exact = network(None)[0]
-        truth = exact(given[0][0], clock, Given(given[0][1]))
+        truth = exact(given[0][0], clock, Conditioning(given[0][1]))
         del exact
         rows = {name: make[name]() for name in asked.rows.split(",")}
         for turn, (x, words) in enumerate(given):
             for name, call in rows.items():
                 start, own = time.perf_counter(), time.process_time()
-                said = call(x.bfloat16(), clock, Given(words.bfloat16()))
+                said = call(x.bfloat16(), clock, Conditioning(words.bfloat16()))
                 if turn:
                     seconds.setdefault(name, []).append(time.perf_counter() - start)
                     work.setdefault(name, []).append(time.process_time() - own)

@@ -29,13 +29,13 @@ from unspeckle.corpus import Batch, batches, open_corpus, read
 from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.presets import preset
-from unspeckle.text.encoder import TextConfig, TextEncoder
+from unspeckle.text.text_encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training import latents, measure
-from unspeckle.training.choose import network_for
-from unspeckle.training.encoded import encoded
-from unspeckle.training.learner import Learner, Weights, fresh
+from unspeckle.training import autoencoder_task, measurement
+from unspeckle.training.encoded_corpus import encoded
+from unspeckle.training.master_weights import Learner, Weights, fresh
 from unspeckle.training.plan import Plan
+from unspeckle.training.planner import network_for
 
 Step = Callable[[Batch], None]
 
@@ -104,11 +104,11 @@ def flops(network: torch.nn.Module, *inputs: object) -> float:
 
 
 def ours_cost(config: UNetConfig, size: int, length: int) -> tuple[float, int]:
-    from unspeckle.denoiser import Given
+    from unspeckle.denoiser import Conditioning
 
     with torch.device("meta"):
         network = UNet(config)
-        given = Given(torch.empty(1, length, config.text_width), None, torch.empty(1, config.vector_width))
+        given = Conditioning(torch.empty(1, length, config.text_width), None, torch.empty(1, config.vector_width))
         cost = flops(network, torch.empty(1, config.channels, size, size), torch.empty(1), given)
     return cost, sum(p.numel() for p in network.parameters())
 
@@ -174,14 +174,14 @@ def main() -> None:
         opened = corpus(Path(folder), args.size, args.classes)
         tokenizer = Tokenizer.learn(opened.captions())
         standard = Identity(IdentityConfig())
-        autoencoder = standard if args.space == "pixels" else latents.unlearnt(0).eval().requires_grad_(False)
+        autoencoder = standard if args.space == "pixels" else autoencoder_task.unlearnt(0).eval().requires_grad_(False)
         plan = plan_for(args.preset, args.size, args.batch, tokenizer, autoencoder)
         cost, count = ours_cost(plan.network, args.size // autoencoder.factor, tokenizer.length)
         network, peer_cost, peer_count, widths = peer(args.size, (cost, count))
         print(f"ours       {count / 1e6:6.2f} M parameters, {cost / 1e9:.2f} GFLOP a picture forward")
         print(f"diffusers  {peer_count / 1e6:6.2f} M parameters, {peer_cost / 1e9:.2f} GFLOP, widths {widths}")
         steps = {
-            "ours, compiled": ours(replace(plan, compile=measure.compiler()), tokenizer, autoencoder),
+            "ours, compiled": ours(replace(plan, compile=measurement.compiler()), tokenizer, autoencoder),
             "ours, eager": ours(plan, tokenizer, autoencoder),
             "same network, plain autocast": plain(plan, tokenizer, autoencoder, groups=0),
             "same with group norm, plain autocast": plain(plan, tokenizer, autoencoder, groups=8),

@@ -18,12 +18,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unspeckle import configuration
-from unspeckle.draw import Ask
+from unspeckle.generation.pipeline import Ask
 from unspeckle.model import load
-from unspeckle.scoring.detector import load as load_detector
-from unspeckle.scoring.questions import CATEGORIES, exam_of
-from unspeckle.scoring.teaching import detector_for
-from unspeckle.scoring.words import Answer, WordsScore, answers, limits, score
+from unspeckle.scoring.composition.detector import load as load_detector
+from unspeckle.scoring.composition.questions import CATEGORIES, exam_of
+from unspeckle.scoring.composition.score import Answer, WordsScore, answers, limits, score
+from unspeckle.scoring.composition.train_detector import detector_for
 
 COLUMNS = 8  # of pictures judged right, and as many of those judged wrong
 

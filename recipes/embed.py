@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unspeckle.model import Model, load, save
-from unspeckle.storage import DTYPES
+from unspeckle.model_io.weight_dtypes import DTYPES
 
 INSIDE = Path(__file__).parents[1] / "src/unspeckle/models/embedded.safetensors"
 LICENCE = "Apache-2.0. Trained on scenes drawn from Noto Color Emoji (Google, SIL Open Font License 1.1)."

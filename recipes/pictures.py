@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from unspeckle import Ask, Model, draw, load, picture, seeds, steps
-from unspeckle.draw import pictures, settle, signed
-from unspeckle.film import Film
+from unspeckle import Ask, Model, draw, load, rng, steps
+from unspeckle.generation.pipeline import pictures, settle, signed
+from unspeckle.output import png
+from unspeckle.output.film_strip import Film
 
 FOLDER = Path(__file__).parents[1] / "docs/pictures"
 LARGEST = 800_000  # bytes of all six together
@@ -64,8 +65,8 @@ def film(model: Model) -> Image.Image:
     reel = Film(model, order.steps)
     for step in steps(model, order):
         reel.see(step)
-    said = picture.record(signed(model, order, step)[0])
-    return picture.stamp(few_colours(reel.strip()), {**said, "film": True})
+    said = png.record(signed(model, order, step)[0])
+    return png.stamp(few_colours(reel.strip()), {**said, "film": True})
 
 
 def guidance(model: Model) -> Image.Image:
@@ -93,7 +94,7 @@ def noise(model: Model) -> Image.Image:
     """x_t = alpha_t x + sigma_t eps, one x and one eps, at the contrast of a picture whatever the schedule."""
     for step in steps(model, Ask(SPECKLED, seed=SEED)):
         x = step.x
-    eps = seeds.noise([SEED], x.shape[1:], x.device)(-1, 0)
+    eps = rng.noise([SEED], x.shape[1:], x.device)(-1, 0)
     frames, titles = [], []
     for t in torch.tensor(TIMES, dtype=torch.float64):
         alpha, sigma = (float(level) for level in model.denoiser.schedule(t))
@@ -182,7 +183,7 @@ def main() -> None:
     model, total = load(args.model), 0
     for name, make in SHEETS.items():
         path = args.out / f"{name}.png"
-        picture.write(make(model), path)
+        png.write(make(model), path)
         total += path.stat().st_size
         print(f"{path}: {path.stat().st_size:,} bytes")
     if total > LARGEST:

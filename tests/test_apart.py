@@ -15,7 +15,7 @@ from torch import Tensor
 import test_training
 from test_training import equal, final, options, stop_after
 from unspeckle.training import checkpoint, command, stage
-from unspeckle.training.learner import Learner, Masters, Outcome, read
+from unspeckle.training.master_weights import Learner, Masters, Outcome, read
 from unspeckle.training.optimizer import Muon
 
 folder, whole, own_cache = test_training.folder, test_training.whole, test_training.own_cache  # fixtures

@@ -6,7 +6,7 @@ import pytest
 
 from unspeckle.atomic import making
 from unspeckle.errors import InputError
-from unspeckle.formats import writing
+from unspeckle.formats.stable_diffusion import writing
 
 
 def fill(folder: Path) -> None:

@@ -11,13 +11,13 @@ from torch import nn
 from test_stable_pictures import kept
 from test_tasks import picture
 from tiny import random_model
-from unspeckle.border import decoded, encoded, pictures
-from unspeckle.denoiser import Given
-from unspeckle.draw import Ask, draw, settle, signed, steps
+from unspeckle.denoiser import Conditioning
+from unspeckle.generation.codec import decoded, encoded, pictures
+from unspeckle.generation.initial_latents import tensor
+from unspeckle.generation.pipeline import Ask, draw, settle, signed, steps
+from unspeckle.generation.tiling import tiled
 from unspeckle.model import load
-from unspeckle.networks.tiles import tiled
-from unspeckle.picture import difference
-from unspeckle.start import tensor
+from unspeckle.output.png import difference
 
 
 @pytest.mark.parametrize(("high", "wide", "side"), [(64, 64, 32), (50, 90, 32), (33, 40, 32), (16, 100, 24)])
@@ -102,7 +102,7 @@ def test_what_is_unknown_to_an_inpainting_network_overflows_no_more_than_a_pictu
     coder.encoder.enter.weight.data *= 3e4
     coder.encoder.enter.bias.data[:] = 6.4e4
     try:
-        given = Given(torch.zeros(2, 77, 64))
+        given = Conditioning(torch.zeros(2, 77, 64))
         expected = model.complete(given, True, 7.5, (32, 32)).beside
         with torch.no_grad():
             assert not coder.half().encode(torch.zeros(1, 3, 32, 32)).isfinite().all()

@@ -14,11 +14,11 @@ from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.model import load
 from unspeckle.objective import Objective
+from unspeckle.rng import Stream
 from unspeckle.schedule import VE, Cosine, Flow, Schedule
-from unspeckle.seeds import Stream
 from unspeckle.training import command
 from unspeckle.training import plan as plans
-from unspeckle.training.heldout import LEVELS, middles
+from unspeckle.training.validation import LEVELS, middles
 
 TYPED = ["--steps", "12", "--size", "16", "--preset", "nano", "--batch", "8", "--precision", "float32", "-q"]
 folder, whole, own_cache = test_training.folder, test_training.whole, test_training.own_cache  # fixtures

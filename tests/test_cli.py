@@ -18,7 +18,7 @@ import unspeckle
 from tiny import random_model, saved
 from unspeckle.cli import entry, main
 from unspeckle.model import save
-from unspeckle.picture import read, record, stamp, write
+from unspeckle.output.png import read, record, stamp, write
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_pictures_drawn_together_are_replayed_together(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[int] = []
-    door = sys.modules["unspeckle.draw"]
+    door = sys.modules["unspeckle.generation.pipeline"]
     begin = door.begin
     monkeypatch.setattr(door, "begin", lambda *given: rows.append(len(given[2])) or begin(*given))
     line = ["draw", "a frog", "-m", model, "-n", "5", "--seed", "3", "--batch", "2", "-o", str(tmp_path), "-q"]

@@ -10,8 +10,8 @@ import unspeckle
 from test_tasks import mask, picture
 from tiny import random_model, saved
 from unspeckle.cli import main
-from unspeckle.draw import fingerprint
-from unspeckle.picture import read, record
+from unspeckle.generation.pipeline import fingerprint
+from unspeckle.output.png import read, record
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from near import anew, off, random
 from unspeckle.kernels import convolution
 from unspeckle.kernels.convolution import Affine
-from unspeckle.networks.fused import FusedBlock, FusedConv, FusedExit, FusedNorm, fusable
+from unspeckle.kernels.fused_layers import FusedBlock, FusedConv, FusedExit, FusedNorm, fusable
+from unspeckle.kernels.packed_layers import PackedConv, lowered, packable
 from unspeckle.networks.layers import Growing, doubled
-from unspeckle.networks.packing import PackedConv, lowered, packable
 from unspeckle.networks.unet import ResBlock, UNetConfig
 from unspeckle.networks.vae import Decoder, VaeBlock, VaeConfig
 

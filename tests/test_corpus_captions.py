@@ -12,9 +12,9 @@ from PIL import Image
 from tiny import random_model
 from unspeckle.cli import main
 from unspeckle.corpus import read
-from unspeckle.corpus.wording import MOST, class_name, clean, fill, stem_words
-from unspeckle.draw import Ask, settle
+from unspeckle.corpus.emoji.wording import MOST, class_name, clean, fill, stem_words
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask, settle
 from unspeckle.prompts import escape
 
 

@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from oracle import SCHEDULES
-from unspeckle.denoiser import PREDICTIONS, Denoiser, Given
+from unspeckle.denoiser import PREDICTIONS, Denoiser, Conditioning
 from unspeckle.errors import InputError
 from unspeckle.schedule import VE, Cosine, Flow, Linear, Table
 
 ALL = {**SCHEDULES, "ve": VE()}
-GIVEN = Given(torch.zeros(7, 1, 1))
+GIVEN = Conditioning(torch.zeros(7, 1, 1))
 T = torch.tensor([1e-3, 0.02, 0.1, 0.37, 0.5, 0.9, 0.999], dtype=torch.float64)
 
 
@@ -76,7 +76,7 @@ def test_clocks():
 def test_a_discrete_models_clock_is_its_entry_exactly():
     k = torch.arange(1000)
     network = Perfect(torch.zeros(1000, 1, 1, 1))
-    Denoiser(network, Table(), "eps", "index")(network.answer, (k + 1).double() / 1000, Given(torch.zeros(1000, 1, 1)))
+    Denoiser(network, Table(), "eps", "index")(network.answer, (k + 1).double() / 1000, Conditioning(torch.zeros(1000, 1, 1)))
     assert (network.clock.round() == k).all() and (network.clock - k).abs().max() < 1e-9
 
 
@@ -94,7 +94,7 @@ def test_v_on_ve_is_karras_preconditioning():
     sigma = torch.tensor([0.01, 1.0, 50.0], dtype=torch.float64)
     x_t = torch.tensor([0.3, -2.0, 40.0], dtype=torch.float64).view(-1, 1, 1, 1)
     output = torch.tensor([1.0, 0.5, -0.7], dtype=torch.float64).view(-1, 1, 1, 1)
-    estimate = Denoiser(Perfect(-output), VE(), "v")(x_t, VE().inverse(sigma), Given(torch.zeros(3, 1, 1)))
+    estimate = Denoiser(Perfect(-output), VE(), "v")(x_t, VE().inverse(sigma), Conditioning(torch.zeros(3, 1, 1)))
     s = sigma.view(-1, 1, 1, 1)
     torch.testing.assert_close(estimate, x_t / (s**2 + 1) + s / (s**2 + 1).sqrt() * output)
 
@@ -118,7 +118,7 @@ class Convolution(nn.Module):
 def test_casts_happen_at_the_border(weights, dtype):
     network = Convolution(weights)
     x_t = torch.randn(2, 4, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    given = Given(torch.randn(2, 3, 5), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 6))
+    given = Conditioning(torch.randn(2, 3, 5), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 6))
     estimate = Denoiser(network, Flow(), "flow")(x_t, torch.tensor(0.25), given)
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     assert estimate.dtype == precise
@@ -127,5 +127,5 @@ def test_casts_happen_at_the_border(weights, dtype):
 
 def test_prepare_is_done_once():
     denoiser = Denoiser(Convolution(torch.float32), Flow(), "x")
-    once = denoiser.prepare(Given(torch.ones(1, 1, 1)))
+    once = denoiser.prepare(Conditioning(torch.ones(1, 1, 1)))
     assert once.tokens.item() == 2 and denoiser.prepare(once) is once

@@ -15,18 +15,18 @@ from oracle import Mixture, one_lump, two_lumps
 from test_training import equal, final
 from tiny import CAPTIONS, random_model, told_model
 from unspeckle.commands import distil as command
-from unspeckle.denoiser import Given
-from unspeckle.draw import Ask, draw
+from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.grids import times
+from unspeckle.generation.pipeline import Ask, draw
 from unspeckle.model import load, save
 from unspeckle.schedule import VE, Cosine, Flow
+from unspeckle.timesteps import times
 from unspeckle.training import command as train_command
 from unspeckle.training import plan as plans
-from unspeckle.training.distil import Pupil
-from unspeckle.training.lessons import GRID, drawn, lessons, repeated, shown, stretches, target
+from unspeckle.training.distillation_task import Pupil
 from unspeckle.training.options import DistilOptions, TrainOptions
 from unspeckle.training.plan import DistilPlan
+from unspeckle.training.teacher_trajectories import GRID, drawn, lessons, repeated, shown, stretches, target
 
 
 @pytest.fixture(autouse=True)
@@ -54,17 +54,17 @@ class Knows(nn.Module):
         super().__init__()
         self.mixture, self.schedule, self.one = mixture, schedule, nn.Parameter(torch.ones(()))
 
-    def prepare(self, given: Given) -> Given:
+    def prepare(self, given: Conditioning) -> Conditioning:
         return given._replace(prepared=True)
 
-    def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
+    def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
         return self.mixture.denoise(self.schedule)(x, clock)
 
 
 class Foresees(Knows):
     """The best student of one Gaussian: where x_t = α m + r (…), r² = α² d² + σ², the ODE keeps (x_t - α m) / r."""
 
-    def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
+    def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
         grid = [times(GRID, self.schedule, int(2**k)) for k in given.vector[:, -1]]
         begins = [int((way - t).abs().argmin()) for way, t in zip(grid, clock.double(), strict=True)]
         t = torch.stack([way[i] for way, i in zip(grid, begins, strict=True)]).view(-1, 1, 1, 1)
@@ -87,7 +87,7 @@ def knowing(kind: type[Knows], mixture: Mixture, schedule: object):
 def test_one_step_towards_a_target_lands_where_the_teacher_does(schedule: object) -> None:
     teacher = knowing(Knows, two_lumps(), schedule)
     x = torch.randn(5, 2, 1, 1, dtype=torch.float64)
-    points = drawn(teacher, [Given(torch.zeros(5, 1, 1))], x, 12, 1.0)
+    points = drawn(teacher, [Conditioning(torch.zeros(5, 1, 1))], x, 12, 1.0)
     grid = times(GRID, schedule, 12)
     made = plan(counts=(1, 2, 3, 4))
     assert len(stretches(made)) == 10
@@ -111,7 +111,7 @@ def test_the_best_student_of_a_gaussian_draws_its_ode_in_any_number_of_steps(sch
     x = torch.randn(6, 2, 1, 1)
     exact = 0.5 + 0.4 * x  # at t = 1 all is noise of variance 1
     for steps in (1, 2, 4):
-        found = repeated(student, Given(torch.zeros(6, 1, 1)), x, steps)
+        found = repeated(student, Conditioning(torch.zeros(6, 1, 1)), x, steps)
         torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
 
 
@@ -120,12 +120,12 @@ def test_targets_of_many_moves_are_those_of_the_best_student() -> None:
     teacher, student = knowing(Knows, lump, schedule), Foresees(lump, schedule)
     x = torch.randn(4, 2, 1, 1)
     points, grid, made = (
-        drawn(teacher, [Given(torch.zeros(4, 1, 1))], x, 800, 1.0),
+        drawn(teacher, [Conditioning(torch.zeros(4, 1, 1))], x, 800, 1.0),
         times(GRID, schedule, 800),
         plan(moves=800),
     )
     for stretch in stretches(made):
-        given = Given(torch.zeros(4, 1, 1), vector=torch.full((4, 1), float(stretch.steps)).log2())
+        given = Conditioning(torch.zeros(4, 1, 1), vector=torch.full((4, 1), float(stretch.steps)).log2())
         best = student(points[stretch.begin], grid[stretch.begin].expand(4), given)
         torch.testing.assert_close(target(points, schedule, grid, stretch), best, rtol=0, atol=0.01)
 

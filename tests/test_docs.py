@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from unspeckle.grids import GRIDS
 from unspeckle.samplers import SAMPLERS
+from unspeckle.timesteps import GRIDS
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "unspeckle"

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Denoiser, Given
+from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.networks import Config, build
-from unspeckle.networks.draft import SIDE, Draft
+from unspeckle.networks.coarse_predictor import SIDE, Draft
 from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.objective import Objective
+from unspeckle.rng import Stream
 from unspeckle.schedule import Flow
-from unspeckle.seeds import Stream
-from unspeckle.text.encoder import TextConfig, TextEncoder
+from unspeckle.text.text_encoder import TextConfig, TextEncoder
 
 SMALL = UNetConfig(
     channels=2, width=16, blocks=1, depths=(1, 1), sees_itself=(False, True), head_width=8, text_width=32,
@@ -58,7 +58,7 @@ def test_it_learns_the_order_of_the_words() -> None:
 
 
 def test_the_best_draft_is_the_mean_picture() -> None:
-    draft, words = Draft(2, 32, 1, 16), Given(torch.randn(1, 3, 32))
+    draft, words = Draft(2, 32, 1, 16), Conditioning(torch.randn(1, 3, 32))
     for parameter in draft.parameters():
         nn.init.zeros_(parameter)
     x = torch.randn(40, 2, 24, 16)  # of any shape
@@ -85,7 +85,7 @@ def awake(config: Config) -> UNet | Transformer:
 
 @BOTH
 def test_it_is_made_once_a_drawing_and_for_any_size(config: Config) -> None:
-    network, words = awake(config).eval(), Given(torch.randn(2, 3, 32), None, torch.randn(2, 32))
+    network, words = awake(config).eval(), Conditioning(torch.randn(2, 3, 32), None, torch.randn(2, 32))
     prepared = network.prepare(words)
     assert network.draft is not None and prepared.beside is not None
     torch.testing.assert_close(prepared.beside, network.draft(words))

@@ -11,18 +11,18 @@ import torch
 from PIL import Image
 
 from tiny import random_model, told_model
-from unspeckle.denoiser import Given
-from unspeckle.draw import Ask, asked, draw, idle, many, parts, pictures, settle, steps, together
+from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.film import COLUMNS, Film
-from unspeckle.grids import times
+from unspeckle.generation.pipeline import Ask, asked, draw, idle, many, parts, pictures, settle, steps, together
 from unspeckle.guidance import cfg, clamp, combine
 from unspeckle.model import Model
 from unspeckle.networks import Identity, IdentityConfig
-from unspeckle.picture import difference, record
+from unspeckle.output.film_strip import COLUMNS, Film
+from unspeckle.output.png import difference, record
+from unspeckle.rng import noise
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import VE
-from unspeckle.seeds import noise
+from unspeckle.timesteps import times
 
 
 @dataclass
@@ -55,7 +55,7 @@ def test_what_is_called_idle_changes_no_picture() -> None:
     """And what is not does: the negative prompt counts without guidance where a prompt's weights do not sum to 1."""
     model = random_model()
     for prompt in ("a frog", "a frog AND two frogs", "a frog NOT red", "[a frog:a pizza:0.5] AND red :0.5"):
-        plain, away = (Ask(prompt, negative=words, scale=1.0) for words in ("", "a blue rabbit"))
+        plain, away = (Ask(prompt, negative_prompt=words, scale=1.0) for words in ("", "a blue rabbit"))
         same = draw(model, plain)[0].tobytes() == draw(model, away)[0].tobytes()
         assert same == ("negative" in idle(model, settle(model, away)))
         assert same == (prompt == "a frog")
@@ -77,7 +77,7 @@ def test_a_known_answer_is_reached_by_every_sampler(sampler: str) -> None:
 
 def test_guidance_is_one_call_and_its_formula() -> None:
     model = told_model()
-    found = last(model, Ask("0.4", negative="0.1", scale=3.0, count=3))
+    found = last(model, Ask("0.4", negative_prompt="0.1", scale=3.0, count=3))
     assert torch.allclose(found.x, torch.full_like(found.x, 0.1 + 3 * (0.4 - 0.1)), atol=1e-6)
     assert model.network.rows == [6] * 5
 
@@ -147,7 +147,7 @@ def test_a_gpu_draws_more_together(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_many_prompts_in_one_batch_are_drawn_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", {"cpu": 4 * 16 * 16})  # two batches
-    model, ask = random_model(steps=12), Ask(negative="a pizza", scale=3.0, sampler="euler_a")
+    model, ask = random_model(steps=12), Ask(negative_prompt="a pizza", scale=3.0, sampler="euler_a")
     prompts, seeds = ["a frog", "two red frogs", "a frog", "a blue rabbit", "", "a frog"], [3, 3, 2**64 - 1, 9, 0, 3]
     together = many(model, prompts, seeds, ask)
     for picture, words, seed in zip(together, prompts, seeds, strict=True):
@@ -174,14 +174,14 @@ def test_plain_prompts_are_what_they_were() -> None:
     model = random_model()
     for ask in (Ask("a frog, on stilts: x", "a pizza", seed=3, count=2), Ask("two red frogs", scale=1.0)):
         order = settle(model, ask)
-        words = [order.prompt, order.negative] if order.scale != 1 else [order.prompt]
+        words = [order.prompt, order.negative_prompt] if order.scale != 1 else [order.prompt]
         fresh = noise(range(order.seed, order.seed + order.count), (3, 16, 16))
         with torch.no_grad():
             givens = []
             for said in words:
                 one = model.denoiser.prepare(model.text(model.tokenizer.encode([said])))
                 fields = (None if field is None else field.expand(order.count, *field.shape[1:]) for field in one[:4])
-                givens.append(Given(*fields, one.prepared))
+                givens.append(Conditioning(*fields, one.prepared))
             plain = clamp(combine(model.denoiser, givens, cfg(order.scale)), *model.autoencoder.bounds)
             way = times(order.grid, model.denoiser.schedule, order.steps)
             *_, before = SAMPLERS[order.sampler](plain, model.denoiser.schedule, way, fresh(-1, 0), fresh)
@@ -204,10 +204,10 @@ def test_and_not_and_hybrids_are_sums_of_estimates_in_one_call() -> None:
         ("hybrid(0.4, 0.2, 0.25, embeddings)", 2.0, 0.6, 2),
     ):
         model.network.rows.clear()
-        found = last(model, Ask(prompt, negative="0.1", scale=scale))
+        found = last(model, Ask(prompt, negative_prompt="0.1", scale=scale))
         assert torch.allclose(found.x, torch.full_like(found.x, grey), atol=1e-6), prompt
         assert model.network.rows == [rows] * 5
-    found = last(model, Ask("0.4", negative="0.1 AND 0.2 :2", scale=2.0))  # away from two things, from nothing at 0
+    found = last(model, Ask("0.4", negative_prompt="0.1 AND 0.2 :2", scale=2.0))  # away from two things, from nothing at 0
     assert torch.allclose(found.x, torch.full_like(found.x, 0.3), atol=1e-6)
 
 
@@ -362,10 +362,10 @@ def test_the_random_state_is_left_alone() -> None:
         (Ask(interval=(0.2,)), "two times"),  # type: ignore[arg-type]
         (Ask(interval=(0.2, 2)), "interval 2"),
         (Ask(prompt="a (frog"), 'prompt: unclosed "("'),
-        (Ask(negative="a (frog"), 'negative: unclosed "("'),
+        (Ask(negative_prompt="a (frog"), 'negative: unclosed "("'),
         (Ask(prompt="a \udcff frog"), "Unicode"),
         (Ask(prompt=None), "prompt"),  # type: ignore[arg-type]
-        (Ask(negative="x" * 200_000), "negative"),
+        (Ask(negative_prompt="x" * 200_000), "negative"),
     ],
 )
 def test_asks_that_cannot_be_drawn(ask: Ask, says: str) -> None:
@@ -376,7 +376,7 @@ def test_asks_that_cannot_be_drawn(ask: Ask, says: str) -> None:
 
 def test_a_record_gives_its_ask_again() -> None:
     model = random_model()
-    ask = Ask("ein Frösch 🐸", negative="x", seed=2**63, count=3, steps=3, sampler="heun", scale=2, size=(16, 32))
+    ask = Ask("ein Frösch 🐸", negative_prompt="x", seed=2**63, count=3, steps=3, sampler="heun", scale=2, size=(16, 32))
     for place, image in enumerate(draw(model, ask)):
         again, found = asked(record(image))
         assert (settle(model, again), found) == (settle(model, ask), place)

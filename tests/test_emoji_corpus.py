@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from unspeckle.corpus import sprites
-from unspeckle.corpus.emoji import make_emoji, palette_of, scene_of
-from unspeckle.corpus.nouns import CURATED, GARMENTS, every_noun
-from unspeckle.corpus.painter import Painter
-from unspeckle.corpus.sprites import open_library
+from unspeckle.corpus.emoji import sprites
+from unspeckle.corpus.emoji.make_corpus import make_emoji, palette_of, scene_of
+from unspeckle.corpus.emoji.nouns import CURATED, GARMENTS, every_noun
+from unspeckle.corpus.emoji.painter import Painter
+from unspeckle.corpus.emoji.sprites import open_library
 from unspeckle.errors import InputError
 
 NOUNS = ["frog", "airplane", "rabbit", "cat", "pizza", "sun"]

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from unspeckle.corpus.disguises import crossed, dressed, on_stilts
-from unspeckle.corpus.nouns import Face
-from unspeckle.corpus.sprites import MASTER, master
-from unspeckle.corpus.tints import TINTS, own_colours, tinted
+from unspeckle.corpus.emoji.accessories import crossed, dressed, on_stilts
+from unspeckle.corpus.emoji.nouns import Face
+from unspeckle.corpus.emoji.sprites import MASTER, master
+from unspeckle.corpus.emoji.tints import TINTS, own_colours, tinted
 
 FACE = Face(eyes=0.4, apart=0.2, brow=0.2, seam=0.5)
 

@@ -5,12 +5,12 @@ from collections import Counter
 
 import pytest
 
-from unspeckle.corpus.emoji import scene_of
-from unspeckle.corpus.held_out import CERTAIN, RATES, combinations_of, held_out_rows, is_held_out
-from unspeckle.corpus.nouns import CURATED, plural, plural_of, with_article
-from unspeckle.corpus.phrases import NUMBERS
-from unspeckle.corpus.scenes import RELATIONS, SHARES, Palette
-from unspeckle.corpus.tints import BACKGROUNDS, TINTS
+from unspeckle.corpus.emoji.captions import NUMBERS
+from unspeckle.corpus.emoji.held_out import CERTAIN, RATES, combinations_of, held_out_rows, is_held_out
+from unspeckle.corpus.emoji.make_corpus import scene_of
+from unspeckle.corpus.emoji.nouns import CURATED, plural, plural_of, with_article
+from unspeckle.corpus.emoji.scenes import RELATIONS, SHARES, Palette
+from unspeckle.corpus.emoji.tints import BACKGROUNDS, TINTS
 
 WORDS = {"frog", "rabbit", "panda", "cat", "dog", "bear", "fox", "pig"}
 WORDS |= {"car", "rocket", "pizza", "apple", "star", "tree", "house", "robot"}

@@ -13,7 +13,7 @@ from torch import Tensor
 from tiny import plan
 from unspeckle.corpus import Corpus, batches, open_corpus, read
 from unspeckle.networks import LatentConfig, Latents
-from unspeckle.training import encoded, memory
+from unspeckle.training import encoded_corpus, memory
 from unspeckle.training.cost import Cost, PictureCost
 
 SIZES = [(32, 32), (32, 47), (61, 32), (32, 40)]
@@ -35,12 +35,12 @@ def autoencoder() -> Latents:
     return Latents(LatentConfig(widths=(8, 16), blocks=1)).eval().requires_grad_(False)
 
 
-def some(split: encoded.EncodedSplit, start: int, count: int) -> Tensor:
+def some(split: encoded_corpus.EncodedSplit, start: int, count: int) -> Tensor:
     return torch.cat([batch.pictures for batch in islice(batches(split, 8, seed=3, start=start), count)])
 
 
 def test_crops_are_cut_from_the_latents_of_whole_pictures(corpus: Corpus, autoencoder: Latents) -> None:
-    split = encoded.encoded(corpus.training, autoencoder)
+    split = encoded_corpus.encoded(corpus.training, autoencoder)
     every = np.arange(len(split))
     tall, wide = split.spare(every)
     for mirror in (False, True):
@@ -67,22 +67,22 @@ def test_each_picture_is_encoded_once_either_way_round(
         return real(pictures)
 
     monkeypatch.setattr(autoencoder, "encode", encode)
-    some(encoded.encoded(corpus.training, autoencoder), 0, 40)
+    some(encoded_corpus.encoded(corpus.training, autoencoder), 0, 40)
     assert asked[0] == 2 * len(corpus.training)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_what_was_seen_before_does_not_show(corpus: Corpus, autoencoder: Latents, precision: torch.dtype) -> None:
     lower = autoencoder.at(precision)
-    whole = some(encoded.encoded(corpus.training, lower), 0, 10)
-    assert torch.equal(whole[32:], some(encoded.encoded(corpus.training, lower), 32, 6))
+    whole = some(encoded_corpus.encoded(corpus.training, lower), 0, 10)
+    assert torch.equal(whole[32:], some(encoded_corpus.encoded(corpus.training, lower), 32, 6))
 
 
 def test_the_memory_that_they_take_is_foreseen(corpus: Corpus, autoencoder: Latents) -> None:
-    split = encoded.encoded(corpus.training, autoencoder)
+    split = encoded_corpus.encoded(corpus.training, autoencoder)
     some(split, 0, 40)
     taken = sum(latents.nbytes for latents in split.kept.values())
-    assert taken <= 2 * encoded.size(corpus.training, autoencoder) <= 1.1 * taken
+    assert taken <= 2 * encoded_corpus.size(corpus.training, autoencoder) <= 1.1 * taken
 
 
 def test_they_are_kept_where_pictures_are_seen_often_and_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_they_are_kept_where_pictures_are_seen_often_and_there_is_room(monkeypat
 
     def fits(once: int = 200, held: int = 1000, room: int | None = 10 * wanted, device: str = "cpu") -> bool:
         monkeypatch.setattr(memory, "free", lambda device: room)
-        return encoded.fits(replace(made, device=device), once, held)
+        return encoded_corpus.fits(replace(made, device=device), once, held)
 
     assert fits() and fits(room=None) and fits(held=1 << 30)
     assert not fits(once=201) and not fits(held=(1 << 30) + 1, room=None) and not fits(device="cuda")
@@ -99,7 +99,9 @@ def test_they_are_kept_where_pictures_are_seen_often_and_there_is_room(monkeypat
 
 
 def test_they_are_kept_where_more_is_spared_than_spent() -> None:
-    assert encoded.pays(1000, 100, alone=3.0, spared=0.4) and not encoded.pays(1000, 100, alone=3.0, spared=0.2)
+    assert encoded_corpus.pays(1000, 100, alone=3.0, spared=0.4) and not encoded_corpus.pays(
+        1000, 100, alone=3.0, spared=0.2
+    )
 
 
 def test_what_a_picture_takes_makes_the_cost_of_steps() -> None:

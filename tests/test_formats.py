@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 import stable
 import unspeckle
 from unspeckle.cli import main
-from unspeckle.draw import Ask, steps
 from unspeckle.errors import InputError
-from unspeckle.formats import door
-from unspeckle.formats.foreign import _sums
+from unspeckle.formats.stable_diffusion.model import _sums
+from unspeckle.generation.pipeline import Ask, steps
+from unspeckle.model_io import detect
 
 FAMILIES = {"1": "epsilon", "1-inpaint": "epsilon", "1-lcm": "epsilon", "2": "v_prediction", "xl": "epsilon",
             "xl-inpaint": "epsilon", "xl-refiner": "epsilon"}  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_single_file_is_compared_where_no_vocabulary_is(folder: Any, tmp_path:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert main(["convert", str(folder("1")), str(tmp_path / "model.safetensors")]) == 0
     with pytest.raises(InputError, match="has no vocabulary"):
-        door.read(tmp_path / "model.safetensors")
+        detect.read(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,7 +82,7 @@ def test_folder_to_single_file_to_folder(family: str, folder: Any, tmp_path: Pat
             torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before
         )
         compared += len(before)
-    assert compared == len(door.read(source).tensors)
+    assert compared == len(detect.read(source).tensors)
     one, other = unspeckle.load(source), unspeckle.load(file)
     assert one.denoiser.prediction == other.denoiser.prediction == ("v" if family == "2" else "eps")
     assert type(one.network) is type(other.network) and one.autoencoder.config == other.autoencoder.config

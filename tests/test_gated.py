@@ -9,8 +9,8 @@ from torch import Tensor
 
 from near import anew, off, random
 from unspeckle.kernels import gated
+from unspeckle.kernels.packed_layers import PackedFeedForward, packable
 from unspeckle.networks.layers import GatedFeedForward
-from unspeckle.networks.packing import PackedFeedForward, packable
 
 LOW = torch.bfloat16
 needs_kernel = pytest.mark.skipif(gated._kernel() is None, reason="no compiler, or a processor without bfloat16")

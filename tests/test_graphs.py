@@ -16,10 +16,12 @@ import unspeckle
 from tiny import random_model
 from unspeckle.cli import main
 from unspeckle.commands import export
-from unspeckle.denoiser import Denoiser, Given
-from unspeckle.formats import door, graphs, own_graphs, runtimes, writing
-from unspeckle.formats.runtimes import RUNTIMES
+from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.formats.export import model_graphs, runtimes, stable_diffusion_graphs
+from unspeckle.formats.export.runtimes import RUNTIMES
+from unspeckle.formats.stable_diffusion import writing
 from unspeckle.model import save
+from unspeckle.model_io import detect
 from unspeckle.networks import Transformer, TransformerConfig, UNet, UNetConfig
 
 FAMILIES = {"1": "epsilon", "1-inpaint": "epsilon", "1-lcm": "epsilon", "2": "v_prediction", "xl": "epsilon",
@@ -59,10 +61,10 @@ def apart(one: Any, other: Tensor) -> float:
     return float((torch.as_tensor(np.asarray(one)).float() - other).norm() / other.norm())
 
 
-def parts(folder: Path) -> dict[str, graphs.Graph]:
-    checkpoint = door.read(folder)
+def parts(folder: Path) -> dict[str, stable_diffusion_graphs.Graph]:
+    checkpoint = detect.read(folder)
     assert checkpoint is not None
-    return {graph.name: graph for graph in graphs.stable(checkpoint, writing.described(checkpoint)[1])}
+    return {graph.name: graph for graph in stable_diffusion_graphs.stable(checkpoint, writing.described(checkpoint)[1])}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -169,13 +171,13 @@ def test_other_networks_of_ours_as_graphs(kind: str, onnx: Any, tmp_path: Path) 
         network = Transformer(TransformerConfig(widths=(16, 32), layers=(1, 1), head_width=16, text_width=32, patch=2))
     stable.speaking(network)
     model.denoiser = Denoiser(network, model.denoiser.schedule, "x")  # type: ignore[arg-type]
-    graph = own_graphs.own(model)[1]
+    graph = model_graphs.own(model)[1]
     assert graph.name == ("unet" if kind == "draft" else "transformer")
     runtimes.write(graph, graph.make(), tmp_path / graph.name, onnx)
     (told,) = onnx.answer(tmp_path / graph.name, list(graph.inputs), graph.example(True))
     x, t, tokens, mask, *rest = graph.example(True)
     with torch.no_grad():
-        expected = model.denoiser(x, t, Given(tokens, mask, *rest))
+        expected = model.denoiser(x, t, Conditioning(tokens, mask, *rest))
     assert apart(told, expected) <= 1e-5
 
 
@@ -189,7 +191,7 @@ def fake(monkeypatch: Any, answer: Any, write: Any = lambda *_: None) -> None:
 def test_a_graph_that_computes_otherwise_is_found(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     model = random_model()
     save(model, tmp_path / "tiny.safetensors")
-    made = {tuple(graph.inputs): graph.make() for graph in own_graphs.own(model)}
+    made = {tuple(graph.inputs): graph.make() for graph in model_graphs.own(model)}
 
     def answer(off: float, place: Path, names: Any, question: Any) -> list[Tensor]:
         return [one * (1 + off) if "unet" in str(place) else one for one in runtimes.answers(made[(*names,)], question)]
@@ -250,7 +252,7 @@ def test_a_network_of_ours_that_diffusers_has_too(scale_shift: bool, tmp_path: P
     assert "relative difference 0.0e+00" in capsys.readouterr().err
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet").eval()
     given = model.text(model.tokenizer.encode(["a frog", "two red frogs"]))
-    x, t = graphs.maps(3, 2, False), torch.tensor([0.6, 0.3])
+    x, t = stable_diffusion_graphs.maps(3, 2, False), torch.tensor([0.6, 0.3])
     expected = theirs(x, 1000 * t, given.tokens, encoder_attention_mask=given.mask).sample
     assert apart(model.network(x, t, given), expected) <= 1e-5
 

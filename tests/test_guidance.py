@@ -3,7 +3,7 @@ import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
 from oracle import one_lump
-from unspeckle.denoiser import Denoiser, Given
+from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.guidance import autoguidance, cfg, clamp, combine, dynamic_threshold, interval, mixed, projected
 from unspeckle.samplers import ddim
 from unspeckle.schedule import Flow
@@ -30,7 +30,7 @@ class Told:
 
 def given(*words):
     tokens = torch.tensor(words).view(-1, 1, 1)
-    return Given(tokens, torch.ones(len(words), 1, dtype=torch.bool), tokens[:, 0] / 10)
+    return Conditioning(tokens, torch.ones(len(words), 1, dtype=torch.bool), tokens[:, 0] / 10)
 
 
 @pytest.fixture

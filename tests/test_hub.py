@@ -14,7 +14,7 @@ import torch
 import stable
 import unspeckle
 from unspeckle.errors import InputError
-from unspeckle.formats import hub
+from unspeckle.model_io import hub
 
 constants = pytest.importorskip("huggingface_hub").constants
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

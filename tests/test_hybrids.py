@@ -9,12 +9,12 @@ from torch import Tensor
 
 import unspeckle
 from tiny import random_model
-from unspeckle.draw import Ask
+from unspeckle.generation.pipeline import Ask
 from unspeckle.prompts import METHODS, parse
-from unspeckle.prompts.tree import Hybrid
-from unspeckle.scoring.detector import Detection
-from unspeckle.scoring.hybrids import TOGETHER, WAYS, drawn, hybrids_score, judged, prompt
-from unspeckle.scoring.words import wilson
+from unspeckle.prompts.syntax_tree import Hybrid
+from unspeckle.scoring.composition.detector import Detection
+from unspeckle.scoring.composition.hybrids import TOGETHER, WAYS, drawn, hybrids_score, judged, prompt
+from unspeckle.scoring.composition.score import wilson
 
 PAIR = ("owl", "frog")
 BOX = (0.1, 0.1, 0.4, 0.4)

@@ -95,19 +95,19 @@ def test_light() -> None:
 def test_draw_is_the_function_in_every_order() -> None:
     orders = (
         "import unspeckle",
-        "import unspeckle.draw",
-        "import unspeckle.film",
+        "import unspeckle.generation.pipeline",
+        "import unspeckle.output.film_strip",
         "from unspeckle import draw",
-        "from unspeckle.draw import steps",
-        "import unspeckle; unspeckle.draw; import unspeckle.draw",
-        "import importlib; importlib.import_module('unspeckle.draw')",
+        "from unspeckle.generation.pipeline import steps",
+        "import unspeckle; unspeckle.generation.pipeline; import unspeckle.generation.pipeline",
+        "import importlib; importlib.import_module('unspeckle.generation.pipeline')",
     )
     tests = "".join(
         f"for name in [m for m in sys.modules if m.startswith('unspeckle')]: del sys.modules[name]\n{order}\n"
         "import unspeckle\n"
-        "assert callable(unspeckle.draw) and unspeckle.draw.__name__ == 'draw', unspeckle.draw\n"
-        "assert unspeckle.steps is sys.modules['unspeckle.draw'].steps and unspeckle.Ask(seed=3).seed == 3\n"
-        "from unspeckle import draw as function\nassert function is unspeckle.draw\n"
+        "assert callable(unspeckle.generation.pipeline) and unspeckle.generation.pipeline.__name__ == 'draw', unspeckle.generation.pipeline\n"
+        "assert unspeckle.steps is sys.modules['unspeckle.generation.pipeline'].steps and unspeckle.Ask(seed=3).seed == 3\n"
+        "from unspeckle import draw as function\nassert function is unspeckle.generation.pipeline\n"
         for order in orders
     )
     run(f"import sys\n{tests}")

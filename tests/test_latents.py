@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor
 
 from tiny import saved
-from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask, draw
 from unspeckle.model import load
 from unspeckle.networks import Identity, IdentityConfig, LatentConfig, Latents
 from unspeckle.presets import LADDER, PRESETS
-from unspeckle.training import checkpoint, command, latents, measure, optimizer
+from unspeckle.training import autoencoder_task, checkpoint, command, measurement, optimizer
 from unspeckle.training import plan as plans
-from unspeckle.training.choose import network_for, space
 from unspeckle.training.options import TrainOptions
-from unspeckle.training.reconstruction import pyramid
+from unspeckle.training.planner import network_for, space
+from unspeckle.training.reconstruction_loss import pyramid
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def discs(seed: int) -> list[np.ndarray]:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     for name in ("training", "latents"):  # how fast it is does not matter here
-        real = getattr(measure, name)
-        monkeypatch.setattr(measure, name, lambda *given, real=real: real(*given[:-1], 0.0))
+        real = getattr(measurement, name)
+        monkeypatch.setattr(measurement, name, lambda *given, real=real: real(*given[:-1], 0.0))
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
     for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
@@ -72,7 +72,7 @@ def learnt(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "learnt"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
-        patch.setattr("unspeckle.training.choose.LATENT_SHARE", 6.0)
+        patch.setattr("unspeckle.training.planner.LATENT_SHARE", 6.0)
         assert command.run(options(folder, out)) == 0
     return out
 
@@ -95,7 +95,7 @@ def test_the_disk_that_a_run_takes_is_foreseen(folder: Path, tmp_path: Path) -> 
     less."""
     run, once = tmp_path / "run", 0
     assert command.run(options(folder, run, steps=5, precision="float32")) == 0
-    for part in (run, run / latents.FOLDER):
+    for part in (run, run / autoencoder_task.FOLDER):
         once += sorted((part / "checkpoints").glob("step-*"))[-1].stat().st_size
     used = 3 * once + (run / "model.safetensors").stat().st_size
     assert plans.load(run).disk == pytest.approx(used, rel=0.02)
@@ -104,7 +104,7 @@ def test_the_disk_that_a_run_takes_is_foreseen(folder: Path, tmp_path: Path) -> 
 def test_its_pace_is_its_own(learnt: Path, tmp_path: Path) -> None:
     """The words' steps are the network's: the autoencoder warms up once, falls once."""
     plan = replace(plans.load(learnt), steps=20_000, latent_steps=4000, word_steps=3000)
-    own = latents.LatentTraining(plan, tmp_path, None, latents.unlearnt(0))  # type: ignore[arg-type]
+    own = autoencoder_task.LatentTraining(plan, tmp_path, None, autoencoder_task.unlearnt(0))  # type: ignore[arg-type]
     pace = [optimizer.pace(step, own.plan) for step in range(1, 4001)]
     assert own.plan.steps == 4000 and pace[100:2400] == [1.0] * 2300 and pace == sorted(pace[:101]) + pace[101:]
 
@@ -145,12 +145,12 @@ def test_stopped_in_either_part_and_resumed_is_bit_for_bit_the_same(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, often: bool
 ) -> None:
     """often: pictures are seen so often that they are encoded once."""
-    monkeypatch.setattr("unspeckle.training.encoded.OFTEN", 1.0 if often else 100.0)
-    monkeypatch.setattr("unspeckle.training.encoded.pays", lambda *measured: True)
+    monkeypatch.setattr("unspeckle.training.encoded_corpus.OFTEN", 1.0 if often else 100.0)
+    monkeypatch.setattr("unspeckle.training.encoded_corpus.pays", lambda *measured: True)
     whole, out = tmp_path / "whole", tmp_path / "run"
     assert command.run(options(folder, whole, precision=precision)) == 0
     assert plans.load(whole).latent_steps == 4 and plans.load(whole).encode_once == often
-    for learner, last in (("latents.LatentLearner", 2), ("learner.Learner", 7)):
+    for learner, last in (("autoencoder_task.LatentLearner", 2), ("learner.Learner", 7)):
         with monkeypatch.context() as patch:
             stop_in(patch, f"unspeckle.training.{learner}.step", last)
             assert command.run(options(folder, out, precision=precision)) == 130
@@ -195,10 +195,10 @@ def test_an_autoencoder_is_never_taken_unlearnt(
     assert command.run(options(folder, tmp_path / "whole", **asked)) == 0
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(latents, "settle", lambda *rest, **more: 1 / 0)
+        patch.setattr(autoencoder_task, "settle", lambda *rest, **more: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             command.run(options(folder, out, **asked))
-    assert (out / "plan.json").exists() and not (out / latents.FOLDER).exists()
+    assert (out / "plan.json").exists() and not (out / autoencoder_task.FOLDER).exists()
     assert command.run(options(folder, out, **asked)) == 0
     assert load(out).hash == load(tmp_path / "whole").hash
 
@@ -249,13 +249,13 @@ def test_a_run_without_its_autoencoder_does_not_go_on(
     asked = {"steps": 4} if own else {"space": None, "preset": None, "from_model": learnt, "steps": 3}
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        stop_in(patch, "unspeckle.training.learner.Learner.step", 2)
+        stop_in(patch, "unspeckle.training.master_weights.Learner.step", 2)
         assert command.run(options(folder, out, **asked)) == 130
-    shutil.move(out / latents.FOLDER, tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=f"{out / latents.FOLDER}: the autoencoder .* is gone; put it back"):
+    shutil.move(out / autoencoder_task.FOLDER, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{out / autoencoder_task.FOLDER}: the autoencoder .* is gone; put it back"):
         command.run(options(folder, out, **asked))
-    shutil.rmtree(out / latents.FOLDER, ignore_errors=True)
-    shutil.move(tmp_path / "elsewhere", out / latents.FOLDER)
+    shutil.rmtree(out / autoencoder_task.FOLDER, ignore_errors=True)
+    shutil.move(tmp_path / "elsewhere", out / autoencoder_task.FOLDER)
     assert command.run(options(folder, out, **asked)) == 0
 
 
@@ -266,7 +266,7 @@ def test_a_model_that_changed_before_the_first_step_is_refused(
     shutil.copy(learnt / "model.safetensors", model)
     asked = options(folder, out, space=None, preset=None, from_model=model, steps=3)
     with monkeypatch.context() as patch:
-        patch.setattr(latents, "settle", lambda *rest, **more: 1 / 0)
+        patch.setattr(autoencoder_task, "settle", lambda *rest, **more: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             command.run(asked)
     saved(tmp_path).replace(model)

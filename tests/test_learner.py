@@ -8,9 +8,9 @@ import torch
 from tiny import CAPTIONS, plan
 from unspeckle.corpus import Batch
 from unspeckle.networks import Identity, IdentityConfig
-from unspeckle.seeds import Stream
+from unspeckle.rng import Stream
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training.learner import Learner, fresh, spread
+from unspeckle.training.master_weights import Learner, fresh, spread
 
 
 @pytest.mark.parametrize("step", [1, 2])

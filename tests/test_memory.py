@@ -9,13 +9,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from tiny import plan
 from unspeckle.corpus import Batch
-from unspeckle.denoiser import Given
+from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.networks import build
-from unspeckle.networks.latents import LatentConfig, Latents
+from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
 from unspeckle.training import memory
-from unspeckle.training.latents import LatentLearner
-from unspeckle.training.reconstruction import COARSE_EVERY
+from unspeckle.training.autoencoder_task import LatentLearner
+from unspeckle.training.reconstruction_loss import COARSE_EVERY
 
 
 @pytest.mark.parametrize("name", ["nano", "micro", "t-nano"])
@@ -24,9 +24,9 @@ def test_what_is_counted_is_what_a_forward_pass_leaves_in_memory(name: str) -> N
     network = build(counted.network)
     words, vector = torch.randn(batch, 8, counted.network.text_width), torch.randn(batch, counted.network.vector_width)
     x, clock = torch.randn(batch, 3, 64, 64), torch.rand(batch)
-    network(x, clock, Given(words, None, vector)).sum().backward()  # what is allocated once
+    network(x, clock, Conditioning(words, None, vector)).sum().backward()  # what is allocated once
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        given = network.prepare(Given(words, None, vector))
+        given = network.prepare(Conditioning(words, None, vector))
         output = network(x, clock, given)
     left = sum(event.self_cpu_memory_usage for event in profiled.key_averages())
     assert output.requires_grad

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tiny import random_model, saved
-from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask, draw
 from unspeckle.model import KEY, load, locate, save
 
 

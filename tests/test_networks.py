@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unspeckle.denoiser import Given
+from unspeckle.denoiser import Conditioning
 from unspeckle.networks import build
 from unspeckle.networks.autoencoder import Identity, IdentityConfig
 from unspeckle.networks.layers import Attention, PlaceNorm, attend, sinusoids
@@ -26,10 +26,10 @@ def awake(config: UNetConfig = SMALL) -> UNet:
     return network.eval()
 
 
-def given(rows: int = 2) -> Given:
+def given(rows: int = 2) -> Conditioning:
     torch.manual_seed(1)
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])[:rows]
-    return Given(torch.randn(rows, 4, 12), mask, torch.randn(rows, 6))
+    return Conditioning(torch.randn(rows, 4, 12), mask, torch.randn(rows, 6))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_stable_diffusion_to_the_parameter(name: str, parameters: int) -> None:
 def test_stable_diffusion_runs_on_meta_at_its_own_shapes() -> None:
     config = STABLE_DIFFUSION["xl"]
     with torch.device("meta"):
-        words = Given(torch.empty(2, 77, 2048), None, torch.empty(2, 2816))
+        words = Conditioning(torch.empty(2, 77, 2048), None, torch.empty(2, 2816))
         assert UNet(config)(torch.empty(2, 4, 128, 96), torch.empty(2), words).shape == (2, 4, 128, 96)
 
 
@@ -80,7 +80,7 @@ def test_words_behind_the_mask_are_not_seen_and_those_before_it_are() -> None:
 def test_rows_of_a_batch_do_not_meet() -> None:
     network, words = awake(), given()
     x, clock = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.9])
-    alone = Given(words.tokens[1:], words.mask[1:], words.vector[1:])
+    alone = Conditioning(words.tokens[1:], words.mask[1:], words.vector[1:])
     with torch.no_grad():
         torch.testing.assert_close(network(x, clock, words)[1:], network(x[1:], clock[1:], alone))
 

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from oracle import SCHEDULES
-from unspeckle.denoiser import Denoiser, Given
+from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
 from unspeckle.objective import Objective
+from unspeckle.rng import Stream
 from unspeckle.schedule import VE, Flow, Linear, Table
-from unspeckle.seeds import Stream
 
 T = torch.tensor([0.01, 0.05, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
 LATE = T.clamp(min=0.2)  # before, VE's sigma drowns in the rounding of x_t
-GIVEN = Given(torch.zeros(6, 1, 1))
+GIVEN = Conditioning(torch.zeros(6, 1, 1))
 
 
 class Guess:
@@ -152,7 +152,7 @@ def test_the_best_network_for_every_objective_is_the_best_denoiser(weight, predi
 
     network = Best()
     objective = Objective(weight=weight)
-    loss = objective.at(Denoiser(network, schedule, prediction), x, Given(torch.zeros(40000, 1, 1)), t, eps)
+    loss = objective.at(Denoiser(network, schedule, prediction), x, Conditioning(torch.zeros(40000, 1, 1)), t, eps)
     loss.mean().backward()
     w = float(objective.weigh(t[:1], schedule, prediction))
     variance = deviation**2 * sigma**2 / (alpha**2 * deviation**2 + sigma**2)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Given
+from unspeckle.denoiser import Conditioning
+from unspeckle.kernels.packed_layers import lowered, packable
 from unspeckle.networks.layers import GatedFeedForward, Growing
-from unspeckle.networks.packing import lowered, packable
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import Vae, VaeConfig
 
@@ -91,13 +91,13 @@ def test_a_whole_network(projection: str) -> None:
     clock = torch.tensor([3.0, 800.0])
     config = replace(UNET, projection=projection)
     network = filled(UNet(config))
-    exact = network(x, clock, Given(words))
-    plain = filled(UNet(config)).to(LOW)(x.to(LOW), clock, Given(words.to(LOW)))
+    exact = network(x, clock, Conditioning(words))
+    plain = filled(UNet(config)).to(LOW)(x.to(LOW), clock, Conditioning(words.to(LOW)))
     low = lowered(network, LOW)
-    said = low(x.to(LOW), clock, Given(words.to(LOW)))
+    said = low(x.to(LOW), clock, Conditioning(words.to(LOW)))
     assert off(said, exact) < 1.1 * off(plain, exact)
     assert not any(one.requires_grad or one.dtype != LOW for one in low.parameters())
-    wider = low(x.to(LOW).repeat(1, 1, 2, 3), clock, Given(words.to(LOW)))  # what was packed for one size serves all
+    wider = low(x.to(LOW).repeat(1, 1, 2, 3), clock, Conditioning(words.to(LOW)))  # what was packed for one size serves all
     assert wider.shape == (2, 4, 32, 24) and wider.isfinite().all()
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from diffusers import schedulers as peers
 
-from unspeckle.denoiser import Denoiser, Given
+from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
-from unspeckle.formats.grids import grid
+from unspeckle.formats.stable_diffusion.scheduler_timesteps import grid
+from unspeckle.rng import noise
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import Table
-from unspeckle.seeds import noise
 
 TABLE = Table("scaled_linear", 0.00085, 0.012)
 ZERO_SNR = Table("scaled_linear", 0.00085, 0.012, zero_snr=True)
@@ -89,7 +89,7 @@ def assert_draws_as_peer(
 
     ours = grid(family, table, steps, spacing, offset=offset, karras=karras, end=end)
     denoiser = Denoiser(Network(), table, prediction, ours.clock)
-    given = Given(torch.zeros(2, 1, 1, dtype=torch.float64))
+    given = Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64))
     clocks = torch.as_tensor(peer.timesteps, dtype=torch.float64)
     clocks = clocks[[0, *range(2, len(clocks))]] if name == "plms" else clocks  # it asks twice at the second
     torch.testing.assert_close(
@@ -164,7 +164,7 @@ def test_eta(monkeypatch):
     start = draw(-1, 0).double()
     theirs = drawn_by_peer(peer, 20, start, draw, monkeypatch, eta=0.6)
     ours = grid("ddim", TABLE, 20, "leading")
-    denoiser, given = Denoiser(Network(), TABLE, "eps", ours.clock), Given(torch.zeros(2, 1, 1, dtype=torch.float64))
+    denoiser, given = Denoiser(Network(), TABLE, "eps", ours.clock), Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64))
     path = list(SAMPLERS["ddim"](lambda x, t: denoiser(x, t, given), TABLE, ours.times, start, draw, eta=0.6))
     assert (path[-1].x - theirs).abs().max() <= 1e-5 * theirs.square().mean().sqrt()
 

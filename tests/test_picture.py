@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from unspeckle.errors import InputError
-from unspeckle.picture import KEY, difference, encode, keep, read, record, slug, stamp, write
+from unspeckle.output.png import KEY, difference, encode, keep, read, record, slug, stamp, write
 
 RECORD = {"prompt": 'a „frog" on\nstilts 🐸 <&>', "seed": 2**64 - 1, "size": [4, 4], "model": {"hash": "abc"}}
 

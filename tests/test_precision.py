@@ -12,13 +12,13 @@ from PIL import Image
 import stable
 import tiny
 import unspeckle
-from unspeckle import precision
 from unspeckle.cli import main
-from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask, draw
 from unspeckle.model import Model, save
-from unspeckle.picture import record
-from unspeckle.precision import lower
+from unspeckle.model_io import precision
+from unspeckle.model_io.precision import lower
+from unspeckle.output.png import record
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tiny import random_model
-from unspeckle import conditioning
 from unspeckle.errors import InputError
+from unspeckle.generation import conditioning
 from unspeckle.prompts import METHODS, escape, guesses, parse, words
-from unspeckle.prompts.tree import Break, Guess, Hybrid, Lora, Prompt, Switch, Turns, Weighted, Words
+from unspeckle.prompts.syntax_tree import Break, Guess, Hybrid, Lora, Prompt, Switch, Turns, Weighted, Words
 
 DOWN = 1 / 1.1
 

@@ -17,15 +17,19 @@ from test_packing import UNET, filled, off
 from test_precision import drawn, psnr
 from test_transformer import SMALL
 from unspeckle.cli import main
-from unspeckle.denoiser import Given
-from unspeckle.draw import Ask
+from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.kernels import quantise
+from unspeckle.generation.pipeline import Ask
+from unspeckle.kernels import quantize
+from unspeckle.kernels.packed_layers import lowered
 from unspeckle.model import Model, save
-from unspeckle.networks.adapters import fresh
+from unspeckle.model_io.precision import AUTO, chosen, known, lower
 from unspeckle.networks.layers import Attention, GatedFeedForward
-from unspeckle.networks.packing import lowered
-from unspeckle.networks.quantised import (
+from unspeckle.networks.lora import fresh
+from unspeckle.networks.transformer import Transformer
+from unspeckle.networks.unet import UNet
+from unspeckle.output.png import read, record
+from unspeckle.quantization.int8_layers import (
     QuantisedAttention,
     QuantisedConv,
     QuantisedFeedForward,
@@ -33,10 +37,6 @@ from unspeckle.networks.quantised import (
     quantisable,
     quantised,
 )
-from unspeckle.networks.transformer import Transformer
-from unspeckle.networks.unet import UNet
-from unspeckle.picture import read, record
-from unspeckle.precision import AUTO, chosen, known, lower
 
 LOW = torch.bfloat16
 pytestmark = pytest.mark.skipif(not quantisable(), reason="a processor or a torch without products of bytes")
@@ -46,8 +46,8 @@ pytestmark = pytest.mark.skipif(not quantisable(), reason="a processor or a torc
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """By our kernels, and without them."""
     if request.param == "torch":
-        monkeypatch.setattr(quantise, "_kernel", lambda: None)
-    elif quantise._kernel() is None:
+        monkeypatch.setattr(quantize, "_kernel", lambda: None)
+    elif quantize._kernel() is None:
         pytest.skip("no compiler, or a processor without bfloat16")
     yield request.param
 
@@ -56,18 +56,18 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def told(rows: quantise.Rows) -> Tensor:
-    return (rows.bytes.float() - quantise.ZERO) * rows.scales[:, None]
+def told(rows: quantize.Rows) -> Tensor:
+    return (rows.bytes.float() - quantize.ZERO) * rows.scales[:, None]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 16), (37, 70), (64, 321)])
 def test_rows_are_told_within_half_a_step(shape: tuple[int, int], way: str) -> None:
     x = (noise(*shape) * torch.logspace(-3, 3, shape[0])[:, None]).to(LOW)
     x[-1] = 0
-    found = quantise.rows(x)
+    found = quantize.rows(x)
     assert torch.allclose(found.scales[:-1], x[:-1].float().abs().amax(1) / 127)
     assert ((told(found) - x.float()).abs() <= 0.5001 * found.scales[:, None]).all()
-    assert (found.bytes[-1] == quantise.ZERO).all()
+    assert (found.bytes[-1] == quantize.ZERO).all()
 
 
 @pytest.mark.parametrize("case", ["both", "above", "below", "zero", "large"])
@@ -76,7 +76,7 @@ def test_a_whole_is_told_within_half_a_step_and_nothing_exactly(case: str, way: 
     x = {"above": x.abs() + 1, "below": -x.abs() - 1, "zero": 0 * x}.get(case, x)
     x = x.to(LOW).contiguous(memory_format=torch.channels_last)
     x[0, 0, 0, 0] = 0
-    found, scale, zero = quantise.whole(x)
+    found, scale, zero = quantize.whole(x)
     assert found.stride() == x.stride() and found[0, 0, 0, 0] == zero
     assert ((found.float() - zero) * scale - x.float()).abs().max() <= 1.0001 * scale  # the zero is rounded as well
     assert case == "zero" or {int(found.min()), int(found.max())} == {0, 255}
@@ -88,30 +88,30 @@ def test_what_follows_a_product(width: int, way: str) -> None:
     made = x.float() * scales[:, None] + bias
     value, gate = made.chunk(2, 1)
     gated = value * F.gelu(gate)
-    found = quantise.gated(x, scales, bias)
+    found = quantize.gated(x, scales, bias)
     assert ((told(found) - gated).abs() <= 0.51 * found.scales[:, None] + 1e-6).all()
-    assert torch.allclose(quantise.scaled(x.clone(), scales, None).float(), made - bias, rtol=5e-3, atol=1e-3)
-    assert torch.allclose(quantise.scaled(x, scales, bias).float(), made, rtol=5e-3, atol=1e-3)
+    assert torch.allclose(quantize.scaled(x.clone(), scales, None).float(), made - bias, rtol=5e-3, atol=1e-3)
+    assert torch.allclose(quantize.scaled(x, scales, bias).float(), made, rtol=5e-3, atol=1e-3)
 
 
 def test_every_count_of_threads_says_the_same() -> None:
     threads, x, said = torch.get_num_threads(), noise(1, 9, 60, 70).to(LOW), []
     for count in (1, 3):
         torch.set_num_threads(count)
-        said.append((*quantise.rows(x.view(-1, 70)), *quantise.whole(x)))
+        said.append((*quantize.rows(x.view(-1, 70)), *quantize.whole(x)))
     torch.set_num_threads(threads)
     assert all(map(torch.equal, *said))
 
 
 @pytest.mark.parametrize("part", ["_rows", "_gated", "_whole", "_scaled"])
 def test_a_kernel_that_disagrees_is_not_used(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if quantise._kernel() is None:
+    if quantize._kernel() is None:
         pytest.skip("no compiler, or a processor without bfloat16")
-    quantise._kernel.cache_clear()
-    plain = getattr(quantise, part)
-    monkeypatch.setattr(quantise, part, lambda x, *more: plain(2 * x, *more))
-    assert quantise._kernel() is None
-    quantise._kernel.cache_clear()
+    quantize._kernel.cache_clear()
+    plain = getattr(quantize, part)
+    monkeypatch.setattr(quantize, part, lambda x, *more: plain(2 * x, *more))
+    assert quantize._kernel() is None
+    quantize._kernel.cache_clear()
 
 
 @torch.no_grad()
@@ -180,13 +180,13 @@ def kinds(module: nn.Module) -> set[type]:
 def test_a_whole_network(projection: str, way: str) -> None:
     x, words, clock = noise(2, 4, 16, 8), noise(2, 77, 48, seed=3), torch.tensor([3.0, 800.0])
     config = replace(UNET, projection=projection)
-    exact = filled(UNet(config))(x, clock, Given(words))
-    low = lowered(filled(UNet(config)), LOW)(x.to(LOW), clock, Given(words.to(LOW)))
+    exact = filled(UNet(config))(x, clock, Conditioning(words))
+    low = lowered(filled(UNet(config)), LOW)(x.to(LOW), clock, Conditioning(words.to(LOW)))
     network = lowered(quantised(filled(UNet(config))), LOW)
-    said = network(x.to(LOW), clock, Given(words.to(LOW)))
+    said = network(x.to(LOW), clock, Conditioning(words.to(LOW)))
     assert off(low, exact) < off(said, exact) < 0.03
     assert {QuantisedAttention, QuantisedConv, QuantisedFeedForward, QuantisedLinear} <= kinds(network)
-    assert network.prepare(Given(words.to(LOW))).tokens.dtype == LOW
+    assert network.prepare(Conditioning(words.to(LOW))).tokens.dtype == LOW
     left = {
         name.split(".")[0]
         for name, one in network.named_modules()
@@ -197,7 +197,7 @@ def test_a_whole_network(projection: str, way: str) -> None:
 
 @torch.no_grad()
 def test_the_other_kind_of_network() -> None:
-    network, given = filled(Transformer(SMALL)), Given(noise(2, 5, 12, seed=1), vector=noise(2, 6, seed=2))
+    network, given = filled(Transformer(SMALL)), Conditioning(noise(2, 5, 12, seed=1), vector=noise(2, 6, seed=2))
     x, clock = noise(2, 3, 16, 16), torch.tensor([0.2, 0.7])
     exact = network(x, clock, given)
     near = given._replace(tokens=given.tokens.to(LOW), vector=noise(2, 6, seed=2).to(LOW))
@@ -211,7 +211,7 @@ def test_the_other_kind_of_network() -> None:
 def test_a_draft_is_made_once_and_stays(way: str) -> None:
     low = lowered(filled(UNet(replace(UNET, draft=1))), LOW)
     least = lowered(quantised(filled(UNet(replace(UNET, draft=1)))), LOW)
-    given = Given(noise(2, 77, 48, seed=3).to(LOW))
+    given = Conditioning(noise(2, 77, 48, seed=3).to(LOW))
     assert isinstance(low.draft, nn.Module) and isinstance(least.draft, nn.Module) and QuantisedLinear in kinds(least)
     assert torch.equal(low.draft(given), least.draft(given))
 
@@ -223,10 +223,10 @@ def test_live_adapters_stay_beside_their_layers() -> None:
     for _, adapter in adapters.items():
         adapter.up.normal_(std=0.3)
     adapters.attach({"network": network})
-    x, given, clock = noise(1, 4, 16, 8), Given(noise(1, 77, 48, seed=3)), torch.tensor([300.0])
+    x, given, clock = noise(1, 4, 16, 8), Conditioning(noise(1, 77, 48, seed=3)), torch.tensor([300.0])
     exact = network(x, clock, given)
     low = lowered(quantised(network), LOW)
-    near = x.to(LOW), clock, Given(given.tokens.to(LOW))
+    near = x.to(LOW), clock, Conditioning(given.tokens.to(LOW))
     said = low(*near)
     adapters.turn(0)
     assert off(said, exact) < 0.03 and off(low(*near), said) > 0.05
@@ -279,11 +279,11 @@ def test_a_picture_says_so_and_is_replayed(folder: Path, tmp_path: Path, capsys:
 
 
 def test_it_is_never_chosen_for_anybody_and_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unspeckle.precision.pays", lambda device, dtype: True)
+    monkeypatch.setattr("unspeckle.model_io.precision.pays", lambda device, dtype: True)
     assert chosen(AUTO, "cpu") == "bfloat16"
     with pytest.raises(InputError, match="--precision int8: is for processors, not for cuda; choose bfloat16"):
         known("int8", "cuda")
-    monkeypatch.setattr("unspeckle.networks.quantised.processor", lambda: frozenset({"sse2"}))
+    monkeypatch.setattr("unspeckle.quantization.int8_layers.processor", lambda: frozenset({"sse2"}))
     model: Model = tiny.random_model()
     with pytest.raises(
         InputError, match="--precision int8: needs a processor with AVX-512 VNNI, and oneDNN in torch; choose bf"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from test_scores import scores
 from unspeckle.scoring.charts import steps_plots
-from unspeckle.scoring.hybrids import WAYS, prompt
+from unspeckle.scoring.composition.hybrids import WAYS, prompt
 from unspeckle.scoring.images import MOST, image, strip
 from unspeckle.scoring.plots import Axis, Line, plot
 from unspeckle.scoring.report import page

@@ -11,8 +11,8 @@ from PIL import Image
 import test_training
 from test_training import equal, final, options
 from unspeckle.corpus import Corpus, batches, open_corpus, read
-from unspeckle.corpus import resident as module
-from unspeckle.corpus.resident import Resident, resident
+from unspeckle.corpus import device_images as module
+from unspeckle.corpus.device_images import Resident, resident
 from unspeckle.training import command, memory
 
 folder, whole, own_cache = test_training.folder, test_training.whole, test_training.own_cache  # fixtures

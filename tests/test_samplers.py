@@ -8,10 +8,10 @@ import torch
 from oracle import SCHEDULES, one_lump, two_lumps
 from unspeckle import samplers
 from unspeckle.errors import InputError
-from unspeckle.grids import GRIDS, times
+from unspeckle.rng import noise
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import VE, Flow, Linear
-from unspeckle.seeds import noise
+from unspeckle.timesteps import GRIDS, times
 
 ALL = {**SCHEDULES, "ve": VE()}
 DETERMINISTIC = {"ddim": 1, "euler": 1, "heun": 2, "lms": 2, "plms": 2, "dpmpp_2m": 2, "unipc": 2}  # orders

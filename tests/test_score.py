@@ -18,11 +18,12 @@ import unspeckle
 from tiny import random_model, saved
 from unspeckle import configuration
 from unspeckle.cli import main
-from unspeckle.conditioning import denoise
 from unspeckle.corpus import open_corpus, read
-from unspeckle.draw import Ask, settle
+from unspeckle.generation.conditioning import denoise
+from unspeckle.generation.pipeline import Ask, settle
 from unspeckle.model import Way, save
 from unspeckle.prompts import escape, parse
+from unspeckle.rng import Stream
 from unspeckle.scoring.distances import kid, neighbours
 from unspeckle.scoring.drawing import drawn
 from unspeckle.scoring.features import Scattering
@@ -30,7 +31,6 @@ from unspeckle.scoring.measure import measure, units
 from unspeckle.scoring.scores import Scores
 from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
 from unspeckle.scoring.task import Wishes
-from unspeckle.seeds import Stream
 
 SMALL = ["--pictures", "16", "--seeds", "2", "--steps", "2"]
 
@@ -100,7 +100,7 @@ def test_sweeps_cover_the_model_s_own_way_once() -> None:
 @pytest.mark.parametrize("alone", [False, True])
 def test_sweeps_never_mix_a_student_with_its_teacher(alone: bool) -> None:
     from test_student import taught
-    from unspeckle.student import drawer
+    from unspeckle.generation.few_step import drawer
 
     both = taught()
     model = both.student if alone else both
@@ -329,7 +329,7 @@ def test_a_stable_diffusion_is_scored_in_what_it_would_be_drawn_in(
 ) -> None:
     stable = pytest.importorskip("stable", reason="needs diffusers")
     stable.pipeline("1-lcm", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
-    monkeypatch.setattr("unspeckle.precision.pays", lambda device, dtype: True)
+    monkeypatch.setattr("unspeckle.model_io.precision.pays", lambda device, dtype: True)
     line = ["score", str(tmp_path / "pipe"), "-o", str(tmp_path / "a.html"), "--pictures", "8", "--steps", "1", "-q"]
     for more, name in ([], "bfloat16"), (["--precision", "float32"], "float32"):
         assert main([*line, *more]) == 0

@@ -11,10 +11,10 @@ from test_emoji_corpus import draw_sprites
 from tiny import saved
 from unspeckle import configuration
 from unspeckle.cli import main
-from unspeckle.corpus.emoji import make_emoji
+from unspeckle.corpus.emoji.make_corpus import make_emoji
 from unspeckle.prompts import METHODS
-from unspeckle.scoring import teaching
-from unspeckle.scoring.questions import CATEGORIES, library_of
+from unspeckle.scoring.composition import train_detector
+from unspeckle.scoring.composition.questions import CATEGORIES, library_of
 from unspeckle.scoring.scores import Scores
 
 NOUNS = ["frog", "rabbit", "cat", "car", "tree"]
@@ -35,7 +35,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A detector that learns next to nothing, into a cache of the tests."""
-    monkeypatch.setattr(teaching, "PICTURES", 2 * teaching.BATCH)
+    monkeypatch.setattr(train_detector, "PICTURES", 2 * train_detector.BATCH)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache of scenes"))
 
 
@@ -88,9 +88,9 @@ def test_without_sprites_or_a_detector_the_rest_is_kept(
     assert "there is no such folder" in html and "What the words say" not in html
     said = capsys.readouterr().err
     assert said.index(f"note: {why}") < said.index("drawing with other steps")  # at once, and again at the end
-    monkeypatch.setattr(teaching, "PICTURES", 3 * teaching.BATCH)
-    key = teaching._key(library_of(scenes)[0], 32)
-    detector = teaching.cache().parent / "detectors" / f"{key}.safetensors"
+    monkeypatch.setattr(train_detector, "PICTURES", 3 * train_detector.BATCH)
+    key = train_detector._key(library_of(scenes)[0], 32)
+    detector = train_detector.cache().parent / "detectors" / f"{key}.safetensors"
     detector.parent.mkdir(parents=True, exist_ok=True)
     detector.write_bytes(b"nothing")
     found, html = scored(model, scenes, out, "-q")

@@ -9,7 +9,7 @@ import torch
 
 from unspeckle import configuration
 from unspeckle.errors import InputError
-from unspeckle.scoring.hybrids import WAYS, HybridsScore, WayScore, prompt
+from unspeckle.scoring.composition.hybrids import WAYS, HybridsScore, WayScore, prompt
 from unspeckle.scoring.likelihood import Bits
 from unspeckle.scoring.memorisation import Nearest, memorisation
 from unspeckle.scoring.scores import (

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from unspeckle.errors import InputError
-from unspeckle.formats.noise import ecosystem_noise
-from unspeckle.seeds import Stream, noise, philox
+from unspeckle.formats.stable_diffusion.noise import ecosystem_noise
+from unspeckle.rng import Stream, noise, philox
 
 ONES = 0xFFFFFFFF
 

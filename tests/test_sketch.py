@@ -9,14 +9,14 @@ import torch.nn.functional as F
 
 import stable
 import unspeckle
-from unspeckle.border import decoded
 from unspeckle.commands import draw as command
 from unspeckle.commands.draw import run
-from unspeckle.draw import Ask, steps
+from unspeckle.generation.codec import decoded
+from unspeckle.generation.pipeline import Ask, steps
 from unspeckle.networks.autoencoder import Identity, IdentityConfig
-from unspeckle.networks.sketch import sketch
+from unspeckle.networks.latent_preview import sketch
 from unspeckle.networks.vae import Vae
-from unspeckle.terminal import Show
+from unspeckle.output.terminal import Show
 
 CPU = torch.device("cpu")
 

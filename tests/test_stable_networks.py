@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import stable
-from unspeckle.denoiser import Given
-from unspeckle.formats import diffusers, names
+from unspeckle.denoiser import Conditioning
+from unspeckle.formats import rename_tables
+from unspeckle.formats.stable_diffusion import diffusers_names
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import Vae, VaeConfig
 
@@ -59,7 +60,7 @@ class Asked:
         if self.sizes is not None:
             vector = torch.cat([self.pooled, sinusoids(self.sizes.flatten(), 8).view(2, -1)], 1)
         beside = self.x[:, 4:] if self.x.shape[1] > 4 else None
-        return network(self.x[:, :4], self.t, Given(self.words, None, vector, beside))
+        return network(self.x[:, :4], self.t, Conditioning(self.words, None, vector, beside))
 
 
 @pytest.mark.parametrize("family", stable.UNETS)
@@ -68,9 +69,11 @@ def test_unet_is_that_of_diffusers(family: str) -> None:
     torch.manual_seed(0)
     theirs, ours = stable.unet(family), UNet(OURS[family]).eval()
     depths = OURS[family].depths
-    table = names.names(ours.state_dict(), diffusers.UNET, names.Shape(1, len(depths), tuple(d > 0 for d in depths)))
+    table = rename_tables.names(
+        ours.state_dict(), diffusers_names.UNET, rename_tables.Shape(1, len(depths), tuple(d > 0 for d in depths))
+    )
     assert set(table.values()) == set(theirs.state_dict())
-    ours.load_state_dict(names.taken(table, theirs.state_dict()))
+    ours.load_state_dict(rename_tables.taken(table, theirs.state_dict()))
     asked = Asked(theirs.config)
     answer = asked.of_theirs(theirs)
     assert far(asked.of_ours(ours), answer) <= 1e-4
@@ -89,9 +92,9 @@ def test_autoencoder_is_that_of_diffusers(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     theirs = stable.vae(**changes)
     ours = Vae(VaeConfig(width=32, multipliers=(1, 2), blocks=1, mixes=not changes, scale=0.7, shift=0.1))
-    table = names.names(ours.state_dict(), diffusers.VAE, names.Shape(1, 2))
+    table = rename_tables.names(ours.state_dict(), diffusers_names.VAE, rename_tables.Shape(1, 2))
     assert set(table.values()) == set(theirs.state_dict())
-    ours.load_state_dict(names.taken(table, theirs.state_dict()))
+    ours.load_state_dict(rename_tables.taken(table, theirs.state_dict()))
     pictures, z = torch.rand(2, 3, 16, 24) * 2 - 1, torch.randn(2, 4, 8, 12)
     mean, deviation = ours.posterior(pictures)
     posterior = theirs.encode(pictures).latent_dist

@@ -13,9 +13,9 @@ from diffusers import schedulers as peers
 import stable
 import unspeckle
 from unspeckle.denoiser import CLOCKS
-from unspeckle.draw import Ask, pictures, settle, steps
-from unspeckle.grids import GRIDS
+from unspeckle.generation.pipeline import Ask, pictures, settle, steps
 from unspeckle.samplers import SAMPLERS
+from unspeckle.timesteps import GRIDS
 
 PROMPT, NEGATIVE, SEED, SIZE = "a frog on stilts", "red, blurred", 7, 16
 PEERS = {

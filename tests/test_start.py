@@ -14,14 +14,14 @@ from torch import Tensor
 
 from test_tasks import mask, picture
 from tiny import random_model, told_model
-from unspeckle.draw import Ask, asked, draw, fingerprint, many, parts, pictures, settle, steps
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask, asked, draw, fingerprint, many, parts, pictures, settle, steps
 from unspeckle.model import Model
 from unspeckle.networks import LatentConfig, Latents
-from unspeckle.picture import difference, record
+from unspeckle.output.png import difference, record
+from unspeckle.rng import noise
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import VE
-from unspeckle.seeds import noise
 
 
 def every(model: Model, ask: Ask) -> list[Any]:

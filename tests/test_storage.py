@@ -11,9 +11,9 @@ from torch import nn
 
 from test_model import contents, refusal, written
 from tiny import random_model, saved
-from unspeckle.draw import Ask, draw
+from unspeckle.generation.pipeline import Ask, draw
 from unspeckle.model import KEY, load
-from unspeckle.storage import SCALE, packed, unpacked
+from unspeckle.model_io.weight_dtypes import SCALE, packed, unpacked
 
 
 def test_int8_is_off_by_half_a_step_of_its_row_at_most(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from tiny import random_model, told_model
 from unspeckle.cli import main
-from unspeckle.denoiser import Given
-from unspeckle.draw import Ask, asked, draw, settle, steps
+from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
+from unspeckle.generation.few_step import drawer, told
+from unspeckle.generation.pipeline import Ask, asked, draw, settle, steps
 from unspeckle.model import Model, load, save
-from unspeckle.picture import difference, record
-from unspeckle.student import drawer, told
-from unspeckle.training.distil import beginner
+from unspeckle.output.png import difference, record
+from unspeckle.training.distillation_task import beginner
 
 
 def taught() -> Model:
@@ -41,7 +41,7 @@ def test_a_beginner_computes_what_its_teacher_does_whatever_it_is_told() -> None
 
 
 def test_told_where_nothing_else_was() -> None:
-    given = told(Given(torch.zeros(2, 3, 4)), torch.tensor([8, 1]))
+    given = told(Conditioning(torch.zeros(2, 3, 4)), torch.tensor([8, 1]))
     assert given.vector.tolist() == [[3.0], [0.0]]
 
 
@@ -96,7 +96,7 @@ def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
         (Ask(steps=4, scale=5.0), False),
         (Ask(steps=4, sampler="heun"), False),
         (Ask(steps=4, grid="uniform"), False),
-        (Ask(steps=4, negative="a pizza"), False),
+        (Ask(steps=4, negative_prompt="a pizza"), False),
     ],
 )
 def test_who_draws(ask: Ask, by_student: bool) -> None:
@@ -141,7 +141,7 @@ def test_a_students_picture_is_replayed_by_its_student() -> None:
     [
         (Ask(steps=3), "distilled to 1, 2, 4 steps"),
         (Ask(scale=3.0), "scale 3.0: this model was distilled"),
-        (Ask(negative="a pizza", steps=2), "negative words"),
+        (Ask(negative_prompt="a pizza", steps=2), "negative words"),
         (Ask(sampler="heun"), "sampler 'heun'"),
     ],
 )
@@ -160,10 +160,10 @@ def test_a_student_is_told_its_steps_and_follows_the_law() -> None:
             self.config, self.calls = model.network.config, 0
             self.one = torch.nn.Parameter(torch.ones(()))
 
-        def prepare(self, given: Given) -> Given:
+        def prepare(self, given: Conditioning) -> Conditioning:
             return given._replace(prepared=True)
 
-        def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
+        def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
             self.calls += 1
             return given.vector[:, -1].view(-1, 1, 1, 1).expand_as(x) / 2
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from test_stable_pictures import NEGATIVE, PEERS, PROMPT, SEED, SIZE, assert_same, kept, ours, theirs
-from unspeckle.draw import Ask, settle
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask, settle
 
 GUIDED = {"negative_prompt": NEGATIVE, "guidance_scale": 4.0}
 

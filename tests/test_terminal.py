@@ -9,7 +9,7 @@ import re
 import pytest
 from PIL import Image
 
-from unspeckle.terminal import HALF, Show, _cube, colours, fitted, half_blocks
+from unspeckle.output.terminal import HALF, Show, _cube, colours, fitted, half_blocks
 
 
 class Screen(io.StringIO):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unspeckle.errors import InputError
-from unspeckle.text.encoder import TextConfig, TextEncoder
+from unspeckle.text.text_encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import START, Tokenizer
 
 CAPTIONS = ["a frog on stilts", "two rabbits left of a frog", "Ein größerer Hase", "a frog wearing a hat", "12 cats"]

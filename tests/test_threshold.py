@@ -9,12 +9,12 @@ import pytest
 import unspeckle
 from tiny import random_model
 from unspeckle.cli import main
-from unspeckle.draw import asked, steps
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import asked, steps
+from unspeckle.generation.request import Ask, settle
 from unspeckle.model import Model, save
-from unspeckle.networks.latents import LatentConfig, Latents
-from unspeckle.order import Ask, settle
-from unspeckle.picture import read, record
+from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
+from unspeckle.output.png import read, record
 
 
 def spread(model: Model, **changes: object) -> list[float]:

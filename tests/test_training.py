@@ -24,12 +24,12 @@ from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.model import Card, load, save
 from unspeckle.networks.autoencoder import Identity, IdentityConfig
-from unspeckle.training import checkpoint, choose, command, loop, optimizer, stage
+from unspeckle.training import checkpoint, command, loop, optimizer, planner, stage
 from unspeckle.training import plan as plans
 from unspeckle.training.checkpoint import Checkpoint
 from unspeckle.training.cost import Cost
 from unspeckle.training.ema import PowerAverage, exponent
-from unspeckle.training.learner import Learner, Outcome, fresh
+from unspeckle.training.master_weights import Learner, Outcome, fresh
 from unspeckle.training.options import TrainOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220)}
@@ -376,7 +376,7 @@ def test_the_model_is_the_best_candidate(folder: Path, whole: Path) -> None:
 
 
 def test_it_learns_which_colour_a_word_means(folder: Path, tmp_path: Path) -> None:
-    from unspeckle.draw import Ask, draw
+    from unspeckle.generation.pipeline import Ask, draw
 
     out = tmp_path / "run"
     assert command.run(options(folder, out, steps=250, batch=32, precision=None)) == 0
@@ -524,12 +524,12 @@ def test_the_time_that_the_words_win_is_used_and_no_more(cost: Cost, room: float
 def test_more_time_never_chooses_a_smaller_network(folder: Path, tmp_path: Path) -> None:
     from unspeckle.text.tokenizer import Tokenizer
 
-    tokenizer, names = Tokenizer.learn(["a frog"]), list(choose.LADDER)
+    tokenizer, names = Tokenizer.learn(["a frog"]), list(planner.LADDER)
     pixels = Identity(IdentityConfig())
 
     def picked_for(seconds: float) -> int:
         asked = options(folder, tmp_path, steps=None, seconds=seconds)
-        return names.index(choose._fitting(asked, (64, 64), 64, tokenizer, pixels, lambda _: 200))
+        return names.index(planner._fitting(asked, (64, 64), 64, tokenizer, pixels, lambda _: 200))
 
     picked = [picked_for(seconds) for seconds in (10.0, 300.0, 3000.0, 30_000.0, 3e6)]
     assert picked == sorted(picked) and picked[0] == 0 and picked[-1] == len(names) - 1

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tiny import plan, random_model
-from unspeckle.denoiser import Denoiser, Given
-from unspeckle.draw import Ask, draw
+from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask, draw
 from unspeckle.model import load, save
 from unspeckle.networks import UNetConfig
 from unspeckle.networks.layers import padded
@@ -34,10 +34,10 @@ def awake(config: TransformerConfig = SMALL) -> Transformer:
     return network.eval()
 
 
-def given(rows: int = 2) -> Given:
+def given(rows: int = 2) -> Conditioning:
     torch.manual_seed(1)
     mask = torch.tensor([[True, True, True, False], [True, False, False, False]])[:rows]
-    return Given(torch.randn(rows, 4, 12), mask, torch.randn(rows, 6))
+    return Conditioning(torch.randn(rows, 4, 12), mask, torch.randn(rows, 6))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_words_behind_the_mask_are_not_seen_and_those_before_it_are() -> None:
 @pytest.mark.parametrize("count", [1, 4, 32, 33])
 def test_no_mask_means_that_every_word_is_seen(count: int) -> None:
     network, x = awake(), torch.randn(2, 3, 16, 16)
-    words = Given(torch.randn(2, count, 12), None, torch.randn(2, 6))
+    words = Conditioning(torch.randn(2, count, 12), None, torch.randn(2, 6))
     masked = words._replace(mask=torch.ones(2, count, dtype=torch.bool))
     with torch.no_grad():
         torch.testing.assert_close(network(x, CLOCK, words), network(x, CLOCK, masked))
@@ -159,7 +159,7 @@ def test_words_are_padded_to_whole_vectors_and_what_is_added_is_masked() -> None
 def test_rows_of_a_batch_do_not_meet() -> None:
     network, words = awake(), given()
     x = torch.randn(2, 3, 16, 16)
-    alone = Given(words.tokens[1:], words.mask[1:], words.vector[1:])
+    alone = Conditioning(words.tokens[1:], words.mask[1:], words.vector[1:])
     with torch.no_grad():
         torch.testing.assert_close(network(x, CLOCK, words)[1:], network(x[1:], CLOCK[1:], alone))
 

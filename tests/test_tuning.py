@@ -20,14 +20,14 @@ import unspeckle
 from test_training import equal
 from unspeckle.cli import main
 from unspeckle.commands import tune
-from unspeckle.draw import Ask, steps
 from unspeckle.errors import InputError
-from unspeckle.formats import lora
-from unspeckle.training import cached_latents, checkpoint, tuning
+from unspeckle.formats.lora import lora_file
+from unspeckle.generation.pipeline import Ask, steps
+from unspeckle.training import cached_latents, checkpoint, lora_task
 from unspeckle.training import plan as plans
+from unspeckle.training.lora_task import FILE, Tuner
 from unspeckle.training.options import LoraOptions, TrainOptions
 from unspeckle.training.plan import LoraPlan
-from unspeckle.training.tuning import FILE, Tuner
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220)}
 KEPT: dict[str, Path] = {}
@@ -63,7 +63,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(tune, "MEASURED", 0.0)
-    monkeypatch.setattr(tuning, "STEPS", 2)
+    monkeypatch.setattr(lora_task, "STEPS", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     yield
@@ -123,7 +123,7 @@ def test_diffusers_draws_the_same_with_it(family: str, layout: str, folder: Path
     plain = theirs()
     pipe.load_lora_weights(out / FILE)
     expected = theirs()
-    lora.read(out / FILE, model).merge(model.parts())
+    lora_file.read(out / FILE, model).merge(model.parts())
     *_, last = steps(model, Ask("red", "blue", seed=7, steps=5, sampler="ddim", grid="leading", size=16, scale=4.0))
     assert (last.x - expected).norm() <= 1e-3 * expected.norm()
     assert (expected - plain).norm() >= 0.02 * plain.norm()
@@ -149,7 +149,7 @@ def test_the_loss_is_that_of_diffusers(folder: Path, base: Any) -> None:
         batch = cached_latents.LatentBatch(x, captions, torch.arange(4))
         with torch.no_grad():
             mine = tuner.loss(batch)
-        from unspeckle.seeds import Stream
+        from unspeckle.rng import Stream
 
         stream = Stream(plan.seed, batch.indices)
         k, eps = (stream.uniform(0) * 1000).ceil().long() - 1, stream.normal(1, x.shape[1:])

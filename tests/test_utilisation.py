@@ -11,7 +11,7 @@ import torch
 import test_training
 from test_training import options
 from tiny import plan
-from unspeckle.training import command, measure
+from unspeckle.training import command, measurement
 from unspeckle.training import plan as plans
 from unspeckle.training.plan import DistilPlan, Plan
 
@@ -22,14 +22,14 @@ folder, whole, own_cache = test_training.folder, test_training.whole, test_train
 def test_there_and_back_is_nearly_thrice_there(name: str) -> None:
     """Only what leads to the picture and the words, which do not learn here, is spared on the way back."""
     said = plan(name)
-    thrice = measure.flops(said.network, said.extent, said.text.length)
-    assert 0.8 * thrice < measure.work(said) <= thrice
+    thrice = measurement.flops(said.network, said.extent, said.text.length)
+    assert 0.8 * thrice < measurement.work(said) <= thrice
 
 
 def test_a_student_costs_its_own_rows_and_its_teachers_steps() -> None:
     fields = {**vars(plan("nano")), "counts": (1, 2), "moves": 6}
-    learnt, forward = measure.work(plan("nano")), measure.flops(plan("nano").network, (64, 64), 8) / 3
-    guided, alone = (measure.work(DistilPlan(**fields, scale=scale)) for scale in (4.0, 1.0))
+    learnt, forward = measurement.work(plan("nano")), measurement.flops(plan("nano").network, (64, 64), 8) / 3
+    guided, alone = (measurement.work(DistilPlan(**fields, scale=scale)) for scale in (4.0, 1.0))
     assert guided == pytest.approx(3 * learnt + 12 * forward) and alone == pytest.approx(3 * learnt + 6 * forward)
 
 
@@ -40,9 +40,9 @@ def test_the_peak_is_the_quickest_product(monkeypatch: pytest.MonkeyPatch) -> No
         assert a.dtype == b.dtype == out.dtype == torch.bfloat16
         clock[0] += next(took)
 
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measurement.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch, "mm", product)
-    assert measure.peak("cpu", "bfloat16", 0.6) == pytest.approx(2 * 1024**3 / 0.002)
+    assert measurement.peak("cpu", "bfloat16", 0.6) == pytest.approx(2 * 1024**3 / 0.002)
     assert 0.6 <= clock[0] < 0.62  # so long and no longer
 
 

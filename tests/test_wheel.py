@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unspeckle.picture import read, record
+from unspeckle.output.png import read, record
 
 ROOT = Path(__file__).parent.parent
 

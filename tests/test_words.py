@@ -13,22 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle import configuration
-from unspeckle.corpus.emoji import make_emoji, palette_of
-from unspeckle.corpus.held_out import allowed, combinations_of, is_held_out
-from unspeckle.corpus.painter import BRIGHTNESS, GRADIENT, Painter
-from unspeckle.corpus.tints import BACKGROUNDS
-from unspeckle.denoiser import Denoiser, Given
-from unspeckle.draw import Ask
+from unspeckle.corpus.emoji.held_out import allowed, combinations_of, is_held_out
+from unspeckle.corpus.emoji.make_corpus import make_emoji, palette_of
+from unspeckle.corpus.emoji.painter import BRIGHTNESS, GRADIENT, Painter
+from unspeckle.corpus.emoji.tints import BACKGROUNDS
+from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask
 from unspeckle.model import Card, Model
 from unspeckle.networks import Identity, IdentityConfig, UNetConfig
 from unspeckle.schedule import Flow
-from unspeckle.scoring.detector import Detection, Detector, load, overlap, save
-from unspeckle.scoring.examples import Easel, blocks
-from unspeckle.scoring.judging import directions, ground, judge, verdict
-from unspeckle.scoring.questions import CATEGORIES, Question, exam_of, holds, library_of, lure, questions, scene_for
-from unspeckle.scoring.teaching import teach, worsened
-from unspeckle.scoring.words import answers, limits, renders, wilson, words_score
+from unspeckle.scoring.composition.detector import Detection, Detector, load, overlap, save
+from unspeckle.scoring.composition.examples import Easel, blocks
+from unspeckle.scoring.composition.questions import (
+    CATEGORIES,
+    Question,
+    exam_of,
+    holds,
+    library_of,
+    lure,
+    questions,
+    scene_for,
+)
+from unspeckle.scoring.composition.score import answers, limits, renders, wilson, words_score
+from unspeckle.scoring.composition.train_detector import teach, worsened
+from unspeckle.scoring.composition.verdicts import directions, ground, judge, verdict
 
 NOUNS = ["frog", "rabbit", "house", "robot"]  # of these every category has something kept out
 SIDE = 32
@@ -300,16 +309,16 @@ class Renders(nn.Module):
         self.config = UNetConfig(patch=1, multipliers=(1, 2))
         self.one, self.pictures = nn.Parameter(torch.ones(())), pictures
 
-    def prepare(self, given: Given) -> Given:
+    def prepare(self, given: Conditioning) -> Conditioning:
         return given._replace(prepared=True)
 
-    def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
+    def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
         return self.one * self.pictures[int(given.tokens[0, 0, 0])]
 
 
 class Tokens(nn.Module):
-    def forward(self, ids: Tensor) -> Given:
-        return Given(ids[:, :, None].float())
+    def forward(self, ids: Tensor) -> Conditioning:
+        return Conditioning(ids[:, :, None].float())
 
 
 class Numbered:

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Denoiser, Given
+from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.model import Card, Model, save
 from unspeckle.networks import Identity, IdentityConfig, UNet, UNetConfig
 from unspeckle.presets import preset
 from unspeckle.schedule import Flow
-from unspeckle.text.encoder import TextConfig, TextEncoder
+from unspeckle.text.text_encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.plan import Plan
 
@@ -58,11 +58,11 @@ class Told(nn.Module):
         self.rows: list[int] = []
         self.prepared = 0
 
-    def prepare(self, given: Given) -> Given:
+    def prepare(self, given: Conditioning) -> Conditioning:
         self.prepared += 1
         return given._replace(prepared=True)
 
-    def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
+    def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
         self.rows.append(len(x))
         return self.one * given.tokens[:, 0, 0].view(-1, 1, 1, 1).expand_as(x)
 
@@ -74,9 +74,9 @@ class Words(nn.Module):
         super().__init__()
         self.calls = 0
 
-    def forward(self, ids: Tensor) -> Given:
+    def forward(self, ids: Tensor) -> Conditioning:
         self.calls += 1
-        return Given(ids[:, :, None].double().div(1000).float())
+        return Conditioning(ids[:, :, None].double().div(1000).float())
 
 
 class Numbers:

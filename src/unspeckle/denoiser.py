@@ -10,7 +10,7 @@ from unspeckle.errors import InputError
 from unspeckle.schedule import VE, Schedule
 
 
-class Given(NamedTuple):
+class Conditioning(NamedTuple):
     """What a picture is drawn from; row i belongs to picture i."""
 
     tokens: Tensor  # (B, L, D), or what a network's prepare made of it
@@ -24,8 +24,8 @@ class Network(Protocol):
     """An nn.Module, knowing nothing of schedules or predictions: F, from (B, C, H, W) and (B,) to the shape of x.
     `prepare` computes what does not depend on t (keys and values), once a drawing."""
 
-    def prepare(self, given: Given) -> Given: ...
-    def __call__(self, x: Tensor, clock: Tensor, given: Given) -> Tensor: ...
+    def prepare(self, given: Conditioning) -> Conditioning: ...
+    def __call__(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor: ...
 
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t (B,)) to x̂, all else bound
@@ -63,11 +63,11 @@ class Denoiser(nn.Module):
             raise InputError("prediction 'eps' is undefined where alpha is 0, as at the end of this schedule; choose v")
         self.network, self.schedule, self.prediction, self.clock = network, schedule, prediction, clock
 
-    def prepare(self, given: Given) -> Given:
+    def prepare(self, given: Conditioning) -> Conditioning:
         """What never depends on t, once a drawing; a prepared Given comes back as it is."""
         return given if given.prepared else self.network.prepare(self._cast(given))
 
-    def forward(self, x_t: Tensor, t: Tensor, given: Given) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, given: Conditioning) -> Tensor:
         """x̂ (B, C, H, W) for t (B,) or (): float32, or float64 where x_t is float64. Casts only at this border."""
         precision = torch.float64 if x_t.dtype == torch.float64 else torch.float32
         t = t.expand(x_t.shape[0])
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
     def _dtype(self, default: torch.dtype) -> torch.dtype:
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), default)
 
-    def _cast(self, given: Given) -> Given:
+    def _cast(self, given: Conditioning) -> Conditioning:
         dtype = self._dtype(given.tokens.dtype)
         vector, beside = (None if field is None else field.to(dtype) for field in (given.vector, given.beside))
         return given._replace(tokens=given.tokens.to(dtype), vector=vector, beside=beside)

@@ -6,13 +6,13 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from unspeckle.denoiser import Denoise, Denoiser, Given
+from unspeckle.denoiser import Denoise, Denoiser, Conditioning
 
 First = Callable[[int], Tensor]  # n to the estimates (n, B, C, H, W) for the first n givens, by one network call
 Rule = Callable[[First, Tensor], Tensor]  # First, t (B,) to x̂
 
 
-def combine(denoiser: Denoiser, givens: Sequence[Given], rule: Rule) -> Denoise:
+def combine(denoiser: Denoiser, givens: Sequence[Conditioning], rule: Rule) -> Denoise:
     """A Denoise that asks for all the givens that its rule needs by ONE call on the joined batch, givens[0] first.
     The givens are alike in shape and in which fields they have; what never depends on t is prepared once."""
     prepared = cache(lambda n: denoiser.prepare(join(givens[:n])))
@@ -24,11 +24,11 @@ def combine(denoiser: Denoiser, givens: Sequence[Given], rule: Rule) -> Denoise:
     return lambda x_t, t: rule(lambda n: first(x_t, t, n), t)
 
 
-def join(givens: Sequence[Given]) -> Given:
+def join(givens: Sequence[Conditioning]) -> Conditioning:
     """The rows of all the givens in one."""
     tokens, *others = zip(*(given[:4] for given in givens), strict=True)
     mask, vector, beside = (None if field[0] is None else torch.cat(field) for field in others)
-    return Given(torch.cat(tokens), mask, vector, beside, givens[0].prepared)
+    return Conditioning(torch.cat(tokens), mask, vector, beside, givens[0].prepared)
 
 
 def cfg(scale: float, rescale: float = 0.0) -> Rule:

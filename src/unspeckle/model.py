@@ -17,18 +17,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from unspeckle import configuration, schedule, storage
+from unspeckle import configuration, schedule
 from unspeckle.atomic import replacing
-from unspeckle.denoiser import CLOCKS, Denoiser, Given
+from unspeckle.denoiser import CLOCKS, Denoiser, Conditioning
 from unspeckle.errors import InputError
-from unspeckle.grids import times
+from unspeckle.model_io import weight_dtypes
+from unspeckle.model_io.safetensors_io import compare, contents
 from unspeckle.networks import AUTOENCODERS, KINDS
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.prompts import Lora
-from unspeckle.seeds import Noise, noise
-from unspeckle.tensors import compare, contents
-from unspeckle.text.encoder import TextConfig, TextEncoder
+from unspeckle.rng import Noise, noise
+from unspeckle.text.text_encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.timesteps import times
 
 Kinds = Mapping[str, tuple[type[Any], Any]]  # by name: (configuration, module)
 
@@ -97,7 +98,7 @@ class Model:
         stops = times(named, self.denoiser.schedule, steps)
         return Way(stops, float(self.denoiser.schedule(stops[0])[1]), self.denoiser)
 
-    def complete(self, given: Given, wanted: bool, scale: float, size: tuple[int, int]) -> Given:
+    def complete(self, given: Conditioning, wanted: bool, scale: float, size: tuple[int, int]) -> Conditioning:
         """The given of a wanted or an unwanted guess, with what the model wants to be told besides of a drawing with
         that guidance scale and of that size in pixels."""
         return given
@@ -113,7 +114,7 @@ class Model:
             raise InputError(f"clip_skip {clip_skip}: this model reads its words without CLIP; leave it out")
         return self
 
-    def left(self, scale: float) -> float:
+    def cfg_scale(self, scale: float) -> float:
         """Of a guidance scale, what is left for the guidance rule: 1 where the network itself is told of it."""
         return scale
 
@@ -175,11 +176,11 @@ class Model:
 
 
 def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
-    """Write the model as one file, atomically. dtype: how weights are stored, one of storage.DTYPES. InputError where
+    """Write the model as one file, atomically. dtype: how weights are stored, one of weight_dtypes.DTYPES. InputError where
     it was made ready to draw in a lower precision: its weights lie otherwise then."""
     if model.precision != "float32":
         raise InputError(f"{model.card.name!r}: draws in {model.precision} and is not to be saved; load it in float32")
-    tensors = storage.packed(model.parts(), dtype)
+    tensors = weight_dtypes.packed(model.parts(), dtype)
     with replacing(Path(path)) as beside:
         save_file(tensors, beside, {KEY: json.dumps({**_describe(model), "dtype": dtype})})
 
@@ -204,14 +205,14 @@ def load(
             if not inside.is_file():
                 raise InputError("this installation has no embedded model; name one with --model")
             return load(inside, device, precision=precision)
-    from unspeckle import precision as precisions
-    from unspeckle.formats import door
+    from unspeckle.model_io import detect
+    from unspeckle.model_io import precision as precisions
 
     precisions.known(precision, str(device))
 
-    foreign = door.read(path, prediction, trust_pickle)
+    foreign = detect.read(path, prediction, trust_pickle)
     if foreign is not None:
-        return door.model(foreign, device, precisions.chosen(precision, str(device)))
+        return detect.model(foreign, device, precisions.chosen(precision, str(device)))
     file = locate(Path(path))
     said, tensors = _read(file)
     try:
@@ -292,7 +293,7 @@ def _build(said: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Mode
     if spare:
         raise InputError(f"{file}: has a spare tensor {spare[0]!r} that belongs to no part of the model")
     noising = configuration.kind_from_json(schedule.KINDS, said["schedule"], "schedule")
-    tensors = storage.unpacked(tensors, file)
+    tensors = weight_dtypes.unpacked(tensors, file)
     network, text, autoencoder = (_part(said[part], kinds, tensors, part, file) for part, kinds in parts.items())
     model = Model(
         denoiser=Denoiser(network, noising, said["prediction"], said["clock"]),

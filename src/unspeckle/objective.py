@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unspeckle.denoiser import Denoiser, Given, coefficients
+from unspeckle.denoiser import Denoiser, Conditioning, coefficients
 from unspeckle.errors import InputError
+from unspeckle.rng import Stream
 from unspeckle.schedule import Flow, Schedule
-from unspeckle.seeds import Stream
 
 TIMES = ("uniform", "logit_normal", "edm")
 WEIGHTS = ("plain", "v", "min_snr", "soft")
@@ -38,11 +38,11 @@ class Objective:
             if name not in names:
                 raise InputError(f"{name!r} is no objective; choose one of {', '.join(names)}")
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, given: Given, rng: Stream) -> Tensor:
+    def __call__(self, denoiser: Denoiser, x: Tensor, given: Conditioning, rng: Stream) -> Tensor:
         """The loss of each example, (B,) float32, at its own time and noise. x is (B, C, H, W)."""
         return self.at(denoiser, x, given, self.draw(rng, denoiser.schedule), rng.normal(_NOISE, x.shape[1:]))
 
-    def at(self, denoiser: Denoiser, x: Tensor, given: Given, t: Tensor, eps: Tensor) -> Tensor:
+    def at(self, denoiser: Denoiser, x: Tensor, given: Conditioning, t: Tensor, eps: Tensor) -> Tensor:
         """The loss (B,) at times t (B,) with noise eps."""
         alpha, sigma = (level.to(x.dtype).view(-1, 1, 1, 1) for level in denoiser.schedule(t))
         error = denoiser(alpha * x + sigma * eps, t, given) - x

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from unspeckle.denoiser import Denoise
+from unspeckle.rng import Noise
 from unspeckle.schedule import Schedule
-from unspeckle.seeds import Noise
 
 
 class Step(NamedTuple):

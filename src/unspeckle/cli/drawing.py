@@ -128,7 +128,7 @@ def draw(
     larger = None if hires is None else quantities.size(hires, "--hires")
     share_the_cores()
     from unspeckle.commands.draw import Additions, run
-    from unspeckle.draw import Ask
+    from unspeckle.generation.pipeline import Ask
 
     ask = Ask(
         " ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides, guidance, rescale, when,

@@ -49,7 +49,7 @@ def score(
     """
     share_the_cores()
     from unspeckle.commands.score import ScoreOptions, run
-    from unspeckle.draw import Ask
+    from unspeckle.generation.pipeline import Ask
 
     ask = Ask(steps=steps, sampler=sampler, grid=grid, scale=scale)
     return run(

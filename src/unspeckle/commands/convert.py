@@ -8,8 +8,10 @@ from torch import Tensor
 
 from unspeckle import model
 from unspeckle.errors import InputError
-from unspeckle.formats import door, hub, own_folder, writing
-from unspeckle.formats.checkpoint import Checkpoint
+from unspeckle.formats.export import unet_folder
+from unspeckle.formats.stable_diffusion import writing
+from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
+from unspeckle.model_io import detect, hub
 
 SAME, DIFFERENT = 0, 1
 
@@ -29,13 +31,13 @@ def run(source: str | None, target: Path, to: str | None, prediction: str | None
         raise InputError("convert: wants A and B; the model inside is written with --to onnx or --to openvino")
     read = _read(source, prediction, trust_pickle)
     if not isinstance(read, Checkpoint):
-        worst = own_folder.write(read, source, target)
+        worst = unet_folder.write(read, source, target)
         print(target.absolute())
         return SAME if worst <= 1e-5 else DIFFERENT
     if target.exists() and target.resolve() == Path(source).resolve():
         raise InputError(f"{target}: is the source itself; give another name")
     (writing.single if target.suffix == ".safetensors" else writing.folder)(read, target)
-    again = door.read(target, vocabulary=read.tokenizer.bpe)
+    again = detect.read(target, vocabulary=read.tokenizer.bpe)
     assert again is not None
     print(target.absolute())
     worst = max(_report(read, again))
@@ -47,7 +49,7 @@ def _read(source: str | None, prediction: str | None, trust_pickle: bool) -> Che
         return model.load()
     if not Path(source).exists() and not hub.is_name(source):
         raise InputError(f"{source}: no such file or folder; give a model: file, RUN, folder or hub name")
-    return door.read(source, prediction, trust_pickle) or model.load(source)
+    return detect.read(source, prediction, trust_pickle) or model.load(source)
 
 
 def _report(one: Checkpoint, other: Checkpoint) -> list[float]:
@@ -69,7 +71,7 @@ def _same(one: Tensor, other: Tensor | None) -> bool:
 @torch.no_grad()
 def _computed(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """What each part makes of the same small question, in float32."""
-    model = door.model(checkpoint)
+    model = detect.model(checkpoint)
     generator = torch.Generator().manual_seed(0)
     sides = [8 * checkpoint.unet.factor] * 2
     x = torch.randn(1, checkpoint.unet.channels, *sides, generator=generator)

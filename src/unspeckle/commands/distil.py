@@ -13,16 +13,16 @@ from unspeckle.corpus import read
 from unspeckle.errors import InputError
 from unspeckle.model import FILE, Model
 from unspeckle.schedule import KINDS
-from unspeckle.training import checkpoint, distil, measure, memory
+from unspeckle.training import checkpoint, distillation_task, measurement, memory
 from unspeckle.training import plan as plans
-from unspeckle.training.checks import PRECISIONS, check_common
-from unspeckle.training.choose import Say, finished
+from unspeckle.training.check_options import PRECISIONS, check_common
 from unspeckle.training.command import CAPTIONS, CAPTIONS_KEPT, DONE, alone, follow, listen, usable
-from unspeckle.training.lessons import lessons
-from unspeckle.training.materials import own
+from unspeckle.training.inputs import own
 from unspeckle.training.options import DistilOptions
 from unspeckle.training.plan import DistilPlan
-from unspeckle.training.view import table
+from unspeckle.training.planner import Say, finished
+from unspeckle.training.progress_view import table
+from unspeckle.training.teacher_trajectories import lessons
 
 BATCH, BATCH_CUDA = 4, 32  # drawings a step
 LEARNING_RATE, MUON_RATE = 3e-4, 1e-3  # below those of training: the student begins as its teacher
@@ -68,8 +68,8 @@ def run(options: DistilOptions) -> int:
             plan.save(options.out)
         if plan.threads != torch.get_num_threads() and plan.device == "cpu":
             torch.set_num_threads(plan.threads)
-        card = distil.card(teacher, plan, _recipe(plan))
-        course = distil.Distilling(plan, options.out, teacher, taught, held_out, card)
+        card = distillation_task.card(teacher, plan, _recipe(plan))
+        course = distillation_task.Distilling(plan, options.out, teacher, taught, held_out, card)
         return follow(course, options, console, listen())
 
 
@@ -95,7 +95,9 @@ def _divided(captions: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Captions to learn from, and others to be judged by, unless there are too few different ones. One in 50 of the
     former is empty, so that the student can draw without words as well."""
     distinct = list(dict.fromkeys(captions))
-    held_out = tuple(distinct[i * len(distinct) // distil.HELD_OUT] for i in range(distil.HELD_OUT))
+    held_out = tuple(
+        distinct[i * len(distinct) // distillation_task.HELD_OUT] for i in range(distillation_task.HELD_OUT)
+    )
     held_out = tuple(dict.fromkeys(held_out))
     if len(distinct) >= HELD_OUT_FROM:
         captions = [caption for caption in captions if caption not in held_out]
@@ -108,8 +110,8 @@ def _choose(
     """Measure, then decide all that was left open."""
     if options.device is None or options.precision is None:
         say("measuring this machine …")
-    device, precision = measure.device_and_precision(options.device, PRECISIONS.get(options.precision or ""))
-    student, denoiser = distil.beginner(teacher), teacher.denoiser
+    device, precision = measurement.device_and_precision(options.device, PRECISIONS.get(options.precision or ""))
+    student, denoiser = distillation_task.beginner(teacher), teacher.denoiser
     plan = DistilPlan(
         asked=plans.asked(options), corpus=fingerprint, size=teacher.card.size, preset="as its teacher",
         network=student.config, text=teacher.text.config, steps=10**6,  # type: ignore[arg-type]
@@ -124,8 +126,8 @@ def _choose(
     )  # fmt: skip
     plan = memory.fitted(plan, options.batch is not None, say)
     ids = teacher.tokenizer.encode(captions).to(device)
-    shown = lessons(distil.hired(teacher, plan), ids, plan, 0)
-    measured = measure.steps(lambda plan: distil.pupil(plan, teacher), plan, shown, 4.0)
+    shown = lessons(distillation_task.hired(teacher, plan), ids, plan, 0)
+    measured = measurement.steps(lambda plan: distillation_task.pupil(plan, teacher), plan, shown, 4.0)
     return finished(plan, measured, options, started, CLOSING)
 
 

@@ -12,19 +12,19 @@ from PIL import Image
 
 from unspeckle.corpus.decoding import FORMATS, LARGEST_FILE, Undecodable, whole
 from unspeckle.corpus.decoding import quiet as quiet_decoders
-from unspeckle.draw import Ask, parts, pictures, signed, steps
 from unspeckle.errors import InputError, naming
-from unspeckle.film import Film
+from unspeckle.generation.few_step import passed_over
+from unspeckle.generation.pipeline import Ask, parts, pictures, signed, steps
+from unspeckle.generation.request import idle
 from unspeckle.model import Model, load
-from unspeckle.networks.sketch import sketch
+from unspeckle.model_io.precision import chosen, keep_memory, known, lower
+from unspeckle.networks.latent_preview import sketch
 from unspeckle.networks.vae import Vae
-from unspeckle.order import idle
-from unspeckle.picture import keep, record, stamp
-from unspeckle.precision import chosen, keep_memory, known, lower
+from unspeckle.output.film_strip import Film
+from unspeckle.output.png import keep, record, stamp
+from unspeckle.output.terminal import Show
 from unspeckle.prompts import Lora, parse, words
 from unspeckle.samplers import Step
-from unspeckle.student import passed_over
-from unspeckle.terminal import Show
 
 
 class Additions(NamedTuple):
@@ -96,7 +96,7 @@ def opened(
         )
     if not added:
         return made
-    from unspeckle.formats import additions as stable
+    from unspeckle.formats.stable_diffusion import add_ons as stable
 
     made = stable.add(made, *additions, near=path)
     return lower(made, chosen(precision, str(device)))
@@ -111,7 +111,7 @@ def alike(guide: Model, model: Model, additions: Additions) -> Model:
 
 def previewed(model: Model, path: Path) -> Model:
     """The model as it is shown on the way, decoded by the autoencoder at the path."""
-    from unspeckle.formats import additions as stable
+    from unspeckle.formats.stable_diffusion import add_ons as stable
 
     return replace(model, autoencoder=stable.preview(model, path))
 

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from unspeckle.atomic import making
 from unspeckle.errors import InputError
-from unspeckle.formats import own_graphs, writing
-from unspeckle.formats.checkpoint import Checkpoint
-from unspeckle.formats.graphs import Graph, stable
-from unspeckle.formats.runtimes import RUNTIMES, Runtime, answers, write
+from unspeckle.formats.export import model_graphs
+from unspeckle.formats.export.runtimes import RUNTIMES, Runtime, answers, write
+from unspeckle.formats.export.stable_diffusion_graphs import Graph, stable
+from unspeckle.formats.stable_diffusion import writing
+from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
 from unspeckle.model import Model
 
 TOLERANCE = 1e-4  # relative, of each part
@@ -35,10 +36,10 @@ def run(source: Checkpoint | Model, target: Path, to: Runtime) -> float:
             graphs = stable(source, configs)
             writing.around(source, place, _runs(index) if to.name == "onnx" else index)
         else:
-            graphs = own_graphs.own(source)
+            graphs = model_graphs.own(source)
             (place / "tokenizer").mkdir()
             source.tokenizer.bpe.save(str(place / "tokenizer" / "tokenizer.json"))
-            writing.json_file(place / DESCRIPTION, own_graphs.told(source))
+            writing.json_file(place / DESCRIPTION, model_graphs.told(source))
         for graph in graphs:
             module = graph.make()
             expected[graph.name] = answers(module, graph.example(True))

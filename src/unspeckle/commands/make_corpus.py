@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from unspeckle.corpus.emoji import make_emoji
+from unspeckle.corpus.emoji.make_corpus import make_emoji
 
 
 def run(

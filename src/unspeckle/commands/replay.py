@@ -8,13 +8,13 @@ from typing import Any
 from PIL import Image
 
 from unspeckle.commands.draw import NONE, Additions, alike, opened, place, source
-from unspeckle.draw import asked, fingerprint, settle, signed, steps
 from unspeckle.errors import InputError, naming
+from unspeckle.generation.pipeline import asked, fingerprint, settle, signed, steps
 from unspeckle.model import Model
 from unspeckle.model import load as read_model
-from unspeckle.picture import difference, read, record
+from unspeckle.output.png import difference, read, record
+from unspeckle.output.terminal import Show
 from unspeckle.prompts import parse
-from unspeckle.terminal import Show
 
 SAME, DIFFERENT = 0, 1
 

@@ -14,21 +14,21 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from unspeckle import atomic, configuration
 from unspeckle.commands.draw import place
 from unspeckle.corpus import Corpus, open_corpus, read
-from unspeckle.draw import Ask, settle
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask, settle
 from unspeckle.model import Model, load
-from unspeckle.picture import slug
-from unspeckle.precision import AUTO
-from unspeckle.scoring.hybrids import WAYS, hybrids_score
+from unspeckle.model_io.precision import AUTO
+from unspeckle.output.png import slug
+from unspeckle.scoring.composition.hybrids import WAYS, hybrids_score
+from unspeckle.scoring.composition.questions import Exam, exam_of
+from unspeckle.scoring.composition.score import words_score
+from unspeckle.scoring.composition.train_detector import detector_for
 from unspeckle.scoring.measure import measure, units
-from unspeckle.scoring.questions import Exam, exam_of
 from unspeckle.scoring.report import page
 from unspeckle.scoring.scores import Scores
 from unspeckle.scoring.task import Album, Wishes
-from unspeckle.scoring.teaching import detector_for
-from unspeckle.scoring.words import words_score
 from unspeckle.training import plan as plans
-from unspeckle.training.materials import cache
+from unspeckle.training.inputs import cache
 
 FEATURES = ("scattering", "inception", "dinov2", "clip")
 EVERY = 10.0  # seconds between two lines where there is no terminal

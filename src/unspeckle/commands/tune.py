@@ -12,24 +12,24 @@ from unspeckle import configuration, quantities
 from unspeckle.commands.draw import place
 from unspeckle.corpus import Corpus, read
 from unspeckle.errors import InputError, naming
-from unspeckle.formats.additions import stable
-from unspeckle.formats.foreign import Foreign
-from unspeckle.formats.lora_names import LAYOUTS
+from unspeckle.formats.lora.layer_names import LAYOUTS
+from unspeckle.formats.stable_diffusion.add_ons import stable
+from unspeckle.formats.stable_diffusion.model import Foreign
 from unspeckle.model import load
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.networks.vae import Vae
 from unspeckle.schedule import KINDS
 from unspeckle.text.clip import ClipTexts
-from unspeckle.training import cached_latents, checkpoint, measure, memory
+from unspeckle.training import cached_latents, checkpoint, measurement, memory
 from unspeckle.training import plan as plans
-from unspeckle.training.checks import PRECISIONS, check_common, fits, learning_rate
-from unspeckle.training.choose import Say, finished
+from unspeckle.training.check_options import PRECISIONS, check_common, fits, learning_rate
 from unspeckle.training.command import DONE, alone, follow, listen, usable
-from unspeckle.training.materials import decoded
+from unspeckle.training.inputs import decoded
+from unspeckle.training.lora_task import FILE, HELD_OUT, PROMPTS, STEPS, Tuner, Tuning, hired
 from unspeckle.training.options import LoraOptions
 from unspeckle.training.plan import LoraPlan
-from unspeckle.training.tuning import FILE, HELD_OUT, PROMPTS, STEPS, Tuner, Tuning, hired
-from unspeckle.training.view import table
+from unspeckle.training.planner import Say, finished
+from unspeckle.training.progress_view import table
 
 BATCH = 4
 LEARNING_RATE = 1e-4
@@ -118,7 +118,7 @@ def _choose(options: LoraOptions, base: Foreign, corpus: Corpus, started: float,
     if options.device is None or options.precision is None:
         say("measuring this machine …")
     wanted = None if options.device is None else place(options.device)
-    device, precision = measure.device_and_precision(wanted, PRECISIONS.get(options.precision or ""))
+    device, precision = measurement.device_and_precision(wanted, PRECISIONS.get(options.precision or ""))
     network, text, autoencoder, denoiser = base.network.config, base.text, base.autoencoder, base.denoiser
     assert isinstance(network, UNetConfig) and isinstance(text, ClipTexts) and isinstance(autoencoder, Vae)
     plan = LoraPlan(
@@ -147,7 +147,7 @@ def _choose(options: LoraOptions, base: Foreign, corpus: Corpus, started: float,
         made.append(Tuner(plan, base))
         return made[-1]
 
-    measured = measure.steps(learns, plan, repeat(sample), MEASURED)
+    measured = measurement.steps(learns, plan, repeat(sample), MEASURED)
     for tuner in made:
         tuner.leave()
     return finished(plan, measured, options, started - encoding, CLOSING)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from unspeckle.corpus import metadata, pictures, wording
-from unspeckle.corpus.pictures import Found
+from unspeckle.corpus import image_files, metadata
+from unspeckle.corpus.emoji import wording
+from unspeckle.corpus.image_files import Found
 from unspeckle.errors import InputError
 
 Source = Literal["metadata", "txt", "folders", "names", "caption"]
@@ -95,9 +96,9 @@ def read(
         raise InputError(f"--caption and --captions {captions} exclude each other; give one of them")
     if caption is not None and not wording.clean(caption):
         raise InputError("--caption: empty; give the words that all pictures share")
-    found = pictures.find(folder)
+    found = image_files.find(folder)
     if not found.pictures:
-        kinds = ", ".join(sorted(pictures.SUFFIXES))
+        kinds = ", ".join(sorted(image_files.SUFFIXES))
         raise InputError(f"{folder}: no pictures in it; give a folder that holds some ({kinds})")
     reader = _Reader(folder, found, template)
     words = reader.words(captions, caption)

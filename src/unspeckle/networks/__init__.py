@@ -3,7 +3,7 @@
 from torch import nn
 
 from unspeckle.networks.autoencoder import Identity, IdentityConfig
-from unspeckle.networks.latents import LatentConfig, Latents
+from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
 from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 

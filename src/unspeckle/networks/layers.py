@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Given
+from unspeckle.denoiser import Conditioning
 from unspeckle.kernels.attention import attention
 
 Weighted = TypeVar("Weighted", nn.Conv2d, nn.Linear)
@@ -48,7 +48,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor |
     return out
 
 
-def padded(given: Given) -> Given:
+def padded(given: Conditioning) -> Conditioning:
     """The words with a multiple of 32 places, those added masked: a softmax of whole vectors is 4 times as fast."""
     batch, count, _ = given.tokens.shape
     more = -count % 32

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Given
-from unspeckle.networks.draft import Draft, joined
+from unspeckle.denoiser import Conditioning
+from unspeckle.networks.coarse_predictor import Draft, joined
 from unspeckle.networks.layers import attend, padded, silenced, sinusoids
 
 SLOWEST = 100.0  # the rotations' periods go from 2π to nearly this many times 2π places
@@ -185,7 +185,7 @@ class Transformer(nn.Module):
         """Every attention, in the order in which forward meets them."""
         return [layer.attention for layer in self.middle.layers]  # type: ignore[misc]
 
-    def prepare(self, given: Given) -> Given:
+    def prepare(self, given: Conditioning) -> Conditioning:
         """What does not depend on the time: the keys and values of all layers, joined in tokens (B, L, Σ 2·C), and the
         draft, in beside."""
         beside = given.beside if self.draft is None else self.draft(given)
@@ -193,7 +193,7 @@ class Transformer(nn.Module):
         keys_values = [reader.keys_values(given.tokens) for reader in self.readers()]
         return given._replace(tokens=torch.cat(keys_values, dim=2), beside=beside, prepared=True)
 
-    def embed(self, clock: Tensor, given: Given) -> Tensor:
+    def embed(self, clock: Tensor, given: Conditioning) -> Tensor:
         """What every level is told: the time, and the given vector, as (B, C)."""
         wave = sinusoids(clock * self.config.clock_scale, WAVES).to(self.time1.weight.dtype)
         time: Tensor = self.time2(F.silu(self.time1(wave)))
@@ -203,7 +203,7 @@ class Transformer(nn.Module):
             time = time + self.vector2(F.silu(self.vector1(given.vector.to(wave.dtype))))
         return F.silu(time)
 
-    def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
+    def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
         if not given.prepared:
             given = self.prepare(given)
         if given.beside is not None:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Given
-from unspeckle.networks.draft import Draft, joined
+from unspeckle.denoiser import Conditioning
+from unspeckle.networks.coarse_predictor import Draft, joined
 from unspeckle.networks.layers import Attention, GatedFeedForward, Growing, activated, added, norm, silenced, sinusoids
 
 
@@ -190,14 +190,14 @@ class UNet(nn.Module):
         stages = [*self.down, self.middle1, *self.up]
         return [layer.words for s in stages if s.transformer is not None for layer in s.transformer.layers]
 
-    def prepare(self, given: Given) -> Given:
+    def prepare(self, given: Conditioning) -> Conditioning:
         """What does not depend on the time: the keys and values of all layers, joined in tokens (B, L, Σ 2·C), and the
         draft, in beside."""
         keys_values = [reader.keys_values(given.tokens) for reader in self.readers()]
         beside = given.beside if self.draft is None else self.draft(given)
         return given._replace(tokens=torch.cat(keys_values, dim=2), beside=beside, prepared=True)
 
-    def embed(self, clock: Tensor, given: Given) -> Tensor:
+    def embed(self, clock: Tensor, given: Conditioning) -> Tensor:
         """What every residual block is told: the time, and the given vector, as (B, 4·width)."""
         config = self.config
         wave = sinusoids(clock * config.clock_scale, config.width).to(self.time1.weight.dtype)
@@ -212,7 +212,7 @@ class UNet(nn.Module):
             time = time + self.vector2(F.silu(self.vector1(vector.to(wave.dtype))))  # type: ignore[union-attr]
         return F.silu(time)
 
-    def forward(self, x: Tensor, clock: Tensor, given: Given) -> Tensor:
+    def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
         if not given.prepared:
             given = self.prepare(given)
         if given.beside is not None:

@@ -10,8 +10,8 @@ hybrid(frog, rabbit, 0.5)  one subject that is both, the second to that share
 <lora:ink:0.8>             no words: adapters of that name, so strong, for the whole drawing
 """
 
-from unspeckle.prompts.meaning import Blend, Caption, Chunk, Guesses, guesses
+from unspeckle.prompts.evaluation import Blend, Caption, Chunk, Guesses, guesses
 from unspeckle.prompts.parser import parse
-from unspeckle.prompts.tree import METHODS, Lora, Prompt, escape, words
+from unspeckle.prompts.syntax_tree import METHODS, Lora, Prompt, escape, words
 
 __all__ = ["METHODS", "Blend", "Caption", "Chunk", "Guesses", "Lora", "Prompt", "escape", "guesses", "parse", "words"]

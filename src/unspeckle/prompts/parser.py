@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from unspeckle.errors import InputError
-from unspeckle.prompts.tree import (
+from unspeckle.prompts.syntax_tree import (
     DOWN,
     METHODS,
     UP,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unspeckle.draw import Ask, many, settle, together
+from unspeckle.generation.pipeline import Ask, many, settle, together
 from unspeckle.model import Model
 from unspeckle.prompts import escape
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from unspeckle.denoiser import Denoise
 from unspeckle.networks.autoencoder import Identity
+from unspeckle.rng import Stream
 from unspeckle.schedule import Schedule
-from unspeckle.seeds import Stream
 
 LEVELS = 16  # of noise for each picture
 SHARE = 64  # pictures a call of the network

@@ -9,7 +9,8 @@ from torch import Tensor
 from unspeckle import guidance
 from unspeckle.corpus import Corpus, Split
 from unspeckle.denoiser import Denoise
-from unspeckle.draw import settle
+from unspeckle.generation.few_step import drawer
+from unspeckle.generation.pipeline import settle
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import Identity
 from unspeckle.scoring import likelihood
@@ -21,8 +22,7 @@ from unspeckle.scoring.pretrained import Clip, pretrained
 from unspeckle.scoring.scores import CorpusFacts, Distance, FeatureFacts, Loss, Point, Scores, interval, warnings
 from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
 from unspeckle.scoring.task import Album, Drawn, Pair, Task, Watch, Wishes, captions_of, spread
-from unspeckle.student import drawer
-from unspeckle.training.heldout import LEVELS, HeldOut
+from unspeckle.training.validation import LEVELS, HeldOut
 from unspeckle.version import installed
 
 LEAST = 20  # held-out pictures, below which nothing is compared with them

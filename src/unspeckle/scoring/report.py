@@ -8,8 +8,8 @@ from torch import Tensor
 
 from unspeckle.scoring import likelihood, memorisation
 from unspeckle.scoring.charts import bits_curve, loss_curve, nearest_curve, scale_plots, steps_plots
+from unspeckle.scoring.composition.questions import PROTOCOL
 from unspeckle.scoring.images import figure, image, strip
-from unspeckle.scoring.questions import PROTOCOL
 from unspeckle.scoring.scores import Interval, Point, Scores
 from unspeckle.scoring.task import Album
 

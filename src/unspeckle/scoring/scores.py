@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unspeckle.scoring.hybrids import HybridsScore
+from unspeckle.scoring.composition.hybrids import HybridsScore
 from unspeckle.scoring.likelihood import Bits
 from unspeckle.scoring.memorisation import Memorisation
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unspeckle.draw import Ask, Order
+from unspeckle.generation.few_step import drawer
+from unspeckle.generation.pipeline import Ask, Order
 from unspeckle.model import Model
 from unspeckle.scoring.distances import kid, neighbours
 from unspeckle.scoring.drawing import drawn
 from unspeckle.scoring.features import Features
 from unspeckle.scoring.scores import Point
-from unspeckle.student import drawer
 
 SHARES = (1 / 6, 1 / 3, 2 / 3, 1, 2)  # of the model's steps
 SAMPLERS = ("ddim", "heun")  # beside the model's own

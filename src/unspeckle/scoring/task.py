@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from unspeckle.corpus import Split
-from unspeckle.denoiser import Given
-from unspeckle.draw import Ask, Order
+from unspeckle.denoiser import Conditioning
+from unspeckle.generation.pipeline import Ask, Order
 from unspeckle.model import Model
 from unspeckle.objective import Objective
 from unspeckle.scoring.drawing import drawn
@@ -83,7 +83,7 @@ class Task:
         found = drawn(self.model, captions, numbers, self.wishes.ask, lambda count: self.watch.tell(count * cost))
         return Drawn(found.pictures, captions), found.seconds
 
-    def complete(self, given: Given) -> Given:
+    def complete(self, given: Conditioning) -> Conditioning:
         """What the captions' pictures are denoised with."""
         return self.model.complete(given, wanted=True, scale=self.order.scale, size=self.order.size)
 

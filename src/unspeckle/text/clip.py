@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Given
+from unspeckle.denoiser import Conditioning
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class ClipTexts(nn.Module):
         self.config = config
         self.encoders = nn.ModuleList(ClipEncoder(one) for one in config.encoders)
 
-    def forward(self, ids: Tensor, skip: int = 0) -> Given:
+    def forward(self, ids: Tensor, skip: int = 0) -> Conditioning:
         """skip: how many of the last layers the tokens do without, beside those that they always do."""
         read, vector = [], None
         for encoder, config, rows in zip(self.encoders, self.config.encoders, ids.unbind(1), strict=True):
@@ -121,7 +121,7 @@ class ClipTexts(nn.Module):
             words = (ids[:, 0, 1] != self.config.encoders[0].end).to(tokens.dtype)
             tokens = tokens * words[:, None, None]
             vector = None if vector is None else vector * words[:, None]
-        return Given(tokens, None, vector)
+        return Conditioning(tokens, None, vector)
 
 
 class Skipping(nn.Module):
@@ -131,6 +131,6 @@ class Skipping(nn.Module):
         super().__init__()
         self.texts, self.skip = texts, skip
 
-    def forward(self, ids: Tensor) -> Given:
-        given: Given = self.texts(ids, self.skip)
+    def forward(self, ids: Tensor) -> Conditioning:
+        given: Conditioning = self.texts(ids, self.skip)
         return given

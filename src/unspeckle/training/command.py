@@ -18,20 +18,20 @@ from unspeckle import atomic, configuration
 from unspeckle.corpus import Corpus, read
 from unspeckle.errors import InputError
 from unspeckle.model import FILE, Card
+from unspeckle.model_io.precision import keep_memory
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.latents import Latents
-from unspeckle.precision import keep_memory
+from unspeckle.networks.latent_autoencoder import Latents
 from unspeckle.text.tokenizer import words
-from unspeckle.training import checkpoint, checks, choose, latents, measure, memory
+from unspeckle.training import autoencoder_task, check_options, checkpoint, measurement, memory, planner
 from unspeckle.training import plan as plans
-from unspeckle.training.learner import Weights, fresh
-from unspeckle.training.log import Log
+from unspeckle.training.inputs import WORDS, Materials, gather
+from unspeckle.training.log_file import Log
 from unspeckle.training.loop import Course, Training, train
-from unspeckle.training.materials import WORDS, Materials, gather
+from unspeckle.training.master_weights import Weights, fresh
 from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import Plan
+from unspeckle.training.progress_view import View, table
 from unspeckle.training.stage import Failed, Report
-from unspeckle.training.view import View, table
 
 DONE, FAILED, STOPPED = 0, 1, 130
 PROMPTS = 16
@@ -57,17 +57,17 @@ def run(options: TrainOptions) -> int:
             print((options.out / FILE).absolute())
             return DONE
     else:
-        checks.check(options)
+        check_options.check(options)
     usable(options, plan)
     done = plan is not None
     listing = read(options.folder, options.captions, options.caption, options.template)
     with alone(options):
         materials = gather(listing, options, plan, console)
-        device = (options.device or measure.usual_device()) if plan is None else plan.device
+        device = (options.device or measurement.usual_device()) if plan is None else plan.device
         materials = materials._replace(corpus=memory.near(materials.corpus, device))
         if plan is None:
             size = materials.corpus.training.size
-            plan = choose.choose(options, size, *materials, started, lambda line: console.print(line, highlight=False))
+            plan = planner.choose(options, size, *materials, started, lambda line: console.print(line, highlight=False))
         elif plan.corpus != materials.corpus.fingerprint:
             raise InputError(
                 f"{options.folder}: its pictures or captions have changed since {options.out} began; "
@@ -83,7 +83,7 @@ def run(options: TrainOptions) -> int:
 
 def usable(options: Options, plan: Plan | None) -> None:
     """InputError where --out cannot be a RUN, or its plan cannot be carried on here."""
-    if plan is not None and not checks.usable(plan.device):
+    if plan is not None and not check_options.usable(plan.device):
         raise InputError(f"{options.out}: was begun on {plan.device}, which is not here; give another --out")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out}: is a file; give a folder")
@@ -162,15 +162,21 @@ def _autoencoder(
 ) -> bool:
     """See to it that the autoencoder is ready; False where it was stopped on the way. given: it has learnt already."""
     if isinstance(autoencoder, Latents) and plan.latent_steps:
-        kept = checkpoint.steps_done(options.out / latents.FOLDER / "checkpoints")
+        kept = checkpoint.steps_done(options.out / autoencoder_task.FOLDER / "checkpoints")
         if checkpoint.steps_done(options.out / "checkpoints") and kept < plan.latent_steps:
-            raise latents.lost(options.out)
-        learning = latents.LatentTraining(plan, options.out, corpus, autoencoder, stop)
+            raise autoencoder_task.lost(options.out)
+        learning = autoencoder_task.LatentTraining(plan, options.out, corpus, autoencoder, stop)
         console.print(f"the autoencoder learns first, for {plan.latent_steps:,} steps", highlight=False)
-        _watch(latents.learn(learning), learning.plan, options.out / latents.FOLDER, console, options.quiet)
+        _watch(
+            autoencoder_task.learn(learning),
+            learning.plan,
+            options.out / autoencoder_task.FOLDER,
+            console,
+            options.quiet,
+        )
         return not stop()
     if isinstance(autoencoder, Latents):
-        latents.settle(options.out, autoencoder, given=given)
+        autoencoder_task.settle(options.out, autoencoder, given=given)
     return True
 
 

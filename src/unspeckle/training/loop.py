@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from unspeckle import atomic
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.denoiser import Network
-from unspeckle.draw import Ask, draw
 from unspeckle.errors import InputError
+from unspeckle.generation.pipeline import Ask, draw
 from unspeckle.model import FILE, Card, Model, save
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.prompts import escape
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import checkpoint
 from unspeckle.training.ema import PowerAverage
-from unspeckle.training.encoded import encoded
-from unspeckle.training.heldout import HeldOut, Judged
-from unspeckle.training.learner import DTYPES, Learner, Masters, Outcome, Weights, fresh
+from unspeckle.training.encoded_corpus import encoded
+from unspeckle.training.master_weights import DTYPES, Learner, Masters, Outcome, Weights, fresh
 from unspeckle.training.plan import Plan
 from unspeckle.training.stage import Failed, Look, Report, keep, walk
+from unspeckle.training.validation import HeldOut, Judged
 
 Module = TypeVar("Module", bound=nn.Module)
 HELD_OUT = 128  # pictures

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.corpus import Corpus
-from unspeckle.corpus.resident import resident
-from unspeckle.denoiser import Given
+from unspeckle.corpus.device_images import resident
+from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.networks.latents import LatentConfig, Latents
+from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
 from unspeckle.training.plan import AnyPlan, Plan
-from unspeckle.training.reconstruction import reconstruction
+from unspeckle.training.reconstruction_loss import reconstruction
 
 SHARE = 0.8  # of what is free that a step may take
 PICTURES = 0.25  # of what is free on a GPU, that the corpus may take beforehand
@@ -30,7 +30,7 @@ def kept(plan: Plan) -> int:
         network = plan.built().to(dtype)
         config, (width, height) = plan.network, plan.extent
         words = torch.empty(1, plan.text.length, config.text_width, dtype=dtype)
-        given = Given(words, None, torch.empty(1, config.vector_width, dtype=dtype))
+        given = Conditioning(words, None, torch.empty(1, config.vector_width, dtype=dtype))
         x = torch.empty(1, config.channels, height, width, dtype=dtype)
         return _kept(network, lambda: network(x, torch.empty(1), given))
 

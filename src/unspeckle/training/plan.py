@@ -13,14 +13,14 @@ from unspeckle import atomic, configuration
 from unspeckle.denoiser import Denoiser, Network
 from unspeckle.errors import InputError
 from unspeckle.networks import Config, build
-from unspeckle.networks.adapters import fresh
 from unspeckle.networks.autoencoder import IdentityConfig
-from unspeckle.networks.latents import LatentConfig
+from unspeckle.networks.latent_autoencoder import LatentConfig
+from unspeckle.networks.lora import fresh
 from unspeckle.networks.vae import VaeConfig
 from unspeckle.objective import Objective
 from unspeckle.schedule import KINDS
 from unspeckle.text.clip import ClipTextsConfig
-from unspeckle.text.encoder import TextConfig
+from unspeckle.text.text_encoder import TextConfig
 from unspeckle.training.options import Options
 
 FILE = "plan.json"

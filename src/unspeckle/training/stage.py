@@ -12,9 +12,9 @@ from torch import Tensor
 
 from unspeckle.training import checkpoint, memory
 from unspeckle.training.checkpoint import Checkpoint
-from unspeckle.training.heldout import Judged
-from unspeckle.training.learner import Outcome, Told, read
+from unspeckle.training.master_weights import Outcome, Told, read
 from unspeckle.training.plan import Plan
+from unspeckle.training.validation import Judged
 
 SKIPS = 20  # steps in a row that may be skipped
 LOOK_EVERY = 180.0  # seconds between held-out losses and samples

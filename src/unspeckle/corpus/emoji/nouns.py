@@ -1,0 +1,187 @@
+"""The nouns of the emoji scenes: which glyph, which words, and where a front-facing face wears its things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from unspeckle.corpus.emoji.glyphs import CLEAN
+
+
+@dataclass(frozen=True)
+class Face:
+    """Where a front-facing face has what, as fractions of its trimmed box (0 = left or top, 1 = right or bottom)."""
+
+    eyes: float  # height of the eyes
+    apart: float  # from the middle to an eye
+    brow: float  # where the lower edge of a hat sits
+    seam: float | None = None  # where it may be cut between eyes and mouth; None = takes no part in hybrids
+    ear: float = 0.78  # where a bow sits, from the left
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A word, its glyph and what is known about it. `plural` is given where it is not regular."""
+
+    name: str
+    glyph: str
+    category: str
+    synonyms: tuple[str, ...] = ()
+    plural: str = ""
+    face: Face | None = None
+
+
+ANIMAL, PLANT, FOOD, VEHICLE, PLACE, THING = "animal", "plant", "food", "vehicle", "place", "thing"
+
+CURATED: tuple[Noun, ...] = (
+    Noun("frog", "🐸", ANIMAL, ("froggy",), face=Face(0.24, 0.25, 0.22, 0.45, 0.74)),
+    Noun("rabbit", "🐰", ANIMAL, ("bunny",), face=Face(0.60, 0.18, 0.52, 0.70, 0.82)),
+    Noun("panda", "🐼", ANIMAL, ("panda bear",), face=Face(0.46, 0.18, 0.16, 0.60)),
+    Noun("cat", "🐱", ANIMAL, ("kitty",), plural="cats", face=Face(0.55, 0.20, 0.34, 0.64)),
+    Noun("dog", "🐶", ANIMAL, ("puppy",), face=Face(0.51, 0.17, 0.14, 0.62)),
+    Noun("bear", "🐻", ANIMAL, face=Face(0.46, 0.18, 0.22, 0.55)),
+    Noun("fox", "🦊", ANIMAL, plural="foxes", face=Face(0.58, 0.17, 0.36, 0.66)),
+    Noun("koala", "🐨", ANIMAL, face=Face(0.50, 0.17, 0.20, 0.58)),
+    Noun("lion", "🦁", ANIMAL, face=Face(0.38, 0.14, 0.20, 0.48)),
+    Noun("tiger", "🐯", ANIMAL, face=Face(0.31, 0.18, 0.14, 0.42)),
+    Noun("monkey", "🐵", ANIMAL, face=Face(0.45, 0.13, 0.14, 0.56)),
+    Noun("mouse", "🐭", ANIMAL, plural="mice", face=Face(0.61, 0.15, 0.38, 0.70)),
+    Noun("hamster", "🐹", ANIMAL, face=Face(0.53, 0.19, 0.18, 0.65)),
+    Noun("pig", "🐷", ANIMAL, ("piglet",), face=Face(0.52, 0.22, 0.14, 0.58)),
+    Noun("cow", "🐮", ANIMAL, face=Face(0.42, 0.15, 0.20, 0.55)),
+    Noun("wolf", "🐺", ANIMAL, plural="wolves", face=Face(0.47, 0.18, 0.26, 0.58)),
+    Noun("raccoon", "🦝", ANIMAL, face=Face(0.50, 0.15, 0.18, 0.62)),
+    Noun("chick", "🐥", ANIMAL, ("baby chick",), face=Face(0.26, 0.16, 0.10, None, 0.66)),
+    Noun("owl", "🦉", ANIMAL, face=Face(0.31, 0.17, 0.16, None, 0.75)),
+    Noun("elephant", "🐘", ANIMAL),
+    Noun("turtle", "🐢", ANIMAL, ("tortoise",)),
+    Noun("octopus", "🐙", ANIMAL, plural="octopuses"),
+    Noun("crab", "🦀", ANIMAL),
+    Noun("fish", "🐟", ANIMAL, plural="fish"),
+    Noun("whale", "🐳", ANIMAL),
+    Noun("penguin", "🐧", ANIMAL),
+    Noun("duck", "🦆", ANIMAL),
+    Noun("butterfly", "🦋", ANIMAL, plural="butterflies"),
+    Noun("bee", "🐝", ANIMAL, ("honeybee",)),
+    Noun("ladybug", "🐞", ANIMAL, ("ladybird",)),
+    Noun("snail", "🐌", ANIMAL),
+    Noun("spider", "🕷", ANIMAL),
+    Noun("snake", "🐍", ANIMAL),
+    Noun("unicorn", "🦄", ANIMAL),
+    Noun("cactus", "🌵", PLANT, plural="cacti"),
+    Noun("tree", "🌳", PLANT),
+    Noun("fir tree", "🌲", PLANT, ("pine tree",)),
+    Noun("sunflower", "🌻", PLANT),
+    Noun("rose", "🌹", PLANT),
+    Noun("tulip", "🌷", PLANT),
+    Noun("mushroom", "🍄", PLANT, ("toadstool",)),
+    Noun("apple", "🍎", FOOD),
+    Noun("banana", "🍌", FOOD),
+    Noun("strawberry", "🍓", FOOD, plural="strawberries"),
+    Noun("lemon", "🍋", FOOD),
+    Noun("pear", "🍐", FOOD),
+    Noun("pineapple", "🍍", FOOD),
+    Noun("watermelon", "🍉", FOOD, ("slice of watermelon",), plural="watermelons"),
+    Noun("carrot", "🥕", FOOD),
+    Noun("eggplant", "🍆", FOOD, ("aubergine",)),
+    Noun("pizza", "🍕", FOOD, ("slice of pizza",), plural="pizzas"),
+    Noun("hamburger", "🍔", FOOD, ("burger",)),
+    Noun("doughnut", "🍩", FOOD, ("donut",)),
+    Noun("cupcake", "🧁", FOOD),
+    Noun("ice cream", "🍦", FOOD, ("ice cream cone",), plural="ice creams"),
+    Noun("cookie", "🍪", FOOD),
+    Noun("car", "🚗", VEHICLE, ("automobile",)),
+    Noun("bus", "🚌", VEHICLE, plural="buses"),
+    Noun("tractor", "🚜", VEHICLE),
+    Noun("airplane", "✈", VEHICLE, ("plane",)),
+    Noun("rocket", "🚀", VEHICLE, ("spaceship",)),
+    Noun("sailboat", "⛵", VEHICLE, ("sailing boat",)),
+    Noun("bicycle", "🚲", VEHICLE, ("bike",)),
+    Noun("helicopter", "🚁", VEHICLE),
+    Noun("house", "🏠", PLACE, ("home",), plural="houses"),
+    Noun("castle", "🏰", PLACE),
+    Noun("tent", "⛺", PLACE),
+    Noun("star", "⭐", PLACE),
+    Noun("sun", "☀", PLACE),
+    Noun("umbrella", "☂", THING),
+    Noun("guitar", "🎸", THING),
+    Noun("drum", "🥁", THING),
+    Noun("key", "🔑", THING),
+    Noun("bell", "🔔", THING),
+    Noun("light bulb", "💡", THING, ("lightbulb",)),
+    Noun("book", "📕", THING),
+    Noun("chair", "🪑", THING),
+    Noun("balloon", "🎈", THING),
+    Noun("soccer ball", "⚽", THING, ("football",)),
+    Noun("teddy bear", "🧸", THING, ("teddy",)),
+    Noun("gift", "🎁", THING, ("present",)),
+    Noun("anchor", "⚓", THING),
+    Noun("backpack", "🎒", THING, ("rucksack",)),
+    Noun("robot", "🤖", THING, face=Face(0.53, 0.18, 0.29, None, 0.74)),
+    Noun("alien", "👽", THING, face=Face(0.52, 0.22, 0.14)),
+    Noun("pumpkin", "🎃", THING, ("jack-o-lantern",), face=Face(0.53, 0.20, 0.22)),
+    Noun("skull", "💀", THING, face=Face(0.50, 0.24, 0.12)),
+    Noun("ghost", "👻", THING),
+    Noun("snowman", "⛄", THING, plural="snowmen"),
+    Noun("heart", "❤", THING),
+)
+
+GARMENTS: dict[str, str] = {"top hat": "🎩", "crown": "👑", "sunglasses": "🕶", "bow": "🎀"}
+"""What a face may wear, with its glyph."""
+
+
+@cache
+def every_noun() -> tuple[Noun, ...]:
+    """The curated nouns, then all clean glyphs."""
+    entries = [(category, *entry.split(" ", 1)) for category, text in CLEAN.items() for entry in text.split(", ")]
+    return CURATED + tuple(Noun(name, glyph, category) for category, glyph, name in entries)
+
+
+def plural_of(noun: Noun) -> str:
+    """The plural of a noun's name."""
+    return noun.plural or plural(noun.name)
+
+
+_SAME = {
+    "sheep",
+    "fried shrimp",
+    "shrimp",
+    "squid",
+    "tropical fish",
+    "bison",
+    "dice",
+    "moose",
+    "thumbs up",
+    "thumbs down",
+}
+_ODD = {"goose": "geese", "ox": "oxen", "die": "dice", "foot": "feet", "tooth": "teeth", "t-rex": "t-rexes"}
+
+
+def plural(word: str) -> str:
+    """The regular English plural; of "slice of pizza" that of its head."""
+    head, of, rest = word.partition(" of ")
+    if of:
+        return plural(head) + of + rest
+    if word.endswith(("s", "x", "ch", "sh")):
+        return word + "es"
+    if word.endswith(("lf", "fe")):
+        return word.rstrip("e")[:-1] + "ves"
+    if word.endswith("man"):
+        return word[:-3] + "men"
+    if word in _SAME:
+        return word
+    if word in _ODD:
+        return _ODD[word]
+    if word.endswith("y") and word[-2:-1] not in "aeiou":
+        return word[:-1] + "ies"
+    return word + "s"
+
+
+def with_article(phrase: str) -> str:
+    """The phrase with "a" or "an" before it; words that are plural already take none."""
+    first = phrase.split()[0] if phrase else ""
+    if first in {"sunglasses", "glasses"}:
+        return phrase
+    consonant = first.startswith(("uni", "ufo", "uk", "eu", "ewe", "one"))
+    vowel = first.startswith(("hour", "x-ray")) or (first[:1] in "aeiou" and not consonant)
+    return ("an " if vowel else "a ") + phrase

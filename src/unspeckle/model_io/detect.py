@@ -1,0 +1,65 @@
+"""The one door for foreign checkpoints: a folder, a single file or a name on the hub, recognised by what it is."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as BPE
+from torch import Tensor
+
+from unspeckle.errors import InputError
+from unspeckle.formats.stable_diffusion import diffusers_folder, single_file
+from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
+from unspeckle.formats.stable_diffusion.model import model
+from unspeckle.model import KEY
+from unspeckle.model_io import hub
+from unspeckle.model_io.safetensors_io import contents, is_pickle, metadata
+
+__all__ = ["model", "read"]
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+def read(
+    path: str | Path, prediction: str | None = None, trust_pickle: bool = False, vocabulary: BPE | None = None
+) -> Checkpoint | None:
+    """The checkpoint that lies at the path, or has that name on the hub; None where it is not foreign. vocabulary: for
+    a single file, which has none; None = it is looked for.
+    InputError, one line, where it is foreign and cannot be read."""
+    if prediction not in (None, "eps", "v"):
+        raise InputError(f"--prediction {prediction!r}: unknown; choose eps or v")
+    place = Path(path)
+    if not place.exists() and hub.is_name(str(path)):
+        place = hub.fetch(Path(path).as_posix())
+    try:
+        if (place / diffusers_folder.INDEX).is_file():
+            return diffusers_folder.read(place, prediction)
+        if place.is_file():
+            if not is_pickle(place) and KEY in metadata(place, "download"):
+                return None
+            said, tensors = _single(place, trust_pickle)
+            return single_file.read(tensors, said, place, prediction, vocabulary)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
+        raise InputError(f"{place}: makes no model ({type(e).__name__}: {str(e)[:100]})") from e
+    return None
+
+
+def _single(file: Path, trust_pickle: bool) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    if not (is_pickle(file) and (trust_pickle or file.suffix in _PICKLES)):
+        return contents(file, "download")
+    if not trust_pickle:
+        raise InputError(
+            f"{file}: is a pickle, which can run code and is not loaded; if you trust it, turn it into a safe file by: "
+            f"unspeckle convert {file.name} {file.stem}.safetensors --trust-pickle"
+        )
+    try:
+        held: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as e:  # whatever a hostile pickle may do to its reader
+        said = re.sub(r"\s+", " ", str(e))[:100]
+        raise InputError(f"{file}: holds more than tensors, or is damaged, and is not loaded ({said})") from e
+    while isinstance(held, dict) and isinstance(held.get("state_dict"), dict):
+        held = held["state_dict"]
+    if not isinstance(held, dict):
+        raise InputError(f"{file}: holds no tensors by name")
+    return {}, {str(name): one.contiguous() for name, one in held.items() if isinstance(one, Tensor)}
