@@ -24,7 +24,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
-from unspeckle.rng import noise
+from unspeckle.rng import noise_from_seeds
 from unspeckle.scoring.distances import kid
 from unspeckle.scoring.features import Scattering, Whitened, opponent
 
@@ -155,7 +155,7 @@ class Random:
 
     def __init__(self) -> None:
         widths = (3, 64, 128, 256)
-        kernels = [noise([0], (b, a, 3, 3))(i, 0)[0] for i, (a, b) in enumerate(pairwise(widths))]
+        kernels = [noise_from_seeds([0], (b, a, 3, 3))(i, 0)[0] for i, (a, b) in enumerate(pairwise(widths))]
         self.kernels = [k / k.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * 2**0.5 for k in kernels]
 
     @torch.no_grad()

@@ -18,10 +18,10 @@ from typing import Any
 from rich.console import Console
 
 from unspeckle import atomic, quantities
-from unspeckle.commands.draw import place
+from unspeckle.commands.draw import resolve_device
 from unspeckle.commands.score import Watching
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, many, settle, together
+from unspeckle.generation.pipeline import Request, draw_prompts, resolve, images_per_batch
 from unspeckle.model import Model, load
 from unspeckle.output import png
 from unspeckle.prompts import escape
@@ -75,7 +75,7 @@ def ready(out: Path, said: dict[str, Any]) -> None:
             raise InputError(f"{out}: was begun with {name} {before.get(name)}, not {said[name]}; give a new folder")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there and not of this benchmark; give a new folder")
-    atomic.write(note, (json.dumps(said) + "\n").encode())
+    atomic.write_bytes(note, (json.dumps(said) + "\n").encode())
 
 
 def laid_out(out: Path, rows: list[tuple[str, str]], seeds: int) -> list[Sample]:
@@ -88,20 +88,20 @@ def laid_out(out: Path, rows: list[tuple[str, str]], seeds: int) -> list[Sample]
         if told.is_file() and told.read_text(encoding="utf-8") != f"{line}\n":
             raise InputError(f"{told}: tells of another prompt than the metadata; give a new folder")
         if not told.is_file():
-            atomic.write(told, f"{line}\n".encode())
+            atomic.write_bytes(told, f"{line}\n".encode())
         paths = [folder / "samples" / f"{seed:04d}.png" for seed in range(seeds)]
         missing += [Sample(prompt, seed, path) for seed, path in enumerate(paths) if not path.is_file()]
     return missing
 
 
-def draw(model: Model, samples: list[Sample], ask: Ask, watch: Watching) -> None:
+def draw(model: Model, samples: list[Sample], ask: Request, watch: Watching) -> None:
     """In batches, each written as soon as it is drawn."""
-    most = together(model, settle(model, ask))
+    most = images_per_batch(model, resolve(model, ask))
     watch.again("drawing", len(samples))
     for batch in (samples[first : first + most] for first in range(0, len(samples), most)):
-        images = many(model, [escape(one.prompt) for one in batch], [one.seed for one in batch], ask)
+        images = draw_prompts(model, [escape(one.prompt) for one in batch], [one.seed for one in batch], ask)
         for one, image in zip(batch, images, strict=True):
-            png.write(image, one.path)
+            png.write_png(image, one.path)
         watch.tell(len(batch))
 
 
@@ -109,10 +109,10 @@ def run(args: argparse.Namespace) -> None:
     if not 1 <= args.seeds <= 10_000:
         raise InputError(f"--seeds {args.seeds}: out of range; give 1 to 10000, GenEval has 4")
     rows = prompts_of(args.metadata)
-    model = load(args.model, place(args.device), precision=args.precision)
-    size = None if args.size is None else quantities.size(args.size)
-    ask = Ask(steps=args.steps, scale=args.scale, sampler=args.sampler, size=size)
-    order = settle(model, ask)
+    model = load(args.model, resolve_device(args.device), precision=args.precision)
+    size = None if args.size is None else quantities.parse_size(args.size)
+    ask = Request(steps=args.steps, guidance_scale=args.scale, sampler=args.sampler, size=size)
+    order = resolve(model, ask)
     said = {name: getattr(order, name) for name in ("steps", "scale", "sampler", "grid")}
     ready(args.out, {"model": model.hash, **said, "size": list(order.size), "precision": model.precision})
     samples = laid_out(args.out, rows, args.seeds)

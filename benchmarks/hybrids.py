@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from unspeckle.generation.pipeline import Ask
+from unspeckle.generation.pipeline import Request
 from unspeckle.model import load
 from unspeckle.prompts import METHODS
 from unspeckle.scoring.composition.hybrids import SHARE, TOGETHER, drawn, judged
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, ask = load(args.model), Ask(steps=args.steps, scale=args.scale)
+    model, ask = load(args.model), Request(steps=args.steps, guidance_scale=args.scale)
     pairs = [(one, other) for one, _, other in (pair.partition("-") for pair in args.pairs.split(","))]
     detector, methods = None, args.methods.split(",")
     if args.corpus:

@@ -16,7 +16,7 @@ import torch
 
 import unspeckle
 from unspeckle.corpus import open_corpus, read
-from unspeckle.rng import Stream
+from unspeckle.rng import ExampleRNG
 from unspeckle.training.inputs import cache
 
 TIMES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.86, 0.9, 0.93, 0.96, 0.98, 0.99)
@@ -42,8 +42,8 @@ def main() -> None:
         "none": [""] * len(right),
     }
     x = model.autoencoder.encode(split.pictures(chosen).float() / 127.5 - 1)
-    givens = [model.text(model.tokenizer.encode(captions)) for captions in wordings.values()]
-    noise = Stream(0, torch.arange(len(x)))
+    givens = [model.text_encoder(model.tokenizer.encode(captions)) for captions in wordings.values()]
+    noise = ExampleRNG(0, torch.arange(len(x)))
     print(f"{len(right)} pictures, such as {right[0]!r}")
     print("time   " + "".join(f"{name:>10}" for name in wordings) + "   nats of the caption, of its places")
     for place, level in enumerate(TIMES):

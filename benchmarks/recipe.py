@@ -20,7 +20,7 @@ import torch
 from training_step import plan_for
 
 from unspeckle.corpus import batches, open_corpus, read
-from unspeckle.model import Card, Model, save
+from unspeckle.model import ModelCard, Model, save
 from unspeckle.networks.latent_autoencoder import Latents
 from unspeckle.objective import Objective
 from unspeckle.presets import preset
@@ -92,7 +92,7 @@ def main() -> None:
     if args.out:
         parts = learner.weights.eval().requires_grad_(False)
         denoiser = plan.denoiser(parts.network)
-        save(Model(denoiser, tokenizer, parts.text, autoencoder, Card(size=plan.size)), args.out)
+        save(Model(denoiser, tokenizer, parts.text, autoencoder, ModelCard(size=plan.size)), args.out)
     name = " ".join([args.preset, *args.changes])
     print(f"{name:32s} held-out {loss.total:.4f}  {rate:.1f} pictures/s  {alone:.1f} a CPU second  {shares}")
 

@@ -22,11 +22,11 @@ from torch import Tensor
 import unspeckle.networks.layers as layers
 from unspeckle.denoiser import Conditioning
 from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
-from unspeckle.generation.pipeline import Ask, pictures
+from unspeckle.generation.pipeline import Request, decode_to_images
 from unspeckle.generation.pipeline import steps as drawn
 from unspeckle.model import load
 from unspeckle.model_io import detect
-from unspeckle.model_io.weight_dtypes import float32
+from unspeckle.model_io.weight_dtypes import to_float32
 
 MOST = 1e-4
 MOST_OF_LATENTS = 1e-3
@@ -42,7 +42,7 @@ Answers = dict[str, Tensor]
 
 def ours(checkpoint: Checkpoint, part: str) -> Any:
     module = checkpoint.pieces()[part]
-    module.load_state_dict({name: float32(held) for name, held in checkpoint.part(part).items()}, assign=True)
+    module.load_state_dict({name: to_float32(held) for name, held in checkpoint.part(part).items()}, assign=True)
     return module.eval().requires_grad_(False)
 
 
@@ -160,11 +160,11 @@ def drawings(folder: Path, samplers: list[str], size: int, steps: int) -> bool:
     gc.collect()
     model, right = load(folder, precision="float32"), True
     for name in samplers:
-        ask = Ask(**WORDS, seed=7, steps=steps, size=size, scale=4.0, sampler=name)
+        ask = Request(**WORDS, seed=7, steps=steps, size=size, guidance_scale=4.0, sampler=name)
         *_, last = drawn(model, ask)
         latents, picture = expected[name]
         error = float((last.x - latents).norm() / latents.norm())
-        one, other = (np.asarray(p, np.float64) for p in (pictures(model, last.x)[0], picture))
+        one, other = (np.asarray(p, np.float64) for p in (decode_to_images(model, last.x)[0], picture))
         apart = float(np.abs(one - other).mean())
         print(
             f"{name}: latents' error {error:.1e}; pictures apart {apart:.3f} of 255, their deviation {other.std():.0f}"
@@ -183,7 +183,7 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.drawn:
         raise SystemExit(not drawings(asked.folder, asked.drawn.split(","), asked.size, asked.steps))
-    checkpoint, side = detect.read(asked.folder), asked.size // 8
+    checkpoint, side = detect.read_foreign(asked.folder), asked.size // 8
     if checkpoint is None:
         raise SystemExit(f"{asked.folder}: is no folder of diffusers")
     worst = [readers(asked.folder, checkpoint), autoencoders(asked.folder, checkpoint, side)]

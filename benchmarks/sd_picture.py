@@ -172,9 +172,9 @@ def _convert(folder: Path, place: Path) -> None:
 def decode(folder: Path, rounds: int) -> None:
     """The decoder at 512², seconds and error against float32 in decibels."""
     import unspeckle
-    from unspeckle.model_io.precision import keep_memory
+    from unspeckle.model_io.precision import keep_freed_memory
 
-    keep_memory()
+    keep_freed_memory()
     exact, low = unspeckle.load(folder), unspeckle.load(folder, precision="bfloat16")
     vae = pipeline(folder).vae.to(memory_format=torch.channels_last)
     scale = exact.autoencoder.config.scale
@@ -202,13 +202,13 @@ def precisions(folder: Path, steps: int, size: int) -> None:
     import numpy as np
 
     import unspeckle
-    from unspeckle.model_io.precision import keep_memory
+    from unspeckle.model_io.precision import keep_freed_memory
 
-    keep_memory()
+    keep_freed_memory()
     exact: Any = None
     for name in ("float32", "bfloat16", "int8"):
         model = unspeckle.load(folder, precision=name)
-        ask, start = unspeckle.Ask(PROMPT, seed=SEED, steps=steps, sampler="ddim", size=size), time.process_time()
+        ask, start = unspeckle.Request(PROMPT, seed=SEED, steps=steps, sampler="ddim", size=size), time.process_time()
         drawn = np.asarray(unspeckle.draw(model, ask)[0], float)
         exact = drawn if exact is None else exact
         apart = float(((drawn - exact) ** 2).mean())

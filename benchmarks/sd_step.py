@@ -23,7 +23,7 @@ from unspeckle.denoiser import Conditioning
 from unspeckle.formats.stable_diffusion import diffusers_names
 from unspeckle.formats.stable_diffusion.checkpoint import fetched, table
 from unspeckle.kernels.packed_layers import lowered
-from unspeckle.model_io.precision import keep_memory
+from unspeckle.model_io.precision import keep_freed_memory
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.presets import STABLE_DIFFUSION
 from unspeckle.quantization.int8_layers import quantised
@@ -51,14 +51,14 @@ def network(state: Mapping[str, Tensor] | None) -> tuple[UNet, UNetConfig]:
 
 def ours(state: Mapping[str, Tensor]) -> Call:
     """As `unspeckle draw --precision bfloat16` runs it; the words' keys and values are made anew at each call."""
-    keep_memory()
+    keep_freed_memory()
     low = lowered(network(state)[0], torch.bfloat16)
     return lambda x, t, context: low(x.bfloat16(), t, Conditioning(context.bfloat16())).float()
 
 
 def in_int8(state: Mapping[str, Tensor]) -> Call:
     """As `unspeckle draw --precision int8` runs it."""
-    keep_memory()
+    keep_freed_memory()
     low = lowered(quantised(network(state)[0]), torch.bfloat16)
     return lambda x, t, context: low(x.bfloat16(), t, Conditioning(context.bfloat16())).float()
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="of the picture, in pixels")
     parser.add_argument("--rows", default="plain,packed,int8")
     asked = parser.parse_args()
-    keep_memory()
+    keep_freed_memory()
     make: dict[str, Callable[[], Any]] = {
         "plain": lambda: network(None)[0].to(torch.bfloat16, memory_format=torch.channels_last),
         "packed": lambda: lowered(network(None)[0], torch.bfloat16),

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unspeckle import configuration
-from unspeckle.generation.pipeline import Ask
+from unspeckle.generation.pipeline import Request
 from unspeckle.model import load
 from unspeckle.scoring.composition.detector import load as load_detector
 from unspeckle.scoring.composition.questions import CATEGORIES, exam_of
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, ask = load(args.model), Ask(steps=args.steps, scale=args.scale, sampler=args.sampler)
+    model, ask = load(args.model), Request(steps=args.steps, guidance_scale=args.scale, sampler=args.sampler)
     exam = exam_of(args.corpus, args.each)
     kept: list[Answer] = []
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unspeckle.model import Model, load, save
-from unspeckle.model_io.weight_dtypes import DTYPES
+from unspeckle.model_io.weight_dtypes import STORED_DTYPES
 
 INSIDE = Path(__file__).parents[1] / "src/unspeckle/models/embedded.safetensors"
 LICENCE = "Apache-2.0. Trained on scenes drawn from Noto Color Emoji (Google, SIL Open Font License 1.1)."
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="recipes/embedded.sh", help="the script that made it")
     parser.add_argument("--steps", type=int, default=24, help="of a drawing, where the ask says nothing")
     parser.add_argument("--scale", type=float, default=5.0)
-    parser.add_argument("--dtype", choices=DTYPES, default="int8", help="of the weights")
+    parser.add_argument("--dtype", choices=STORED_DTYPES, default="int8", help="of the weights")
     parser.add_argument("--without-student", action="store_true")
     parser.add_argument("--apart", action="store_true", help="the student in a file of its own if one is too small")
     parser.add_argument("--out", type=Path, default=INSIDE)

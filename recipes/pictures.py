@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from unspeckle import Ask, Model, draw, load, rng, steps
-from unspeckle.generation.pipeline import pictures, settle, signed
+from unspeckle import Request, Model, draw, load, rng, steps
+from unspeckle.generation.pipeline import decode_to_images, resolve, images_with_metadata
 from unspeckle.output import png
-from unspeckle.output.film_strip import Film
+from unspeckle.output.film_strip import FilmStrip
 
 FOLDER = Path(__file__).parents[1] / "docs/pictures"
 LARGEST = 800_000  # bytes of all six together
@@ -61,12 +61,12 @@ Frames = Sequence[Image.Image]
 
 def film(model: Model) -> Image.Image:
     """One drawing from noise to picture; the ask stands in its metadata as in every film's."""
-    order = settle(model, Ask(FILMED, seed=SEED))
-    reel = Film(model, order.steps)
+    order = resolve(model, Request(FILMED, seed=SEED))
+    reel = FilmStrip(model, order.steps)
     for step in steps(model, order):
-        reel.see(step)
-    said = png.record(signed(model, order, step)[0])
-    return png.stamp(few_colours(reel.strip()), {**said, "film": True})
+        reel.record(step)
+    said = png.image_metadata(images_with_metadata(model, order, step)[0])
+    return png.attach_metadata(few_colours(reel.render()), {**said, "film": True})
 
 
 def guidance(model: Model) -> Image.Image:
@@ -77,14 +77,14 @@ def guidance(model: Model) -> Image.Image:
 def few_steps(model: Model) -> Image.Image:
     """A row for each prompt, a column for each number of steps."""
     named = [f"{count} step{'s' * (count > 1)}" for count in STEPS]
-    scale = model.card.scale  # said, so that the teacher draws and not its student
+    scale = model.card.guidance_scale  # said, so that the teacher draws and not its student
     return compared(model, named, [{"steps": count, "scale": scale} for count in STEPS])
 
 
 def compared(model: Model, titles: Sequence[str], changes: Sequence[dict[str, float | int]]) -> Image.Image:
     rows = []
     for prompt in COMPARED:
-        drawn = [draw(model, replace(Ask(prompt, seed=SEED), **change))[0] for change in changes]  # type: ignore[arg-type]
+        drawn = [draw(model, replace(Request(prompt, seed=SEED), **change))[0] for change in changes]  # type: ignore[arg-type]
         rows.append([frame.point(lambda value: value & BITS) for frame in drawn])
     return sheet(rows, titles, COMPARED)
 
@@ -92,13 +92,13 @@ def compared(model: Model, titles: Sequence[str], changes: Sequence[dict[str, fl
 @torch.no_grad()
 def noise(model: Model) -> Image.Image:
     """x_t = alpha_t x + sigma_t eps, one x and one eps, at the contrast of a picture whatever the schedule."""
-    for step in steps(model, Ask(SPECKLED, seed=SEED)):
+    for step in steps(model, Request(SPECKLED, seed=SEED)):
         x = step.x
-    eps = rng.noise([SEED], x.shape[1:], x.device)(-1, 0)
+    eps = rng.noise_from_seeds([SEED], x.shape[1:], x.device)(-1, 0)
     frames, titles = [], []
     for t in torch.tensor(TIMES, dtype=torch.float64):
         alpha, sigma = (float(level) for level in model.denoiser.schedule(t))
-        frames += pictures(model, (alpha * x + sigma * eps) / (alpha**2 + sigma**2) ** 0.5)
+        frames += decode_to_images(model, (alpha * x + sigma * eps) / (alpha**2 + sigma**2) ** 0.5)
         titles.append(f"t = {float(t):.1f}\nalpha {alpha:.2f}, sigma {sigma:.2f}")
     return few_colours(sheet([frames], titles))
 
@@ -113,7 +113,7 @@ def language(model: Model) -> Image.Image:
 
 def captioned(model: Model, prompts: Sequence[str], across: int) -> Image.Image:
     """The prompts' pictures, each with its words below."""
-    frames = [draw(model, Ask(prompt, seed=SEED))[0] for prompt in prompts]
+    frames = [draw(model, Request(prompt, seed=SEED))[0] for prompt in prompts]
     font = ImageFont.load_default(SMALL)
     below = 2 * SMALL + 12
     rows = len(prompts) // across
@@ -183,7 +183,7 @@ def main() -> None:
     model, total = load(args.model), 0
     for name, make in SHEETS.items():
         path = args.out / f"{name}.png"
-        png.write(make(model), path)
+        png.write_png(make(model), path)
         total += path.stat().st_size
         print(f"{path}: {path.stat().st_size:,} bytes")
     if total > LARGEST:

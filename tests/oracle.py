@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from unspeckle.denoiser import Denoise
-from unspeckle.schedule import Cosine, Flow, Linear, Schedule, Sigmoid, Table
+from unspeckle.schedule import Cosine, Flow, Linear, Schedule, Sigmoid, DiscreteSchedule
 
-SD = Table("scaled_linear", 0.00085, 0.012)
+SD = DiscreteSchedule("scaled_linear", 0.00085, 0.012)
 SCHEDULES: dict[str, Schedule] = {
     "linear": Linear(),
     "cosine": Cosine(),
     "sigmoid": Sigmoid(),
     "flow": Flow(),
-    "ddpm": Table(),
+    "ddpm": DiscreteSchedule(),
     "scaled_linear": SD,
-    "zero_snr": Table("scaled_linear", 0.00085, 0.012, zero_snr=True),
-    "cosine_table": Table("cosine"),
+    "zero_snr": DiscreteSchedule("scaled_linear", 0.00085, 0.012, zero_terminal_snr=True),
+    "cosine_table": DiscreteSchedule("cosine"),
 }
 
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from unspeckle.atomic import making
+from unspeckle.atomic import create_folder
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import writing
 
 
 def fill(folder: Path) -> None:
-    with making(folder) as place:
+    with create_folder(folder) as place:
         (place / "part").mkdir()
         (place / "part" / "weights").write_text("all")
 
@@ -38,7 +38,7 @@ def test_a_folder_that_fails_has_nothing_in_it(there: bool, tmp_path: Path) -> N
     target = tmp_path / "target"
     if there:
         target.mkdir()
-    with pytest.raises(KeyboardInterrupt), making(target) as place:
+    with pytest.raises(KeyboardInterrupt), create_folder(target) as place:
         (place / "part").mkdir()
         raise KeyboardInterrupt
     assert list(tmp_path.rglob("*")) == ([target] if there else [])

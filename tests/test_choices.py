@@ -14,7 +14,7 @@ from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.model import load
 from unspeckle.objective import Objective
-from unspeckle.rng import Stream
+from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import VE, Cosine, Flow, Schedule
 from unspeckle.training import command
 from unspeckle.training import plan as plans
@@ -86,8 +86,8 @@ def test_a_run_of_another_rate_learns_otherwise_and_goes_on_by_its_plan(
     assert main([*typed, "--out", str(tmp_path / "run")]) == 0
     assert equal(final(tmp_path / "run"), final(tmp_path / "whole"))
     card = load(tmp_path / "run").card
-    assert card.licence == "CC0-1.0" and "--optimizer muon --learning-rate 0.002" in card.recipe
-    assert load(whole).card.licence == ""
+    assert card.license == "CC0-1.0" and "--optimizer muon --learning-rate 0.002" in card.recipe
+    assert load(whole).card.license == ""
 
 
 def test_a_run_begun_before_these_choices_goes_on_bit_for_bit(
@@ -154,7 +154,7 @@ def test_a_trial_sets_them_as_any_field(monkeypatch: pytest.MonkeyPatch) -> None
 def test_held_out_times_are_those_that_training_draws(times: str, schedule: Schedule) -> None:
     """An eighth of what is drawn lies about each of the eight middles: half of it below."""
     objective = Objective(times, -0.3, 1.1)
-    drawn = objective.draw(Stream(3, torch.arange(40_000)), schedule).double()
+    drawn = objective.sample_times(ExampleRNG(3, torch.arange(40_000)), schedule).double()
     below = (drawn[None] < middles(objective, schedule).double()[:, None]).double().mean(1)
     assert below.tolist() == pytest.approx([(i + 0.5) / LEVELS for i in range(LEVELS)], abs=0.01)
 

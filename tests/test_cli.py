@@ -18,7 +18,7 @@ import unspeckle
 from tiny import random_model, saved
 from unspeckle.cli import entry, main
 from unspeckle.model import save
-from unspeckle.output.png import read, record, stamp, write
+from unspeckle.output.png import read_png, image_metadata, attach_metadata, write_png
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +34,8 @@ def test_draw_prints_absolute_paths_and_nothing_else(
     said = capsys.readouterr()
     expected = [tmp_path / "new" / "folder" / f"a-frog-{seed}.png" for seed in (7, 8, 9)]
     assert said.out.splitlines() == [str(path) for path in expected]
-    ours = unspeckle.draw(random_model(), unspeckle.Ask("a frog", seed=7, count=3))
-    assert [read(path).tobytes() for path in expected] == [image.tobytes() for image in ours]
+    ours = unspeckle.draw(random_model(), unspeckle.Request("a frog", seed=7, count=3))
+    assert [read_png(path).tobytes() for path in expected] == [image.tobytes() for image in ours]
     assert said.err.splitlines()[-1] == "a frog: step 4 of 4"
     assert main(["draw", "a frog", "-m", model, "--quiet"]) == 0
     said = capsys.readouterr()
@@ -46,14 +46,14 @@ def test_every_option_reaches_the_picture(model: str, tmp_path: Path, capsys: py
     options = "--seed 5 --steps 3 --sampler heun --grid karras --scale 2.5 --negative pizza --size 32x16 --strip -q"
     assert main(["draw", "-m", model, "-o", str(tmp_path), *options.split(), "--", "-frog"]) == 0
     picture, film = (Path(line) for line in capsys.readouterr().out.splitlines())
-    said = record(read(picture))
-    assert read(picture).size == (32, 16)
+    said = image_metadata(read_png(picture))
+    assert read_png(picture).size == (32, 16)
     del said["version"], said["model"]
     assert said == {
         "prompt": "-frog", "negative": "pizza", "seed": 5, "steps": 3, "sampler": "heun", "grid": "karras",
         "scale": 2.5, "size": [32, 16], "batch": [5, 1],
     }  # fmt: skip
-    assert film.name == "frog-5-strip.png" and record(read(film))["film"] is True
+    assert film.name == "frog-5-strip.png" and image_metadata(read_png(film))["film"] is True
     assert main(["replay", str(film), "-m", model]) == 2
     assert "replay the picture itself" in capsys.readouterr().err
 
@@ -63,10 +63,10 @@ def test_replay(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path = Path(capsys.readouterr().out.splitlines()[2])
     assert main(["replay", str(path), "-m", model]) == 0
     assert capsys.readouterr().out == "largest pixel difference: 0\n"
-    picture = read(path)
+    picture = read_png(path)
     red, green, blue = picture.getpixel((3, 4))  # type: ignore[misc]
     picture.putpixel((3, 4), (red, green - 9 if green > 100 else green + 9, blue))
-    write(picture, path)
+    write_png(picture, path)
     assert main(["replay", str(path), "-m", model, "-q"]) == 1
     assert capsys.readouterr().out == "largest pixel difference: 9\n"
 
@@ -82,7 +82,7 @@ def test_pictures_drawn_together_are_replayed_together(
     assert main(line) == 0
     paths = capsys.readouterr().out.split()
     assert rows == [2, 2, 1]
-    assert [record(read(Path(path)))["batch"] for path in paths] == [[3, 2], [3, 2], [5, 2], [5, 2], [7, 1]]
+    assert [image_metadata(read_png(Path(path)))["batch"] for path in paths] == [[3, 2], [3, 2], [5, 2], [5, 2], [7, 1]]
     for path in (paths[1], paths[4]):
         assert main(["replay", path, "-m", model, "-q"]) == 0
     assert rows[3:] == [2, 1]
@@ -90,7 +90,7 @@ def test_pictures_drawn_together_are_replayed_together(
 
 def test_replay_knows_another_model(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = random_model()
-    next(other.text.parameters()).data.add_(1)
+    next(other.text_encoder.parameters()).data.add_(1)
     save(other, tmp_path / "other.safetensors")
     assert main(["draw", "a frog", "-m", model, "-o", str(tmp_path), "-q"]) == 0
     path = capsys.readouterr().out.strip()
@@ -105,8 +105,8 @@ def test_a_record_whose_prompt_is_no_prompt(
 ) -> None:
     assert main(["draw", "a frog", "-m", model, "-o", str(tmp_path), "-q"]) == 0
     path = Path(capsys.readouterr().out.strip())
-    picture = read(path)
-    write(stamp(picture, {**record(picture), "prompt": prompt}), path)
+    picture = read_png(path)
+    write_png(attach_metadata(picture, {**image_metadata(picture), "prompt": prompt}), path)
     assert main(["replay", str(path), "-m", model]) == 2
     assert capsys.readouterr().err == "unspeckle: prompt: must be text of at most 100000 characters\n"
 
@@ -123,10 +123,10 @@ FIELDS = [  # of a record, all that replay reads
 def test_a_record_whose_field_is_nothing_that_it_may_be(
     name: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    picture = unspeckle.draw(random_model(), unspeckle.Ask("a frog", seed=1, steps=1))[0]
+    picture = unspeckle.draw(random_model(), unspeckle.Request("a frog", seed=1, steps=1))[0]
     right = (str,) if name in ("prompt", "negative") else (bool,) if name == "paste" else ()
     for value in (value for value in WRONG if not isinstance(value, right)):
-        write(stamp(picture, {**record(picture), name: value}), tmp_path / "a.png")
+        write_png(attach_metadata(picture, {**image_metadata(picture), name: value}), tmp_path / "a.png")
         assert main(["replay", str(tmp_path / "a.png"), "-m", model, "-q"]) == 2, value
         said = capsys.readouterr()
         assert said.out == "" and said.err.count("\n") == 1 and len(said.err) < 1000, value

@@ -10,8 +10,8 @@ import unspeckle
 from test_tasks import mask, picture
 from tiny import random_model, saved
 from unspeckle.cli import main
-from unspeckle.generation.pipeline import fingerprint
-from unspeckle.output.png import read, record
+from unspeckle.generation.pipeline import image_fingerprint
+from unspeckle.output.png import read_png, image_metadata
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +35,17 @@ def test_options_reach_the_picture(place: Path, tmp_path: Path, capsys: pytest.C
     options = "--image PLACE/photo.png --mask PLACE/mask.png --strength 0.75 --variation 9 --variation-strength 0.5"
     assert draw(place, tmp_path, f"{options} --no-paste --tiles 64 --count 2") == 0
     paths = capsys.readouterr().out.split()
-    ask = unspeckle.Ask(
-        "frog", count=2, image=picture(), mask=mask(), strength=0.75, variation=9, variation_strength=0.5, paste=False
+    ask = unspeckle.Request(
+        "frog", count=2, image=picture(), mask=mask(), strength=0.75, variation_seed=9, variation_strength=0.5, paste_original=False
     )
     expected = unspeckle.draw(random_model(), ask)
-    assert [read(Path(path)).tobytes() for path in paths] == [image.tobytes() for image in expected]
-    said = record(read(Path(paths[1])))
-    assert said["image"] == fingerprint(picture()) and said["mask"] == fingerprint(mask())
+    assert [read_png(Path(path)).tobytes() for path in paths] == [image.tobytes() for image in expected]
+    said = image_metadata(read_png(Path(paths[1])))
+    assert said["image"] == image_fingerprint(picture()) and said["mask"] == image_fingerprint(mask())
     assert (said["seed"], said["variation"], said["strength"], said["paste"]) == (0, 10, 0.75, False)
     assert draw(place, tmp_path, "--hires 32x24 --upscaler latent --strength 0.5 --strip") == 0
     large, film = (Path(path) for path in capsys.readouterr().out.split())
-    assert read(large).size == (32, 24) and record(read(large))["hires"] == [32, 24] and film.name.endswith("strip.png")
+    assert read_png(large).size == (32, 24) and image_metadata(read_png(large))["hires"] == [32, 24] and film.name.endswith("strip.png")
 
 
 def test_replay_wants_the_same_picture(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,16 +97,16 @@ def test_bad_input_is_one_line_and_2(
 
 
 def test_photographs_are_upright_and_on_white(place: Path, tmp_path: Path) -> None:
-    from unspeckle.commands.draw import source
+    from unspeckle.commands.draw import open_input_image
 
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     picture(32, 16).save(tmp_path / "turned.png", exif=exif)
-    turned = source(tmp_path / "turned.png", "--image")
+    turned = open_input_image(tmp_path / "turned.png", "--image")
     assert turned is not None and turned.size == (16, 32)
     assert turned.tobytes() == picture(32, 16).transpose(Image.Transpose.ROTATE_270).tobytes()
     Image.fromarray(np.zeros((16, 16, 4), np.uint8)).save(tmp_path / "clear.png")
-    clear = source(tmp_path / "clear.png", "--image")
+    clear = open_input_image(tmp_path / "clear.png", "--image")
     assert clear is not None and clear.getextrema() == ((255, 255),) * 3
 
 

@@ -14,7 +14,7 @@ from unspeckle.cli import main
 from unspeckle.corpus import read
 from unspeckle.corpus.emoji.wording import MOST, class_name, clean, fill, stem_words
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, settle
+from unspeckle.generation.pipeline import Request, resolve
 from unspeckle.prompts import escape
 
 
@@ -35,7 +35,7 @@ def test_a_caption_without_end_is_cut(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("(frog) " * 300_000)
     (caption,) = read(tmp_path).captions()
     assert caption.startswith("(frog) (frog)") and len(caption) <= MOST
-    settle(random_model(), Ask(escape(caption)))
+    resolve(random_model(), Request(escape(caption)))
 
 
 def test_txt_gives_a_wording_a_line(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from torch import nn
 from oracle import SCHEDULES
 from unspeckle.denoiser import PREDICTIONS, Denoiser, Conditioning
 from unspeckle.errors import InputError
-from unspeckle.schedule import VE, Cosine, Flow, Linear, Table
+from unspeckle.schedule import VE, Cosine, Flow, Linear, DiscreteSchedule
 
 ALL = {**SCHEDULES, "ve": VE()}
 GIVEN = Conditioning(torch.zeros(7, 1, 1))
@@ -51,7 +51,7 @@ def test_every_prediction_gives_back_the_picture(name, prediction, dtype):
     assert (error < 30 * torch.finfo(dtype).eps * growth).all(), error / growth
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Flow(), Table(zero_snr=True)])
+@pytest.mark.parametrize("schedule", [Cosine(), Flow(), DiscreteSchedule(zero_terminal_snr=True)])
 def test_eps_is_refused_where_it_says_nothing(schedule):
     with pytest.raises(InputError, match="choose v"):
         Denoiser(Perfect(None), schedule, "eps")
@@ -76,7 +76,7 @@ def test_clocks():
 def test_a_discrete_models_clock_is_its_entry_exactly():
     k = torch.arange(1000)
     network = Perfect(torch.zeros(1000, 1, 1, 1))
-    Denoiser(network, Table(), "eps", "index")(network.answer, (k + 1).double() / 1000, Conditioning(torch.zeros(1000, 1, 1)))
+    Denoiser(network, DiscreteSchedule(), "eps", "index")(network.answer, (k + 1).double() / 1000, Conditioning(torch.zeros(1000, 1, 1)))
     assert (network.clock.round() == k).all() and (network.clock - k).abs().max() < 1e-9
 
 

@@ -17,10 +17,10 @@ from tiny import CAPTIONS, random_model, told_model
 from unspeckle.commands import distil as command
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, draw
+from unspeckle.generation.pipeline import Request, draw
 from unspeckle.model import load, save
 from unspeckle.schedule import VE, Cosine, Flow
-from unspeckle.timesteps import times
+from unspeckle.timesteps import timesteps
 from unspeckle.training import command as train_command
 from unspeckle.training import plan as plans
 from unspeckle.training.distillation_task import Pupil
@@ -40,7 +40,7 @@ def own_signals() -> Iterator[None]:
 def plan(**changes: object) -> DistilPlan:
     model = random_model()
     made = DistilPlan(
-        asked={}, corpus="", size=(16, 16), preset="", network=model.network.config, text=model.text.config, steps=1,
+        asked={}, corpus="", size=(16, 16), preset="", network=model.network.config, text=model.text_encoder.config, steps=1,
         batch=4, seed=0, device="cpu", precision="float32", compile=False, threads=1, parameters=0, rate=0, seconds=0,
         memory=0, disk=0, autoencoder=model.autoencoder.config,
     )  # fmt: skip
@@ -65,7 +65,7 @@ class Foresees(Knows):
     """The best student of one Gaussian: where x_t = α m + r (…), r² = α² d² + σ², the ODE keeps (x_t - α m) / r."""
 
     def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
-        grid = [times(GRID, self.schedule, int(2**k)) for k in given.vector[:, -1]]
+        grid = [timesteps(GRID, self.schedule, int(2**k)) for k in given.vector[:, -1]]
         begins = [int((way - t).abs().argmin()) for way, t in zip(grid, clock.double(), strict=True)]
         t = torch.stack([way[i] for way, i in zip(grid, begins, strict=True)]).view(-1, 1, 1, 1)
         s = torch.stack([way[i + 1] for way, i in zip(grid, begins, strict=True)]).view(-1, 1, 1, 1)
@@ -80,7 +80,7 @@ class Foresees(Knows):
 def knowing(kind: type[Knows], mixture: Mixture, schedule: object):
     model = told_model()
     model.denoiser.schedule, model.card = schedule, replace(model.card, clamp=False)
-    return model.taught(kind(mixture, schedule), model.card)
+    return model.with_network(kind(mixture, schedule), model.card)
 
 
 @pytest.mark.parametrize("schedule", [Flow(), Cosine(), VE(sigma_max=20.0)], ids=["flow", "cosine", "ve"])
@@ -88,7 +88,7 @@ def test_one_step_towards_a_target_lands_where_the_teacher_does(schedule: object
     teacher = knowing(Knows, two_lumps(), schedule)
     x = torch.randn(5, 2, 1, 1, dtype=torch.float64)
     points = drawn(teacher, [Conditioning(torch.zeros(5, 1, 1))], x, 12, 1.0)
-    grid = times(GRID, schedule, 12)
+    grid = timesteps(GRID, schedule, 12)
     made = plan(counts=(1, 2, 3, 4))
     assert len(stretches(made)) == 10
     for stretch in stretches(made):
@@ -100,8 +100,8 @@ def test_one_step_towards_a_target_lands_where_the_teacher_does(schedule: object
 
 def test_a_grids_stretches_are_the_students_own_grids() -> None:
     for n in (1, 2, 3, 4, 6):
-        torch.testing.assert_close(times(GRID, Flow(), 12)[:: 12 // n], times(GRID, Flow(), n), rtol=1e-15, atol=0)
-    torch.testing.assert_close(times(GRID, Flow(), 4), torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
+        torch.testing.assert_close(timesteps(GRID, Flow(), 12)[:: 12 // n], timesteps(GRID, Flow(), n), rtol=1e-15, atol=0)
+    torch.testing.assert_close(timesteps(GRID, Flow(), 4), torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("schedule", [Flow(), Cosine()], ids=["flow", "cosine"])
@@ -121,7 +121,7 @@ def test_targets_of_many_moves_are_those_of_the_best_student() -> None:
     x = torch.randn(4, 2, 1, 1)
     points, grid, made = (
         drawn(teacher, [Conditioning(torch.zeros(4, 1, 1))], x, 800, 1.0),
-        times(GRID, schedule, 800),
+        timesteps(GRID, schedule, 800),
         plan(moves=800),
     )
     for stretch in stretches(made):
@@ -136,7 +136,7 @@ def test_guidance_is_baked_in_and_bounded() -> None:
     ids = teacher.tokenizer.encode(["0.2", "0.9"])
     points = shown(teacher, ids, torch.randn(2, 3, 16, 16), made).points
     for stretch in stretches(made):
-        wanted = target(points, Flow(), times(GRID, Flow(), 12), stretch)
+        wanted = target(points, Flow(), timesteps(GRID, Flow(), 12), stretch)
         torch.testing.assert_close(wanted[0], torch.full((3, 16, 16), 0.6), rtol=0, atol=1e-4)
         torch.testing.assert_close(wanted[1], torch.full((3, 16, 16), 2.0), rtol=0, atol=1e-4)
 
@@ -196,11 +196,11 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(
 
 def test_the_file_carries_the_teacher_as_it_was(run: Path, whole: Path) -> None:
     both, teacher = load(whole), load(run)
-    assert all(torch.equal(tensor, both.tensors()[name]) for name, tensor in teacher.tensors().items())
-    ask = Ask("a frog", seed=2)
+    assert all(torch.equal(tensor, both.state_dict()[name]) for name, tensor in teacher.state_dict().items())
+    ask = Request("a frog", seed=2)
     assert draw(both, ask)[0].tobytes() == draw(teacher, ask)[0].tobytes()
     card = both.student.card
-    assert (card.few, card.steps, card.scale, card.sampler, card.grid) == ((1, 2, 4), 4, 1.0, "ddim", "shifted")
+    assert (card.step_counts, card.steps, card.guidance_scale, card.sampler, card.timestep_spacing) == ((1, 2, 4), 4, 1.0, "ddim", "shifted")
     assert card.corpus["teacher"] == teacher.hash and card.corpus["scale"] == 1.5
     assert str(run) not in json.dumps(card.corpus) + card.recipe
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from unspeckle.samplers import SAMPLERS
-from unspeckle.timesteps import GRIDS
+from unspeckle.timesteps import TIMESTEP_SPACINGS
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "unspeckle"
@@ -31,7 +31,7 @@ def test_the_map_of_the_files_leaves_none_out() -> None:
     assert there - named == set() and named - there == {"recipes/", "benchmarks/"}
 
 
-@pytest.mark.parametrize("name", [*SAMPLERS, *GRIDS])
+@pytest.mark.parametrize("name", [*SAMPLERS, *TIMESTEP_SPACINGS])
 def test_every_sampler_and_grid_stands_in_a_table(name: str) -> None:
     rows = [line for line in TOLD.split("## 4. ")[1].split("\n## 5. ")[0].splitlines() if line.startswith("| `")]
     assert any(f"`{name}`" in row.split("|")[1] for row in rows)

@@ -12,7 +12,7 @@ from unspeckle.networks.coarse_predictor import SIDE, Draft
 from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.objective import Objective
-from unspeckle.rng import Stream
+from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import Flow
 from unspeckle.text.text_encoder import TextConfig, TextEncoder
 
@@ -87,12 +87,12 @@ def awake(config: Config) -> UNet | Transformer:
 def test_it_is_made_once_a_drawing_and_for_any_size(config: Config) -> None:
     network, words = awake(config).eval(), Conditioning(torch.randn(2, 3, 32), None, torch.randn(2, 32))
     prepared = network.prepare(words)
-    assert network.draft is not None and prepared.beside is not None
-    torch.testing.assert_close(prepared.beside, network.draft(words))
+    assert network.draft is not None and prepared.concat is not None
+    torch.testing.assert_close(prepared.concat, network.draft(words))
     for high, wide in ((16, 16), (8, 24)):
         x, clock = torch.randn(2, 2, high, wide), torch.rand(2)
         torch.testing.assert_close(network(x, clock, prepared), network(x, clock, words))
-        other = prepared._replace(beside=prepared.beside + 1)
+        other = prepared._replace(beside=prepared.concat + 1)
         assert not torch.allclose(network(x, clock, other), network(x, clock, prepared), atol=1e-3)
 
 
@@ -103,10 +103,10 @@ def test_denoising_does_not_move_it(config: Config) -> None:
     ids, x = scene(torch.Generator().manual_seed(0), 4)
     denoiser = Denoiser(network, Flow(), "v")
     given = denoiser.prepare(text(ids))
-    assert network.draft is not None and given.beside is not None
-    Objective()(denoiser, x, given, Stream(0, torch.arange(4))).mean().backward(retain_graph=True)
+    assert network.draft is not None and given.concat is not None
+    Objective()(denoiser, x, given, ExampleRNG(0, torch.arange(4))).mean().backward(retain_graph=True)
     assert all(p.grad is None for p in network.draft.parameters())
-    network.draft.loss(given.beside, x).mean().backward()
+    network.draft.loss(given.concat, x).mean().backward()
     assert all(p.grad is not None and float(p.grad.abs().sum()) for p in network.draft.parameters())
 
 

@@ -13,16 +13,16 @@ from PIL import Image
 from tiny import random_model, told_model
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, asked, draw, idle, many, parts, pictures, settle, steps, together
-from unspeckle.guidance import cfg, clamp, combine
+from unspeckle.generation.pipeline import Request, request_from_metadata, draw, ignored_options, draw_prompts, batches_of_request, decode_to_images, resolve, steps, images_per_batch
+from unspeckle.guidance import classifier_free_guidance, clamp_denoised, guided_denoise
 from unspeckle.model import Model
 from unspeckle.networks import Identity, IdentityConfig
-from unspeckle.output.film_strip import COLUMNS, Film
-from unspeckle.output.png import difference, record
-from unspeckle.rng import noise
+from unspeckle.output.film_strip import MAX_COLUMNS, FilmStrip
+from unspeckle.output.png import max_pixel_difference, image_metadata
+from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import VE
-from unspeckle.timesteps import times
+from unspeckle.timesteps import timesteps
 
 
 @dataclass
@@ -42,22 +42,22 @@ def test_what_guidance_would_do_is_refused_where_the_network_is_told_of_it(
     option: dict[str, Any], scale: float
 ) -> None:
     plain = told_model()
-    told = ToldOfScale(plain.denoiser, plain.tokenizer, plain.text, plain.autoencoder, plain.card)
-    settle(told, Ask("0.3", scale=scale))
+    told = ToldOfScale(plain.denoiser, plain.tokenizer, plain.text_encoder, plain.autoencoder, plain.card)
+    resolve(told, Request("0.3", guidance_scale=scale))
     (name,) = option
     with pytest.raises(InputError, match=f"^{name}: this model is told of the guidance scale"):
-        settle(told, Ask("0.3", scale=scale, **option))
-    order = settle(plain, Ask("0.3", scale=scale, **option))
-    assert idle(plain, order) == ([name] if scale == 1 else [])
+        resolve(told, Request("0.3", guidance_scale=scale, **option))
+    order = resolve(plain, Request("0.3", guidance_scale=scale, **option))
+    assert ignored_options(plain, order) == ([name] if scale == 1 else [])
 
 
 def test_what_is_called_idle_changes_no_picture() -> None:
     """And what is not does: the negative prompt counts without guidance where a prompt's weights do not sum to 1."""
     model = random_model()
     for prompt in ("a frog", "a frog AND two frogs", "a frog NOT red", "[a frog:a pizza:0.5] AND red :0.5"):
-        plain, away = (Ask(prompt, negative_prompt=words, scale=1.0) for words in ("", "a blue rabbit"))
+        plain, away = (Request(prompt, negative_prompt=words, guidance_scale=1.0) for words in ("", "a blue rabbit"))
         same = draw(model, plain)[0].tobytes() == draw(model, away)[0].tobytes()
-        assert same == ("negative" in idle(model, settle(model, away)))
+        assert same == ("negative" in ignored_options(model, resolve(model, away)))
         assert same == (prompt == "a frog")
 
 
@@ -70,66 +70,66 @@ def last(model, ask):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_known_answer_is_reached_by_every_sampler(sampler: str) -> None:
     """A denoiser that always says "grey 0.375" must end there exactly, whatever the noise on the way."""
-    found = last(told_model(), Ask("0.375", seed=5, count=2, sampler=sampler))
+    found = last(told_model(), Request("0.375", seed=5, count=2, sampler=sampler))
     assert found.t == 0
     assert torch.allclose(found.x, torch.full_like(found.x, 0.375), atol=1e-6)
 
 
 def test_guidance_is_one_call_and_its_formula() -> None:
     model = told_model()
-    found = last(model, Ask("0.4", negative_prompt="0.1", scale=3.0, count=3))
+    found = last(model, Request("0.4", negative_prompt="0.1", guidance_scale=3.0, count=3))
     assert torch.allclose(found.x, torch.full_like(found.x, 0.1 + 3 * (0.4 - 0.1)), atol=1e-6)
     assert model.network.rows == [6] * 5
 
 
 def test_no_guidance_is_half_the_work_and_words_are_read_once() -> None:
     model = told_model()
-    last(model, Ask("0.4", count=3))
+    last(model, Request("0.4", count=3))
     assert model.network.rows == [3] * 5
-    assert (model.text.calls, model.network.prepared) == (1, 1)
+    assert (model.text_encoder.calls, model.network.prepared) == (1, 1)
 
 
 def test_estimates_stay_within_what_a_picture_can_be() -> None:
     model = told_model()  # its colours have deviation 0.5: white is x = 2
-    assert last(model, Ask("1.5", scale=4.0)).x.max() == 2
+    assert last(model, Request("1.5", guidance_scale=4.0)).x.max() == 2
     model.card = replace(model.card, clamp=False)
-    assert torch.allclose(last(model, Ask("1.5", scale=4.0)).x, torch.tensor(6.0))
+    assert torch.allclose(last(model, Request("1.5", guidance_scale=4.0)).x, torch.tensor(6.0))
 
 
 def test_greys_are_rounded_to_the_nearest() -> None:
     model = told_model()
     x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 9.0, torch.nan]).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    assert [image.getpixel((0, 0))[0] for image in pictures(model, x)] == [0, 64, 128, 191, 255, 255, 128]
+    assert [image.getpixel((0, 0))[0] for image in decode_to_images(model, x)] == [0, 64, 128, 191, 255, 255, 128]
 
 
 def test_drawn_twice_is_the_same() -> None:
-    model, ask = random_model(), Ask("a frog", seed=11)
-    assert difference(draw(model, ask)[0], draw(model, ask)[0]) == 0
+    model, ask = random_model(), Request("a frog", seed=11)
+    assert max_pixel_difference(draw(model, ask)[0], draw(model, ask)[0]) == 0
 
 
 def test_alone_as_in_company() -> None:
     model = random_model(steps=12)
-    together = draw(model, Ask("a frog", seed=20, count=5, sampler="euler_a"))
+    together = draw(model, Request("a frog", seed=20, count=5, sampler="euler_a"))
     for i, picture in enumerate(together):
-        alone = draw(model, Ask("a frog", seed=20 + i, sampler="euler_a"))[0]
+        alone = draw(model, Request("a frog", seed=20 + i, sampler="euler_a"))[0]
         apart = np.abs(np.asarray(alone, dtype=int) - np.asarray(picture, dtype=int))
         assert apart.mean() <= 0.5 and apart.max() <= 8
-    assert difference(together[0], together[1]) > 50
+    assert max_pixel_difference(together[0], together[1]) > 50
 
 
 @pytest.mark.parametrize("batch", [None, 1, 2, 9])
 def test_so_many_are_drawn_together(batch: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", {"cpu": 3 * 16 * 16})
-    model, ask = random_model(steps=12), Ask("a frog", seed=20, count=5, batch=batch)
+    model, ask = random_model(steps=12), Request("a frog", seed=20, count=5, batch_size=batch)
     counts = {None: [3, 2], 1: [1] * 5, 2: [2, 2, 1], 9: [5]}[batch]
-    assert [order.count for order in parts(model, ask)] == counts
+    assert [order.count for order in batches_of_request(model, ask)] == counts
     rows: list[int] = []
     model.network.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
     drawn = draw(model, ask)
     assert list(dict.fromkeys(rows)) == [2 * count for count in dict.fromkeys(counts)]  # wanted and unwanted
-    assert [record(one)["batch"][1] for one in drawn] == [count for count in counts for _ in range(count)]
+    assert [image_metadata(one)["batch"][1] for one in drawn] == [count for count in counts for _ in range(count)]
     rows.clear()
-    again = many(model, ["a frog"] * 5, range(20, 25), ask)
+    again = draw_prompts(model, ["a frog"] * 5, range(20, 25), ask)
     assert list(dict.fromkeys(rows)) == [2 * count for count in dict.fromkeys(counts)]
     for ours, one, theirs in zip(drawn, again, draw(random_model(steps=12), replace(ask, batch=5)), strict=True):
         apart = [np.abs(np.asarray(each, dtype=int) - np.asarray(theirs, dtype=int)) for each in (ours, one)]
@@ -138,52 +138,52 @@ def test_so_many_are_drawn_together(batch: int | None, monkeypatch: pytest.Monke
 
 def test_a_gpu_draws_more_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
-    small, large = settle(model, Ask(size=64)), settle(model, Ask(size=64, hires=512))
-    assert (together(model, small), together(model, large)) == (16, 1)
+    small, large = resolve(model, Request(size=64)), resolve(model, Request(size=64, hires_size=512))
+    assert (images_per_batch(model, small), images_per_batch(model, large)) == (16, 1)
     monkeypatch.setattr(Model, "device", torch.device("cuda:1"))
-    assert (together(model, small), together(model, large)) == (256, 4)
-    assert together(model, replace(small, batch=3)) == 3
+    assert (images_per_batch(model, small), images_per_batch(model, large)) == (256, 4)
+    assert images_per_batch(model, replace(small, batch=3)) == 3
 
 
 def test_many_prompts_in_one_batch_are_drawn_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", {"cpu": 4 * 16 * 16})  # two batches
-    model, ask = random_model(steps=12), Ask(negative_prompt="a pizza", scale=3.0, sampler="euler_a")
+    model, ask = random_model(steps=12), Request(negative_prompt="a pizza", guidance_scale=3.0, sampler="euler_a")
     prompts, seeds = ["a frog", "two red frogs", "a frog", "a blue rabbit", "", "a frog"], [3, 3, 2**64 - 1, 9, 0, 3]
-    together = many(model, prompts, seeds, ask)
+    together = draw_prompts(model, prompts, seeds, ask)
     for picture, words, seed in zip(together, prompts, seeds, strict=True):
         alone = draw(model, replace(ask, prompt=words, seed=seed))[0]
         apart = np.abs(np.asarray(alone, dtype=int) - np.asarray(picture, dtype=int))
         assert apart.mean() <= 0.5 and apart.max() <= 8
-        assert record(picture) == {}
-    assert difference(together[0], together[1]) > 50 and difference(together[0], together[2]) > 50
-    assert many(model, [], []) == []
+        assert image_metadata(picture) == {}
+    assert max_pixel_difference(together[0], together[1]) > 50 and max_pixel_difference(together[0], together[2]) > 50
+    assert draw_prompts(model, [], []) == []
     with pytest.raises(InputError, match="one seed for each"):
-        many(model, ["a frog"], [1, 2])
+        draw_prompts(model, ["a frog"], [1, 2])
 
 
 def test_many_read_each_prompt_once_and_share_the_calls() -> None:
     model = told_model()
-    greys = many(model, ["0.25", "0.5", "0.25", "-0.5"], [0, 1, 2, 3])
+    greys = draw_prompts(model, ["0.25", "0.5", "0.25", "-0.5"], [0, 1, 2, 3])
     assert [image.getpixel((0, 0))[0] for image in greys] == [143, 159, 143, 96]
-    assert model.text.calls == model.network.prepared == 3
+    assert model.text_encoder.calls == model.network.prepared == 3
     assert model.network.rows == [4] * 5
 
 
 def test_plain_prompts_are_what_they_were() -> None:
     """Against the few lines that drew before there was a language, bit for bit; and syntax that says nothing."""
     model = random_model()
-    for ask in (Ask("a frog, on stilts: x", "a pizza", seed=3, count=2), Ask("two red frogs", scale=1.0)):
-        order = settle(model, ask)
-        words = [order.prompt, order.negative_prompt] if order.scale != 1 else [order.prompt]
-        fresh = noise(range(order.seed, order.seed + order.count), (3, 16, 16))
+    for ask in (Request("a frog, on stilts: x", "a pizza", seed=3, count=2), Request("two red frogs", guidance_scale=1.0)):
+        order = resolve(model, ask)
+        words = [order.prompt, order.negative_prompt] if order.guidance_scale != 1 else [order.prompt]
+        fresh = noise_from_seeds(range(order.seed, order.seed + order.count), (3, 16, 16))
         with torch.no_grad():
             givens = []
             for said in words:
-                one = model.denoiser.prepare(model.text(model.tokenizer.encode([said])))
+                one = model.denoiser.prepare(model.text_encoder(model.tokenizer.encode([said])))
                 fields = (None if field is None else field.expand(order.count, *field.shape[1:]) for field in one[:4])
                 givens.append(Conditioning(*fields, one.prepared))
-            plain = clamp(combine(model.denoiser, givens, cfg(order.scale)), *model.autoencoder.bounds)
-            way = times(order.grid, model.denoiser.schedule, order.steps)
+            plain = clamp_denoised(guided_denoise(model.denoiser, givens, classifier_free_guidance(order.guidance_scale)), *model.autoencoder.bounds)
+            way = timesteps(order.timestep_spacing, model.denoiser.schedule, order.steps)
             *_, before = SAMPLERS[order.sampler](plain, model.denoiser.schedule, way, fresh(-1, 0), fresh)
         assert torch.equal(last(model, ask).x, before.x)
         for same in ("({}:1)", "[{}|{}]", "[{}::1.0]", "[x:{}:0]", "[x:{}:0.0]", "[{}:x:1.0]", "hybrid({}, x, 0)"):
@@ -204,10 +204,10 @@ def test_and_not_and_hybrids_are_sums_of_estimates_in_one_call() -> None:
         ("hybrid(0.4, 0.2, 0.25, embeddings)", 2.0, 0.6, 2),
     ):
         model.network.rows.clear()
-        found = last(model, Ask(prompt, negative_prompt="0.1", scale=scale))
+        found = last(model, Request(prompt, negative_prompt="0.1", guidance_scale=scale))
         assert torch.allclose(found.x, torch.full_like(found.x, grey), atol=1e-6), prompt
         assert model.network.rows == [rows] * 5
-    found = last(model, Ask("0.4", negative_prompt="0.1 AND 0.2 :2", scale=2.0))  # away from two things, from nothing at 0
+    found = last(model, Request("0.4", negative_prompt="0.1 AND 0.2 :2", guidance_scale=2.0))  # away from two things, from nothing at 0
     assert torch.allclose(found.x, torch.full_like(found.x, 0.3), atol=1e-6)
 
 
@@ -216,16 +216,16 @@ def test_what_is_given_depends_on_the_time_alone(sampler: str) -> None:
     """Each call of the network, a sampler's own in the middle of a step too, sees the words of the step it lies in."""
     model, told = told_model(), []
     model.denoiser.network.forward = lambda x, clock, given: told.append((clock[0], given.tokens[0, 0, 0])) or x * 0
-    list(steps(model, Ask("[0.1|[0.2:0.3:3]]", sampler=sampler, steps=6, count=2)))
+    list(steps(model, Request("[0.1|[0.2:0.3:3]]", sampler=sampler, steps=6, count=2)))
     words = ["0.1", "0.2", "0.1", "0.3", "0.1", "0.3"]
     for t, token in told:
         step = min(5, math.floor(6 * (1 - float(t)) + 1e-6))
         assert f"{float(token):.1f}" == words[step], (float(t), float(token))
-    assert len(told) >= 6 and model.text.calls == 3 and model.network.prepared == 3
+    assert len(told) >= 6 and model.text_encoder.calls == 3 and model.network.prepared == 3
 
 
 def test_prompts_of_many_kinds_are_drawn_together() -> None:
-    model, ask = random_model(), Ask(scale=2.0, steps=3)
+    model, ask = random_model(), Request(guidance_scale=2.0, steps=3)
     prompts = [
         "a (frog:1.4)",
         "a frog AND a rabbit",
@@ -236,17 +236,17 @@ def test_prompts_of_many_kinds_are_drawn_together() -> None:
     ]
     model.network.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
     calls: list[int] = []
-    together = many(model, prompts, range(6), ask)
+    together = draw_prompts(model, prompts, range(6), ask)
     assert calls == [6] * 3 + [6] * 3 + [3] * 3  # three rows of plain kind, two of two guesses, one with a NOT
     for picture, words, seed in zip(together, prompts, range(6), strict=True):
         alone = draw(model, replace(ask, prompt=words, seed=seed))[0]
-        assert difference(alone, picture) <= 8
+        assert max_pixel_difference(alone, picture) <= 8
     assert len({picture.tobytes() for picture in together}) == 6
 
 
 def test_weights_words_and_guidance_matter() -> None:
     model = random_model()
-    base = Ask("a frog on stilts", seed=1, scale=4.0, steps=3)
+    base = Request("a frog on stilts", seed=1, guidance_scale=4.0, steps=3)
     others = [replace(base, prompt=said) for said in (
         "a (frog:1.4) on stilts", "a [frog] on stilts", "a frog BREAK stilts", "a frog AND stilts", "a frog NOT stilts",
         "a [frog:rabbit:0.5] on stilts", "a [frog|rabbit] on stilts", "hybrid(frog, rabbit, 0.5, switch)",
@@ -267,40 +267,40 @@ def weaker() -> Model:
 
 def test_a_guide_is_autoguidance_and_goes_into_the_record() -> None:
     model, guide = random_model(), weaker()
-    ask = Ask("a frog AND a pizza", seed=2, count=2, scale=2.5, guide=guide)
+    ask = Request("a frog AND a pizza", seed=2, count=2, guidance_scale=2.5, guide_model=guide)
     guided = last(model, ask)
     assert torch.equal(last(model, replace(ask, guide=model)).x, last(model, replace(ask, guide=None, scale=1.0)).x)
     assert not torch.equal(guided.x, last(model, replace(ask, guide=None)).x)
-    said = record(draw(model, ask)[0])
+    said = image_metadata(draw(model, ask)[0])
     assert said["guide"] == {"name": "tiny", "hash": guide.hash} != said["model"]
-    again, place = asked(said)
-    assert place == 0 and settle(model, replace(again, guide=guide)) == settle(model, ask)
-    assert "guide" not in record(draw(model, replace(ask, guide=None, steps=1))[0])
+    again, place = request_from_metadata(said)
+    assert place == 0 and resolve(model, replace(again, guide=guide)) == resolve(model, ask)
+    assert "guide" not in image_metadata(draw(model, replace(ask, guide=None, steps=1))[0])
     guide.denoiser.schedule = VE()
     with pytest.raises(InputError, match="knows other noise"):
-        settle(model, ask)
+        resolve(model, ask)
     other = random_model()
     other.autoencoder = Identity(IdentityConfig())
     with pytest.raises(InputError, match="knows other noise or colours"):
-        settle(model, replace(ask, guide=other))
+        resolve(model, replace(ask, guide=other))
     with pytest.raises(InputError, match="NOT"):
-        settle(model, replace(ask, guide=model, negative="x"))
+        resolve(model, replace(ask, guide=model, negative="x"))
 
 
 def test_guidance_goes_into_the_record() -> None:
     model = random_model(steps=2)
-    ask = Ask("x", guidance="apg", rescale=0.5, interval=(0.25, 1))
-    said = record(draw(model, ask)[0])
+    ask = Request("x", guidance_method="apg", guidance_rescale=0.5, guidance_interval=(0.25, 1))
+    said = image_metadata(draw(model, ask)[0])
     assert (said["guidance"], said["rescale"], said["interval"]) == ("apg", 0.5, [0.25, 1.0])
-    assert settle(model, asked(said)[0]) == settle(model, ask)
-    assert not {"guidance", "rescale", "interval", "guide"} & set(record(draw(model, Ask("x"))[0]))
+    assert resolve(model, request_from_metadata(said)[0]) == resolve(model, ask)
+    assert not {"guidance", "rescale", "interval", "guide"} & set(image_metadata(draw(model, Request("x"))[0]))
     with pytest.raises(InputError):
-        settle(model, asked({**said, "interval": "ab"})[0])
+        resolve(model, request_from_metadata({**said, "interval": "ab"})[0])
 
 
 def test_words_negative_scale_and_seed_matter() -> None:
     model = random_model()
-    plain = Ask("a frog", seed=1)
+    plain = Request("a frog", seed=1)
     for other in (
         replace(plain, prompt="two red rabbits"),
         replace(plain, negative="a pizza"),
@@ -309,66 +309,66 @@ def test_words_negative_scale_and_seed_matter() -> None:
         replace(plain, steps=5),
         replace(plain, grid="karras"),
     ):
-        assert difference(draw(model, plain)[0], draw(model, other)[0]) > 0, other
+        assert max_pixel_difference(draw(model, plain)[0], draw(model, other)[0]) > 0, other
 
 
 def test_size_is_width_then_height() -> None:
-    assert draw(random_model(), Ask(size=(32, 16)))[0].size == (32, 16)
-    assert draw(random_model(), Ask(size=24))[0].size == (24, 24)
+    assert draw(random_model(), Request(size=(32, 16)))[0].size == (32, 16)
+    assert draw(random_model(), Request(size=24))[0].size == (24, 24)
 
 
 def test_large_asks_are_cut_and_lose_no_seed() -> None:
-    orders = parts(random_model(), Ask(seed=2**64 - 1000, count=1000))
+    orders = batches_of_request(random_model(), Request(seed=2**64 - 1000, count=1000))
     assert [seed for o in orders for seed in range(o.seed, o.seed + o.count)] == list(range(2**64 - 1000, 2**64))
     assert all(o.count * 16 * 16 <= 1 << 16 for o in orders) and len(orders) == 4
-    assert [o.count for o in parts(random_model(), Ask(count=2, size=512))] == [1, 1]
+    assert [o.count for o in batches_of_request(random_model(), Request(count=2, size=512))] == [1, 1]
 
 
 def test_a_step_leaves_the_consumers_gradients_on() -> None:
-    for step in steps(random_model(), Ask()):
+    for step in steps(random_model(), Request()):
         assert torch.is_grad_enabled() and not step.x.requires_grad
 
 
 def test_the_random_state_is_left_alone() -> None:
     model = random_model()
     before = torch.get_rng_state()
-    draw(model, Ask(sampler="euler_a"))
+    draw(model, Request(sampler="euler_a"))
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(
     ("ask", "says"),
     [
-        (Ask(steps=0), "steps 0: must be a whole number from 1"),
-        (Ask(steps=2.5), "steps 2.5"),  # type: ignore[arg-type]
-        (Ask(steps=True), "steps True"),
-        (Ask(count=0), "count 0"),
-        (Ask(seed=-1), "seed -1"),
-        (Ask(seed=2**64), "seed 18446744073709551616"),
-        (Ask(seed=2**64 - 1, count=2), "seeds end"),
-        (Ask(sampler="magic"), "choose one of ddpm, ddim"),
-        (Ask(grid="magic"), "choose one of uniform"),
-        (Ask(scale=float("nan")), "scale nan"),
-        (Ask(scale="3"), "scale '3'"),  # type: ignore[arg-type]
-        (Ask(size=30), "the nearest that fits is 32x32"),
-        (Ask(size=(33, 16)), "the nearest that fits is 32x16"),
-        (Ask(size=(0, -5)), "the nearest that fits is 16x16"),
-        (Ask(size=(16, 16, 3)), "a pair"),  # type: ignore[arg-type]
-        (Ask(size=1 << 20), "smaller"),
-        (Ask(guidance="magic"), "choose one of cfg, apg"),
-        (Ask(rescale=1.5), "rescale 1.5"),
-        (Ask(rescale=True), "rescale True"),
-        (Ask(interval=(0.8, 0.2)), "the lower time comes first"),
-        (Ask(interval=(0.2,)), "two times"),  # type: ignore[arg-type]
-        (Ask(interval=(0.2, 2)), "interval 2"),
-        (Ask(prompt="a (frog"), 'prompt: unclosed "("'),
-        (Ask(negative_prompt="a (frog"), 'negative: unclosed "("'),
-        (Ask(prompt="a \udcff frog"), "Unicode"),
-        (Ask(prompt=None), "prompt"),  # type: ignore[arg-type]
-        (Ask(negative_prompt="x" * 200_000), "negative"),
+        (Request(steps=0), "steps 0: must be a whole number from 1"),
+        (Request(steps=2.5), "steps 2.5"),  # type: ignore[arg-type]
+        (Request(steps=True), "steps True"),
+        (Request(count=0), "count 0"),
+        (Request(seed=-1), "seed -1"),
+        (Request(seed=2**64), "seed 18446744073709551616"),
+        (Request(seed=2**64 - 1, count=2), "seeds end"),
+        (Request(sampler="magic"), "choose one of ddpm, ddim"),
+        (Request(timestep_spacing="magic"), "choose one of uniform"),
+        (Request(guidance_scale=float("nan")), "scale nan"),
+        (Request(guidance_scale="3"), "scale '3'"),  # type: ignore[arg-type]
+        (Request(size=30), "the nearest that fits is 32x32"),
+        (Request(size=(33, 16)), "the nearest that fits is 32x16"),
+        (Request(size=(0, -5)), "the nearest that fits is 16x16"),
+        (Request(size=(16, 16, 3)), "a pair"),  # type: ignore[arg-type]
+        (Request(size=1 << 20), "smaller"),
+        (Request(guidance_method="magic"), "choose one of cfg, apg"),
+        (Request(guidance_rescale=1.5), "rescale 1.5"),
+        (Request(guidance_rescale=True), "rescale True"),
+        (Request(guidance_interval=(0.8, 0.2)), "the lower time comes first"),
+        (Request(guidance_interval=(0.2,)), "two times"),  # type: ignore[arg-type]
+        (Request(guidance_interval=(0.2, 2)), "interval 2"),
+        (Request(prompt="a (frog"), 'prompt: unclosed "("'),
+        (Request(negative_prompt="a (frog"), 'negative: unclosed "("'),
+        (Request(prompt="a \udcff frog"), "Unicode"),
+        (Request(prompt=None), "prompt"),  # type: ignore[arg-type]
+        (Request(negative_prompt="x" * 200_000), "negative"),
     ],
 )
-def test_asks_that_cannot_be_drawn(ask: Ask, says: str) -> None:
+def test_asks_that_cannot_be_drawn(ask: Request, says: str) -> None:
     with pytest.raises(InputError) as caught:
         steps(random_model(), ask)  # at once, not at the first step
     assert says in str(caught.value) and "\n" not in str(caught.value)
@@ -376,41 +376,41 @@ def test_asks_that_cannot_be_drawn(ask: Ask, says: str) -> None:
 
 def test_a_record_gives_its_ask_again() -> None:
     model = random_model()
-    ask = Ask("ein Frösch 🐸", negative_prompt="x", seed=2**63, count=3, steps=3, sampler="heun", scale=2, size=(16, 32))
+    ask = Request("ein Frösch 🐸", negative_prompt="x", seed=2**63, count=3, steps=3, sampler="heun", guidance_scale=2, size=(16, 32))
     for place, image in enumerate(draw(model, ask)):
-        again, found = asked(record(image))
-        assert (settle(model, again), found) == (settle(model, ask), place)
-        assert record(image)["seed"] == 2**63 + place
-        assert record(image)["model"] == {"name": "tiny", "hash": model.hash}
+        again, found = request_from_metadata(image_metadata(image))
+        assert (resolve(model, again), found) == (resolve(model, ask), place)
+        assert image_metadata(image)["seed"] == 2**63 + place
+        assert image_metadata(image)["model"] == {"name": "tiny", "hash": model.hash}
 
 
 @pytest.mark.parametrize("broken", [{"batch": 3}, {"size": None}, {"seed": "x"}, {"seed": 7}, {"batch": None}])
 def test_broken_records(broken: dict) -> None:
-    whole = record(draw(random_model(steps=1), Ask())[0])
+    whole = image_metadata(draw(random_model(steps=1), Request())[0])
     with pytest.raises(InputError):
-        asked({**whole, **broken})
+        request_from_metadata({**whole, **broken})
 
 
 def test_a_drawing_starts_at_its_seeds_noise_at_the_schedules_strength() -> None:
     model = told_model()
     model.denoiser.schedule = VE(sigma_max=40.0)
-    first = next(steps(model, Ask("0.5", seed=9, count=2)))
-    assert torch.equal(first.x, 40 * noise([9, 10], (3, 16, 16))(-1, 0))
+    first = next(steps(model, Request("0.5", seed=9, count=2)))
+    assert torch.equal(first.x, 40 * noise_from_seeds([9, 10], (3, 16, 16))(-1, 0))
 
 
 def test_the_film_shows_the_law() -> None:
     """With a denoiser that knows x, the predicted noise is the one it started from at every time, and x̂ never moves."""
-    model, film = told_model(), Film(told_model(), 5)
-    for step in steps(model, Ask("0.5", seed=4, count=2)):
-        film.see(step)
-    strip = film.strip(1)
+    model, film = told_model(), FilmStrip(told_model(), 5)
+    for step in steps(model, Request("0.5", seed=4, count=2)):
+        film.record(step)
+    strip = film.render(1)
 
     def frame(row: int, column: int) -> np.ndarray:
         x, y = strip.width - (6 - column) * 102, strip.height - (3 - row) * 102
         return np.asarray(strip)[y : y + 96, x : x + 96].astype(int)
 
-    eps = np.asarray(pictures(model, noise([5], (3, 16, 16))(-1, 0))[0].resize((96, 96), Image.Resampling.NEAREST))
-    grey = pictures(model, torch.full((1, 3, 1, 1), 0.5))[0].getpixel((0, 0))
+    eps = np.asarray(decode_to_images(model, noise_from_seeds([5], (3, 16, 16))(-1, 0))[0].resize((96, 96), Image.Resampling.NEAREST))
+    grey = decode_to_images(model, torch.full((1, 3, 1, 1), 0.5))[0].getpixel((0, 0))
     assert (frame(0, 0) == eps).all()
     assert (frame(0, 5) == grey).all()
     for column in range(5):
@@ -420,9 +420,9 @@ def test_the_film_shows_the_law() -> None:
 
 
 def test_a_film_has_few_columns_and_the_ends() -> None:
-    film, ask = Film(random_model(), 30), Ask(steps=30)
+    film, ask = FilmStrip(random_model(), 30), Request(steps=30)
     every = list(steps(random_model(), ask))
     for step in every:
-        film.see(step)
-    assert len(film.kept) == COLUMNS
-    assert film.kept[0] is every[0] and film.kept[-1] is every[-1]
+        film.record(step)
+    assert len(film.recorded) == MAX_COLUMNS
+    assert film.recorded[0] is every[0] and film.recorded[-1] is every[-1]

@@ -15,7 +15,7 @@ import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion.model import _sums
-from unspeckle.generation.pipeline import Ask, steps
+from unspeckle.generation.pipeline import Request, steps
 from unspeckle.model_io import detect
 
 FAMILIES = {"1": "epsilon", "1-inpaint": "epsilon", "1-lcm": "epsilon", "2": "v_prediction", "xl": "epsilon",
@@ -61,7 +61,7 @@ def test_a_single_file_is_compared_where_no_vocabulary_is(folder: Any, tmp_path:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert main(["convert", str(folder("1")), str(tmp_path / "model.safetensors")]) == 0
     with pytest.raises(InputError, match="has no vocabulary"):
-        detect.read(tmp_path / "model.safetensors")
+        detect.read_foreign(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,7 +82,7 @@ def test_folder_to_single_file_to_folder(family: str, folder: Any, tmp_path: Pat
             torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before
         )
         compared += len(before)
-    assert compared == len(detect.read(source).tensors)
+    assert compared == len(detect.read_foreign(source).tensors)
     one, other = unspeckle.load(source), unspeckle.load(file)
     assert one.denoiser.prediction == other.denoiser.prediction == ("v" if family == "2" else "eps")
     assert type(one.network) is type(other.network) and one.autoencoder.config == other.autoencoder.config
@@ -105,8 +105,8 @@ def test_diffusers_draws_the_same_from_what_was_written(family: str, folder: Any
         drawn.append(pipe(**asked, generator=torch.Generator().manual_seed(0)).images)
     assert torch.equal(*drawn)
     ours = unspeckle.load(file)
-    *_, last = steps(ours, Ask(prompt="a frog", steps=3, sampler="ddim", grid="leading", size=16, scale=7.5))
-    *_, from_folder = steps(unspeckle.load(source), Ask(prompt="a frog", steps=3, sampler="ddim", size=16, scale=7.5))
+    *_, last = steps(ours, Request(prompt="a frog", steps=3, sampler="ddim", timestep_spacing="leading", size=16, guidance_scale=7.5))
+    *_, from_folder = steps(unspeckle.load(source), Request(prompt="a frog", steps=3, sampler="ddim", size=16, guidance_scale=7.5))
     assert (last.x - from_folder.x).norm() <= 1e-5 * from_folder.x.norm()
 
 

@@ -32,7 +32,7 @@ def place(tmp_path_factory: Any) -> Path:
     stable.pipeline("1", root / "scratch").to(torch.float16).save_pretrained(root / "pipe")
     for file in (root / "pipe" / "tokenizer").iterdir():
         shutil.copy(file, root / file.name)
-    found = detect.read(root / "pipe")
+    found = detect.read_foreign(root / "pipe")
     assert found is not None
     writing.single(found, root / "model.safetensors")
     return root
@@ -41,7 +41,7 @@ def place(tmp_path_factory: Any) -> Path:
 def refused(path: Path) -> str:
     """The one line with which the path is refused, "" where it is read after all."""
     try:
-        detect.read(path)
+        detect.read_foreign(path)
     except InputError as e:
         line = str(e)
         if "\n" in line or len(line) > 1200:
@@ -160,7 +160,7 @@ def test_damaged_folders(place: Path, tmp_path: Path) -> None:
 def test_what_else_it_may_be(tmp_path: Path, names: list[str], says: str) -> None:
     save_file({name: torch.zeros(4, 4) for name in names}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=says):
-        detect.read(tmp_path / "other.safetensors")
+        detect.read_foreign(tmp_path / "other.safetensors")
 
 
 def test_the_command_line_says_one_line(place: Path, tmp_path: Path, capsys: Any) -> None:

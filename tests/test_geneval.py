@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import unspeckle
-from unspeckle.generation.pipeline import Ask
+from unspeckle.generation.pipeline import Request
 
 MODEL = Path(unspeckle.__file__).parent / "models" / "embedded.safetensors"
 PROMPTS = ["a photo of a frog", "a photo of two (red) hats: AND", "a photo of a pizza above a house"]
@@ -58,7 +58,7 @@ def test_folders_are_as_the_scorer_reads_them(
         assert json.loads((folder / "metadata.jsonl").read_text()) == row
         assert sorted(path.name for path in (folder / "samples").iterdir()) == ["0000.png", "0001.png"]
         words = unspeckle.prompts.escape(PROMPTS[number])
-        expected = unspeckle.draw(model, Ask(prompt=words, count=2, steps=1))
+        expected = unspeckle.draw(model, Request(prompt=words, count=2, steps=1))
         for seed, one in enumerate(expected):
             drawn = np.asarray(Image.open(folder / "samples" / f"{seed:04d}.png"))
             assert np.abs(drawn.astype(int) - np.asarray(one)).max() <= 1
@@ -70,7 +70,7 @@ def test_it_goes_on_where_it_was_stopped(
     asked: list[list[tuple[str, int]]] = []
     inner = geneval.many
 
-    def many(model: Any, prompts: list[str], seeds: list[int], ask: Ask) -> list[Image.Image]:
+    def many(model: Any, prompts: list[str], seeds: list[int], ask: Request) -> list[Image.Image]:
         if len(asked) == 2:
             raise KeyboardInterrupt
         asked.append(list(zip(prompts, seeds, strict=True)))

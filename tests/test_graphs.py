@@ -62,7 +62,7 @@ def apart(one: Any, other: Tensor) -> float:
 
 
 def parts(folder: Path) -> dict[str, stable_diffusion_graphs.Graph]:
-    checkpoint = detect.read(folder)
+    checkpoint = detect.read_foreign(folder)
     assert checkpoint is not None
     return {graph.name: graph for graph in stable_diffusion_graphs.stable(checkpoint, writing.described(checkpoint)[1])}
 
@@ -146,7 +146,7 @@ def test_a_model_of_ours_draws_by_its_graphs(to: str, tmp_path: Path, request: A
     last, t = sigma * x, told["times"]["t"][0]
     inputs = ["sample", "timestep", "encoder_hidden_states", "encoder_attention_mask"]
     with torch.no_grad():
-        expected, given = last, model.text(ids)
+        expected, given = last, model.text_encoder(ids)
         for s, alpha_s, sigma_s in ways:  # DDIM, as docs/stable-diffusion.md tells it
             now, later = torch.tensor([t]), torch.tensor([s])
             guess = runtime.answer(place / "unet", inputs, (last, now, tokens, mask.bool()))[0]
@@ -251,7 +251,7 @@ def test_a_network_of_ours_that_diffusers_has_too(scale_shift: bool, tmp_path: P
     assert main(["convert", str(tmp_path / "tiny.safetensors"), str(tmp_path / "out")]) == 0
     assert "relative difference 0.0e+00" in capsys.readouterr().err
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet").eval()
-    given = model.text(model.tokenizer.encode(["a frog", "two red frogs"]))
+    given = model.text_encoder(model.tokenizer.encode(["a frog", "two red frogs"]))
     x, t = stable_diffusion_graphs.maps(3, 2, False), torch.tensor([0.6, 0.3])
     expected = theirs(x, 1000 * t, given.tokens, encoder_attention_mask=given.mask).sample
     assert apart(model.network(x, t, given), expected) <= 1e-5

@@ -4,7 +4,7 @@ from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normal
 
 from oracle import one_lump
 from unspeckle.denoiser import Denoiser, Conditioning
-from unspeckle.guidance import autoguidance, cfg, clamp, combine, dynamic_threshold, interval, mixed, projected
+from unspeckle.guidance import autoguidance, classifier_free_guidance, clamp_denoised, guided_denoise, dynamic_threshold, guidance_interval, composed, adaptive_projected_guidance
 from unspeckle.samplers import ddim
 from unspeckle.schedule import Flow
 
@@ -45,7 +45,7 @@ def drawing():
 @pytest.mark.parametrize("scale", [0.0, 3.0, 7.5])
 def test_guidance_is_one_call_on_the_joined_batch(drawing, scale):
     network, denoiser, givens, x_t, wanted, unwanted = drawing
-    denoise = combine(denoiser, givens, cfg(scale))
+    denoise = guided_denoise(denoiser, givens, classifier_free_guidance(scale))
     for _ in range(3):
         torch.testing.assert_close(denoise(x_t, T), unwanted + scale * (wanted - unwanted))
     assert network.calls == [4, 4, 4] and network.prepared == 1
@@ -53,8 +53,8 @@ def test_guidance_is_one_call_on_the_joined_batch(drawing, scale):
 
 def test_scale_1_runs_the_wanted_one_alone(drawing):
     network, denoiser, givens, x_t, wanted, _ = drawing
-    torch.testing.assert_close(combine(denoiser, givens, cfg(1.0))(x_t, T), wanted)
-    torch.testing.assert_close(combine(denoiser, givens[:1], cfg(1.0, rescale=0.7))(x_t, T), wanted)
+    torch.testing.assert_close(guided_denoise(denoiser, givens, classifier_free_guidance(1.0))(x_t, T), wanted)
+    torch.testing.assert_close(guided_denoise(denoiser, givens[:1], classifier_free_guidance(1.0, guidance_rescale=0.7))(x_t, T), wanted)
     assert network.calls == [2, 2]
 
 
@@ -62,7 +62,7 @@ def test_guiding_x_is_guiding_eps():
     """The rule is linear: on x̂ as on eps = (x_t - alpha x̂) / sigma."""
     wanted, unwanted, x_t = torch.randn(3, *SHAPE, dtype=torch.float64)
     eps = [(x_t - 0.6 * x) / 0.4 for x in (wanted, unwanted)]
-    guided = cfg(4.0)(lambda n: torch.stack((wanted, unwanted)), T)
+    guided = classifier_free_guidance(4.0)(lambda n: torch.stack((wanted, unwanted)), T)
     torch.testing.assert_close((x_t - 0.6 * guided) / 0.4, eps[1] + 4 * (eps[0] - eps[1]))
 
 
@@ -70,7 +70,7 @@ def test_rescale_brings_back_the_deviation(drawing):
     _, denoiser, givens, x_t, wanted, unwanted = drawing
     plain = unwanted + 5 * (wanted - unwanted)
     for rescale in (0.0, 0.7, 1.0):
-        guided = combine(denoiser, givens, cfg(5.0, rescale))(x_t, T)
+        guided = guided_denoise(denoiser, givens, classifier_free_guidance(5.0, rescale))(x_t, T)
         for row in range(2):
             target = plain[row] * wanted[row].std() / plain[row].std()
             torch.testing.assert_close(guided[row], rescale * target + (1 - rescale) * plain[row])
@@ -80,7 +80,7 @@ def test_rescale_brings_back_the_deviation(drawing):
 @pytest.mark.parametrize(("t", "calls"), [(0.19, 2), (0.2, 4), (0.5, 4), (0.8, 4), (0.81, 2)])
 def test_outside_its_interval_guidance_is_neither_felt_nor_paid(drawing, t, calls):
     network, denoiser, givens, x_t, wanted, unwanted = drawing
-    found = combine(denoiser, givens, interval(cfg(3.0), 0.2, 0.8))(x_t, torch.full((2,), t, dtype=torch.float64))
+    found = guided_denoise(denoiser, givens, guidance_interval(classifier_free_guidance(3.0), 0.2, 0.8))(x_t, torch.full((2,), t, dtype=torch.float64))
     torch.testing.assert_close(found, wanted if calls == 2 else unwanted + 3 * (wanted - unwanted))
     assert network.calls == [calls]
 
@@ -92,7 +92,7 @@ def test_and_of_two_gaussians_is_the_gaussian_of_their_product():
     both, neither = one_lump(0.9 - 0.3 - 0.1, 0.4), one_lump(0.1 - 0.5 * (0.9 - 0.1) - 2 * (-0.3 - 0.1), 0.4)
     x_t = torch.randn(5, 2, 1, 1, dtype=torch.float64)
     for shares, composed in (((1.0, 1.0, -1.0), both), ((-0.5, -2.0, 3.5), neither)):
-        rule = mixed(cfg(1.0), (shares, (0.0, 0.0, 1.0)))
+        rule = composed(classifier_free_guidance(1.0), (shares, (0.0, 0.0, 1.0)))
         for t in (0.2, 0.7):
             at = torch.full((5,), t, dtype=torch.float64)
             estimates = torch.stack([lump.denoise(Flow())(x_t, at) for lump in (a, b, prior)])
@@ -105,24 +105,24 @@ def test_sums_of_estimates_are_guided_as_one_and_ask_for_no_more_than_they_need(
     network, denoiser, givens, x_t, wanted, unwanted = drawing
     third = given(0.3, -0.7)
     estimates = [wanted, unwanted, x_t * (1 + third.vector.view(-1, 1, 1, 1)) + 2 * third.tokens.view(-1, 1, 1, 1)]
-    rule = mixed(cfg(3.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0)))
+    rule = composed(classifier_free_guidance(3.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0)))
     half = 0.25 * estimates[0] + 0.75 * estimates[1]
-    found = combine(denoiser, [*givens, third], rule)(x_t, T)
+    found = guided_denoise(denoiser, [*givens, third], rule)(x_t, T)
     torch.testing.assert_close(found, estimates[2] + 3 * (half - estimates[2]))
-    alone = combine(denoiser, [*givens, third], mixed(cfg(1.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0))))(x_t, T)
+    alone = guided_denoise(denoiser, [*givens, third], composed(classifier_free_guidance(1.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0))))(x_t, T)
     torch.testing.assert_close(alone, half)
     assert network.calls == [6, 4]
-    plain = mixed(cfg(3.0), ((1.0, 0.0), (0.0, 1.0)))
-    assert torch.equal(combine(denoiser, givens, plain)(x_t, T), combine(denoiser, givens, cfg(3.0))(x_t, T))
+    plain = composed(classifier_free_guidance(3.0), ((1.0, 0.0), (0.0, 1.0)))
+    assert torch.equal(guided_denoise(denoiser, givens, plain)(x_t, T), guided_denoise(denoiser, givens, classifier_free_guidance(3.0))(x_t, T))
 
 
 NEUTRAL = {"momentum": 0.0, "threshold": float("inf"), "eta": 1.0}
 
 
-@pytest.mark.parametrize("rule", [cfg(4.0), cfg(4.0, 0.7), interval(cfg(4.0), 0.0, 0.3)])
+@pytest.mark.parametrize("rule", [classifier_free_guidance(4.0), classifier_free_guidance(4.0, 0.7), guidance_interval(classifier_free_guidance(4.0), 0.0, 0.3)])
 def test_neutral_projected_guidance_is_the_rule_itself(drawing, rule):
     _, denoiser, givens, x_t, *_ = drawing
-    plain, neutral = (combine(denoiser, givens, one) for one in (rule, projected(rule, **NEUTRAL)))
+    plain, neutral = (guided_denoise(denoiser, givens, one) for one in (rule, adaptive_projected_guidance(rule, **NEUTRAL)))
     for _ in range(3):
         assert torch.equal(plain(x_t, T), neutral(x_t, T))
 
@@ -134,7 +134,7 @@ def test_projected_guidance_is_the_papers_own_code(threshold, momentum, eta):
     with scale - 1."""
     generator, theirs = torch.Generator().manual_seed(0), MomentumBuffer(momentum)
     bound = threshold / (3 * 4 * 4) ** 0.5 if threshold else float("inf")
-    rule = projected(cfg(6.0), momentum, bound, eta)
+    rule = adaptive_projected_guidance(classifier_free_guidance(6.0), momentum, bound, eta)
     for _ in range(4):
         pair = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
         peer = normalized_guidance(*pair, 5.0, theirs, eta, threshold, use_original_formulation=True)
@@ -142,19 +142,19 @@ def test_projected_guidance_is_the_papers_own_code(threshold, momentum, eta):
 
 
 def test_projected_guidance_of_a_picture_of_zeros_is_finite():
-    assert projected(cfg(3.0))(lambda n: torch.zeros(2, *SHAPE)[:n], T).abs().max() == 0
+    assert adaptive_projected_guidance(classifier_free_guidance(3.0))(lambda n: torch.zeros(2, *SHAPE)[:n], T).abs().max() == 0
 
 
 def test_scale_1_needs_no_projection(drawing):
     network, denoiser, givens, x_t, wanted, _ = drawing
-    torch.testing.assert_close(combine(denoiser, givens[:1], projected(cfg(1.0)))(x_t, T), wanted)
+    torch.testing.assert_close(guided_denoise(denoiser, givens[:1], adaptive_projected_guidance(classifier_free_guidance(1.0)))(x_t, T), wanted)
     assert network.calls == [2]
 
 
 def test_a_model_that_guides_itself_changes_nothing(drawing):
     _, denoiser, givens, x_t, *_ = drawing
-    denoise = combine(denoiser, givens[:1], cfg(1.0))
-    assert torch.equal(autoguidance(denoise, denoise, cfg(3.0))(x_t, T), denoise(x_t, T))
+    denoise = guided_denoise(denoiser, givens[:1], classifier_free_guidance(1.0))
+    assert torch.equal(autoguidance(denoise, denoise, classifier_free_guidance(3.0))(x_t, T), denoise(x_t, T))
 
 
 def test_a_worse_guide_sharpens_what_the_model_knows():
@@ -168,15 +168,15 @@ def test_a_worse_guide_sharpens_what_the_model_knows():
         *_, last = ddim(denoise, Flow(), torch.linspace(1, 0, 101, dtype=torch.float64), x, None)
         return last.x
 
-    plain, guided = drawn(cfg(1.0)), drawn(cfg(2.0))
+    plain, guided = drawn(classifier_free_guidance(1.0)), drawn(classifier_free_guidance(2.0))
     assert abs(float(plain.std()) - 0.4) < 0.01
     assert float(guided.std()) < 0.3 and abs(float(guided.mean()) - 0.5) < 0.01
-    assert torch.equal(drawn(interval(cfg(2.0), 2.0, 3.0)), plain)
+    assert torch.equal(drawn(guidance_interval(classifier_free_guidance(2.0), 2.0, 3.0)), plain)
 
 
 def test_clamp():
     x = torch.linspace(-3, 3, 96).view(SHAPE)
-    assert torch.equal(clamp(lambda x_t, t: x_t, -1.5, 2.0)(x, T), x.clip(-1.5, 2.0))
+    assert torch.equal(clamp_denoised(lambda x_t, t: x_t, -1.5, 2.0)(x, T), x.clip(-1.5, 2.0))
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-2.0, 3.0)])

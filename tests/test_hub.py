@@ -58,7 +58,7 @@ def cached(cache: Path, folder: Path, files: list[str], monkeypatch: Any) -> Pat
 
 def test_a_snapshot_is_found_though_its_repository_has_more(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     here = cached(tmp_path / "cache", folder, repository(folder, tmp_path / "all"), monkeypatch)
-    assert hub.fetch("someone/tiny") == here
+    assert hub.download_snapshot("someone/tiny") == here
     assert unspeckle.load("someone/tiny").hash == unspeckle.load(folder).hash
     with pytest.raises(InputError, match="someone/else: no such file, and the hub's cache has no model of that name"):
         unspeckle.load("someone/else")
@@ -71,7 +71,7 @@ def test_a_snapshot_is_found_that_another_program_fetched_in_half_precision(
     here = cached(tmp_path / "cache", folder, files, monkeypatch)
     for part, name in TENSORS.items():
         (here / part / f"{name}.safetensors").rename(here / part / f"{name}.fp16.safetensors")
-    assert hub.fetch("someone/tiny") == here
+    assert hub.download_snapshot("someone/tiny") == here
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_snapshot_that_lacks_what_is_read_is_none(
     here = cached(tmp_path / "cache", folder, repository(folder, tmp_path / "all"), monkeypatch)
     (shutil.rmtree if gone == "tokenizer" else Path.unlink)(here / gone)
     with pytest.raises(InputError) as caught:
-        hub.fetch("someone/tiny")
+        hub.download_snapshot("someone/tiny")
     assert says in str(caught.value) and "HF_HUB_OFFLINE" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -102,15 +102,15 @@ def test_of_each_part_one_precision_is_wanted() -> None:
         [shard.format("", n, ".fp16") for n in (1, 2)],
     ):
         small_shards += ["unet/a.safetensors.index.fp16.json"]
-        assert hub.wanted(["unet/config.json", *small_shards]) == ["unet/config.json", *small_shards]
-        assert hub.wanted([*small_shards, *shards, "unet/a.safetensors.index.json"]) == [
+        assert hub.files_to_download(["unet/config.json", *small_shards]) == ["unet/config.json", *small_shards]
+        assert hub.files_to_download([*small_shards, *shards, "unet/a.safetensors.index.json"]) == [
             *shards, "unet/a.safetensors.index.json"
         ]  # fmt: skip
-    assert hub.wanted([small, plain, "unet/a.bf16.safetensors"]) == [plain]
-    assert hub.wanted(["unet/a.bf16.safetensors", small, "unet/a.non_ema.safetensors"]) == [small]
-    assert hub.wanted([plain, "vae/b.fp16.safetensors"]) == [plain, "vae/b.fp16.safetensors"]
-    assert hub.wanted([f"{part}/x.safetensors" for part in ("safety_checker", "vae_1_0", "unet/onnx")]) == []
-    assert hub.wanted(["model_index.json", "whole.safetensors", "config.json"]) == ["model_index.json"]
+    assert hub.files_to_download([small, plain, "unet/a.bf16.safetensors"]) == [plain]
+    assert hub.files_to_download(["unet/a.bf16.safetensors", small, "unet/a.non_ema.safetensors"]) == [small]
+    assert hub.files_to_download([plain, "vae/b.fp16.safetensors"]) == [plain, "vae/b.fp16.safetensors"]
+    assert hub.files_to_download([f"{part}/x.safetensors" for part in ("safety_checker", "vae_1_0", "unet/onnx")]) == []
+    assert hub.files_to_download(["model_index.json", "whole.safetensors", "config.json"]) == ["model_index.json"]
 
 
 @pytest.fixture
@@ -171,19 +171,19 @@ def test_a_repository_is_fetched_and_then_found_without_a_network(folder: Path, 
     (site / "someone" / "other" / "model.safetensors").write_bytes(b"")
     for name in ("someone/tiny", "someone/half"):
         assert unspeckle.load(name).hash == unspeckle.load(folder).hash
-        assert name == "someone/half" or not [spare for spare in SPARE if (hub.fetch(name) / spare).exists()]
+        assert name == "someone/half" or not [spare for spare in SPARE if (hub.download_snapshot(name) / spare).exists()]
     with pytest.raises(InputError, match=r"someone/other: is on the hub without a model_index.json"):
-        hub.fetch("someone/other")
+        hub.download_snapshot("someone/other")
     flux = site / "someone" / "flux"
     shutil.copytree(folder, flux)
     (flux / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(InputError, match="is a FluxPipeline; only Stable Diffusion 1, 2 and XL are known here"):
-        hub.fetch("someone/flux")
+        hub.download_snapshot("someone/flux")
     assert not list(site.parent.glob("cache/models--someone--flux/snapshots/*/unet/*"))  # gigabytes, elsewhere
     with pytest.raises(InputError, match="someone/none: no such file, the hub's cache has no model of that name, and"):
-        hub.fetch("someone/none")
+        hub.download_snapshot("someone/none")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert [hub.fetch(name).parents[1].name for name in ("someone/tiny", "someone/half")] == [
+    assert [hub.download_snapshot(name).parents[1].name for name in ("someone/tiny", "someone/half")] == [
         "models--someone--tiny", "models--someone--half"
     ]  # fmt: skip

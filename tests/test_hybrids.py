@@ -9,7 +9,7 @@ from torch import Tensor
 
 import unspeckle
 from tiny import random_model
-from unspeckle.generation.pipeline import Ask
+from unspeckle.generation.pipeline import Request
 from unspeckle.prompts import METHODS, parse
 from unspeckle.prompts.syntax_tree import Hybrid
 from unspeckle.scoring.composition.detector import Detection
@@ -56,7 +56,7 @@ def test_a_hybrid_is_one_subject_that_is_both_and_AND_is_two(way: str, counts: t
 
 
 def test_pictures_are_those_of_draw_with_the_same_seeds_for_every_pair() -> None:
-    model, pairs, ask = random_model(steps=3), [("frog", "rabbit"), ("pizza", "frog")], Ask(seed=5)
+    model, pairs, ask = random_model(steps=3), [("frog", "rabbit"), ("pizza", "frog")], Request(seed=5)
     for way in WAYS:
         pictures = drawn(model, way, pairs, 2, ask)
         assert pictures.shape == (2, 2, 3, 16, 16)
@@ -70,10 +70,10 @@ def test_some_pairs_are_taken_from_all_over() -> None:
     model = random_model(steps=1)
     pairs = [(f"frog {i}", "rabbit") for i in range(7)]
     told: list[int] = []
-    found, shown = hybrids_score(model, pairs, 3, 2, Ask(), Told(), told.append)  # type: ignore[arg-type]
+    found, shown = hybrids_score(model, pairs, 3, 2, Request(), Told(), told.append)  # type: ignore[arg-type]
     assert found.held_out == 7 and found.pairs == (pairs[0], pairs[2], pairs[4]) and found.seeds == 2
     assert [way.way for way in found.ways] == list(WAYS) and all(way.pictures == 6 for way in found.ways)
     assert told == [6] * len(WAYS)
     for way, first in zip(WAYS, shown, strict=True):
-        assert torch.equal(first, drawn(model, way, found.pairs, 2, Ask())[:, 0])
-    assert hybrids_score(model, pairs, 9, 1, Ask(), Told())[0].pairs == tuple(pairs)  # type: ignore[arg-type]
+        assert torch.equal(first, drawn(model, way, found.pairs, 2, Request())[:, 0])
+    assert hybrids_score(model, pairs, 9, 1, Request(), Told())[0].pairs == tuple(pairs)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tiny import saved
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, draw
+from unspeckle.generation.pipeline import Request, draw
 from unspeckle.model import load
 from unspeckle.networks import Identity, IdentityConfig, LatentConfig, Latents
 from unspeckle.presets import LADDER, PRESETS
@@ -158,7 +158,7 @@ def test_stopped_in_either_part_and_resumed_is_bit_for_bit_the_same(
     assert checkpoint.steps_done(out / "autoencoder/checkpoints") == 4
     assert checkpoint.steps_done(out / "checkpoints") == 7
     assert command.run(options(folder, out, precision=precision)) == 0
-    ours, theirs = load(out).tensors(), load(whole).tensors()
+    ours, theirs = load(out).state_dict(), load(whole).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
 
 
@@ -182,9 +182,9 @@ def test_another_model_goes_on_with_its_own_autoencoder(folder: Path, learnt: Pa
     asked = options(folder, out, space=None, preset=None, from_model=learnt, steps=3)
     assert command.run(asked) == 0
     before, after = load(learnt), load(out)
-    kept = [name for name in before.tensors() if name.startswith("autoencoder.")]
-    assert kept and all(torch.equal(before.tensors()[name], after.tensors()[name]) for name in kept)
-    assert any(not torch.equal(before.tensors()[name], after.tensors()[name]) for name in before.tensors())
+    kept = [name for name in before.state_dict() if name.startswith("autoencoder.")]
+    assert kept and all(torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in kept)
+    assert any(not torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in before.state_dict())
 
 
 def test_an_autoencoder_is_never_taken_unlearnt(
@@ -300,7 +300,7 @@ def test_latents_are_the_default_only_where_a_network_fits_them(
 
 
 def test_a_drawing_is_as_large_as_asked(learnt: Path) -> None:
-    assert [p.size for p in draw(load(learnt), Ask("a disc", steps=2, size=(48, 32)))] == [(48, 32)]
+    assert [p.size for p in draw(load(learnt), Request("a disc", steps=2, size=(48, 32)))] == [(48, 32)]
 
 
 def test_space_and_from_exclude_each_other(folder: Path, learnt: Path, tmp_path: Path) -> None:

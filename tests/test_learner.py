@@ -8,7 +8,7 @@ import torch
 from tiny import CAPTIONS, plan
 from unspeckle.corpus import Batch
 from unspeckle.networks import Identity, IdentityConfig
-from unspeckle.rng import Stream
+from unspeckle.rng import ExampleRNG
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.master_weights import Learner, fresh, spread
 
@@ -29,7 +29,7 @@ def test_a_batch_costs_the_mean_of_its_examples(drop: float, step: int) -> None:
     pictures = torch.randint(0, 256, (5, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     captions = [CAPTIONS[1], CAPTIONS[0], "", CAPTIONS[1], CAPTIONS[2]]
     positions = torch.arange(7, 12)
-    assert drop == 0 or 0 < int(learner.objective.drops(Stream(made.seed, positions)).sum()) < 5
+    assert drop == 0 or 0 < int(learner.objective.dropped_captions(ExampleRNG(made.seed, positions)).sum()) < 5
 
     heard: list[int] = []
     learner.working.text.register_forward_pre_hook(lambda module, given: heard.append(len(given[0])))

@@ -20,9 +20,9 @@ from unspeckle.errors import InputError
 from unspeckle.formats.lora import lora_file
 from unspeckle.formats.lora.layer_names import spelt
 from unspeckle.formats.stable_diffusion import add_ons
-from unspeckle.generation.pipeline import Ask
-from unspeckle.model_io.precision import lower
-from unspeckle.output.png import read, record
+from unspeckle.generation.pipeline import Request
+from unspeckle.model_io.precision import set_precision
+from unspeckle.output.png import read_png, image_metadata
 from unspeckle.prompts import parse
 
 FAMILIES = ("1", "2", "xl")
@@ -148,7 +148,7 @@ def test_two_at_once_merged_and_live_are_those_of_diffusers(family: str, whole: 
     read = {name: lora_file.read(tmp_path / f"{name}.safetensors", model).turn(weights[name]) for name in weights}
     before = model.hash
     for one in read.values():
-        one.attach(model.parts())
+        one.attach(model.modules())
     model.changed()
     assert_same(model, pipe, plain)
     live = model.hash
@@ -157,10 +157,10 @@ def test_two_at_once_merged_and_live_are_those_of_diffusers(family: str, whole: 
     assert_same(model, pipe, plain)
     assert len({before, live, model.hash}) == 3
     for one in read.values():
-        one.detach(model.parts())
+        one.detach(model.modules())
     assert model.changed().hash == before and all(map(torch.equal, answers(model, pipe)[0], plain))
     for name, one in read.items():
-        one.turn(weights[name]).merge(model.parts())
+        one.turn(weights[name]).merge(model.modules())
     use(pipe, weights, loaded)
     pipe.fuse_lora(adapter_names=[adapter for names in loaded.values() for adapter in names])
     assert_same(model, pipe, plain)
@@ -171,16 +171,16 @@ def test_a_picture_names_the_strength_that_its_adapters_had(whole: Any, tmp_path
     """Also where the hash of the weights is from before they were made to draw in another precision."""
     save_file(kohya(unspeckle.load(whole("1"))), tmp_path / "one.safetensors")
     exact, low, merged = (unspeckle.load(whole("1")) for _ in range(3))
-    ask, named = Ask("a frog", steps=1, size=16), {}
-    lora_file.read(tmp_path / "one.safetensors", merged).merge(merged.parts())
+    ask, named = Request("a frog", steps=1, size=16), {}
+    lora_file.read(tmp_path / "one.safetensors", merged).merge(merged.modules())
     for model in (exact, low):
         adapters = lora_file.read(tmp_path / "one.safetensors", model)
-        adapters.attach(model.parts())
+        adapters.attach(model.modules())
         model.changed()
-        lower(model, "bfloat16" if model is low else "float32")
+        set_precision(model, "bfloat16" if model is low else "float32")
         for strength in (1.0, 0.5, 0.0, 1.0):
             adapters.turn(strength)
-            said = record(unspeckle.draw(model, ask)[0])["model"]["hash"]
+            said = image_metadata(unspeckle.draw(model, ask)[0])["model"]["hash"]
             assert named.setdefault(strength, said) == said == model.hash
     assert len({*named.values(), merged.changed().hash}) == 4
     assert low.changed().hash == named[1.0]
@@ -192,7 +192,7 @@ def test_convolutions_too(family: str, whole: Any, tmp_path: Path) -> None:
     pipe, model = peer(whole(family)), unspeckle.load(whole(family))
     plain, _ = answers(model, pipe)
     save_file(held := kohya(model, "unet"), tmp_path / "locon.safetensors")
-    lora_file.read(tmp_path / "locon.safetensors", model).attach(model.parts())
+    lora_file.read(tmp_path / "locon.safetensors", model).attach(model.modules())
     load(pipe, held, "locon", tmp_path)
     ours = answers(model, pipe)[0]
     assert far(ours[0], answers(model, pipe)[1][0]) <= 1e-4 and far(ours[0], plain[0]) >= 0.05
@@ -256,7 +256,7 @@ def test_alphas_that_only_the_metadata_say(root: bool, whole: Any, tmp_path: Pat
         tmp_path, unet_lora_layers=peft.get_peft_model_state_dict(pipe.unet),
         unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
     )  # fmt: skip
-    lora_file.read(tmp_path / "pytorch_lora_weights.safetensors", model).attach(model.parts())
+    lora_file.read(tmp_path / "pytorch_lora_weights.safetensors", model).attach(model.modules())
     ours, theirs = answers(model, pipe)
     assert far(ours[0], theirs[0]) <= 1e-4 and far(ours[0], plain[0]) >= 0.05
 
@@ -279,7 +279,7 @@ def test_what_is_written_is_read_by_both(layout: str, family: str, whole: Any, t
         return  # the peer takes ranks that differ for alphas that do: see test_a_lora_trained_here
     pipe = peer(whole(family))
     pipe.load_lora_weights(tmp_path / "again.safetensors")
-    first.attach(model.parts())
+    first.attach(model.modules())
     ours, theirs = answers(model, pipe)
     assert far(ours[0], theirs[0]) <= 1e-4
 
@@ -332,16 +332,16 @@ def test_what_does_not_fit_leaves_the_model_as_it_was(whole: Any, tmp_path: Path
     model = unspeckle.load(whole("1"))
     save_file(kohya(model), tmp_path / "good.safetensors")
     save_file(kohya(unspeckle.load(whole("xl"))), tmp_path / "bad.safetensors")
-    width = model.text.config.encoders[0].width
+    width = model.text_encoder.config.encoders[0].width
     for name in ("first", "a"):  # the second is a token
         save_file({"emb_params": torch.randn(1, width)}, tmp_path / f"{name}.safetensors")
     good, bad, first, token = (tmp_path / f"{name}.safetensors" for name in ("good", "bad", "first", "a"))
-    held = {name: tensor.clone() for name, tensor in model.tensors().items()}
+    held = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for wrong in ({"loras": [good, bad]}, {"loras": [good], "embeddings": [first, token]},
                   {"loras": [good], "autoencoder": bad}):  # fmt: skip
         with pytest.raises(InputError):
             add_ons.add(model, **wrong)
-        now = model.tensors()
+        now = model.state_dict()
         assert now.keys() == held.keys() and all(torch.equal(now[name], held[name]) for name in held)
         assert model.hash == unspeckle.load(whole("1")).hash
 
@@ -356,12 +356,12 @@ def test_precision_comes_last(whole: Any, tmp_path: Path) -> None:
             add()
     live, merged, plain = (unspeckle.load(whole("1")) for _ in range(3))
     adapters = lora_file.read(file, live)
-    adapters.attach(live.parts())
-    lora_file.read(file, merged).merge(merged.parts())
+    adapters.attach(live.modules())
+    lora_file.read(file, merged).merge(merged.modules())
     x, given = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [None] * 3
     for number, one in enumerate((live, merged, plain)):
-        given[number] = one.text(one.tokenizer.encode(["a frog"]))
-        lower(one, "bfloat16")
+        given[number] = one.text_encoder(one.tokenizer.encode(["a frog"]))
+        set_precision(one, "bfloat16")
 
     def apart(one: Any, other: Any, words: Any) -> float:
         seen, expected = (m.denoiser(x, torch.tensor([0.5]), words) for m in (one, other))
@@ -371,7 +371,7 @@ def test_precision_comes_last(whole: Any, tmp_path: Path) -> None:
         assert apart(live, merged, given[1]) < 0.05 < 0.3 < apart(live, plain, given[1])
         adapters.turn(0)
         assert apart(live, plain, given[2]) < 0.05
-        adapters.detach(live.parts())
+        adapters.detach(live.modules())
         assert apart(live, plain, given[2]) < 0.05
 
 
@@ -419,20 +419,20 @@ def test_the_command_line(whole: Any, tmp_path: Path, capsys: Any) -> None:
     added = ["--lora", f"{one}:-.5", "--lora", str(two)]
     assert main([*asked, *added]) == 0
     path = Path(capsys.readouterr().out.strip())
-    said = record(read(path))["model"]
+    said = image_metadata(read_png(path))["model"]
     assert said["name"] == "pipe + one:-0.5 + two:2" and said["hash"] != model.hash
     for file, strength in ((one, -0.5), (two, 1.0)):
-        lora_file.read(file, model).turn(strength).merge(model.parts())
-    assert read(path).tobytes() == unspeckle.draw(model, Ask("a frog", steps=2, size=16))[0].tobytes()
+        lora_file.read(file, model).turn(strength).merge(model.modules())
+    assert read_png(path).tobytes() == unspeckle.draw(model, Request("a frog", steps=2, size=16))[0].tobytes()
     assert main(["replay", str(path), *added, *common]) == 0
     assert "difference: 0" in capsys.readouterr().out
     assert main(["replay", str(path), "--lora", f"{one}:-5e-1", "--lora", f"{two}:1E0", *common]) == 0
     assert "difference: 0" in capsys.readouterr().out
     assert main([*asked, *added, "--precision", "bfloat16"]) == 0
-    rounded, without = read(Path(capsys.readouterr().out.strip())), unspeckle.load(whole("1"))
-    assert record(rounded)["model"]["hash"] == said["hash"]
-    plain = unspeckle.draw(without, Ask("a frog", steps=2, size=16))[0]
-    assert off(rounded, read(path)) < 0.2 * off(plain, read(path))
+    rounded, without = read_png(Path(capsys.readouterr().out.strip())), unspeckle.load(whole("1"))
+    assert image_metadata(rounded)["model"]["hash"] == said["hash"]
+    plain = unspeckle.draw(without, Request("a frog", steps=2, size=16))[0]
+    assert off(rounded, read_png(path)) < 0.2 * off(plain, read_png(path))
     faults = {
         f"{tmp_path}/none:1": "no such file",
         f"{one}:999": "a weight lies between",
@@ -463,20 +463,20 @@ def test_a_prompt_names_them(whole: Any, tmp_path: Path, capsys: Any) -> None:
     assert main(asked) == 0
     path = Path(capsys.readouterr().out.strip())
     for file, strength in ((files[1], -0.5), (files[0], 0.8)):
-        lora_file.read(file, model).turn(strength).merge(model.parts())
-    ask = Ask("a frog", steps=2, size=16)
-    assert read(path).tobytes() == unspeckle.draw(model, ask)[0].tobytes()
-    assert off(read(path), unspeckle.draw(plain, ask)[0]) > 1
-    said = record(read(path))
+        lora_file.read(file, model).turn(strength).merge(model.modules())
+    ask = Request("a frog", steps=2, size=16)
+    assert read_png(path).tobytes() == unspeckle.draw(model, ask)[0].tobytes()
+    assert off(read_png(path), unspeckle.draw(plain, ask)[0]) > 1
+    said = image_metadata(read_png(path))
     assert said["prompt"] == "a <lora:two:-5e-1> frog <lora:one:0.8>"
     assert said["model"] == {"name": "pipe + two:-0.5 + one:0.8", "hash": model.changed().hash}
     assert main(["replay", str(path), "--model", str(place), "--quiet"]) == 0
     assert "difference: 0" in capsys.readouterr().out
     assert main([*asked, "--lora", str(other)]) == 0
-    assert off(read(Path(capsys.readouterr().out.strip())), read(path)) > 1
+    assert off(read_png(Path(capsys.readouterr().out.strip())), read_png(path)) > 1
 
     worn = add_ons.add(plain, tags=parse(said["prompt"]).loras, near=place)
-    assert unspeckle.draw(worn, replace(ask, prompt=said["prompt"]))[0].tobytes() == read(path).tobytes()
+    assert unspeckle.draw(worn, replace(ask, prompt=said["prompt"]))[0].tobytes() == read_png(path).tobytes()
     with pytest.raises(InputError, match=r"prompt: <lora:one>: is not in 'pipe \+ two:-0.5 \+ one:0.8'; a Stable"):
         unspeckle.draw(worn, replace(ask, prompt="a frog <lora:one>"))
 

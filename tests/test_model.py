@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from tiny import random_model, saved
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, draw
-from unspeckle.model import KEY, load, locate, save
+from unspeckle.generation.pipeline import Request, draw
+from unspeckle.model import METADATA_KEY, load, find_model_file, save
 
 
 def refusal(path: Path) -> str:
@@ -26,11 +26,11 @@ def refusal(path: Path) -> str:
 
 def contents(path: Path) -> tuple[dict, dict]:
     with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()[KEY]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return json.loads(file.metadata()[METADATA_KEY]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def written(path: Path, said: object, tensors: dict) -> Path:
-    save_file(tensors, path, {KEY: said if isinstance(said, str) else json.dumps(said)})
+    save_file(tensors, path, {METADATA_KEY: said if isinstance(said, str) else json.dumps(said)})
     return path
 
 
@@ -41,10 +41,10 @@ def test_round_trip(tmp_path: Path) -> None:
     assert again.hash == model.hash
     assert again.denoiser.schedule == model.denoiser.schedule
     assert (again.denoiser.prediction, again.denoiser.clock) == ("v", "t")
-    one, other = model.tensors(), again.tensors()
+    one, other = model.state_dict(), again.state_dict()
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    ask = Ask("a frog", seed=3, count=2)
+    ask = Request("a frog", seed=3, count=2)
     assert [a.tobytes() for a in draw(model, ask)] == [b.tobytes() for b in draw(again, ask)]
 
 
@@ -56,7 +56,7 @@ def test_saving_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_bfloat16_halves_the_file_and_rounds_once(tmp_path: Path) -> None:
     path = saved(tmp_path, "bfloat16")
-    again, tensors = load(path).tensors(), random_model().tensors()
+    again, tensors = load(path).state_dict(), random_model().state_dict()
     assert all(torch.equal(again[name], tensors[name].bfloat16().float()) for name in tensors)
     assert path.stat().st_size < 0.55 * saved(tmp_path).stat().st_size
 
@@ -85,14 +85,14 @@ def test_hash_tells_weights_and_configuration_not_the_card() -> None:
     assert model.hash != first
     model.denoiser.prediction = "v"
     with torch.no_grad():
-        next(model.text.parameters()).view(-1)[0] += 1e-6
+        next(model.text_encoder.parameters()).view(-1)[0] += 1e-6
     assert model.hash != first
 
 
 def test_models_from_before_keep_their_hash() -> None:
     """What the network learnt to be since, and this one is not, leaves it alone: records and students name it."""
     model = random_model()
-    for tensor in model.tensors().values():
+    for tensor in model.state_dict().values():
         tensor.fill_(0.5)
     assert model.hash == "a68fadf9ddec"  # computed before there were drafts
 
@@ -177,7 +177,7 @@ def test_where_a_model_lies(tmp_path: Path) -> None:
     (run / "checkpoints").mkdir(parents=True)
     assert "train command again" in refusal(run)
     save(random_model(), run / "model.safetensors")
-    assert locate(run) == run / "model.safetensors"
+    assert find_model_file(run) == run / "model.safetensors"
     assert load(run).hash == random_model().hash
     (tmp_path / "empty").mkdir()
     lora = tmp_path / "tuned"

@@ -8,8 +8,8 @@ from oracle import SCHEDULES
 from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
 from unspeckle.objective import Objective
-from unspeckle.rng import Stream
-from unspeckle.schedule import VE, Flow, Linear, Table
+from unspeckle.rng import ExampleRNG
+from unspeckle.schedule import VE, Flow, Linear, DiscreteSchedule
 
 T = torch.tensor([0.01, 0.05, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
 LATE = T.clamp(min=0.2)  # before, VE's sigma drowns in the rounding of x_t
@@ -39,13 +39,13 @@ def mse(a, b):
 
 @pytest.mark.parametrize(
     ("schedule", "prediction"),
-    [(schedule, prediction) for schedule in (Linear(), Table(), VE()) for prediction in ("x", "eps", "v")]
+    [(schedule, prediction) for schedule in (Linear(), DiscreteSchedule(), VE()) for prediction in ("x", "eps", "v")]
     + [(Flow(), prediction) for prediction in ("x", "v", "flow")],
 )
 def test_plain_is_the_error_of_what_the_network_puts_out(schedule, prediction):
     network = Guess()
     x, eps, answers = case(schedule)
-    loss = Objective(weight="plain", floor=0.0).at(Denoiser(network, schedule, prediction), x, GIVEN, LATE, eps)
+    loss = Objective(loss_weighting="plain", min_c_out=0.0).loss_at(Denoiser(network, schedule, prediction), x, GIVEN, LATE, eps)
     torch.testing.assert_close(loss, mse(network.output, answers[prediction]), rtol=1e-6, atol=0)
 
 
@@ -62,12 +62,12 @@ def test_v_is_the_error_of_the_velocity_whatever_is_predicted(schedule, predicti
     eps_hat = (x_t - alpha * estimate) / sigma
     velocity = (alpha * eps_hat - sigma * estimate) / (alpha**2 + sigma**2).sqrt()
     velocity, truth = (eps_hat - estimate, eps - x) if schedule == Flow() else (velocity, answers["v"])
-    loss = Objective(weight="v", floor=0.0).at(denoiser, x, GIVEN, LATE, eps)
+    loss = Objective(loss_weighting="v", min_c_out=0.0).loss_at(denoiser, x, GIVEN, LATE, eps)
     torch.testing.assert_close(loss, mse(velocity, truth), rtol=1e-6, atol=0)
 
 
 def test_on_a_flow_the_v_loss_divides_by_t_but_never_by_less_than_the_floor():
-    weight = Objective().weigh(T, Flow(), "x")
+    weight = Objective().loss_weight(T, Flow(), "x")
     torch.testing.assert_close(weight, T.clamp(min=0.05) ** -2)
 
 
@@ -77,8 +77,8 @@ def test_min_snr_and_soft(name):
     t = torch.cat((torch.zeros(1, dtype=torch.float64), T, torch.ones(1, dtype=torch.float64)))
     alpha, sigma = schedule(t)
     snr = (alpha / sigma) ** 2
-    torch.testing.assert_close(Objective(weight="min_snr", gamma=5).weigh(t, schedule, "x"), snr.clamp(max=5))
-    soft = Objective(weight="soft", gamma=4).weigh(t, schedule, "x")
+    torch.testing.assert_close(Objective(loss_weighting="min_snr", gamma=5).loss_weight(t, schedule, "x"), snr.clamp(max=5))
+    soft = Objective(loss_weighting="soft", gamma=4).loss_weight(t, schedule, "x")
     torch.testing.assert_close(soft, 1 / (1 / snr + 1 / 4))
     sigmoid_on_eps = torch.sigmoid(math.log(4) - snr.log())[1:-1]  # its weight on the error of eps, b = log 4
     torch.testing.assert_close(soft[1:-1], sigmoid_on_eps * snr[1:-1])
@@ -91,25 +91,25 @@ def assert_follows(values, cdf):
 
 
 def test_time_distributions():
-    rng = Stream(1, torch.arange(20000))
+    rng = ExampleRNG(1, torch.arange(20000))
     normal = torch.special.ndtr
-    assert_follows(Objective(times="uniform").draw(rng, Flow()), lambda t: t)
-    assert_follows(Objective(mean=0.3, std=0.8).draw(rng, Flow()), lambda t: normal((t.logit() - 0.3) / 0.8))
-    edm = Objective(times="edm", mean=-0.5, std=1.2)
+    assert_follows(Objective(time_distribution="uniform").sample_times(rng, Flow()), lambda t: t)
+    assert_follows(Objective(mean=0.3, std=0.8).sample_times(rng, Flow()), lambda t: normal((t.logit() - 0.3) / 0.8))
+    edm = Objective(time_distribution="edm", mean=-0.5, std=1.2)
     for schedule in (VE(), Flow(), Linear()):
         assert_follows(
-            edm.draw(rng, schedule), lambda t, s=schedule: normal((torch.div(*s(t)).log().neg() + 0.5) / 1.2)
+            edm.sample_times(rng, schedule), lambda t, s=schedule: normal((torch.div(*s(t)).log().neg() + 0.5) / 1.2)
         )
 
 
 @pytest.mark.parametrize("times", ["uniform", "logit_normal", "edm"])
 def test_the_loss_of_an_example_is_its_own_however_the_batch_is_split(times):
-    objective, denoiser = Objective(times=times), Denoiser(Guess(), Flow(), "x")
+    objective, denoiser = Objective(time_distribution=times), Denoiser(Guess(), Flow(), "x")
     x = torch.randn(6, 3, 4, 4)
     indices = torch.tensor([4, 5, 6, 1000, 2**33, 0])
 
     def losses(rows):
-        return objective(denoiser, x[rows], GIVEN._replace(tokens=GIVEN.tokens[rows]), Stream(3, indices[rows]))
+        return objective(denoiser, x[rows], GIVEN._replace(tokens=GIVEN.tokens[rows]), ExampleRNG(3, indices[rows]))
 
     whole = losses(slice(0, 6))
     assert whole.dtype == torch.float32
@@ -119,13 +119,13 @@ def test_the_loss_of_an_example_is_its_own_however_the_batch_is_split(times):
 
 def test_captions_are_dropped_example_by_example():
     indices = torch.arange(20000)
-    dropped = Objective().drops(Stream(2, indices))
+    dropped = Objective().dropped_captions(ExampleRNG(2, indices))
     assert abs(dropped.float().mean() - 0.1) < 4 * math.sqrt(0.09 / 20000)
-    assert torch.equal(dropped[50:60], Objective().drops(Stream(2, indices[50:60])))
-    t = Objective(times="uniform").draw(Stream(2, indices), Flow())
+    assert torch.equal(dropped[50:60], Objective().dropped_captions(ExampleRNG(2, indices[50:60])))
+    t = Objective(time_distribution="uniform").sample_times(ExampleRNG(2, indices), Flow())
     assert abs(t[dropped].mean() - 0.5) < 4 * math.sqrt(1 / 12 / 2000)  # independent of the time
-    assert not Objective(drop=0.0).drops(Stream(2, indices)).any()
-    assert Objective(drop=1.0).drops(Stream(2, indices)).all()
+    assert not Objective(caption_dropout=0.0).dropped_captions(ExampleRNG(2, indices)).any()
+    assert Objective(caption_dropout=1.0).dropped_captions(ExampleRNG(2, indices)).all()
 
 
 @pytest.mark.parametrize("weight", ["plain", "v", "min_snr", "soft"])
@@ -151,10 +151,10 @@ def test_the_best_network_for_every_objective_is_the_best_denoiser(weight, predi
             return {"x": best, "eps": noise, "v": alpha * noise - sigma * best, "flow": noise - best}[prediction]
 
     network = Best()
-    objective = Objective(weight=weight)
-    loss = objective.at(Denoiser(network, schedule, prediction), x, Conditioning(torch.zeros(40000, 1, 1)), t, eps)
+    objective = Objective(loss_weighting=weight)
+    loss = objective.loss_at(Denoiser(network, schedule, prediction), x, Conditioning(torch.zeros(40000, 1, 1)), t, eps)
     loss.mean().backward()
-    w = float(objective.weigh(t[:1], schedule, prediction))
+    w = float(objective.loss_weight(t[:1], schedule, prediction))
     variance = deviation**2 * sigma**2 / (alpha**2 * deviation**2 + sigma**2)
     assert float(loss.detach().mean()) == pytest.approx(w * variance, rel=4 * math.sqrt(2 / 40000))
     assert abs(float(network.off.grad)) < 4 * 2 * w * math.sqrt(variance / 40000)

@@ -10,12 +10,12 @@ from diffusers import schedulers as peers
 from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion.scheduler_timesteps import grid
-from unspeckle.rng import noise
+from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
-from unspeckle.schedule import Table
+from unspeckle.schedule import DiscreteSchedule
 
-TABLE = Table("scaled_linear", 0.00085, 0.012)
-ZERO_SNR = Table("scaled_linear", 0.00085, 0.012, zero_snr=True)
+TABLE = DiscreteSchedule("scaled_linear", 0.00085, 0.012)
+ZERO_SNR = DiscreteSchedule("scaled_linear", 0.00085, 0.012, zero_terminal_snr=True)
 SHAPE = (2, 3, 4, 4)
 DPM = {"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint"}
 PEERS = {  # ours: family of grids, the peer, its settings
@@ -75,15 +75,15 @@ def assert_draws_as_peer(
 ):
     family, cls, fixed = PEERS[name]
     settings = fixed | settings | {"prediction_type": {"eps": "epsilon", "v": "v_prediction"}[prediction]}
-    settings |= {"beta_schedule": table.curve, "beta_start": table.start, "beta_end": table.end}
+    settings |= {"beta_schedule": table.beta_schedule, "beta_start": table.beta_start, "beta_end": table.beta_end}
     if family != "lcm":
         settings |= {"timestep_spacing": spacing, "steps_offset": offset}
     if karras:
         settings["use_karras_sigmas"] = True
-    if table.zero_snr:
+    if table.zero_terminal_snr:
         settings["rescale_betas_zero_snr"] = True
     peer = exact(cls(**settings), table)
-    draw = noise([1, 2], SHAPE[1:])
+    draw = noise_from_seeds([1, 2], SHAPE[1:])
     start = draw(-1, 0).double()
     theirs = drawn_by_peer(peer, steps, start, draw, monkeypatch)
 
@@ -153,14 +153,14 @@ def test_plms(steps, end, monkeypatch):
 
 @pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m", "euler_a"])
 def test_on_the_table_of_ddpm(name, monkeypatch):
-    assert_draws_as_peer(name, monkeypatch, spacing="leading", prediction="eps", steps=25, table=Table())
+    assert_draws_as_peer(name, monkeypatch, spacing="leading", prediction="eps", steps=25, table=DiscreteSchedule())
 
 
 def test_eta(monkeypatch):
     peer = exact(
         peers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False), TABLE
     )
-    draw = noise([1, 2], SHAPE[1:])
+    draw = noise_from_seeds([1, 2], SHAPE[1:])
     start = draw(-1, 0).double()
     theirs = drawn_by_peer(peer, 20, start, draw, monkeypatch, eta=0.6)
     ours = grid("ddim", TABLE, 20, "leading")

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from unspeckle.errors import InputError
-from unspeckle.output.png import KEY, difference, encode, keep, read, record, slug, stamp, write
+from unspeckle.output.png import METADATA_KEY, max_pixel_difference, encode_png, save_new_png, read_png, image_metadata, file_stem, attach_metadata, write_png
 
 RECORD = {"prompt": 'a „frog" on\nstilts 🐸 <&>', "seed": 2**64 - 1, "size": [4, 4], "model": {"hash": "abc"}}
 
 
 def sample(colour: int = 7, **changed: object) -> Image.Image:
-    return stamp(Image.new("RGB", (4, 4), (colour, 100, 200)), {**RECORD, **changed})
+    return attach_metadata(Image.new("RGB", (4, 4), (colour, 100, 200)), {**RECORD, **changed})
 
 
 def chunks(data: bytes) -> list[tuple[str, bytes]]:
@@ -31,16 +31,16 @@ def chunks(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    write(sample(), tmp_path / "a.png")
-    again = read(tmp_path / "a.png")
-    assert record(again) == RECORD
+    write_png(sample(), tmp_path / "a.png")
+    again = read_png(tmp_path / "a.png")
+    assert image_metadata(again) == RECORD
     assert again.tobytes() == sample().tobytes()
 
 
 def test_other_programs_find_prompt_and_source_type() -> None:
-    text = Image.open(io.BytesIO(encode(sample()))).text
+    text = Image.open(io.BytesIO(encode_png(sample()))).text
     assert text["Description"] == RECORD["prompt"]
-    assert json.loads(text[KEY]) == RECORD
+    assert json.loads(text[METADATA_KEY]) == RECORD
     packet = text["XML:com.adobe.xmp"]
     root = ET.fromstring(packet[packet.index("<x:") : packet.rindex("<?xpacket")])
     source = root.find(".//{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
@@ -53,7 +53,7 @@ def test_nothing_else_is_told(tmp_path: Path) -> None:
     picture.info["dpi"] = (72, 72)
     picture.info["exif"] = b"Exif\0\0home"
     picture.info["icc_profile"] = b"bought by a person"
-    write(picture, tmp_path / "a.png")
+    write_png(picture, tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     assert [kind for kind, _ in chunks(data)] == ["IHDR", "tEXt", "iTXt", "tEXt", "iTXt", "IDAT", "IEND"]
     for secret in (str(tmp_path), str(Path.home()), socket.gethostname(), f"{getpass.getuser()}@"):
@@ -61,25 +61,25 @@ def test_nothing_else_is_told(tmp_path: Path) -> None:
 
 
 def test_the_same_ask_takes_its_own_place_and_no_other(tmp_path: Path) -> None:
-    first = keep(sample(batch=[1, 1]), tmp_path)
+    first = save_new_png(sample(batch=[1, 1]), tmp_path)
     assert first.name == "a-frog-on-stilts-18446744073709551615.png"
-    assert keep(sample(batch=[0, 5]), tmp_path) == first
-    second = keep(sample(8, steps=50), tmp_path)
+    assert save_new_png(sample(batch=[0, 5]), tmp_path) == first
+    second = save_new_png(sample(8, steps=50), tmp_path)
     assert second.name == "a-frog-on-stilts-18446744073709551615-2.png"
-    assert record(read(first))["batch"] == [0, 5]
+    assert image_metadata(read_png(first))["batch"] == [0, 5]
     (tmp_path / "else-1.png").write_text("mine")
-    assert keep(sample(prompt="else", seed=1), tmp_path).name == "else-1-2.png"
+    assert save_new_png(sample(prompt="else", seed=1), tmp_path).name == "else-1-2.png"
     assert (tmp_path / "else-1.png").read_text() == "mine"
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([first.name, second.name, "else-1.png", "else-1-2.png"])
 
 
 def test_pictures_that_cannot_be_replayed(tmp_path: Path) -> None:
-    path, whole = tmp_path / "x.png", encode(sample())
+    path, whole = tmp_path / "x.png", encode_png(sample())
 
     def says(data: bytes) -> str:
         path.write_bytes(data)
         with pytest.raises(InputError) as caught:
-            read(path)
+            read_png(path)
         line = str(caught.value)
         assert "\n" not in line and str(path) in line
         return line
@@ -96,18 +96,18 @@ def test_pictures_that_cannot_be_replayed(tmp_path: Path) -> None:
     for length in range(9, len(whole) - 12, 61):
         assert says(whole[:length])
     for text in ("[1, 2]", "{", '"x"', "[" * 50_000):
-        spoilt.add_text(KEY, text)
+        spoilt.add_text(METADATA_KEY, text)
         file = io.BytesIO()
         read_back.save(file, "PNG", pnginfo=spoilt)
         assert "carries no ask" in says(file.getvalue())
-    bomb.add_text(KEY, "x" * (80 << 20), zip=True)
+    bomb.add_text(METADATA_KEY, "x" * (80 << 20), zip=True)
     file = io.BytesIO()
     read_back.save(file, "PNG", pnginfo=bomb)
     assert says(file.getvalue())
     huge = whole[:16] + struct.pack(">II", 1 << 30, 1 << 30) + whole[24:]
     assert says(huge)
     with pytest.raises(InputError, match="no such picture"):
-        read(tmp_path)
+        read_png(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,12 @@ def test_pictures_that_cannot_be_replayed(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_files(prompt: str, name: str) -> None:
-    assert slug(prompt) == name
+    assert file_stem(prompt) == name
 
 
 def test_difference() -> None:
     one, other = Image.new("RGB", (3, 3)), Image.new("RGB", (3, 3))
-    assert difference(one, other) == 0
+    assert max_pixel_difference(one, other) == 0
     other.putpixel((2, 1), (0, 0, 9))
-    assert difference(one, other) == difference(other, one) == 9
-    assert difference(one, Image.new("RGB", (3, 4))) == 255
+    assert max_pixel_difference(one, other) == max_pixel_difference(other, one) == 9
+    assert max_pixel_difference(one, Image.new("RGB", (3, 4))) == 255

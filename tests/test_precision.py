@@ -14,11 +14,11 @@ import tiny
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, draw
+from unspeckle.generation.pipeline import Request, draw
 from unspeckle.model import Model, save
 from unspeckle.model_io import precision
-from unspeckle.model_io.precision import lower
-from unspeckle.output.png import record
+from unspeckle.model_io.precision import set_precision
+from unspeckle.output.png import image_metadata
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def psnr(one: Image.Image, other: Image.Image) -> float:
 
 
 def drawn(model: Model, **options: object) -> Image.Image:
-    return draw(model, Ask("a frog on stilts", seed=3, steps=6, **options))[0]  # type: ignore[arg-type]
+    return draw(model, Request("a frog on stilts", seed=3, steps=6, **options))[0]  # type: ignore[arg-type]
 
 
 def test_stable_diffusion_in_bfloat16(folder: Path) -> None:
@@ -43,21 +43,21 @@ def test_stable_diffusion_in_bfloat16(folder: Path) -> None:
     assert next(low.network.parameters()).dtype == next(low.autoencoder.parameters()).dtype == torch.bfloat16
     one, other = drawn(exact, size=32), drawn(low, size=32)
     assert psnr(one, other) > 30
-    assert "precision" not in record(one) and record(other)["precision"] == "bfloat16"
+    assert "precision" not in image_metadata(one) and image_metadata(other)["precision"] == "bfloat16"
 
 
 def test_words_are_read_in_float32_by_weights_left_as_they_are_stored(tmp_path: Path) -> None:
     stable.pipeline("1", tmp_path / "scratch").to(torch.float16).save_pretrained(tmp_path / "pipe")
     exact, low = unspeckle.load(tmp_path / "pipe"), unspeckle.load(tmp_path / "pipe", precision="bfloat16")
-    assert {one.dtype for one in low.text.parameters()} == {torch.float16}
-    assert {one.dtype for one in exact.text.parameters()} == {torch.float32}
+    assert {one.dtype for one in low.text_encoder.parameters()} == {torch.float16}
+    assert {one.dtype for one in exact.text_encoder.parameters()} == {torch.float32}
     ids = exact.tokenizer.encode(["a frog on stilts", ""])
-    one, other = exact.text(ids).tokens, low.text(ids).tokens
+    one, other = exact.text_encoder(ids).tokens, low.text_encoder(ids).tokens
     assert other.dtype == torch.float32 and torch.equal(one, other) and low.hash == exact.hash
     with ThreadPoolExecutor(4) as threads:
-        told = list(threads.map(lambda _: low.text(ids).tokens, range(40)))
+        told = list(threads.map(lambda _: low.text_encoder(ids).tokens, range(40)))
     assert all(torch.equal(each, one) for each in told)
-    assert {held.dtype for held in low.text.parameters()} == {torch.float16}
+    assert {held.dtype for held in low.text_encoder.parameters()} == {torch.float16}
 
 
 def test_our_own_in_bfloat16(tmp_path: Path) -> None:
@@ -76,17 +76,17 @@ def test_a_picture_says_its_precision_and_is_replayed(
         assert main(["draw", *words, "--precision", name]) == 0
         picture = capsys.readouterr().out.strip()
         with Image.open(picture) as image:
-            assert record(image).get("precision", "float32") == name
+            assert image_metadata(image).get("precision", "float32") == name
         assert main(["replay", picture, "-m", str(folder), "-q"]) == 0
         assert "difference: 0" in capsys.readouterr().out
 
 
 def test_a_lowered_model_is_only_for_drawing(folder: Path, tmp_path: Path) -> None:
     low, own = unspeckle.load(folder, precision="bfloat16"), unspeckle.load(tiny.saved(tmp_path), precision="bfloat16")
-    assert lower(low, "bfloat16") is low
+    assert set_precision(low, "bfloat16") is low
     for name in ("float32", "float16"):
         with pytest.raises(InputError, match="draws in bfloat16 and cannot go back"):
-            lower(low, name)
+            set_precision(low, name)
     with pytest.raises(InputError, match="draws in bfloat16 and is not to be saved"):
         save(own, tmp_path / "low.safetensors")
     assert not (tmp_path / "low.safetensors").exists()
@@ -125,4 +125,4 @@ def test_a_busy_moment_does_not_decide_the_precision(
         return next(taken[dtype])
 
     monkeypatch.setattr(precision, "_seconds", seconds)
-    assert precision.pays("cpu", torch.bfloat16) is wanted and len(calls) == asked
+    assert precision.is_faster_in("cpu", torch.bfloat16) is wanted and len(calls) == asked

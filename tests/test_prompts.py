@@ -286,11 +286,11 @@ def test_a_weight_moves_embeddings_about_their_mean():
 
 def given(model, source, hybrid="words", extra=()):
     blends = [guesses(parse(one), 0, 1, hybrid)[0][1] for one in (source, *extra)]
-    states = [conditioning.State(((1.0,),), ((blend,),)) for blend in blends]
+    states = [conditioning.StepState(((1.0,),), ((blend,),)) for blend in blends]
     prepare, model.denoiser.prepare = model.denoiser.prepare, lambda given: given
     try:
         with torch.no_grad():
-            return conditioning._reader(model, states)((blends[0],))
+            return conditioning.conditioning_reader(model, states)((blends[0],))
     finally:
         model.denoiser.prepare = prepare
 
@@ -311,8 +311,8 @@ def test_a_chunk_is_read_as_though_it_stood_alone_and_shorter_ones_are_filled_up
 def test_without_a_mask_shorter_ones_are_filled_up_with_empty_chunks():
     """As the programs do that such prompts were written for: all 77 places of an empty chunk are seen."""
     model = random_model()
-    text = model.text.forward
-    model.text.forward = lambda ids: text(ids)._replace(mask=None)
+    text = model.text_encoder.forward
+    model.text_encoder.forward = lambda ids: text(ids)._replace(mask=None)
     filled, empty = given(model, "a frog", extra=["x BREAK y"]), given(model, "")
     assert filled.mask is None
     assert torch.equal(filled.tokens, torch.cat([given(model, "a frog").tokens, empty.tokens], 1))

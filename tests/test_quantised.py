@@ -19,16 +19,16 @@ from test_transformer import SMALL
 from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask
+from unspeckle.generation.pipeline import Request
 from unspeckle.kernels import quantize
 from unspeckle.kernels.packed_layers import lowered
 from unspeckle.model import Model, save
-from unspeckle.model_io.precision import AUTO, chosen, known, lower
+from unspeckle.model_io.precision import AUTO, resolve_precision, check_precision, set_precision
 from unspeckle.networks.layers import Attention, GatedFeedForward
 from unspeckle.networks.lora import fresh
 from unspeckle.networks.transformer import Transformer
 from unspeckle.networks.unet import UNet
-from unspeckle.output.png import read, record
+from unspeckle.output.png import read_png, image_metadata
 from unspeckle.quantization.int8_layers import (
     QuantisedAttention,
     QuantisedConv,
@@ -263,7 +263,7 @@ def test_the_embedded_model_draws_the_same_in_it() -> None:
 
 
 def test_a_picture_is_the_same_alone_and_beside_others() -> None:
-    model, ask = unspeckle.load(precision="int8"), Ask("a frog on stilts", seed=3, steps=4)
+    model, ask = unspeckle.load(precision="int8"), Request("a frog on stilts", seed=3, steps=4)
     (alone,), beside = unspeckle.draw(model, ask), unspeckle.draw(model, replace(ask, seed=1, count=5))[2]
     apart = np.abs(np.asarray(alone, np.int16) - np.asarray(beside, np.int16))
     assert apart.max() <= 1
@@ -273,20 +273,20 @@ def test_a_picture_says_so_and_is_replayed(folder: Path, tmp_path: Path, capsys:
     words = ["a frog", "-m", str(folder), "--steps", "3", "--size", "32", "--out", str(tmp_path), "-q"]
     assert main(["draw", *words, "--precision", "int8"]) == 0
     picture = capsys.readouterr().out.strip()
-    assert record(read(Path(picture)))["precision"] == "int8"
+    assert image_metadata(read_png(Path(picture)))["precision"] == "int8"
     assert main(["replay", picture, "-m", str(folder), "-q"]) == 0
     assert "difference: 0" in capsys.readouterr().out
 
 
 def test_it_is_never_chosen_for_anybody_and_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unspeckle.model_io.precision.pays", lambda device, dtype: True)
-    assert chosen(AUTO, "cpu") == "bfloat16"
+    assert resolve_precision(AUTO, "cpu") == "bfloat16"
     with pytest.raises(InputError, match="--precision int8: is for processors, not for cuda; choose bfloat16"):
-        known("int8", "cuda")
+        check_precision("int8", "cuda")
     monkeypatch.setattr("unspeckle.quantization.int8_layers.processor", lambda: frozenset({"sse2"}))
     model: Model = tiny.random_model()
     with pytest.raises(
         InputError, match="--precision int8: needs a processor with AVX-512 VNNI, and oneDNN in torch; choose bf"
     ):
-        lower(model, "int8")
+        set_precision(model, "int8")
     assert model.precision == "float32" and QuantisedConv not in kinds(model.network)

@@ -100,5 +100,5 @@ def test_a_student_lies_apart_where_both_are_too_large(
     model = load(tmp_path / "in.safetensors")
     student = model.student if together else load(tmp_path / "in-few.safetensors")
     assert (model.student is not None) is together is not (tmp_path / "in-few.safetensors").exists()
-    assert student.card.few and student.card.licence == model.card.licence == embed.LICENCE
-    assert model.card.scale == 4 and model.card.name == f"unspeckle emoji {model.card.size[0]}"
+    assert student.card.step_counts and student.card.license == model.card.license == embed.LICENCE
+    assert model.card.guidance_scale == 4 and model.card.name == f"unspeckle emoji {model.card.size[0]}"

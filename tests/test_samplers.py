@@ -8,10 +8,10 @@ import torch
 from oracle import SCHEDULES, one_lump, two_lumps
 from unspeckle import samplers
 from unspeckle.errors import InputError
-from unspeckle.rng import noise
+from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import VE, Flow, Linear
-from unspeckle.timesteps import GRIDS, times
+from unspeckle.timesteps import TIMESTEP_SPACINGS, timesteps
 
 ALL = {**SCHEDULES, "ve": VE()}
 DETERMINISTIC = {"ddim": 1, "euler": 1, "heun": 2, "lms": 2, "plms": 2, "dpmpp_2m": 2, "unipc": 2}  # orders
@@ -56,12 +56,12 @@ def test_moments_of_stochastic_samplers(method, steps, name):
     """Means, variances, the share of each lump and fourth moments, within 4 standard errors of 4,000 pictures."""
     schedule, mixture, count = ALL[name], two_lumps(), 4000
     method = partial(samplers.ddim, eta=0.5) if method == "ddim_half" else SAMPLERS[method]
-    grid = times("uniform" if name == "ve" else "exponential", schedule, steps)
+    grid = timesteps("uniform" if name == "ve" else "exponential", schedule, steps)
     alpha, sigma = schedule(grid[:1])
     generator = torch.Generator().manual_seed(5)
     eps = torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
     x = alpha * mixture.draw(count, generator) + sigma * eps
-    draw = noise(range(count), (2, 1, 1))
+    draw = noise_from_seeds(range(count), (2, 1, 1))
     found = last(method(mixture.denoise(schedule), schedule, grid, x, draw))
     truth = mixture.draw(400_000, generator)
     moments = [lambda x: x, lambda x: x**2, lambda x: x**4, lambda x: (x > -0.3).double(), lambda x: x * x.flip(1)]
@@ -81,12 +81,12 @@ def test_consistency_steps_draw_the_distribution(name, steps):
         alpha, sigma = (level.view(-1, 1, 1, 1) for level in schedule(t))
         return mean + deviation * (x_t - alpha * mean) / (alpha**2 * deviation**2 + sigma**2).sqrt()
 
-    grid = times("karras", schedule, steps)
+    grid = timesteps("karras", schedule, steps)
     alpha, sigma = schedule(grid[:1])
     generator = torch.Generator().manual_seed(2)
     x = alpha * one_lump(mean, deviation).draw(count, generator)
     x = x + sigma * torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
-    found = last(SAMPLERS["lcm"](consistent, schedule, grid, x, noise(range(count), (2, 1, 1)))).flatten()
+    found = last(SAMPLERS["lcm"](consistent, schedule, grid, x, noise_from_seeds(range(count), (2, 1, 1)))).flatten()
     assert abs(found.mean() - mean) < 4 * deviation / math.sqrt(2 * count)
     assert abs(found.std() - deviation) < 4 * deviation / math.sqrt(4 * count)
 
@@ -99,13 +99,13 @@ def test_a_single_picture_is_found_exactly(method, name):
         pytest.skip("its first step asks at a sigma of 1e-19, where float64 has no noise left to see")
     schedule = ALL[name]
     point = torch.tensor([0.3, -0.7], dtype=torch.float64).view(1, 2, 1, 1).expand(3, 2, 1, 1)
-    draw = noise(range(3), (2, 1, 1))
-    for grid, steps in itertools.product(GRIDS, (1, 2, 7)):
-        stops = times(grid, schedule, steps)
+    draw = noise_from_seeds(range(3), (2, 1, 1))
+    for grid, steps in itertools.product(TIMESTEP_SPACINGS, (1, 2, 7)):
+        stops = timesteps(grid, schedule, steps)
         x = schedule(stops[0])[1] * torch.randn(3, 2, 1, 1, dtype=torch.float64)
         path = list(SAMPLERS[method](lambda x, t: point, schedule, stops, x, draw))
         assert [float(step.t) for step in path] == stops.tolist()
-        assert torch.equal(path[-1].x, path[-1].estimate)
+        assert torch.equal(path[-1].x, path[-1].denoised)
         within = 1e-10 if method == "plms" else 1e-12  # it asks twice where alpha may be 5e-5
         torch.testing.assert_close(path[-1].x, point, rtol=within, atol=within)
 
@@ -117,9 +117,9 @@ def test_from_pure_noise_to_the_picture(method, name):
     schedule, mean, deviation = ALL[name], 0.5, 0.4
     count = 4000
     x = torch.randn(count, 2, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    draw = noise(range(count), (2, 1, 1))
+    draw = noise_from_seeds(range(count), (2, 1, 1))
     denoise = one_lump(mean, deviation).denoise(schedule)
-    found = last(SAMPLERS[method](denoise, schedule, times("uniform", schedule, 250), x, draw))
+    found = last(SAMPLERS[method](denoise, schedule, timesteps("uniform", schedule, 250), x, draw))
     if method in DETERMINISTIC:
         assert (found - (mean + deviation * x)).abs().max() < 0.06 / DETERMINISTIC[method]
     assert abs(found.mean() - mean) < 4 * deviation / math.sqrt(2 * count) + 0.003
@@ -131,11 +131,11 @@ def test_a_step_is_x_before_the_move_with_its_estimate():
     denoise = mixture.denoise(schedule)
     x = torch.randn(4, 2, 1, 1, dtype=torch.float64)
     for method in SAMPLERS.values():
-        path = list(method(denoise, schedule, times("karras", schedule, 5), x, noise(range(4), (2, 1, 1))))
+        path = list(method(denoise, schedule, timesteps("karras", schedule, 5), x, noise_from_seeds(range(4), (2, 1, 1))))
         assert len(path) == 6 and torch.equal(path[0].x, x)
         for step in path[:-1]:
-            assert torch.equal(step.estimate, denoise(step.x, step.t.expand(4)))
-        assert torch.equal(path[-1].estimate, path[-1].x) and path[-1].t == 0
+            assert torch.equal(step.denoised, denoise(step.x, step.t.expand(4)))
+        assert torch.equal(path[-1].denoised, path[-1].x) and path[-1].t == 0
 
 
 def test_euler_on_a_flow_is_the_straight_step():
@@ -143,7 +143,7 @@ def test_euler_on_a_flow_is_the_straight_step():
     schedule, mixture = Flow(), two_lumps()
     denoise = mixture.denoise(schedule)
     x = torch.randn(4, 2, 1, 1, dtype=torch.float64)
-    stops = times("uniform", schedule, 5)
+    stops = timesteps("uniform", schedule, 5)
     expected = x
     for t, s in itertools.pairwise(stops):
         expected = expected + (s - t) * (expected - denoise(expected, t.expand(4))) / t
@@ -154,8 +154,8 @@ def test_dpmpp_sde_is_k_diffusions():
     """sample_dpmpp_sde (eta 1, s_noise 1, r 1/2) written down in its own coordinates, y = x / alpha, with its Brownian
     noise: increments over [mid, from] and [to, from], divided by their deviations, correlate by √(Δ_mid / Δ_to)."""
     schedule, mixture = SCHEDULES["scaled_linear"], two_lumps()
-    denoise, draw = mixture.denoise(schedule), noise(range(8), (2, 1, 1))
-    stops = times("karras", schedule, 9)
+    denoise, draw = mixture.denoise(schedule), noise_from_seeds(range(8), (2, 1, 1))
+    stops = timesteps("karras", schedule, 9)
     alpha, sigma = schedule(stops)
     ratio = sigma / alpha
     start = torch.randn(8, 2, 1, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * sigma[0]
@@ -188,22 +188,22 @@ def test_dpmpp_sde_is_k_diffusions():
 @pytest.mark.parametrize("name", ALL)
 def test_grids(name):
     schedule = ALL[name]
-    for grid, steps, start in itertools.product(GRIDS, (1, 2, 30, 250), (1.0, 0.6)):
-        stops = times(grid, schedule, steps, start)
+    for grid, steps, start in itertools.product(TIMESTEP_SPACINGS, (1, 2, 30, 250), (1.0, 0.6)):
+        stops = timesteps(grid, schedule, steps, start)
         assert stops.dtype == torch.float64 and len(stops) == steps + 1
         assert stops[-1] == 0 and stops[0] <= start + 1e-12 and (stops.diff() < 0).all()
         assert stops[0] >= start - 1.1e-3 or grid == "leading"
-    alpha, sigma = schedule(times("karras", schedule, 10))
+    alpha, sigma = schedule(timesteps("karras", schedule, 10))
     roots = (sigma / alpha)[:-1] ** (1 / 7)
     torch.testing.assert_close(roots.diff(), roots.diff()[:1].expand(9), rtol=1e-6, atol=1e-9)
-    alpha, sigma = schedule(times("exponential", schedule, 10))
+    alpha, sigma = schedule(timesteps("exponential", schedule, 10))
     logs = (sigma / alpha)[:-1].log()
     torch.testing.assert_close(logs.diff(), logs.diff()[:1].expand(9), rtol=1e-6, atol=1e-9)
 
 
 def test_discrete_grids():
     """Lin et al. 2024, Table 2: T = 1000, 10 steps."""
-    entries = {name: (times(name, Flow(), 10)[:-1] * 1000 - 1).round().int().tolist() for name in GRIDS[1:4]}
+    entries = {name: (timesteps(name, Flow(), 10)[:-1] * 1000 - 1).round().int().tolist() for name in TIMESTEP_SPACINGS[1:4]}
     assert entries["leading"] == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
     assert entries["trailing"] == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
     assert entries["linspace"] == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
@@ -213,7 +213,7 @@ def test_discrete_grids():
 def test_bad_grids_are_refused(bad):
     grid, steps, start = bad
     with pytest.raises(InputError, match="choose"):
-        times(grid, Flow(), steps, start)
+        timesteps(grid, Flow(), steps, start)
 
 
 @pytest.mark.parametrize("method", SAMPLERS)
@@ -226,9 +226,9 @@ def test_a_consumer_keeps_its_gradients_and_float32_its_precision(method):
         assert not torch.is_grad_enabled() and x.dtype == torch.float32 and t.dtype == torch.float64
         return exact(x, t)
 
-    x, draw = noise([1, 2], (2, 1, 1))(-1, 0), noise([1, 2], (2, 1, 1))
-    stops = times("uniform", schedule, 6)
+    x, draw = noise_from_seeds([1, 2], (2, 1, 1))(-1, 0), noise_from_seeds([1, 2], (2, 1, 1))
+    stops = timesteps("uniform", schedule, 6)
     for step in SAMPLERS[method](denoise, schedule, stops, x, draw):
-        assert torch.is_grad_enabled() and step.x.dtype == step.estimate.dtype == torch.float32
+        assert torch.is_grad_enabled() and step.x.dtype == step.denoised.dtype == torch.float32
     precise = last(SAMPLERS[method](exact, schedule, stops, x.double(), draw))
     torch.testing.assert_close(step.x.double(), precise, rtol=1e-4, atol=1e-5)

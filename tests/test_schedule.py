@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 from oracle import SCHEDULES
 from unspeckle.configuration import kind_from_json, kind_to_json
 from unspeckle.errors import InputError
-from unspeckle.schedule import KINDS, VE, Cosine, Flow, Linear, Sigmoid, Table
+from unspeckle.schedule import SCHEDULES, VE, Cosine, Flow, Linear, Sigmoid, DiscreteSchedule
 
 ALL = {**SCHEDULES, "ve": VE()}
 T = torch.cat((torch.linspace(0, 1, 3001, dtype=torch.float64), torch.logspace(-9, -3, 50, dtype=torch.float64)))
@@ -73,9 +73,9 @@ def table_of_peer(**settings):
 @pytest.mark.parametrize(
     ("table", "settings"),
     [
-        (Table(), {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}),
+        (DiscreteSchedule(), {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}),
         (SCHEDULES["scaled_linear"], {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}),
-        (Table("cosine"), {"beta_schedule": "squaredcos_cap_v2"}),
+        (DiscreteSchedule("cosine"), {"beta_schedule": "squaredcos_cap_v2"}),
         (
             SCHEDULES["zero_snr"],
             {
@@ -95,7 +95,7 @@ def test_tables_are_the_peers(table, settings):
 
 
 def test_table_in_exact_arithmetic_and_between_entries():
-    product, table = 1.0, Table()
+    product, table = 1.0, DiscreteSchedule()
     for k in range(1000):
         product *= 1 - (1e-4 + (0.02 - 1e-4) * k / 999)
         if k in (0, 1, 500, 999):
@@ -120,8 +120,8 @@ def test_zero_snr_ends_in_pure_noise_and_goes_there_steadily():
 
 @pytest.mark.parametrize("name", ALL)
 def test_config_round_trip(name):
-    assert kind_from_json(KINDS, json.loads(json.dumps(kind_to_json(KINDS, ALL[name]))), "schedule") == ALL[name]
-    assert kind_from_json(KINDS, {"kind": "ve", "sigma_max": 160}, "schedule") == VE(160)
+    assert kind_from_json(SCHEDULES, json.loads(json.dumps(kind_to_json(SCHEDULES, ALL[name]))), "schedule") == ALL[name]
+    assert kind_from_json(SCHEDULES, {"kind": "ve", "sigma_max": 160}, "schedule") == VE(160)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_config_round_trip(name):
 )  # fmt: skip
 def test_bad_config_is_refused_in_one_line(config):
     with pytest.raises(InputError) as error:
-        kind_from_json(KINDS, config, "schedule")
+        kind_from_json(SCHEDULES, config, "schedule")
     assert "\n" not in str(error.value)
 
 

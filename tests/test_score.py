@@ -19,11 +19,11 @@ from tiny import random_model, saved
 from unspeckle import configuration
 from unspeckle.cli import main
 from unspeckle.corpus import open_corpus, read
-from unspeckle.generation.conditioning import denoise
-from unspeckle.generation.pipeline import Ask, settle
-from unspeckle.model import Way, save
+from unspeckle.generation.conditioning import denoise_prompts
+from unspeckle.generation.pipeline import Request, resolve
+from unspeckle.model import SamplingSetup, save
 from unspeckle.prompts import escape, parse
-from unspeckle.rng import Stream
+from unspeckle.rng import ExampleRNG
 from unspeckle.scoring.distances import kid, neighbours
 from unspeckle.scoring.drawing import drawn
 from unspeckle.scoring.features import Scattering
@@ -62,7 +62,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def test_many_captions_in_a_batch_are_drawn_as_draw_draws_each() -> None:
     model = random_model(steps=3)
     captions, numbers = ["a frog", "two red frogs", "a blue rabbit left of a pizza"], [7, 3, 11]
-    for ask in (Ask(), Ask(sampler="euler_a", scale=1.0), Ask(sampler="heun", grid="karras", steps=4)):
+    for ask in (Request(), Request(sampler="euler_a", guidance_scale=1.0), Request(sampler="heun", timestep_spacing="karras", steps=4)):
         told: list[int] = []
         found = drawn(model, captions, numbers, ask, told.append)
         assert sum(told) == 3 and found.seconds > 0
@@ -80,47 +80,47 @@ def test_ways_of_drawing_cost_what_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(model.network, "forward", lambda x, *rest: rows.append(len(x)) or inner(x, *rest))
     for sampler, scale, steps in (("dpmpp_2m", 3.0, 4), ("ddim", 1.0, 3), ("heun", 2.0, 3)):
         rows.clear()
-        order = settle(model, Ask(sampler=sampler, scale=scale, steps=steps))
-        drawn(model, ["a frog"] * 5, range(5), Ask(sampler=sampler, scale=scale, steps=steps))
+        order = resolve(model, Request(sampler=sampler, guidance_scale=scale, steps=steps))
+        drawn(model, ["a frog"] * 5, range(5), Request(sampler=sampler, guidance_scale=scale, steps=steps))
         spared = 5 * (1 if scale == 1 else 2) * (2 if sampler == "heun" else 0)  # at pure noise and at the picture
         assert sum(rows) == 5 * calls(order) - spared
 
 
 def test_sweeps_cover_the_model_s_own_way_once() -> None:
     model = random_model(steps=24)
-    order = settle(model, Ask(scale=4.0))
+    order = resolve(model, Request(guidance_scale=4.0))
     steps, scales = steps_of(model, order), scales_of(model, order)
     assert steps.count(order) == scales.count(order) == 1
     assert {(o.sampler, o.steps) for o in steps if o.sampler == "heun"} == {("heun", n) for n in (2, 4, 8, 12, 24)}
-    assert [o.scale for o in scales] == [1, 2, 3, 4, 5, 7]
-    few = steps_of(model, settle(random_model(steps=1), Ask()))
+    assert [o.guidance_scale for o in scales] == [1, 2, 3, 4, 5, 7]
+    few = steps_of(model, resolve(random_model(steps=1), Request()))
     assert {o.steps for o in few} == {1, 2}
 
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_sweeps_never_mix_a_student_with_its_teacher(alone: bool) -> None:
     from test_student import taught
-    from unspeckle.generation.few_step import drawer
+    from unspeckle.generation.few_step import select_network
 
     both = taught()
     model = both.student if alone else both
-    for ask in (Ask(steps=2), Ask(steps=4)):
-        order = settle(model, ask)
+    for ask in (Request(steps=2), Request(steps=4)):
+        order = resolve(model, ask)
         assert steps_of(model, order) == [replace(order, steps=count) for count in (1, 2, 4)]
         assert scales_of(model, order) == []
-    for ask in (Ask(), Ask(steps=4, scale=3.0, sampler="ddim", grid="shifted"), Ask(steps=6, sampler="ddim")):
-        order = settle(both, ask)
+    for ask in (Request(), Request(steps=4, guidance_scale=3.0, sampler="ddim", timestep_spacing="shifted"), Request(steps=6, sampler="ddim")):
+        order = resolve(both, ask)
         orders = [*steps_of(both, order), *scales_of(both, order)]
-        assert orders.count(order) >= 1 and not any(drawer(both, o).card.few for o in orders)
+        assert orders.count(order) >= 1 and not any(select_network(both, o).card.step_counts for o in orders)
 
 
 def test_a_sweep_s_numbers_are_those_of_its_pictures() -> None:
     model, features = random_model(), Scattering()
     held = features(torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8))
-    order = settle(model, Ask(steps=2))
+    order = resolve(model, Request(steps=2))
     captions, numbers = ["a frog"] * 16, range(16)
     ((point, shown),) = sweep(model, [order], captions, numbers, Real(features, held), lambda count: None)
-    rows = features(drawn(model, captions, numbers, Ask(steps=2)).pictures)
+    rows = features(drawn(model, captions, numbers, Request(steps=2)).pictures)
     near = neighbours(held, rows)
     assert (point.kid, point.precision, point.recall) == pytest.approx((kid(held, rows), near.precision, near.recall))
     assert len(shown) == 8 and point.kid_error is not None and point.kid_error > 0
@@ -175,7 +175,7 @@ def test_distances_are_those_of_the_drawn_pictures(folder: Path, tmp_path: Path)
     assert torch.equal(album.held_out, held[places])
     for caption, place in zip(album.captions, places.tolist(), strict=True):
         assert caption in corpus.heldout.wordings[place]
-    expected = drawn(model, album.captions, range(16), Ask()).pictures
+    expected = drawn(model, album.captions, range(16), Request()).pictures
     assert (expected.int() - album.drawn.int()).abs().max() <= 1
     assert album.pairs == sorted(album.pairs, key=lambda p: p.distance)
     own = next(p for p in scores.by_steps if (p.sampler, p.steps) == (scores.sampler, scores.steps))
@@ -249,7 +249,7 @@ def test_a_student_is_scored_and_says_whose_loss_it_is(
         assert main(line) == 0
         found.append(json.loads(out.with_suffix(".json").read_text()))
         assert ("Guidance scale" in out.read_text()) == (model.card.name == "tiny" and model.student is None
-                                                         and not model.card.few)  # fmt: skip
+                                                         and not model.card.step_counts)  # fmt: skip
     capsys.readouterr()
     whole, alone, teacher = found
     assert whole["loss"] == teacher["loss"] and whole["bits"] == teacher["bits"] and whole["missing"] == []
@@ -272,17 +272,17 @@ def test_stable_diffusions_that_want_to_be_told_more_are_scored(family: str, fol
     class Watch:
         stage, tell = staticmethod(lambda name: None), staticmethod(lambda units: None)
 
-    wishes = Wishes(pictures=8, seeds=1, ask=Ask(steps=1, size=16))
+    wishes = Wishes(pictures=8, seeds=1, ask=Request(steps=1, size=16))
     scores, _ = measure(model, corpus, "blots", wishes, Watch())
     assert scores.loss is not None and scores.bits is None and "latents" in scores.missing[0]
-    split, order = corpus.heldout, settle(model, wishes.ask)
+    split, order = corpus.heldout, resolve(model, wishes.ask)
     x = model.autoencoder.encode(split.pictures(range(len(split))).float() / 127.5 - 1)
     t = torch.tensor(scores.loss.times[5])
-    (alpha, sigma), eps = model.denoiser.schedule(t), Stream(0, torch.arange(len(x))).normal(5, x.shape[1:])
-    way = Way(torch.tensor([1.0, 0.0]), 1.0, model.denoiser)
+    (alpha, sigma), eps = model.denoiser.schedule(t), ExampleRNG(0, torch.arange(len(x))).normal(5, x.shape[1:])
+    way = SamplingSetup(torch.tensor([1.0, 0.0]), 1.0, model.denoiser)
     prompts = [parse(escape(caption)) for caption in split.captions(range(len(split)))]
-    complete = partial(model.complete, scale=order.scale, size=order.size)
-    estimate = denoise(model, prompts, parse(""), way, None, complete)(alpha * x + sigma * eps, t)
+    complete = partial(model.add_conditioning, guidance_scale=order.guidance_scale, size=order.size)
+    estimate = denoise_prompts(model, prompts, parse(""), way, None, complete)(alpha * x + sigma * eps, t)
     share = (estimate - x).square().mean() / x.square().mean()
     assert scores.loss.shares[5] == pytest.approx(float(share), rel=1e-4)
 

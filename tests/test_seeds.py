@@ -5,7 +5,7 @@ import torch
 
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion.noise import ecosystem_noise
-from unspeckle.rng import Stream, noise, philox
+from unspeckle.rng import ExampleRNG, noise_from_seeds, philox
 
 ONES = 0xFFFFFFFF
 
@@ -35,33 +35,33 @@ def normals_by_hand(words):
 
 def test_noise_is_box_muller_of_the_known_answer():
     expected = torch.tensor(list(normals_by_hand((0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8))))
-    assert torch.equal(noise([0], (1, 2, 2))(0, 0).flatten(), expected)
+    assert torch.equal(noise_from_seeds([0], (1, 2, 2))(0, 0).flatten(), expected)
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32, 2**63, 2**64 - 1])
 def test_a_pictures_noise_is_its_own(seed):
     shape = (3, 5, 7)  # 105 values: not a multiple of 4
-    alone = noise([seed], shape)(3, 1)[0]
+    alone = noise_from_seeds([seed], shape)(3, 1)[0]
     for place in range(4):
         seeds = [11, 12, 13]
         seeds.insert(place, seed)
-        assert torch.equal(noise(seeds, shape)(3, 1)[place], alone)
+        assert torch.equal(noise_from_seeds(seeds, shape)(3, 1)[place], alone)
 
 
 def test_every_seed_step_and_draw_has_other_noise():
     seeds = [0, 1, 2**32, 2**64 - 1]
-    rows = [row for step in (-1, 0, 1) for draw in (0, 1) for row in noise(seeds, (1, 8, 8))(step, draw)]
+    rows = [row for step in (-1, 0, 1) for draw in (0, 1) for row in noise_from_seeds(seeds, (1, 8, 8))(step, draw)]
     correlation = torch.corrcoef(torch.stack(rows).flatten(1)) - torch.eye(len(rows))
     assert correlation.abs().max() < 5 / 8  # 64 values: 5 standard errors
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-@pytest.mark.parametrize("source", [noise, ecosystem_noise])
+@pytest.mark.parametrize("source", [noise_from_seeds, ecosystem_noise])
 def test_seeds_out_of_range(seed, source):
     with pytest.raises(InputError, match="out of range"):
         source([seed], (1, 1, 1))
     with pytest.raises(InputError, match="out of range"):
-        Stream(seed, torch.arange(2))
+        ExampleRNG(seed, torch.arange(2))
 
 
 def assert_standard_normal(z):
@@ -73,8 +73,8 @@ def assert_standard_normal(z):
 
 
 def test_noise_and_streams_are_standard_normal():
-    assert_standard_normal(noise([5, 6], (3, 128, 128))(-1, 0))
-    assert_standard_normal(Stream(5, torch.arange(40)).normal(1, (3, 64, 64)))
+    assert_standard_normal(noise_from_seeds([5, 6], (3, 128, 128))(-1, 0))
+    assert_standard_normal(ExampleRNG(5, torch.arange(40)).normal(1, (3, 64, 64)))
 
 
 def test_the_ecosystems_noise_is_the_ecosystems():
@@ -86,9 +86,9 @@ def test_the_ecosystems_noise_is_the_ecosystems():
 
 def test_a_stream_is_the_same_however_the_batch_is_split():
     indices = torch.tensor([0, 1, 99, 2**32 - 1, 2**32, 2**40 + 3])
-    whole = Stream(9, indices)
+    whole = ExampleRNG(9, indices)
     for i in range(len(indices)):
-        part = Stream(9, indices[i : i + 1])
+        part = ExampleRNG(9, indices[i : i + 1])
         assert torch.equal(whole.normal(1, (3, 4, 5))[i], part.normal(1, (3, 4, 5))[0])
         assert whole.uniform(0)[i] == part.uniform(0)[0]
         assert whole.normal(4)[i] == part.normal(4)[0]
@@ -96,15 +96,15 @@ def test_a_stream_is_the_same_however_the_batch_is_split():
 
 def test_streams_differ_by_seed_index_and_purpose_and_from_drawings():
     indices = torch.tensor([0, 1, 2**32, 2**32 + 1])
-    rows = [Stream(seed, indices).normal(purpose, (64,)) for seed in (0, 1) for purpose in (0, 1)]
-    rows.append(noise([0, 1], (1, 8, 8))(0, 0).flatten(1))
+    rows = [ExampleRNG(seed, indices).normal(purpose, (64,)) for seed in (0, 1) for purpose in (0, 1)]
+    rows.append(noise_from_seeds([0, 1], (1, 8, 8))(0, 0).flatten(1))
     rows = torch.cat(rows)
     correlation = torch.corrcoef(rows) - torch.eye(len(rows))
     assert correlation.abs().max() < 5 / 8
 
 
 def test_uniform_is_uniform():
-    u = Stream(3, torch.arange(20000)).uniform(2).double().sort().values
+    u = ExampleRNG(3, torch.arange(20000)).uniform(2).double().sort().values
     assert u[0] > 0 and u[-1] <= 1
     assert (u - (torch.arange(20000) + 0.5) / 20000).abs().max() < 1.95 / math.sqrt(20000)
 
@@ -113,8 +113,8 @@ def test_uniform_is_uniform():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_noise_is_the_same_on_a_gpu():
     seeds = [0, 2**64 - 1]
-    here, there = noise(seeds, (3, 64, 64))(-1, 0), noise(seeds, (3, 64, 64), "cuda")(-1, 0).cpu()
+    here, there = noise_from_seeds(seeds, (3, 64, 64))(-1, 0), noise_from_seeds(seeds, (3, 64, 64), "cuda")(-1, 0).cpu()
     assert (here != there).float().mean() < 1e-4 and torch.allclose(here, there, rtol=3e-7, atol=1e-7)
     indices = torch.arange(64)
-    on_gpu = Stream(5, indices.cuda()).normal(1, (3, 8, 8)).cpu()
-    torch.testing.assert_close(on_gpu, Stream(5, indices).normal(1, (3, 8, 8)), rtol=1e-5, atol=1e-5)
+    on_gpu = ExampleRNG(5, indices.cuda()).normal(1, (3, 8, 8)).cpu()
+    torch.testing.assert_close(on_gpu, ExampleRNG(5, indices).normal(1, (3, 8, 8)), rtol=1e-5, atol=1e-5)

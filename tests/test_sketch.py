@@ -11,12 +11,12 @@ import stable
 import unspeckle
 from unspeckle.commands import draw as command
 from unspeckle.commands.draw import run
-from unspeckle.generation.codec import decoded
-from unspeckle.generation.pipeline import Ask, steps
+from unspeckle.generation.codec import decode_latents
+from unspeckle.generation.pipeline import Request, steps
 from unspeckle.networks.autoencoder import Identity, IdentityConfig
 from unspeckle.networks.latent_preview import sketch
 from unspeckle.networks.vae import Vae
-from unspeckle.output.terminal import Show
+from unspeckle.output.terminal import TerminalView
 
 CPU = torch.device("cpu")
 
@@ -29,9 +29,9 @@ def test_of_an_autoencoder_that_is_linear_it_is_the_decoder() -> None:
 
 def test_of_the_embedded_autoencoder_it_is_nearly_the_picture_made_small() -> None:
     model = unspeckle.load()
-    for step in steps(model, Ask("a frog on a yellow background", steps=4, count=2)):
+    for step in steps(model, Request("a frog on a yellow background", steps=4, count=2)):
         last = step.x
-    small = F.avg_pool2d(decoded(model, last), model.autoencoder.factor)
+    small = F.avg_pool2d(decode_latents(model, last), model.autoencoder.factor)
     seen = sketch(model.autoencoder, CPU).decode(last)
     both = torch.stack([small.flatten(), seen.flatten()])
     assert seen.shape == small.shape and torch.corrcoef(both)[0, 1] > 0.95
@@ -45,7 +45,7 @@ def test_stable_diffusion_is_decoded_once_a_drawing(
     decodings, seen = list[Any](), list[tuple[int, int]]()
     decode = Vae.decode
 
-    class Terminal(Show):
+    class Terminal(TerminalView):
         """That shows every step, and keeps the sizes of what it shows."""
 
         def __init__(self, **options: bool) -> None:
@@ -66,7 +66,7 @@ def test_stable_diffusion_is_decoded_once_a_drawing(
 
     monkeypatch.setattr(Vae, "decode", counted)
     monkeypatch.setattr(command, "Show", Terminal)
-    ask = Ask("a frog", steps=3, size=32)
+    ask = Request("a frog", steps=3, size=32)
     assert run(ask, tmp_path / "pipe", None, tmp_path, False, False, "cpu", precision="float32") == 0
     assert len(decodings) == 1
     assert seen == ([(16, 16)] * 3 + [(32, 32)] if watched else [])

@@ -12,10 +12,10 @@ from diffusers import schedulers as peers
 
 import stable
 import unspeckle
-from unspeckle.denoiser import CLOCKS
-from unspeckle.generation.pipeline import Ask, pictures, settle, steps
+from unspeckle.denoiser import TIME_CONDITIONINGS
+from unspeckle.generation.pipeline import Request, decode_to_images, resolve, steps
 from unspeckle.samplers import SAMPLERS
-from unspeckle.timesteps import GRIDS
+from unspeckle.timesteps import TIMESTEP_SPACINGS
 
 PROMPT, NEGATIVE, SEED, SIZE = "a frog on stilts", "red, blurred", 7, 16
 PEERS = {
@@ -55,7 +55,7 @@ def theirs(pipe: Any, sampler: str, karras: bool = False, **options: Any) -> tor
 
 def ours(model: Any, sampler: str, karras: bool = False, **options: Any) -> torch.Tensor:
     asked = {"prompt": PROMPT, "seed": SEED, "steps": 20, "size": SIZE, "sampler": sampler}
-    *_, last = steps(model, Ask(**{**asked, "grid": "karras" if karras else None, **options}))
+    *_, last = steps(model, Request(**{**asked, "grid": "karras" if karras else None, **options}))
     return last.x
 
 
@@ -64,19 +64,19 @@ def assert_same(pipe: Any, model: Any, found: torch.Tensor, latents: torch.Tenso
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     expected = pipe.image_processor.postprocess(decoded, output_type="pil")
-    for mine, other in zip(pictures(model, found), expected, strict=True):
+    for mine, other in zip(decode_to_images(model, found), expected, strict=True):
         pixels = np.asarray(other, dtype=float)
         assert np.abs(np.asarray(mine, dtype=float) - pixels).mean() <= 1 and pixels.std() > 10
 
 
-@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("grid", TIMESTEP_SPACINGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_on_every_grid(sampler: str, grid: str, tmp_path_factory: Any) -> None:
     """Of a table that ends in some picture, and of one that ends in noise alone."""
     pure = {"prediction": "v_prediction", "rescale_betas_zero_snr": True}
     for family, more in (("1", {}), ("2", pure)):
         _, model = kept(family, tmp_path_factory, **more)
-        drawn = list(steps(model, Ask(PROMPT, sampler=sampler, grid=grid, steps=3, size=SIZE)))
+        drawn = list(steps(model, Request(PROMPT, sampler=sampler, timestep_spacing=grid, steps=3, size=SIZE)))
         assert len(drawn) == 4 and all(step.x.isfinite().all() for step in drawn)
         assert [float(step.t) for step in drawn] == sorted({float(step.t) for step in drawn}, reverse=True)
 
@@ -84,7 +84,7 @@ def test_every_sampler_on_every_grid(sampler: str, grid: str, tmp_path_factory: 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "lms", "heun"])
 def test_all_grids_lead_to_the_same_picture(sampler: str, tmp_path_factory: Any) -> None:
     _, model = kept("1", tmp_path_factory)
-    many = Ask(PROMPT, seed=SEED, sampler=sampler, grid="uniform", steps=160, size=SIZE, scale=1.0)
+    many = Request(PROMPT, seed=SEED, sampler=sampler, timestep_spacing="uniform", steps=160, size=SIZE, guidance_scale=1.0)
     *_, expected = steps(model, many)
     for grid in ("shifted", "exponential", "trailing"):
         *_, found = steps(model, replace(many, grid=grid))
@@ -95,7 +95,7 @@ def test_the_shifted_grid_tells_the_table_its_own_times(tmp_path_factory: Any) -
     way = kept("1", tmp_path_factory)[1].way("dpmpp_2m", "shifted", 4)
     assert torch.allclose(way.times, torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
     told: Any = way.denoiser.clock
-    clock = CLOCKS[told] if isinstance(told, str) else told
+    clock = TIME_CONDITIONINGS[told] if isinstance(told, str) else told
     assert torch.allclose(clock(way.times[:-1], way.denoiser.schedule), torch.tensor([999.0, 899, 749, 499]).double())
 
 
@@ -150,7 +150,7 @@ def test_inpainting_models_draw_where_nothing_is_kept(tmp_path_factory: Any) -> 
 @pytest.mark.parametrize("scale", [1.0, 8.0])
 def test_lcm(scale: float, tmp_path_factory: Any) -> None:
     pipe, model = kept("1-lcm", tmp_path_factory, _class_name="LCMScheduler")
-    assert settle(model, Ask()).sampler == "lcm"
+    assert resolve(model, Request()).sampler == "lcm"
     expected = theirs(pipe, "lcm", num_inference_steps=4, guidance_scale=scale)
     assert_same(pipe, model, ours(model, "lcm", steps=4, scale=scale), expected)
 

@@ -11,10 +11,10 @@ from tiny import random_model, told_model
 from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.generation.few_step import drawer, told
-from unspeckle.generation.pipeline import Ask, asked, draw, settle, steps
+from unspeckle.generation.few_step import select_network, with_step_count
+from unspeckle.generation.pipeline import Request, request_from_metadata, draw, resolve, steps
 from unspeckle.model import Model, load, save
-from unspeckle.output.png import difference, record
+from unspeckle.output.png import max_pixel_difference, image_metadata
 from unspeckle.training.distillation_task import beginner
 
 
@@ -26,22 +26,22 @@ def taught() -> Model:
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     card = replace(teacher.card, steps=4, sampler="ddim", grid="shifted", scale=1.0, few=(1, 2, 4))
-    teacher.student = teacher.taught(network.eval(), card)
+    teacher.student = teacher.with_network(network.eval(), card)
     return teacher
 
 
 def test_a_beginner_computes_what_its_teacher_does_whatever_it_is_told() -> None:
     teacher = random_model()
-    student = teacher.taught(beginner(teacher), teacher.card)
+    student = teacher.with_network(beginner(teacher), teacher.card)
     x, t = torch.randn(3, 3, 16, 16), torch.tensor([0.2, 0.7, 1.0])
-    given = teacher.text(teacher.tokenizer.encode(["a frog", "two red frogs", ""]))
-    told_it = told(given, torch.tensor([1, 2, 4]))
+    given = teacher.text_encoder(teacher.tokenizer.encode(["a frog", "two red frogs", ""]))
+    told_it = with_step_count(given, torch.tensor([1, 2, 4]))
     assert torch.equal(told_it.vector[:, -1], torch.tensor([0.0, 1.0, 2.0]))
     assert torch.allclose(student.denoiser(x, t, told_it), teacher.denoiser(x, t, given), atol=1e-5)
 
 
 def test_told_where_nothing_else_was() -> None:
-    given = told(Conditioning(torch.zeros(2, 3, 4)), torch.tensor([8, 1]))
+    given = with_step_count(Conditioning(torch.zeros(2, 3, 4)), torch.tensor([8, 1]))
     assert given.vector.tolist() == [[3.0], [0.0]]
 
 
@@ -51,9 +51,9 @@ def test_one_file_carries_both_and_either_alone(tmp_path: Path) -> None:
     save(both.student, tmp_path / "student.safetensors")
     again, alone = load(tmp_path / "both.safetensors"), load(tmp_path / "student.safetensors")
     assert (again.hash, again.card, again.student.card) == (both.hash, both.card, both.student.card)
-    assert again.tensors().keys() == both.tensors().keys()
-    assert all(torch.equal(tensor, both.tensors()[name]) for name, tensor in again.tensors().items())
-    many, few = Ask("a frog", seed=3), Ask("a frog", seed=3, steps=2)
+    assert again.state_dict().keys() == both.state_dict().keys()
+    assert all(torch.equal(tensor, both.state_dict()[name]) for name, tensor in again.state_dict().items())
+    many, few = Request("a frog", seed=3), Request("a frog", seed=3, steps=2)
     assert draw(again, many)[0].tobytes() == draw(teacher, many)[0].tobytes()
     assert draw(again, few)[0].tobytes() == draw(alone, few)[0].tobytes() != draw(teacher, few)[0].tobytes()
     again.student = None
@@ -88,23 +88,23 @@ def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ask", "by_student"),
     [
-        (Ask(steps=1), True),
-        (Ask(steps=4), True),
-        (Ask(steps=4, scale=1.0, sampler="ddim", grid="shifted"), True),
-        (Ask(), False),
-        (Ask(steps=3), False),
-        (Ask(steps=4, scale=5.0), False),
-        (Ask(steps=4, sampler="heun"), False),
-        (Ask(steps=4, grid="uniform"), False),
-        (Ask(steps=4, negative_prompt="a pizza"), False),
+        (Request(steps=1), True),
+        (Request(steps=4), True),
+        (Request(steps=4, guidance_scale=1.0, sampler="ddim", timestep_spacing="shifted"), True),
+        (Request(), False),
+        (Request(steps=3), False),
+        (Request(steps=4, guidance_scale=5.0), False),
+        (Request(steps=4, sampler="heun"), False),
+        (Request(steps=4, timestep_spacing="uniform"), False),
+        (Request(steps=4, negative_prompt="a pizza"), False),
     ],
 )
-def test_who_draws(ask: Ask, by_student: bool) -> None:
+def test_who_draws(ask: Request, by_student: bool) -> None:
     model = taught()
-    assert (drawer(model, ask).network is model.student.network) == by_student
-    order = settle(model, ask)
-    assert (order.scale == 1.0 and order.grid == "shifted") == by_student
-    assert (drawer(model, order).network is model.student.network) == by_student
+    assert (select_network(model, ask).network is model.student.network) == by_student
+    order = resolve(model, ask)
+    assert (order.guidance_scale == 1.0 and order.timestep_spacing == "shifted") == by_student
+    assert (select_network(model, order).network is model.student.network) == by_student
 
 
 @pytest.mark.parametrize(
@@ -130,22 +130,22 @@ def test_a_teacher_that_draws_in_its_students_steps_says_why(
 
 def test_a_students_picture_is_replayed_by_its_student() -> None:
     model = taught()
-    picture = draw(model, Ask("a frog", seed=5, count=2, steps=2))[1]
-    again, place = asked(record(picture))
-    assert difference(draw(model, again)[place], picture) == 0
-    assert settle(model, again) == settle(model, Ask("a frog", seed=5, count=2, steps=2))
+    picture = draw(model, Request("a frog", seed=5, count=2, steps=2))[1]
+    again, place = request_from_metadata(image_metadata(picture))
+    assert max_pixel_difference(draw(model, again)[place], picture) == 0
+    assert resolve(model, again) == resolve(model, Request("a frog", seed=5, count=2, steps=2))
 
 
 @pytest.mark.parametrize(
     ("ask", "says"),
     [
-        (Ask(steps=3), "distilled to 1, 2, 4 steps"),
-        (Ask(scale=3.0), "scale 3.0: this model was distilled"),
-        (Ask(negative_prompt="a pizza", steps=2), "negative words"),
-        (Ask(sampler="heun"), "sampler 'heun'"),
+        (Request(steps=3), "distilled to 1, 2, 4 steps"),
+        (Request(guidance_scale=3.0), "scale 3.0: this model was distilled"),
+        (Request(negative_prompt="a pizza", steps=2), "negative words"),
+        (Request(sampler="heun"), "sampler 'heun'"),
     ],
 )
-def test_a_student_alone_refuses_what_it_cannot(ask: Ask, says: str) -> None:
+def test_a_student_alone_refuses_what_it_cannot(ask: Request, says: str) -> None:
     with pytest.raises(InputError, match=says):
         steps(taught().student, ask)
 
@@ -168,10 +168,10 @@ def test_a_student_is_told_its_steps_and_follows_the_law() -> None:
             return given.vector[:, -1].view(-1, 1, 1, 1).expand_as(x) / 2
 
     network = Hears()
-    model.student = model.taught(network, replace(model.card, few=(1, 2, 4), sampler="ddim", grid="shifted"))
+    model.student = model.with_network(network, replace(model.card, few=(1, 2, 4), sampler="ddim", grid="shifted"))
     for count in (1, 2, 4):
         network.calls = 0
-        for step in steps(model, Ask("0.3", seed=1, count=2, steps=count)):
+        for step in steps(model, Request("0.3", seed=1, count=2, steps=count)):
             last = step
         assert network.calls == count
         assert torch.allclose(last.x, torch.tensor(count).log2() / 2, atol=1e-6)

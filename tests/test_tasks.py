@@ -11,7 +11,7 @@ from PIL import Image
 
 from test_stable_pictures import NEGATIVE, PEERS, PROMPT, SEED, SIZE, assert_same, kept, ours, theirs
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, settle
+from unspeckle.generation.pipeline import Request, resolve
 
 GUIDED = {"negative_prompt": NEGATIVE, "guidance_scale": 4.0}
 
@@ -150,4 +150,4 @@ def test_clip_skip_counts_one_more_than_diffusers(family: str, tmp_path_factory:
     plain = ours(model, "ddim", negative=NEGATIVE, scale=4.0)
     assert (found - plain).norm() > 0.1 * plain.norm()
     with pytest.raises(InputError, match="clip_skip 4"):
-        settle(model, Ask(clip_skip=4))
+        resolve(model, Request(clip_skip=4))

@@ -9,7 +9,7 @@ import re
 import pytest
 from PIL import Image
 
-from unspeckle.output.terminal import HALF, Show, _cube, colours, fitted, half_blocks
+from unspeckle.output.terminal import HALF_BLOCK, TerminalView, color_256, color_count, fit_images, half_blocks
 
 
 class Screen(io.StringIO):
@@ -44,7 +44,7 @@ def test_every_pixel_is_there() -> None:
 def test_256_colours_are_the_nearest_of_the_cube() -> None:
     levels = (0, 95, 135, 175, 215, 255)
     for rgb in itertools.product(range(0, 256, 17), repeat=3):
-        code = int(_cube(rgb).removeprefix("5;")) - 16
+        code = int(color_256(rgb).removeprefix("5;")) - 16
         chosen = (levels[code // 36], levels[code // 6 % 6], levels[code % 6])
         for value, level in zip(rgb, chosen, strict=True):
             assert abs(value - level) == min(abs(value - other) for other in levels)
@@ -65,33 +65,33 @@ def test_which_terminals_show_pictures(environment: dict, many: int, monkeypatch
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert colours(Screen()) == many
-    assert colours(io.StringIO()) == 0
+    assert color_count(Screen()) == many
+    assert color_count(io.StringIO()) == 0
 
 
 @pytest.mark.parametrize("columns", [10, 40, 79, 200])
 @pytest.mark.parametrize("rows", [4, 20, 60])
 @pytest.mark.parametrize(("size", "number"), [((64, 64), 1), ((64, 64), 9), ((16, 32), 2), ((512, 256), 3)])
 def test_pictures_fit_their_room(columns: int, rows: int, size: tuple[int, int], number: int) -> None:
-    sheet = fitted([Image.new("RGB", size)] * number, columns, rows)
+    sheet = fit_images([Image.new("RGB", size)] * number, columns, rows)
     assert sheet.width <= columns and sheet.height <= 2 * rows
 
 
 def test_small_pictures_are_enlarged_by_whole_factors() -> None:
     picture = Image.effect_noise((16, 16), 90).convert("RGB")
-    assert fitted([picture], 79, 21).tobytes() == picture.resize((32, 32), Image.Resampling.NEAREST).tobytes()
+    assert fit_images([picture], 79, 21).tobytes() == picture.resize((32, 32), Image.Resampling.NEAREST).tobytes()
 
 
 def test_a_pipe_gets_five_lines_and_quiet_none() -> None:
     pipe, silent = io.StringIO(), Screen()
-    with Show(pipe) as show:
+    with TerminalView(pipe) as show:
         for done in range(1, 41):
-            show.show(done, 40, "a frog", lambda: pytest.fail("nobody looks"))
+            show.update(done, 40, "a frog", lambda: pytest.fail("nobody looks"))
     steps = (1, 10, 20, 30, 40)
     assert pipe.getvalue().splitlines() == [f"a frog: step {done} of 40" for done in steps]
-    with Show(silent, quiet=True) as show:
-        show.say("psst")
-        show.show(40, 40, "a frog", list)
+    with TerminalView(silent, quiet=True) as show:
+        show.note("psst")
+        show.update(40, 40, "a frog", list)
     assert silent.getvalue() == ""
 
 
@@ -99,7 +99,7 @@ def test_the_cursor_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     screen = Screen()
-    with pytest.raises(KeyboardInterrupt), Show(screen):
+    with pytest.raises(KeyboardInterrupt), TerminalView(screen):
         raise KeyboardInterrupt
     assert screen.getvalue() == "\x1b[?25l\x1b[0m\x1b[?25h"
 
@@ -111,16 +111,16 @@ def test_without_a_frame_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(screen, "fileno", lambda: 2)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    with Show(screen) as show:
-        assert show.colours
-        show.show(1, 2, "a frog", list)
-        show.show(2, 2, "a frog", list)
-    assert "a frog" in screen.getvalue() and "2/2" in screen.getvalue() and HALF not in screen.getvalue()
+    with TerminalView(screen) as show:
+        assert show.color_count
+        show.update(1, 2, "a frog", list)
+        show.update(2, 2, "a frog", list)
+    assert "a frog" in screen.getvalue() and "2/2" in screen.getvalue() and HALF_BLOCK not in screen.getvalue()
 
 
 def test_quiet_is_over_when_it_is() -> None:
     log = logging.getLogger("unspeckle")
     before = log.level
-    with Show(io.StringIO(), quiet=True):
+    with TerminalView(io.StringIO(), quiet=True):
         assert not log.isEnabledFor(logging.WARNING)
     assert log.level == before

@@ -10,18 +10,18 @@ import unspeckle
 from tiny import random_model
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import asked, steps
-from unspeckle.generation.request import Ask, settle
+from unspeckle.generation.pipeline import request_from_metadata, steps
+from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model, save
 from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
-from unspeckle.output.png import read, record
+from unspeckle.output.png import read_png, image_metadata
 
 
 def spread(model: Model, **changes: object) -> list[float]:
     """How far each estimate of a strongly guided drawing reaches, as a share of the bounds."""
     low, high = model.autoencoder.bounds
-    ask = replace(Ask("a frog", seed=3, scale=30.0, steps=4), **changes)
-    moved = ((step.estimate - (low + high) / 2) / ((high - low) / 2) for step in steps(model, ask))
+    ask = replace(Request("a frog", seed=3, guidance_scale=30.0, steps=4), **changes)
+    moved = ((step.denoised - (low + high) / 2) / ((high - low) / 2) for step in steps(model, ask))
     return [float((x.abs() > 0.999).float().mean()) for x in moved]
 
 
@@ -42,11 +42,11 @@ def test_the_command_line_draws_what_python_does_and_replays_it(
     for words in ([], ["--threshold", "0.9"]):
         assert main(["draw", "a frog", "-m", str(path), "--scale", "30", "-o", str(tmp_path), "-q", *words]) == 0
         drawn.append(Path(capsys.readouterr().out.strip()))
-    plain, bounded = map(read, drawn)
-    (ours,) = unspeckle.draw(model, Ask("a frog", scale=30.0, threshold=0.9))
+    plain, bounded = map(read_png, drawn)
+    (ours,) = unspeckle.draw(model, Request("a frog", guidance_scale=30.0, dynamic_threshold=0.9))
     assert np.array_equal(bounded, ours) and not np.array_equal(bounded, plain)
-    assert record(bounded)["threshold"] == 0.9 == asked(record(bounded))[0].threshold
-    assert "threshold" not in record(plain)
+    assert image_metadata(bounded)["threshold"] == 0.9 == request_from_metadata(image_metadata(bounded))[0].dynamic_threshold
+    assert "threshold" not in image_metadata(plain)
     assert main(["replay", str(drawn[1]), "-m", str(path)]) == 0
     assert capsys.readouterr().out == "largest pixel difference: 0\n"
 
@@ -54,7 +54,7 @@ def test_the_command_line_draws_what_python_does_and_replays_it(
 @pytest.mark.parametrize("share", [0, -0.1, 1.01, float("nan"), "most", True])
 def test_a_threshold_that_is_no_share_is_refused(share: object) -> None:
     with pytest.raises(InputError, match=r"threshold .*: must be over 0 and at most 1"):
-        settle(random_model(), Ask(threshold=share))  # type: ignore[arg-type]
+        resolve(random_model(), Request(dynamic_threshold=share))  # type: ignore[arg-type]
 
 
 def test_where_there_are_no_bounds_it_is_refused_in_a_line() -> None:
@@ -62,7 +62,7 @@ def test_where_there_are_no_bounds_it_is_refused_in_a_line() -> None:
     latent = replace(model, autoencoder=Latents(LatentConfig(channels=3)))
     for one in (latent, replace(model, card=replace(model.card, clamp=False))):
         with pytest.raises(InputError, match="threshold: this model draws latents, which have no bounds") as caught:
-            settle(one, Ask(threshold=0.995, size=64))
+            resolve(one, Request(dynamic_threshold=0.995, size=64))
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="threshold: is reckoned for at most"):
-        settle(model, Ask(threshold=0.995, size=4000))
+        resolve(model, Request(dynamic_threshold=0.995, size=4000))

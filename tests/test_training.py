@@ -22,7 +22,7 @@ from torch import Tensor
 from test_student import taught
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.model import Card, load, save
+from unspeckle.model import ModelCard, load, save
 from unspeckle.networks.autoencoder import Identity, IdentityConfig
 from unspeckle.training import checkpoint, command, loop, optimizer, planner, stage
 from unspeckle.training import plan as plans
@@ -239,7 +239,7 @@ def test_the_plan_decides_how_often_rare_captions_are_shown(folder: Path, whole:
     split = materials.corpus.training
     words = [("one",) if i < len(split) - 10 else ("rare",) for i in range(len(split))]
     corpus = replace(materials.corpus, training=replace(split, wordings=tuple(words)))
-    training = loop.Training(plan, whole, corpus, *materials[1:3], Card(), (), loop.fresh(plan))
+    training = loop.Training(plan, whole, corpus, *materials[1:3], ModelCard(), (), loop.fresh(plan))
     data = training.data(0)
     heard = [caption for _ in range(20) for caption in next(data).captions]
     assert heard.count("rare") == pytest.approx(len(heard) / 2, rel=0.15)
@@ -249,7 +249,7 @@ def test_the_plan_decides_how_often_rare_captions_are_shown(folder: Path, whole:
 def test_the_plan_decides_whether_pictures_are_mirrored(folder: Path, whole: Path, mirror: bool) -> None:
     plan = replace(plans.load(whole), mirror=mirror)
     materials = command.gather(command.read(folder), options(folder, whole), plan, command.Console(quiet=True))
-    training = loop.Training(plan, whole, *materials[:3], Card(), (), loop.fresh(plan))
+    training = loop.Training(plan, whole, *materials[:3], ModelCard(), (), loop.fresh(plan))
     seen = torch.cat([next(data).pictures for data in [training.data(0)] for _ in range(8)])
     corpus = materials.corpus.training
     straight = {picture.numpy().tobytes() for picture in corpus.pictures(range(len(corpus)))}
@@ -369,20 +369,20 @@ def test_the_model_is_the_best_candidate(folder: Path, whole: Path) -> None:
     losses = {}
     for name, tensors in training.candidates().items():
         model = training.model(tensors)
-        losses[name] = judge(model.denoiser, model.text).total
+        losses[name] = judge(model.denoiser, model.text_encoder).total
     assert len(losses) == 3
     assert held == pytest.approx(min(losses.values()), rel=1e-6)
     assert load(whole).card.corpus["weights"] == min(losses, key=losses.__getitem__)
 
 
 def test_it_learns_which_colour_a_word_means(folder: Path, tmp_path: Path) -> None:
-    from unspeckle.generation.pipeline import Ask, draw
+    from unspeckle.generation.pipeline import Request, draw
 
     out = tmp_path / "run"
     assert command.run(options(folder, out, steps=250, batch=32, precision=None)) == 0
     model = load(out)
     for name, colour in COLOURS.items():
-        pixels = np.asarray(draw(model, Ask(f"a photo of {name}", steps=12, scale=2.0))[0], np.float64)
+        pixels = np.asarray(draw(model, Request(f"a photo of {name}", steps=12, guidance_scale=2.0))[0], np.float64)
         seen = pixels.mean((0, 1))
         nearest = min(COLOURS, key=lambda other: float(np.abs(seen - COLOURS[other]).sum()))
         assert nearest == name, (name, seen, colour)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tiny import plan, random_model
 from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, draw
+from unspeckle.generation.pipeline import Request, draw
 from unspeckle.model import load, save
 from unspeckle.networks import UNetConfig
 from unspeckle.networks.layers import padded
@@ -204,7 +204,7 @@ def test_a_model_file_brings_it_back(tmp_path: Path) -> None:
     save(model, tmp_path / "t.safetensors")
     again = load(tmp_path / "t.safetensors")
     assert again.hash == model.hash and again.network.config == model.network.config
-    ask = Ask("a frog", seed=3, count=2, size=(24, 16))
+    ask = Request("a frog", seed=3, count=2, size=(24, 16))
     assert [a.tobytes() for a in draw(model, ask)] == [b.tobytes() for b in draw(again, ask)]
     assert draw(model, replace(ask, seed=4))[0].tobytes() == draw(model, ask)[1].tobytes()
 

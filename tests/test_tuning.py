@@ -22,7 +22,7 @@ from unspeckle.cli import main
 from unspeckle.commands import tune
 from unspeckle.errors import InputError
 from unspeckle.formats.lora import lora_file
-from unspeckle.generation.pipeline import Ask, steps
+from unspeckle.generation.pipeline import Request, steps
 from unspeckle.training import cached_latents, checkpoint, lora_task
 from unspeckle.training import plan as plans
 from unspeckle.training.lora_task import FILE, Tuner
@@ -123,8 +123,8 @@ def test_diffusers_draws_the_same_with_it(family: str, layout: str, folder: Path
     plain = theirs()
     pipe.load_lora_weights(out / FILE)
     expected = theirs()
-    lora_file.read(out / FILE, model).merge(model.parts())
-    *_, last = steps(model, Ask("red", "blue", seed=7, steps=5, sampler="ddim", grid="leading", size=16, scale=4.0))
+    lora_file.read(out / FILE, model).merge(model.modules())
+    *_, last = steps(model, Request("red", "blue", seed=7, steps=5, sampler="ddim", timestep_spacing="leading", size=16, guidance_scale=4.0))
     assert (last.x - expected).norm() <= 1e-3 * expected.norm()
     assert (expected - plain).norm() >= 0.02 * plain.norm()
 
@@ -149,9 +149,9 @@ def test_the_loss_is_that_of_diffusers(folder: Path, base: Any) -> None:
         batch = cached_latents.LatentBatch(x, captions, torch.arange(4))
         with torch.no_grad():
             mine = tuner.loss(batch)
-        from unspeckle.rng import Stream
+        from unspeckle.rng import ExampleRNG
 
-        stream = Stream(plan.seed, batch.indices)
+        stream = ExampleRNG(plan.seed, batch.indices)
         k, eps = (stream.uniform(0) * 1000).ceil().long() - 1, stream.normal(1, x.shape[1:])
         scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
         tokens = pipe.tokenizer(captions, padding="max_length", max_length=77, return_tensors="pt").input_ids

@@ -17,10 +17,10 @@ from test_stable_networks import far
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import add_ons, vae_files, writing
-from unspeckle.generation.pipeline import Ask, pictures, steps
-from unspeckle.model_io.detect import read as checkpoint
-from unspeckle.model_io.precision import lower
-from unspeckle.output.png import read, record
+from unspeckle.generation.pipeline import Request, decode_to_images, steps
+from unspeckle.model_io.detect import read_foreign as checkpoint
+from unspeckle.model_io.precision import set_precision
+from unspeckle.output.png import read_png, image_metadata
 
 PREFIX = "first_stage_model."
 
@@ -120,15 +120,15 @@ def test_a_drawing_through_a_tiny_one_is_that_of_diffusers(place: Path) -> None:
     asked = {"num_inference_steps": 5, "height": 16, "width": 16, "guidance_scale": 4.0, "output_type": "np"}
     expected = pipe("a frog", generator=torch.Generator().manual_seed(7), **asked).images[0]
     shown = replace(model, autoencoder=add_ons.preview(model, place / "tiny"))
-    *_, last = steps(model, Ask("a frog", seed=7, steps=5, sampler="ddim", size=16, scale=4.0))
-    found = torch.frombuffer(bytearray(pictures(shown, last.x)[0].tobytes()), dtype=torch.uint8).view(16, 16, 3)
+    *_, last = steps(model, Request("a frog", seed=7, steps=5, sampler="ddim", size=16, guidance_scale=4.0))
+    found = torch.frombuffer(bytearray(decode_to_images(shown, last.x)[0].tobytes()), dtype=torch.uint8).view(16, 16, 3)
     assert (found / 255 - torch.from_numpy(expected)).abs().mean() <= 1 / 255 and expected.std() > 0.05
 
 
 def test_a_drawing_through_a_tiny_one_in_bfloat16(place: Path) -> None:
     """It has no normalisation, so all of it is packed."""
     exact = add_ons.add(unspeckle.load(place / "pipe"), autoencoder=place / "tiny").autoencoder
-    low = lower(add_ons.add(unspeckle.load(place / "pipe"), autoencoder=place / "tiny"), "bfloat16").autoencoder
+    low = set_precision(add_ons.add(unspeckle.load(place / "pipe"), autoencoder=place / "tiny"), "bfloat16").autoencoder
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for one, other in ((low.decode(z), exact.decode(z)), (low.encode(z[:, :3]), exact.encode(z[:, :3]))):
@@ -141,8 +141,8 @@ def test_the_command_line(place: Path, tmp_path: Path, capsys: Any) -> None:
     plain = _drawn(asked, capsys)
     shown = _drawn([*asked, "--preview", str(place / "tiny")], capsys)
     other = _drawn([*asked, "--vae", str(place / "other")], capsys)
-    assert read(plain).tobytes() == read(shown).tobytes() != read(other).tobytes()
-    assert record(read(plain))["model"] == record(read(shown))["model"] != record(read(other))["model"]
+    assert read_png(plain).tobytes() == read_png(shown).tobytes() != read_png(other).tobytes()
+    assert image_metadata(read_png(plain))["model"] == image_metadata(read_png(shown))["model"] != image_metadata(read_png(other))["model"]
     again = ["replay", str(other), "--model", str(place / "pipe"), "--quiet"]
     assert main([*again, "--vae", str(place / "other")]) == 0 and "difference: 0" in capsys.readouterr().out
     assert main(again) == 2 and "was drawn by the model" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unspeckle.output.png import read, record
+from unspeckle.output.png import read_png, image_metadata
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,4 +31,4 @@ def test_a_wheel_holds_all_and_draws_from_any_folder(tmp_path: Path) -> None:
     run(binaries / "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, where=tmp_path)
     (tmp_path / "elsewhere").mkdir()
     said = run(binaries / "unspeckle", "draw", "a frog", "--steps", "2", "-q", where=tmp_path / "elsewhere")
-    assert record(read(Path(said.strip())))["prompt"] == "a frog"
+    assert image_metadata(read_png(Path(said.strip())))["prompt"] == "a frog"

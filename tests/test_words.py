@@ -19,8 +19,8 @@ from unspeckle.corpus.emoji.painter import BRIGHTNESS, GRADIENT, Painter
 from unspeckle.corpus.emoji.tints import BACKGROUNDS
 from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask
-from unspeckle.model import Card, Model
+from unspeckle.generation.pipeline import Request
+from unspeckle.model import ModelCard, Model
 from unspeckle.networks import Identity, IdentityConfig, UNetConfig
 from unspeckle.schedule import Flow
 from unspeckle.scoring.composition.detector import Detection, Detector, load, overlap, save
@@ -337,10 +337,10 @@ def test_a_model_that_draws_true_renders_scores_the_ceiling(corpus: Path, detect
     asked = questions(corpus, 1)
     painted = rendered(corpus, asked)
     denoiser = Denoiser(Renders([shown.float() / 127.5 - 1 for shown in painted]), Flow(), "x")
-    card = Card(name="renders", steps=2, size=(SIDE, SIDE), scale=1.0)
+    card = ModelCard(name="renders", steps=2, size=(SIDE, SIDE), guidance_scale=1.0)
     words, plain = Numbered([q.prompt for q in asked]), Identity(IdentityConfig((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     model = Shown(denoiser, words, Tokens(), plain, card)  # type: ignore[arg-type]
-    for answer, shown in zip(answers(model, asked, detector, Ask(), seeds=2), painted, strict=True):
+    for answer, shown in zip(answers(model, asked, detector, Request(), seeds=2), painted, strict=True):
         assert torch.equal(answer.pictures, shown)
         assert answer.verdicts == judge(shown, answer.question, detector)
     heard: list[tuple[int, int]] = []

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Denoiser, Conditioning
-from unspeckle.model import Card, Model, save
+from unspeckle.model import ModelCard, Model, save
 from unspeckle.networks import Identity, IdentityConfig, UNet, UNetConfig
 from unspeckle.presets import preset
 from unspeckle.schedule import Flow
@@ -28,7 +28,7 @@ def random_model(steps: int = 4) -> Model:
             if not parameter.any():
                 parameter.normal_(std=0.1)
     identity = Identity(IdentityConfig((0.1, 0.0, -0.1), (0.5, 0.4, 0.6)))
-    card = Card(name="tiny", licence="CC0", steps=steps, size=(16, 16), vocabulary=("frog",), corpus={"pictures": 3})
+    card = ModelCard(name="tiny", license="CC0", steps=steps, size=(16, 16), vocabulary=("frog",), corpus={"pictures": 3})
     return Model(Denoiser(network, Flow(), "v"), tokenizer, text, identity, card)
 
 
@@ -89,5 +89,5 @@ class Numbers:
 
 def told_model() -> Model:
     """Draws a picture that is one grey, whose x is the number that is its prompt."""
-    card = Card(name="told", steps=5, size=(16, 16), scale=1.0)
+    card = ModelCard(name="told", steps=5, size=(16, 16), guidance_scale=1.0)
     return Model(Denoiser(Told(), Flow(), "x"), Numbers(), Words(), Identity(IdentityConfig()), card)  # type: ignore[arg-type]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .generation.pipeline import Ask, draw, steps
-    from .model import Card, Model, load, save
+    from .generation.pipeline import Request, draw, steps
+    from .model import ModelCard, Model, load, save
 
-__all__ = ["Ask", "Card", "InputError", "Model", "draw", "load", "save", "steps"]
+__all__ = ["Request", "ModelCard", "InputError", "Model", "draw", "load", "save", "steps"]
 
 _HOMES = {
     "Ask": "generation.pipeline",

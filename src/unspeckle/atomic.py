@@ -12,7 +12,7 @@ os.umask(_UMASK)  # it can only be read by setting it
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replace_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to; it takes the place of `path` when the block ends well, else it vanishes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
@@ -23,14 +23,14 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.chmod(0o666 & ~_UMASK)  # some writers make files for their owner alone
         beside.replace(path)
     except OSError as error:
-        _name(error, beside, path)
+        name_target(error, beside, path)
         raise
     finally:
         beside.unlink(missing_ok=True)
 
 
 @contextmanager
-def making(folder: Path) -> Iterator[Path]:
+def create_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder to fill, which gets the name of `folder` when the block ends well, else vanishes with all that
     is in it. Where `folder` is there, empty, it stays what it is, a link or a mount too, and is filled at the end."""
     there = folder.is_dir()
@@ -45,19 +45,19 @@ def making(folder: Path) -> Iterator[Path]:
         else:
             beside.rename(folder)
     except OSError as error:
-        _name(error, beside, folder)
+        name_target(error, beside, folder)
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def write(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, replacing what stood there."""
-    with replacing(path) as beside:
+    with replace_file(path) as beside:
         beside.write_bytes(data)
 
 
-def write_new(path: Path, data: bytes) -> bool:
+def write_new_bytes(path: Path, data: bytes) -> bool:
     """Write `data` to `path` if nothing stands there; False (and nothing written) if something does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
@@ -73,13 +73,13 @@ def write_new(path: Path, data: bytes) -> bool:
             beside.replace(path)
         return True
     except OSError as error:
-        _name(error, beside, path)
+        name_target(error, beside, path)
         raise
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _name(error: OSError, beside: Path, path: Path) -> None:
+def name_target(error: OSError, beside: Path, path: Path) -> None:
     """Let the error tell of the file that was to be: a full disk names none."""
     if error.errno is not None and (error.filename is None or str(error.filename).startswith(str(beside))):
         error.filename = str(path)

@@ -12,7 +12,7 @@ Config = TypeVar("Config")
 
 def to_json(config: Any) -> dict[str, Any]:
     """The fields of a dataclass as JSON values; tuples become lists."""
-    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
+    return {field.name: to_plain(getattr(config, field.name)) for field in fields(config)}
 
 
 def from_json(kind: type[Config], values: Any, where: str) -> Config:
@@ -27,7 +27,7 @@ def from_json(kind: type[Config], values: Any, where: str) -> Config:
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(f"{where}: lacks the field {name!r}")
     hints = get_type_hints(kind)
-    return kind(**{name: _typed(value, hints[name], f"{where}: field {name!r}") for name, value in values.items()})
+    return kind(**{name: to_typed(value, hints[name], f"{where}: field {name!r}") for name, value in values.items()})
 
 
 def kind_to_json(kinds: Mapping[str, type[Any]], config: Any) -> dict[str, Any]:
@@ -44,17 +44,17 @@ def kind_from_json(kinds: Mapping[str, type[Any]], values: dict[str, Any], where
     return from_json(kinds[name], held, f"{where} {name}")
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return to_json(value)
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     return value
 
 
-def _typed(value: Any, hint: Any, where: str) -> Any:
+def to_typed(value: Any, hint: Any, where: str) -> Any:
     """The value as `hint` wants it, lists made into tuples; InputError where it does not fit."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
@@ -66,7 +66,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return from_json(nearest, value, where)
         for choice in inner:
             try:
-                return _typed(value, choice, where)
+                return to_typed(value, choice, where)
             except InputError:
                 continue
     elif hint is type(None):
@@ -75,9 +75,9 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     elif origin is tuple and isinstance(value, list | tuple):
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
         if len(kinds) == len(value):
-            return tuple(_typed(item, kind, where) for item, kind in zip(value, kinds, strict=True))
+            return tuple(to_typed(item, kind, where) for item, kind in zip(value, kinds, strict=True))
     elif origin is dict and isinstance(value, dict):
-        return {str(key): _typed(item, inner[1], where) for key, item in value.items()}
+        return {str(key): to_typed(item, inner[1], where) for key, item in value.items()}
     elif isinstance(hint, type) and is_dataclass(hint):
         return from_json(hint, value, where)
     elif hint is float and type(value) in (int, float):

@@ -10,7 +10,7 @@ class InputError(Exception):
 
 
 @contextmanager
-def naming(option: str, path: object) -> Iterator[None]:
+def prefix_with_option(option: str, path: object) -> Iterator[None]:
     """What is refused inside and begins with the path begins with the option that named it."""
     try:
         yield

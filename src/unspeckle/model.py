@@ -18,51 +18,51 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unspeckle import configuration, schedule
-from unspeckle.atomic import replacing
-from unspeckle.denoiser import CLOCKS, Denoiser, Conditioning
+from unspeckle.atomic import replace_file
+from unspeckle.denoiser import TIME_CONDITIONINGS, Denoiser, Conditioning
 from unspeckle.errors import InputError
 from unspeckle.model_io import weight_dtypes
-from unspeckle.model_io.safetensors_io import compare, contents
+from unspeckle.model_io.safetensors_io import check_tensors, read_safetensors
 from unspeckle.networks import AUTOENCODERS, KINDS
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.prompts import Lora
-from unspeckle.rng import Noise, noise
+from unspeckle.rng import Noise, noise_from_seeds
 from unspeckle.text.text_encoder import TextConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.timesteps import times
+from unspeckle.timesteps import timesteps
 
 Kinds = Mapping[str, tuple[type[Any], Any]]  # by name: (configuration, module)
 
 FORMAT = 1
-KEY = "unspeckle"
-FILE = "model.safetensors"  # in a RUN
-LORA = "lora.safetensors"  # in a RUN of train --lora
-_TEXTS: Kinds = {"transformer": (TextConfig, TextEncoder)}
+METADATA_KEY = "unspeckle"
+MODEL_FILE = "model.safetensors"  # in a RUN
+LORA_FILE = "lora.safetensors"  # in a RUN of train --lora
+TEXT_ENCODERS: Kinds = {"transformer": (TextConfig, TextEncoder)}
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What a person should know of a model, and what a drawing takes where its ask says nothing."""
 
     name: str = "unnamed"
-    licence: str = ""
+    license: str = ""
     sampler: str = "dpmpp_2m"
-    grid: str = "uniform"
+    timestep_spacing: str = "uniform"
     steps: int = 30
-    scale: float = 5.0
+    guidance_scale: float = 5.0
     size: tuple[int, int] = (64, 64)  # width, height in pixels
-    clamp: bool = True  # keep the estimate within the autoencoder's bounds: for models of pixels
-    few: tuple[int, ...] = ()  # of a student: the only counts of steps that it knows (see student.py)
+    clamp_denoised: bool = True  # keep the estimate within the autoencoder's bounds: for models of pixels
+    step_counts: tuple[int, ...] = ()  # of a student: the only counts of steps that it knows (see student.py)
     vocabulary: tuple[str, ...] = ()  # words worth suggesting
     recipe: str = ""  # the commands that made it
     corpus: dict[str, Any] = field(default_factory=dict)  # summary of what it saw
 
 
-class Way(NamedTuple):
+class SamplingSetup(NamedTuple):
     """Where a drawing stops: times (N + 1,) float64; it starts at start · noise, and asks the denoiser."""
 
     times: Tensor
-    start: float
+    initial_scale: float
     denoiser: Denoiser
 
 
@@ -77,50 +77,50 @@ class Model:
 
     denoiser: Denoiser
     tokenizer: Tokenizer
-    text: nn.Module
+    text_encoder: nn.Module
     autoencoder: Autoencoder
-    card: Card
+    card: ModelCard
     student: "Model | None" = None
     precision: str = "float32"
-    known_hash: str | None = None
+    stored_hash: str | None = None
     loras: tuple[Lora, ...] = ()
 
     def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Noise:
         """The noise of drawings with those seeds, of x's shape."""
-        return noise(seeds, shape, self.device)
+        return noise_from_seeds(seeds, shape, self.device)
 
-    def grid(self, sampler: str) -> str:
+    def default_timestep_spacing(self, sampler: str) -> str:
         """The grid of times that the sampler walks on where an ask names none."""
-        return self.card.grid
+        return self.card.timestep_spacing
 
-    def way(self, sampler: str, named: str, steps: int) -> Way:
+    def sampling_setup(self, sampler: str, timestep_spacing: str, steps: int) -> SamplingSetup:
         """The way of a sampler on the grid of that name."""
-        stops = times(named, self.denoiser.schedule, steps)
-        return Way(stops, float(self.denoiser.schedule(stops[0])[1]), self.denoiser)
+        stops = timesteps(timestep_spacing, self.denoiser.schedule, steps)
+        return SamplingSetup(stops, float(self.denoiser.schedule(stops[0])[1]), self.denoiser)
 
-    def complete(self, given: Conditioning, wanted: bool, scale: float, size: tuple[int, int]) -> Conditioning:
+    def add_conditioning(self, conditioning: Conditioning, positive: bool, guidance_scale: float, size: tuple[int, int]) -> Conditioning:
         """The given of a wanted or an unwanted guess, with what the model wants to be told besides of a drawing with
         that guidance scale and of that size in pixels."""
-        return given
+        return conditioning
 
     @property
-    def masks(self) -> bool:
+    def takes_mask(self) -> bool:
         """Whether the network is told, beside x, what to paint: a mask of ones, and the rest's latents."""
         return False
 
-    def skipping(self, clip_skip: int) -> "Model":
+    def with_clip_skip(self, clip_skip: int) -> "Model":
         """The model, its text read without the last clip_skip - 1 layers of CLIP. InputError where it has no such."""
         if clip_skip != 1:
             raise InputError(f"clip_skip {clip_skip}: this model reads its words without CLIP; leave it out")
         return self
 
-    def cfg_scale(self, scale: float) -> float:
+    def cfg_scale(self, guidance_scale: float) -> float:
         """Of a guidance scale, what is left for the guidance rule: 1 where the network itself is told of it."""
-        return scale
+        return guidance_scale
 
-    def parts(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, nn.Module]:
         """The modules whose tensors are stored, by the prefix of their names."""
-        own = {"network": self.network, "text": self.text, "autoencoder": self.autoencoder}
+        own = {"network": self.network, "text": self.text_encoder, "autoencoder": self.autoencoder}
         return own if self.student is None else {**own, "student": self.student.network}
 
     @property
@@ -134,19 +134,19 @@ class Model:
 
     def to(self, device: str | torch.device) -> "Model":
         """Move every part to the device, in place."""
-        for part in self.parts().values():
+        for part in self.modules().values():
             part.to(device)
         return self
 
-    def taught(self, network: Any, card: Card) -> "Model":
+    def with_network(self, network: Any, card: ModelCard) -> "Model":
         """A student of this model: its own network and card, all else shared."""
         teacher = self.denoiser
         denoiser = Denoiser(network, teacher.schedule, teacher.prediction, teacher.clock)
-        return Model(denoiser, self.tokenizer, self.text, self.autoencoder, card)
+        return Model(denoiser, self.tokenizer, self.text_encoder, self.autoencoder, card)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Every stored tensor by its full name, such as "network.enter.weight"."""
-        return {f"{p}.{k}": v.detach() for p, part in self.parts().items() for k, v in part.state_dict().items()}
+        return {f"{p}.{k}": v.detach() for p, part in self.modules().items() for k, v in part.state_dict().items()}
 
     @property
     def hash(self) -> str:
@@ -156,19 +156,19 @@ class Model:
     @property
     def weights_hash(self) -> str:
         """The hash, but for how strong live adapters are, which may be turned at any time."""
-        if self.known_hash is not None:
-            return self.known_hash
-        said = _describe(self)
-        for network in (said["network"], said.get("student", {}).get("network", {})):
+        if self.stored_hash is not None:
+            return self.stored_hash
+        metadata = model_metadata(self)
+        for network in (metadata["network"], metadata.get("student", {}).get("network", {})):
             if not network.get("draft", True):  # models from before there were drafts keep their hash
                 del network["draft"]
-        deciding: list[Any] = [said, self.card.clamp]
-        if self.student is not None and self.student.card.clamp != Card.clamp:
-            deciding += [{"student": {"clamp": self.student.card.clamp}}]
-        for card in (said.pop("card"), said.get("student", {}).pop("card", {})):
+        deciding: list[Any] = [metadata, self.card.clamp_denoised]
+        if self.student is not None and self.student.card.clamp_denoised != ModelCard.clamp_denoised:
+            deciding += [{"student": {"clamp": self.student.card.clamp_denoised}}]
+        for card in (metadata.pop("card"), metadata.get("student", {}).pop("card", {})):
             deciding += [card["few"]] if card.get("few") else []
         digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode())
-        for name, tensor in sorted(self.tensors().items()):
+        for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             plain = tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
             digest.update(plain.numpy().data)
@@ -180,9 +180,9 @@ def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
     it was made ready to draw in a lower precision: its weights lie otherwise then."""
     if model.precision != "float32":
         raise InputError(f"{model.card.name!r}: draws in {model.precision} and is not to be saved; load it in float32")
-    tensors = weight_dtypes.packed(model.parts(), dtype)
-    with replacing(Path(path)) as beside:
-        save_file(tensors, beside, {KEY: json.dumps({**_describe(model), "dtype": dtype})})
+    tensors = weight_dtypes.encode_weights(model.modules(), dtype)
+    with replace_file(Path(path)) as beside:
+        save_file(tensors, beside, {METADATA_KEY: json.dumps({**model_metadata(model), "dtype": dtype})})
 
 
 def load(
@@ -208,23 +208,23 @@ def load(
     from unspeckle.model_io import detect
     from unspeckle.model_io import precision as precisions
 
-    precisions.known(precision, str(device))
+    precisions.check_precision(precision, str(device))
 
-    foreign = detect.read(path, prediction, trust_pickle)
+    foreign = detect.read_foreign(path, prediction, trust_pickle)
     if foreign is not None:
-        return detect.model(foreign, device, precisions.chosen(precision, str(device)))
-    file = locate(Path(path))
-    said, tensors = _read(file)
+        return detect.model(foreign, device, precisions.resolve_precision(precision, str(device)))
+    file = find_model_file(Path(path))
+    said, tensors = _read_model_file(file)
     try:
-        model = _build(said, tensors, file)
+        model = _build_model(said, tensors, file)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
         raise InputError(f"{file}: its configuration makes no model ({type(e).__name__}: {str(e)[:100]})") from e
-    return precisions.lower(model.to(device), "float32" if precision == precisions.AUTO else precision)
+    return precisions.set_precision(model.to(device), "float32" if precision == precisions.AUTO else precision)
 
 
-def locate(path: Path) -> Path:
+def find_model_file(path: Path) -> Path:
     """The model file that `path` means: itself, or the one of a RUN folder. InputError where there is none."""
     if path.is_file():
         return path
@@ -232,34 +232,34 @@ def locate(path: Path) -> Path:
         raise InputError(
             f"{path}: no such file or folder; a model is a .safetensors file, a RUN of `train` or a Stable Diffusion"
         )
-    if (path / FILE).is_file():
-        return path / FILE
-    if (path / LORA).is_file():
-        how = f"draw with it by --model CHECKPOINT --lora {path / LORA}"
+    if (path / MODEL_FILE).is_file():
+        return path / MODEL_FILE
+    if (path / LORA_FILE).is_file():
+        how = f"draw with it by --model CHECKPOINT --lora {path / LORA_FILE}"
         raise InputError(f"{path}: this run holds a LoRA, which changes a model but is none; {how}")
     if (path / "plan.json").exists() or (path / "checkpoints").exists():
-        raise InputError(f"{path}: this run has no {FILE} yet; give the same train command again and let it finish")
-    raise InputError(f"{path}: holds no {FILE}; a model is a .safetensors file, a RUN of `train` or a Stable Diffusion")
+        raise InputError(f"{path}: this run has no {MODEL_FILE} yet; give the same train command again and let it finish")
+    raise InputError(f"{path}: holds no {MODEL_FILE}; a model is a .safetensors file, a RUN of `train` or a Stable Diffusion")
 
 
-def _describe(model: Model) -> dict[str, Any]:
+def model_metadata(model: Model) -> dict[str, Any]:
     denoiser, student = model.denoiser, model.student
     if not isinstance(denoiser.clock, str):
-        raise InputError(f"a clock that is a function cannot be stored; choose one of {', '.join(CLOCKS)}")
-    said = {
+        raise InputError(f"a clock that is a function cannot be stored; choose one of {', '.join(TIME_CONDITIONINGS)}")
+    metadata = {
         "format": FORMAT,
         "network": _configured(model.network, KINDS),
-        "schedule": configuration.kind_to_json(schedule.KINDS, denoiser.schedule),
+        "schedule": configuration.kind_to_json(schedule.SCHEDULES, denoiser.schedule),
         "prediction": denoiser.prediction,
         "clock": denoiser.clock,
-        "text": _configured(model.text, _TEXTS),
+        "text": _configured(model.text_encoder, TEXT_ENCODERS),
         "tokenizer": model.tokenizer.to_json(),
         "autoencoder": _configured(model.autoencoder, AUTOENCODERS),
         "card": configuration.to_json(model.card),
     }
     if student is not None:
-        said["student"] = {"network": _configured(student.network, KINDS), "card": configuration.to_json(student.card)}
-    return said
+        metadata["student"] = {"network": _configured(student.network, KINDS), "card": configuration.to_json(student.card)}
+    return metadata
 
 
 def _configured(module: Any, kinds: Kinds) -> dict[str, Any]:
@@ -269,65 +269,65 @@ def _configured(module: Any, kinds: Kinds) -> dict[str, Any]:
     return {"kind": name, **configuration.to_json(module.config)}
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_model_file(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The JSON and the tensors, as stored, of a file that may be anything."""
-    metadata, tensors = contents(file)
+    metadata, tensors = read_safetensors(file)
     try:
-        said = json.loads(metadata.get(KEY, ""))
+        metadata = json.loads(metadata.get(METADATA_KEY, ""))
     except (ValueError, RecursionError) as e:
         raise InputError(f"{file}: its metadata are damaged ({str(e)[:100]}); copy or train it again") from e
-    if not isinstance(said, dict) or type(said.get("format")) is not int:
+    if not isinstance(metadata, dict) or type(metadata.get("format")) is not int:
         raise InputError(f"{file}: its metadata are damaged (no format number); copy or train it again")
-    if said["format"] > FORMAT:
-        raise InputError(f"{file}: was written by a newer unspeckle (format {said['format']}); update unspeckle")
-    return said, tensors
+    if metadata["format"] > FORMAT:
+        raise InputError(f"{file}: was written by a newer unspeckle (format {metadata['format']}); update unspeckle")
+    return metadata, tensors
 
 
-def _build(said: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Model:
-    parts: dict[str, Kinds] = {"network": KINDS, "text": _TEXTS, "autoencoder": AUTOENCODERS}
-    lacks = [name for name in (*parts, "schedule", "prediction", "clock", "tokenizer", "card") if name not in said]
-    if lacks:
-        raise InputError(f"{file}: its metadata lack {', '.join(lacks)}; copy or train it again")
-    prefixes = {*parts, *({"student"} & said.keys())}
-    spare = [name for name in tensors if name.split(".")[0] not in prefixes]
-    if spare:
-        raise InputError(f"{file}: has a spare tensor {spare[0]!r} that belongs to no part of the model")
-    noising = configuration.kind_from_json(schedule.KINDS, said["schedule"], "schedule")
-    tensors = weight_dtypes.unpacked(tensors, file)
-    network, text, autoencoder = (_part(said[part], kinds, tensors, part, file) for part, kinds in parts.items())
+def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Model:
+    parts: dict[str, Kinds] = {"network": KINDS, "text": TEXT_ENCODERS, "autoencoder": AUTOENCODERS}
+    missing = [name for name in (*parts, "schedule", "prediction", "clock", "tokenizer", "card") if name not in metadata]
+    if missing:
+        raise InputError(f"{file}: its metadata lack {', '.join(missing)}; copy or train it again")
+    prefixes = {*parts, *({"student"} & metadata.keys())}
+    unexpected = [name for name in tensors if name.split(".")[0] not in prefixes]
+    if unexpected:
+        raise InputError(f"{file}: has a spare tensor {unexpected[0]!r} that belongs to no part of the model")
+    noise_schedule = configuration.kind_from_json(schedule.SCHEDULES, metadata["schedule"], "schedule")
+    tensors = weight_dtypes.decode_weights(tensors, file)
+    network, text, autoencoder = (_build_part(metadata[part], kinds, tensors, part, file) for part, kinds in parts.items())
     model = Model(
-        denoiser=Denoiser(network, noising, said["prediction"], said["clock"]),
-        tokenizer=Tokenizer.from_json(said["tokenizer"]),
-        text=text,
+        denoiser=Denoiser(network, noise_schedule, metadata["prediction"], metadata["clock"]),
+        tokenizer=Tokenizer.from_json(metadata["tokenizer"]),
+        text_encoder=text,
         autoencoder=autoencoder,
-        card=configuration.from_json(Card, said["card"], f"{file}: card"),
+        card=configuration.from_json(ModelCard, metadata["card"], f"{file}: card"),
     )
-    if "student" in said:
-        network = _part(said["student"]["network"], KINDS, tensors, "student", file)
-        card = configuration.from_json(Card, said["student"]["card"], f"{file}: student's card")
-        model.student = model.taught(network, card)
+    if "student" in metadata:
+        network = _build_part(metadata["student"]["network"], KINDS, tensors, "student", file)
+        card = configuration.from_json(ModelCard, metadata["student"]["card"], f"{file}: student's card")
+        model.student = model.with_network(network, card)
     return model
 
 
-def _part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor], part: str, file: Path) -> Any:
+def _build_part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor], part: str, file: Path) -> Any:
     """Build one part without initial values and give it the file's tensors as its own."""
     values = dict(config)
     kind = values.pop("kind", None)
     if kind not in kinds:
         raise InputError(f"{file}: {part} kind {kind!r} is unknown; this unspeckle knows {', '.join(kinds)}")
     config_class, make = kinds[kind]
-    made = configuration.from_json(config_class, values, f"{file}: {part}")
-    with _Unfilled():
-        module = make(made)
+    typed_config = configuration.from_json(config_class, values, f"{file}: {part}")
+    with NoInitialization():
+        module = make(typed_config)
     wanted = module.state_dict()
-    held = {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
-    compare({f"{part}.{name}": tensor for name, tensor in wanted.items()},
-            {f"{part}.{name}": tensor for name, tensor in held.items()}, file)  # fmt: skip
-    module.load_state_dict(held, assign=True)
+    tensors_of_part = {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+    check_tensors({f"{part}.{name}": tensor for name, tensor in wanted.items()},
+            {f"{part}.{name}": tensor for name, tensor in tensors_of_part.items()}, file)  # fmt: skip
+    module.load_state_dict(tensors_of_part, assign=True)
     return module.eval()
 
 
-class _Unfilled(TorchFunctionMode):
+class NoInitialization(TorchFunctionMode):
     """Modules built inside leave their parameters as memory came: the file's tensors take their place."""
 
     def __torch_function__(

@@ -9,7 +9,7 @@ _MANY = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000, "b": 1_000_000_0
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 
 
-def duration(text: str, option: str = "--for") -> float:
+def parse_duration(text: str, option: str = "--for") -> float:
     """Seconds in "90s", "30m", "1h30m", "2d"; InputError for a bare number, an unknown unit or nothing at all."""
     plain = text.strip().lower().replace(" ", "")
     if re.fullmatch(_NUMBER, plain):
@@ -22,7 +22,7 @@ def duration(text: str, option: str = "--for") -> float:
     return seconds
 
 
-def count(text: str, option: str) -> int:
+def parse_count(text: str, option: str) -> int:
     """The number in "150000", "150,000", "150k", "2M", "1.5M"; InputError unless it is a whole number of at least 1."""
     found = re.fullmatch(rf"({_NUMBER})([kmgb]?)", text.strip().lower().replace(",", "").replace("_", ""))
     if found is None:
@@ -35,7 +35,7 @@ def count(text: str, option: str) -> int:
     return value
 
 
-def span(text: str, option: str) -> tuple[float, float]:
+def parse_interval(text: str, option: str) -> tuple[float, float]:
     """(low, high) of "0.1,0.8"; InputError unless 0 <= low <= high <= 1."""
     found = re.fullmatch(r"([0-9.]+)\s*,\s*([0-9.]+)", text.strip())
     try:
@@ -47,7 +47,7 @@ def span(text: str, option: str) -> tuple[float, float]:
     return low, high
 
 
-def size(text: str, option: str = "--size") -> tuple[int, int]:
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     """(width, height) in pixels of "64" or "96x64"; InputError otherwise."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})(?:[x×]([1-9][0-9]{0,5}))?", text.strip().lower())
     if found is None:

@@ -24,7 +24,7 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
     return [a, b, c, d]
 
 
-def keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+def seed_keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Each seed's two words, (B, 1) each: Philox's key. InputError where a seed is out of range."""
     if bad := [seed for seed in seeds if not 0 <= seed < 2**64]:
         raise InputError(f"seed {bad[0]} is out of range; choose one from 0 to {2**64 - 1}")
@@ -32,31 +32,31 @@ def keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tens
     return words[:, :1], words[:, 1:]
 
 
-def _normal(words: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def box_muller(words: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Box & Muller 1958: four words (B, blocks) to (B, 4 · blocks) standard normals, float32."""
     radius, angle = ((torch.stack(tuple(pair), -1).to(dtype) + 0.5) * 2.0**-32 for pair in (words[0::2], words[1::2]))
     r, phi = (-2 * radius.log()).sqrt(), 2 * math.pi * angle
     return torch.stack((r * phi.cos(), r * phi.sin()), -1).flatten(1).float()
 
 
-def noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
+def noise_from_seeds(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
     """A drawing's noise, (len(seeds), *shape) float32: row i depends on seeds[i] in [0, 2^64), step and draw alone."""
-    key, size = keys(seeds, device), math.prod(shape)
+    key, size = seed_keys(seeds, device), math.prod(shape)
     block = torch.arange(-(-size // 4), device=device).unsqueeze(0)
 
     def draw(step: int, draw: int) -> Tensor:
         words = philox((block, block * 0 + (step & _WORD), block * 0 + draw, block * 0), key)
-        return _normal(words, torch.float64)[:, :size].reshape(len(seeds), *shape)
+        return box_muller(words, torch.float64)[:, :size].reshape(len(seeds), *shape)
 
     return draw
 
 
-class Stream:
+class ExampleRNG:
     """Training's randomness: a function of the seed, each example's global index (B,) int64 >= 0, and a purpose, any
     small integer; independent of every drawing's noise."""
 
     def __init__(self, seed: int, indices: Tensor) -> None:
-        self.indices, self._key = indices.unsqueeze(1), keys([seed], indices.device)
+        self.indices, self._key = indices.unsqueeze(1), seed_keys([seed], indices.device)
 
     def _words(self, purpose: int, blocks: int, indices: Tensor) -> list[Tensor]:
         block = torch.arange(blocks, device=indices.device).unsqueeze(0)
@@ -72,4 +72,4 @@ class Stream:
         at_once = max(1, 2**17 // size) if self.indices.is_cpu else rows  # twice as fast in the cache
         parts = (self.indices[i : i + at_once] for i in range(0, rows, at_once))
         words = (self._words(purpose, -(-size // 4), part) for part in parts)
-        return torch.cat([_normal(word, torch.float32)[:, :size] for word in words]).reshape(-1, *shape)
+        return torch.cat([box_muller(word, torch.float32)[:, :size] for word in words]).reshape(-1, *shape)

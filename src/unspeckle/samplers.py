@@ -20,7 +20,7 @@ class Step(NamedTuple):
 
     t: Tensor  # () float64
     x: Tensor  # (B, C, H, W)
-    estimate: Tensor
+    denoised: Tensor
 
 
 Steps = Iterator[Step]

@@ -29,9 +29,9 @@ class Schedule(Protocol):
     def inverse(self, ratio: Tensor, /) -> Tensor: ...
 
 
-def of_ratio(ratio: Tensor) -> tuple[Tensor, Tensor]:
+def alpha_sigma_from_ratio(sigma_over_alpha: Tensor) -> tuple[Tensor, Tensor]:
     """The (alpha, sigma) of sigma/alpha = ratio with alpha² + sigma² = 1; ratio may be 0 or infinite."""
-    return (1 + ratio**2) ** -0.5, (1 + ratio**-2) ** -0.5
+    return (1 + sigma_over_alpha**2) ** -0.5, (1 + sigma_over_alpha**-2) ** -0.5
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Cosine:
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         angle = math.pi / 2 / (1 + self.offset) * t
         sigma = (torch.sin(angle) * torch.sin(angle + self.offset * math.pi / (1 + self.offset))).sqrt()
-        return of_ratio(sigma / torch.sin(math.pi / 2 / (1 + self.offset) * (1 - t)))
+        return alpha_sigma_from_ratio(sigma / torch.sin(math.pi / 2 / (1 + self.offset) * (1 - t)))
 
     def inverse(self, ratio: Tensor) -> Tensor:
         quarter = math.pi / 2 / (1 + self.offset)
@@ -78,7 +78,7 @@ class Sigmoid:
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         width = self.end - self.start
         noise = torch.sinh(width / 2 * t) * math.cosh(self.end / 2)
-        return of_ratio((noise / (torch.sinh(width / 2 * (1 - t)) * math.cosh(self.start / 2))).sqrt())
+        return alpha_sigma_from_ratio((noise / (torch.sinh(width / 2 * (1 - t)) * math.cosh(self.start / 2))).sqrt())
 
     def inverse(self, ratio: Tensor) -> Tensor:
         width = self.end - self.start
@@ -111,55 +111,55 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Table:
+class DiscreteSchedule:
     """A discrete model's betas: entry k is t = (k + 1) / count. Between entries log(sigma/alpha) is linear, below the
     first sigma/alpha is. curve: "linear" (Ho et al. 2020), "scaled_linear" (Stable Diffusion) or "cosine" (Nichol &
     Dhariwal 2021; no start and end). zero_snr: alphas rescaled to end at 0 (Lin et al. 2024, Alg. 1), where alpha/sigma
     is linear."""
 
-    curve: str = "linear"
-    start: float = 1e-4
-    end: float = 0.02
-    count: int = 1000
-    zero_snr: bool = False
+    beta_schedule: str = "linear"
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    num_train_timesteps: int = 1000
+    zero_terminal_snr: bool = False
 
     def __post_init__(self) -> None:
-        if self.curve not in ("linear", "scaled_linear", "cosine") or self.count < 3:
-            raise InputError(f"a table's curve is linear, scaled_linear or cosine, not {self.curve!r}; count is over 2")
+        if self.beta_schedule not in ("linear", "scaled_linear", "cosine") or self.num_train_timesteps < 3:
+            raise InputError(f"a table's curve is linear, scaled_linear or cosine, not {self.beta_schedule!r}; count is over 2")
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        ratios = _ratios(self, t.device).to(t.dtype)
-        place = t * self.count - 1
-        low = place.floor().long().clamp(0, self.count - 2)
+        ratios = sigma_alpha_ratios(self, t.device).to(t.dtype)
+        place = t * self.num_train_timesteps - 1
+        low = place.floor().long().clamp(0, self.num_train_timesteps - 2)
         near, far, part = ratios[low], ratios[low + 1], place - low
         ratio = torch.where(far.isinf(), near / (1 - part), torch.exp(torch.lerp(near.log(), far.log(), part)))
-        return of_ratio(torch.where(place < 0, ratios[0] * (place + 1), ratio))
+        return alpha_sigma_from_ratio(torch.where(place < 0, ratios[0] * (place + 1), ratio))
 
     def inverse(self, ratio: Tensor) -> Tensor:
-        ratios = _ratios(self, ratio.device).to(ratio.dtype)
-        low = (torch.searchsorted(ratios, ratio.contiguous()) - 1).clamp(0, self.count - 2)
+        ratios = sigma_alpha_ratios(self, ratio.device).to(ratio.dtype)
+        low = (torch.searchsorted(ratios, ratio.contiguous()) - 1).clamp(0, self.num_train_timesteps - 2)
         near, far = ratios[low], ratios[low + 1]
         part = torch.where(far.isinf(), 1 - near / ratio, (ratio / near).log() / (far / near).log())
         place = torch.where(ratio < ratios[0], ratio / ratios[0] - 1, low + part)
-        return ((place + 1) / self.count).clamp(0, 1)
+        return ((place + 1) / self.num_train_timesteps).clamp(0, 1)
 
 
-STABLE_DIFFUSION = Table("scaled_linear", 0.00085, 0.012)
+STABLE_DIFFUSION = DiscreteSchedule("scaled_linear", 0.00085, 0.012)
 
 
 @lru_cache(maxsize=16)
-def _ratios(table: Table, device: torch.device) -> Tensor:
-    power = 0.5 if table.curve == "scaled_linear" else 1.0
-    betas = torch.linspace(table.start**power, table.end**power, table.count, dtype=torch.float64) ** (1 / power)
-    if table.curve == "cosine":
-        edges = torch.linspace(0.008, 1.008, table.count + 1, dtype=torch.float64).div(1.008).mul(math.pi / 2).cos()
+def sigma_alpha_ratios(table: DiscreteSchedule, device: torch.device) -> Tensor:
+    power = 0.5 if table.beta_schedule == "scaled_linear" else 1.0
+    betas = torch.linspace(table.beta_start**power, table.beta_end**power, table.num_train_timesteps, dtype=torch.float64) ** (1 / power)
+    if table.beta_schedule == "cosine":
+        edges = torch.linspace(0.008, 1.008, table.num_train_timesteps + 1, dtype=torch.float64).div(1.008).mul(math.pi / 2).cos()
         betas = (1 - (edges[1:] / edges[:-1]) ** 2).clamp(max=0.999)
     log_alpha = torch.log1p(-betas).cumsum(0) / 2
     alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
-    if table.zero_snr:
+    if table.zero_terminal_snr:
         alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])  # 0 exactly at the last
         sigma = (1 - alpha**2).sqrt()
     return (sigma / alpha).to(device)
 
 
-KINDS: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Linear, Cosine, Sigmoid, VE, Flow, Table)}
+SCHEDULES: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Linear, Cosine, Sigmoid, VE, Flow, DiscreteSchedule)}

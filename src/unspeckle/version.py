@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 
-def installed() -> str:
+def installed_version() -> str:
     """For example "0.1.0"; "unknown" where the package runs without being installed."""
     try:
         return version("unspeckle")

@@ -43,9 +43,9 @@ for group, command, epilog in (
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from unspeckle.version import installed
+        from unspeckle.version import installed_version
 
-        print(f"unspeckle {installed()}")
+        print(f"unspeckle {installed_version()}")
         raise typer.Exit()
 
 

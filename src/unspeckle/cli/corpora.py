@@ -19,7 +19,7 @@ def check(
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> int:
     """Look through a folder of captioned pictures before training on it."""
-    sides = quantities.size(size)
+    sides = quantities.parse_size(size)
     from unspeckle.commands.check import run
 
     return run(folder, captions, caption, template, sides, json)
@@ -37,7 +37,7 @@ def emoji(
     quiet: Quiet = False,
 ) -> int:
     """Scenes of emoji on coloured grounds: places, counts, tints, stilts, hybrids, with what is true of each."""
-    many = quantities.count(scenes, "--scenes")
+    many = quantities.parse_count(scenes, "--scenes")
     chosen = None if nouns is None else [noun.strip() for noun in nouns.split(",") if noun.strip()]
     if chosen == []:
         raise InputError(f"--nouns {nouns!r}: names none; write it like frog,rabbit,pizza")

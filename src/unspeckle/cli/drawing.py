@@ -123,20 +123,20 @@ def draw(
     In a prompt (frog:1.3) weighs, [frog:rabbit:0.4] switches, [frog|rabbit] takes turns, AND, NOT and BREAK divide,
     hybrid(frog, rabbit) is both, <lora:ink:0.8> adds a LoRA; see docs/prompts.md. A backslash makes \\( plain.
     """
-    sides = None if size is None else quantities.size(size)
-    when = None if interval is None else quantities.span(interval, "--interval")
-    larger = None if hires is None else quantities.size(hires, "--hires")
+    sides = None if size is None else quantities.parse_size(size)
+    when = None if interval is None else quantities.parse_interval(interval, "--interval")
+    larger = None if hires is None else quantities.parse_size(hires, "--hires")
     share_the_cores()
-    from unspeckle.commands.draw import Additions, run
-    from unspeckle.generation.pipeline import Ask
+    from unspeckle.commands.draw import AddOns, run
+    from unspeckle.generation.pipeline import Request
 
-    ask = Ask(
+    ask = Request(
         " ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides, guidance, rescale, when,
-        threshold=threshold, strength=strength, paste=paste, variation=variation,
-        variation_strength=variation_strength, hires=larger, upscaler=upscaler, clip_skip=clip_skip, tiles=tiles,
-        batch=batch,
+        dynamic_threshold=threshold, strength=strength, paste_original=paste, variation_seed=variation,
+        variation_strength=variation_strength, hires_size=larger, upscaler=upscaler, clip_skip=clip_skip, tile_size=tiles,
+        batch_size=batch,
     )  # fmt: skip
-    added = Additions(lora or (), embedding or (), vae)
+    added = AddOns(lora or (), embedding or (), vae)
     return run(
         ask, model, guide, out, strip, quiet, device, prediction, trust_pickle, image, mask, added, preview, precision
     )
@@ -158,10 +158,10 @@ def replay(
 ) -> int:
     """Draw a picture again from the ask in its file, and print the largest pixel difference."""
     share_the_cores()
-    from unspeckle.commands.draw import Additions
+    from unspeckle.commands.draw import AddOns
     from unspeckle.commands.replay import run
 
-    added = Additions(lora or (), embedding or (), vae)
+    added = AddOns(lora or (), embedding or (), vae)
     return run(picture, model, guide, quiet, device, prediction, trust_pickle, image, mask, added)
 
 

@@ -60,9 +60,9 @@ def train(
     Ctrl-C stops at a clean point; the same command goes on from there, bit for bit.
     """
     common: dict[str, Any] = {
-        "folder": folder, "out": out, "seconds": None if for_ is None else quantities.duration(for_),
-        "pictures": None if pictures is None else quantities.count(pictures, "--pictures"),
-        "steps": None if steps is None else quantities.count(steps, "--steps"), "size": size, "captions": captions,
+        "folder": folder, "out": out, "seconds": None if for_ is None else quantities.parse_duration(for_),
+        "pictures": None if pictures is None else quantities.parse_count(pictures, "--pictures"),
+        "steps": None if steps is None else quantities.parse_count(steps, "--steps"), "size": size, "captions": captions,
         "caption": caption, "template": template, "from_model": from_model, "licence": licence,
         "learning_rate": learning_rate, "seed": seed, "batch": batch,
         "device": device, "precision": precision, "plan_only": plan, "json": json, "quiet": quiet,
@@ -126,9 +126,9 @@ def distil(
         model=model,
         out=out or _few(model),
         corpus=corpus,
-        seconds=None if for_ is None else quantities.duration(for_),
-        pictures=None if pictures is None else quantities.count(pictures, "--pictures"),
-        steps=None if steps is None else quantities.count(steps, "--steps"),
+        seconds=None if for_ is None else quantities.parse_duration(for_),
+        pictures=None if pictures is None else quantities.parse_count(pictures, "--pictures"),
+        steps=None if steps is None else quantities.parse_count(steps, "--steps"),
         scale=scale,
         seed=seed,
         batch=batch,

@@ -49,9 +49,9 @@ def score(
     """
     share_the_cores()
     from unspeckle.commands.score import ScoreOptions, run
-    from unspeckle.generation.pipeline import Ask
+    from unspeckle.generation.pipeline import Request
 
-    ask = Ask(steps=steps, sampler=sampler, grid=grid, scale=scale)
+    ask = Request(steps=steps, sampler=sampler, timestep_spacing=grid, guidance_scale=scale)
     return run(
         ScoreOptions(
             model,

@@ -23,13 +23,13 @@ def run(source: str | None, target: Path, to: str | None, prediction: str | None
     if to is not None:
         from unspeckle.commands import export
 
-        runtime = export.runtime(to)
+        runtime = export.find_runtime(to)
         writing.empty(target)
-        worst = export.run(_read(source, prediction, trust_pickle), target, runtime)
+        worst = export.run(open_source(source, prediction, trust_pickle), target, runtime)
         return SAME if worst <= export.TOLERANCE else DIFFERENT
     if source is None:
         raise InputError("convert: wants A and B; the model inside is written with --to onnx or --to openvino")
-    read = _read(source, prediction, trust_pickle)
+    read = open_source(source, prediction, trust_pickle)
     if not isinstance(read, Checkpoint):
         worst = unet_folder.write(read, source, target)
         print(target.absolute())
@@ -37,47 +37,47 @@ def run(source: str | None, target: Path, to: str | None, prediction: str | None
     if target.exists() and target.resolve() == Path(source).resolve():
         raise InputError(f"{target}: is the source itself; give another name")
     (writing.single if target.suffix == ".safetensors" else writing.folder)(read, target)
-    again = detect.read(target, vocabulary=read.tokenizer.bpe)
+    again = detect.read_foreign(target, vocabulary=read.tokenizer.bpe)
     assert again is not None
     print(target.absolute())
-    worst = max(_report(read, again))
+    worst = max(report_differences(read, again))
     return SAME if worst <= 1e-5 else DIFFERENT
 
 
-def _read(source: str | None, prediction: str | None, trust_pickle: bool) -> Checkpoint | model.Model:
+def open_source(source: str | None, prediction: str | None, trust_pickle: bool) -> Checkpoint | model.Model:
     if source is None:
         return model.load()
-    if not Path(source).exists() and not hub.is_name(source):
+    if not Path(source).exists() and not hub.is_hub_name(source):
         raise InputError(f"{source}: no such file or folder; give a model: file, RUN, folder or hub name")
-    return detect.read(source, prediction, trust_pickle) or model.load(source)
+    return detect.read_foreign(source, prediction, trust_pickle) or model.load(source)
 
 
-def _report(one: Checkpoint, other: Checkpoint) -> list[float]:
+def report_differences(one: Checkpoint, other: Checkpoint) -> list[float]:
     """Says of each part how far the two are apart, relative to what the first computes."""
-    equal = sum(_same(tensor, other.tensors.get(name)) for name, tensor in one.tensors.items())
+    equal = sum(is_bit_equal(tensor, other.tensors.get(name)) for name, tensor in one.tensors.items())
     print(f"{equal} of {len(one.tensors)} tensors bit-equal when read back", file=sys.stderr)
     errors = []
-    theirs = _computed(other)
-    for name, expected in _computed(one).items():
+    theirs = sample_outputs(other)
+    for name, expected in sample_outputs(one).items():
         errors.append(writing.apart(theirs[name], expected))
         print(f"{name}: relative difference {errors[-1]:.1e}", file=sys.stderr)
     return errors
 
 
-def _same(one: Tensor, other: Tensor | None) -> bool:
+def is_bit_equal(one: Tensor, other: Tensor | None) -> bool:
     return other is not None and one.dtype == other.dtype and torch.equal(one, other)
 
 
 @torch.no_grad()
-def _computed(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def sample_outputs(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """What each part makes of the same small question, in float32."""
     model = detect.model(checkpoint)
     generator = torch.Generator().manual_seed(0)
     sides = [8 * checkpoint.unet.factor] * 2
     x = torch.randn(1, checkpoint.unet.channels, *sides, generator=generator)
-    words = model.text(model.tokenizer.encode(["a photograph of an astronaut riding a horse"]))
+    words = model.text_encoder(model.tokenizer.encode(["a photograph of an astronaut riding a horse"]))
     wide = sides[0] * model.autoencoder.factor
-    given = model.complete(words, wanted=True, scale=7.0, size=(wide, wide))
+    given = model.add_conditioning(words, positive=True, guidance_scale=7.0, size=(wide, wide))
     return {
         "text": words.tokens,
         "network": model.denoiser(x, torch.tensor([0.6]), given),

@@ -11,8 +11,8 @@ from rich.console import Console
 from unspeckle import configuration
 from unspeckle.corpus import read
 from unspeckle.errors import InputError
-from unspeckle.model import FILE, Model
-from unspeckle.schedule import KINDS
+from unspeckle.model import MODEL_FILE, Model
+from unspeckle.schedule import SCHEDULES
 from unspeckle.training import checkpoint, distillation_task, measurement, memory
 from unspeckle.training import plan as plans
 from unspeckle.training.check_options import PRECISIONS, check_common
@@ -41,9 +41,9 @@ def run(options: DistilOptions) -> int:
         check_common(options)
     else:
         plans.refuse_changes(plan, options)
-        if (options.out / FILE).exists() and not options.plan_only:
+        if (options.out / MODEL_FILE).exists() and not options.plan_only:
             console.print(f"this run is finished; draw with --model {options.out}", highlight=False, soft_wrap=True)
-            print((options.out / FILE).absolute())
+            print((options.out / MODEL_FILE).absolute())
             return DONE
     usable(options, plan)
     teacher = own(options.model)
@@ -114,15 +114,15 @@ def _choose(
     student, denoiser = distillation_task.beginner(teacher), teacher.denoiser
     plan = DistilPlan(
         asked=plans.asked(options), corpus=fingerprint, size=teacher.card.size, preset="as its teacher",
-        network=student.config, text=teacher.text.config, steps=10**6,  # type: ignore[arg-type]
+        network=student.config, text=teacher.text_encoder.config, steps=10**6,  # type: ignore[arg-type]
         batch=options.batch or (BATCH_CUDA if device.startswith("cuda") else BATCH),
         seed=0 if options.seed is None else options.seed, device=device, precision=precision, compile=False,
         threads=torch.get_num_threads(), parameters=sum(p.numel() for p in student.parameters()),
         rate=0, seconds=0, memory=0, disk=0, autoencoder=teacher.autoencoder.config,
-        schedule=configuration.kind_to_json(KINDS, denoiser.schedule), prediction=denoiser.prediction,
+        schedule=configuration.kind_to_json(SCHEDULES, denoiser.schedule), prediction=denoiser.prediction,
         clock=str(denoiser.clock),
         optimizer="muon" if precision == "bfloat16" else "adamw", learning_rate=LEARNING_RATE, muon_rate=MUON_RATE,
-        weight_decay=0.0, teacher=teacher.hash, scale=teacher.card.scale if options.scale is None else options.scale,
+        weight_decay=0.0, teacher=teacher.hash, scale=teacher.card.guidance_scale if options.scale is None else options.scale,
     )  # fmt: skip
     plan = memory.fitted(plan, options.batch is not None, say)
     ids = teacher.tokenizer.encode(captions).to(device)

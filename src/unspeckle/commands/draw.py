@@ -12,22 +12,22 @@ from PIL import Image
 
 from unspeckle.corpus.decoding import FORMATS, LARGEST_FILE, Undecodable, whole
 from unspeckle.corpus.decoding import quiet as quiet_decoders
-from unspeckle.errors import InputError, naming
-from unspeckle.generation.few_step import passed_over
-from unspeckle.generation.pipeline import Ask, parts, pictures, signed, steps
-from unspeckle.generation.request import idle
+from unspeckle.errors import InputError, prefix_with_option
+from unspeckle.generation.few_step import why_not_student
+from unspeckle.generation.pipeline import Request, batches_of_request, decode_to_images, images_with_metadata, steps
+from unspeckle.generation.request import ignored_options
 from unspeckle.model import Model, load
-from unspeckle.model_io.precision import chosen, keep_memory, known, lower
+from unspeckle.model_io.precision import resolve_precision, keep_freed_memory, check_precision, set_precision
 from unspeckle.networks.latent_preview import sketch
 from unspeckle.networks.vae import Vae
-from unspeckle.output.film_strip import Film
-from unspeckle.output.png import keep, record, stamp
-from unspeckle.output.terminal import Show
+from unspeckle.output.film_strip import FilmStrip
+from unspeckle.output.png import save_new_png, image_metadata, attach_metadata
+from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import Lora, parse, words
 from unspeckle.samplers import Step
 
 
-class Additions(NamedTuple):
+class AddOns(NamedTuple):
     """To a Stable Diffusion: see formats/additions.py."""
 
     loras: Sequence[str] = ()
@@ -36,61 +36,61 @@ class Additions(NamedTuple):
     tags: Sequence[Lora] = ()  # of the prompt
 
 
-NONE = Additions()
+NO_ADD_ONS = AddOns()
 
 
 def run(
-    ask: Ask, model: Path | None, guide: Path | None, out: Path, strip: bool, quiet: bool, device: str | None,
+    request: Request, model: Path | None, guide_model: Path | None, out: Path, film_strip: bool, quiet: bool, device: str | None,
     prediction: str | None = None, trust_pickle: bool = False, image: Path | None = None, mask: Path | None = None,
-    additions: Additions = NONE, preview: Path | None = None, precision: str = "auto",
+    add_ons: AddOns = NO_ADD_ONS, preview: Path | None = None, precision: str = "auto",
 ) -> int:  # fmt: skip
     """Draw the ask into the folder `out`, path by path on standard output; returns the exit code."""
-    _writable(out)
-    ask = replace(ask, image=source(image, "--image"), mask=source(mask, "--mask"))
-    keep_memory()
-    additions = additions._replace(tags=parse(ask.prompt).loras)
-    drawer = opened(model, place(device), prediction, trust_pickle, additions, precision)
-    shown = None if preview is None else previewed(drawer, preview)
-    if guide is not None:
-        with naming("--guide", guide):
+    check_output_folder(out)
+    request = replace(request, image=open_input_image(image, "--image"), mask=open_input_image(mask, "--mask"))
+    keep_freed_memory()
+    add_ons = add_ons._replace(tags=parse(request.prompt).loras)
+    loaded = load_with_add_ons(model, resolve_device(device), prediction, trust_pickle, add_ons, precision)
+    preview_model = None if preview is None else with_preview_decoder(loaded, preview)
+    if guide_model is not None:
+        with prefix_with_option("--guide", guide_model):
             weaker = load(
-                guide, place(device), prediction=prediction, trust_pickle=trust_pickle, precision=drawer.precision
+                guide_model, resolve_device(device), prediction=prediction, trust_pickle=trust_pickle, precision=loaded.precision
             )
-        ask = replace(ask, guide=alike(weaker, drawer, additions))
-    orders = parts(drawer, ask)
-    total, done = sum(order.moves for order in orders), 0
-    with Show(quiet=quiet) as show:
-        strange = drawer.tokenizer.unknown(words(parse(ask.prompt)))
-        if strange:
-            show.say(f"words the model never saw: {', '.join(strange)}")
-        if why := passed_over(drawer, ask):
-            show.say(f"{why}: the student does without, so its teacher draws, badly in {ask.steps} steps; leave it out")
-        if names := idle(drawer, orders[0]):
-            show.say(f"{' and '.join(names)}: nothing to do at scale {orders[0].scale:g}, which is no guidance")
-        if shown is None:
-            shown = sketched(drawer) if show.colours else drawer
-        for order in orders:
-            film = Film(drawer, order.moves)
-            for moves, step in enumerate(steps(drawer, order)):
-                if strip:
-                    film.see(step)
-                if moves < order.moves:
-                    show.show(done + moves, total, ask.prompt, _frame(shown, step))
-            drawn = signed(drawer, order, step)
-            done += order.moves
-            show.show(done, total, ask.prompt, drawn.copy)
-            _save(drawn, film if strip else None, out)
+        request = replace(request, guide=guide_like_model(weaker, loaded, add_ons))
+    batches = batches_of_request(loaded, request)
+    total, done = sum(order.total_steps for order in batches), 0
+    with TerminalView(quiet=quiet) as show:
+        unknown_words = loaded.tokenizer.unknown(words(parse(request.prompt)))
+        if unknown_words:
+            show.note(f"words the model never saw: {', '.join(unknown_words)}")
+        if why := why_not_student(loaded, request):
+            show.note(f"{why}: the student does without, so its teacher draws, badly in {request.steps} steps; leave it out")
+        if names := ignored_options(loaded, batches[0]):
+            show.note(f"{' and '.join(names)}: nothing to do at scale {batches[0].guidance_scale:g}, which is no guidance")
+        if preview_model is None:
+            preview_model = with_fitted_preview(loaded) if show.color_count else loaded
+        for order in batches:
+            film = FilmStrip(loaded, order.total_steps)
+            for moves, step in enumerate(steps(loaded, order)):
+                if film_strip:
+                    film.record(step)
+                if moves < order.total_steps:
+                    show.update(done + moves, total, request.prompt, preview_frame(preview_model, step))
+            drawn = images_with_metadata(loaded, order, step)
+            done += order.total_steps
+            show.update(done, total, request.prompt, drawn.copy)
+            save_images(drawn, film if film_strip else None, out)
     return 0
 
 
-def opened(
-    path: Path | None, device: torch.device | str, prediction: str | None, trust_pickle: bool, additions: Additions,
+def load_with_add_ons(
+    path: Path | None, device: torch.device | str, prediction: str | None, trust_pickle: bool, add_ons: AddOns,
     precision: str,
 ) -> Model:  # fmt: skip
     """The model, to be drawn with in that precision. What is added to it is added in float32, before."""
-    added = any(additions)
-    known(precision, str(device))
-    with naming("--model", path):
+    added = any(add_ons)
+    check_precision(precision, str(device))
+    with prefix_with_option("--model", path):
         made = load(
             path, device, prediction=prediction, trust_pickle=trust_pickle, precision="float32" if added else precision
         )
@@ -98,31 +98,31 @@ def opened(
         return made
     from unspeckle.formats.stable_diffusion import add_ons as stable
 
-    made = stable.add(made, *additions, near=path)
-    return lower(made, chosen(precision, str(device)))
+    made = stable.add(made, *add_ons, near=path)
+    return set_precision(made, resolve_precision(precision, str(device)))
 
 
-def alike(guide: Model, model: Model, additions: Additions) -> Model:
+def guide_like_model(guide: Model, model: Model, additions: AddOns) -> Model:
     """The guide, with the autoencoder that was added to the model; its hash stays that of its file."""
     if additions.vae is None:
         return guide
     return replace(guide, autoencoder=model.autoencoder, known_hash=guide.weights_hash)
 
 
-def previewed(model: Model, path: Path) -> Model:
+def with_preview_decoder(model: Model, path: Path) -> Model:
     """The model as it is shown on the way, decoded by the autoencoder at the path."""
     from unspeckle.formats.stable_diffusion import add_ons as stable
 
     return replace(model, autoencoder=stable.preview(model, path))
 
 
-def sketched(model: Model) -> Model:
+def with_fitted_preview(model: Model) -> Model:
     """The model as it is shown on the way by itself: Stable Diffusion's decoder is more work than a step."""
     coder = model.autoencoder
     return replace(model, autoencoder=sketch(coder, model.device)) if isinstance(coder, Vae) else model
 
 
-def source(path: Path | None, option: str) -> Image.Image | None:
+def open_input_image(path: Path | None, option: str) -> Image.Image | None:
     """The picture of a file, RGB, upright, on white. InputError where it is none."""
     if path is None:
         return None
@@ -137,7 +137,7 @@ def source(path: Path | None, option: str) -> Image.Image | None:
         raise InputError(f"{option} {path}: cannot be read ({e}); give one as {', '.join(FORMATS)}") from e
 
 
-def place(device: str | None) -> str:
+def resolve_device(device: str | None) -> str:
     """The device that is meant: the one asked for, or a CUDA GPU where there is one. InputError where there is none."""
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -149,7 +149,7 @@ def place(device: str | None) -> str:
     return device
 
 
-def _writable(out: Path) -> None:
+def check_output_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file; give a folder")
     try:
@@ -160,19 +160,19 @@ def _writable(out: Path) -> None:
         raise InputError(f"--out {out}: cannot be written; give another folder")
 
 
-def _frame(model: Model, step: Step) -> Callable[[], list[Image.Image]]:
+def preview_frame(model: Model, step: Step) -> Callable[[], list[Image.Image]]:
     def frame() -> list[Image.Image]:
         alpha, sigma = (float(level) for level in model.denoiser.schedule(step.t))
-        return pictures(model, step.x * (alpha**2 + sigma**2) ** -0.5)  # at the contrast of a picture
+        return decode_to_images(model, step.x * (alpha**2 + sigma**2) ** -0.5)  # at the contrast of a picture
 
     return frame
 
 
-def _save(drawn: list[Image.Image], film: Film | None, out: Path) -> None:
+def save_images(drawn: list[Image.Image], film: FilmStrip | None, out: Path) -> None:
     for at, image in enumerate(drawn):
-        paths = [keep(image, out)]
+        paths = [save_new_png(image, out)]
         if film is not None:
-            paths.append(keep(stamp(film.strip(at), {**record(image), "film": True}), out, "-strip"))
+            paths.append(save_new_png(attach_metadata(film.render(at), {**image_metadata(image), "film": True}), out, "-strip"))
         for path in paths:
             print(path.absolute())
         sys.stdout.flush()

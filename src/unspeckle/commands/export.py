@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from unspeckle.atomic import making
+from unspeckle.atomic import create_folder
 from unspeckle.errors import InputError
 from unspeckle.formats.export import model_graphs
 from unspeckle.formats.export.runtimes import RUNTIMES, Runtime, answers, write
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4  # relative, of each part
 DESCRIPTION = "unspeckle.json"
 
 
-def runtime(name: str) -> Runtime:
+def find_runtime(name: str) -> Runtime:
     """The runtime of that name. InputError where there is none, or what it needs is not installed."""
     if name not in RUNTIMES:
         raise InputError(f"--to {name}: unknown; choose one of {', '.join(RUNTIMES)}")
@@ -30,11 +30,11 @@ def run(source: Checkpoint | Model, target: Path, to: Runtime) -> float:
     """Write the new folder `target`, whole or not at all, then ask each graph another question than the one that it was
     traced with. Returns the largest relative difference from what the model answers; one line says each part's."""
     expected: dict[str, list[Tensor]] = {}
-    with making(target) as place:
+    with create_folder(target) as place:
         if isinstance(source, Checkpoint):
             index, configs = writing.described(source)
             graphs = stable(source, configs)
-            writing.around(source, place, _runs(index) if to.name == "onnx" else index)
+            writing.around(source, place, onnx_pipeline_index(index) if to.name == "onnx" else index)
         else:
             graphs = model_graphs.own(source)
             (place / "tokenizer").mkdir()
@@ -49,17 +49,17 @@ def run(source: Checkpoint | Model, target: Path, to: Runtime) -> float:
             del module
             gc.collect()  # exported programs hold on to weights in circles
     print(target.absolute())
-    return max(_report(graph, expected[graph.name], target, to) for graph in graphs)
+    return max(report_difference(graph, expected[graph.name], target, to) for graph in graphs)
 
 
-def _runs(index: dict[str, object]) -> dict[str, object]:
+def onnx_pipeline_index(index: dict[str, object]) -> dict[str, object]:
     """The index, with parts that diffusers' own ONNX pipeline runs."""
     parts = [key for key in index if key.startswith(("text_encoder", "unet")) and index[key] != [None, None]]
     rest = {key: value for key, value in index.items() if key != "vae"}
     return rest | {key: ["diffusers", "OnnxRuntimeModel"] for key in (*parts, "vae_decoder", "vae_encoder")}
 
 
-def _report(graph: Graph, expected: list[Tensor], target: Path, to: Runtime) -> float:
+def report_difference(graph: Graph, expected: list[Tensor], target: Path, to: Runtime) -> float:
     told = to.answer(target / graph.name, list(graph.inputs), graph.example(True))
     error = max(writing.apart(one, other) for one, other in zip(told, expected, strict=True))
     print(f"{graph.name}: relative difference {error:.1e}", file=sys.stderr)

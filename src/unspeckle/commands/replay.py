@@ -7,13 +7,13 @@ from typing import Any
 
 from PIL import Image
 
-from unspeckle.commands.draw import NONE, Additions, alike, opened, place, source
-from unspeckle.errors import InputError, naming
-from unspeckle.generation.pipeline import asked, fingerprint, settle, signed, steps
+from unspeckle.commands.draw import NO_ADD_ONS, AddOns, guide_like_model, load_with_add_ons, resolve_device, open_input_image
+from unspeckle.errors import InputError, prefix_with_option
+from unspeckle.generation.pipeline import request_from_metadata, image_fingerprint, resolve, images_with_metadata, steps
 from unspeckle.model import Model
 from unspeckle.model import load as read_model
-from unspeckle.output.png import difference, read, record
-from unspeckle.output.terminal import Show
+from unspeckle.output.png import max_pixel_difference, read_png, image_metadata
+from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import parse
 
 SAME, DIFFERENT = 0, 1
@@ -22,64 +22,64 @@ SAME, DIFFERENT = 0, 1
 def run(
     path: Path, model: Path | None, guide: Path | None, quiet: bool, device: str | None,
     prediction: str | None = None, trust_pickle: bool = False,
-    image: Path | None = None, mask: Path | None = None, additions: Additions = NONE,
+    image: Path | None = None, mask: Path | None = None, add_ons: AddOns = NO_ADD_ONS,
 ) -> int:  # fmt: skip
     """Draw the picture again and print the largest difference of any pixel; returns the exit code."""
-    picture = read(path)
-    said = record(picture)
-    if said.get("film"):
+    picture = read_png(path)
+    metadata = image_metadata(picture)
+    if metadata.get("film"):
         raise InputError(f"{path}: is the film of a drawing; replay the picture itself")
     try:
-        ask, at = asked(said)
+        request, index = request_from_metadata(metadata)
     except InputError as e:
         raise InputError(f"{path}: {e}") from e
-    precision = str(said.get("precision", "float32"))
+    precision = str(metadata.get("precision", "float32"))
     load = partial(
-        read_model, device=place(device), prediction=prediction, trust_pickle=trust_pickle, precision=precision
+        read_model, device=resolve_device(device), prediction=prediction, trust_pickle=trust_pickle, precision=precision
     )
-    additions = additions._replace(tags=parse(ask.prompt).loras)
-    drawer = opened(model, place(device), prediction, trust_pickle, additions, precision)
-    _same(path, said.get("model"), drawer, "model")
-    if "guide" in said:
+    add_ons = add_ons._replace(tags=parse(request.prompt).loras)
+    loaded = load_with_add_ons(model, resolve_device(device), prediction, trust_pickle, add_ons, precision)
+    check_same_model(path, metadata.get("model"), loaded, "model")
+    if "guide" in metadata:
         if guide is None:
-            raise InputError(f"{path}: was guided by a weaker model, {_named(said['guide'])}; name it with --guide")
-        with naming("--guide", guide):
+            raise InputError(f"{path}: was guided by a weaker model, {model_label(metadata['guide'])}; name it with --guide")
+        with prefix_with_option("--guide", guide):
             weaker = load(guide)
-        _same(path, said["guide"], weaker, "guide")
-        ask = replace(ask, guide=alike(weaker, drawer, additions))
-    ask = replace(ask, image=_source(path, said, "image", "RGB", image), mask=_source(path, said, "mask", "L", mask))
-    order = settle(drawer, ask)
-    with Show(quiet=quiet) as show:
-        for done, step in enumerate(steps(drawer, order), 1):
+        check_same_model(path, metadata["guide"], weaker, "guide")
+        request = replace(request, guide=guide_like_model(weaker, loaded, add_ons))
+    request = replace(request, image=original_image(path, metadata, "image", "RGB", image), mask=original_image(path, metadata, "mask", "L", mask))
+    resolved = resolve(loaded, request)
+    with TerminalView(quiet=quiet) as show:
+        for done, step in enumerate(steps(loaded, resolved), 1):
             last = step
-            show.show(done, order.moves + 1, ask.prompt, list)
-    found = difference(picture, signed(drawer, order, last)[at])
-    print(f"largest pixel difference: {found}")
-    return DIFFERENT if found else SAME
+            show.update(done, resolved.total_steps + 1, request.prompt, list)
+    difference = max_pixel_difference(picture, images_with_metadata(loaded, resolved, last)[index])
+    print(f"largest pixel difference: {difference}")
+    return DIFFERENT if difference else SAME
 
 
-def _named(model: Any) -> str:
+def model_label(model: Any) -> str:
     model = model if isinstance(model, dict) else {}
     return f"{model.get('name')!r} ({model.get('hash')})"
 
 
-def _source(path: Path, said: dict[str, Any], name: str, mode: str, given: Path | None) -> Image.Image | None:
+def original_image(path: Path, metadata: dict[str, Any], name: str, mode: str, path_given: Path | None) -> Image.Image | None:
     """The picture that the drawing started from, if it is the one of the record."""
-    if name not in said:
+    if name not in metadata:
         return None
-    if given is None:
-        raise InputError(f"{path}: was drawn from another picture ({name} {said[name]}); name it with --{name}")
-    picture = source(given, f"--{name}")
-    found = picture and fingerprint(picture.convert(mode))
-    if found != said[name]:
-        raise InputError(f"--{name} {given}: is not the picture that {path} was drawn from ({found}, not {said[name]})")
+    if path_given is None:
+        raise InputError(f"{path}: was drawn from another picture ({name} {metadata[name]}); name it with --{name}")
+    picture = open_input_image(path_given, f"--{name}")
+    found = picture and image_fingerprint(picture.convert(mode))
+    if found != metadata[name]:
+        raise InputError(f"--{name} {path_given}: is not the picture that {path} was drawn from ({found}, not {metadata[name]})")
     return picture
 
 
-def _same(path: Path, wanted: Any, found: Model, role: str) -> None:
+def check_same_model(path: Path, expected: Any, found: Model, role: str) -> None:
     """InputError unless the model found is the one that the picture's record names."""
-    if not isinstance(wanted, dict) or wanted.get("hash") != found.hash:
+    if not isinstance(expected, dict) or expected.get("hash") != found.hash:
         raise InputError(
-            f"{path}: was drawn by the {role} {_named(wanted)}, not by {found.card.name!r} ({found.hash}); "
+            f"{path}: was drawn by the {role} {model_label(expected)}, not by {found.card.name!r} ({found.hash}); "
             f"name the right one with --{role}"
         )

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from unspeckle import atomic, configuration
-from unspeckle.commands.draw import place
+from unspeckle.commands.draw import resolve_device
 from unspeckle.corpus import Corpus, open_corpus, read
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, settle
+from unspeckle.generation.pipeline import Request, resolve
 from unspeckle.model import Model, load
 from unspeckle.model_io.precision import AUTO
-from unspeckle.output.png import slug
+from unspeckle.output.png import file_stem
 from unspeckle.scoring.composition.hybrids import WAYS, hybrids_score
 from unspeckle.scoring.composition.questions import Exam, exam_of
 from unspeckle.scoring.composition.score import words_score
@@ -47,7 +47,7 @@ class ScoreOptions:
     pictures: int
     seeds: int
     prompts: int  # of each category of words; 0 = no words
-    ask: Ask
+    ask: Request
     captions: str | None
     caption: str | None
     template: str | None
@@ -116,11 +116,11 @@ def run(options: ScoreOptions) -> int:
     """Measure and write; returns the exit code. InputError where the options do not allow it."""
     _check(options)
     model = load(
-        options.model, place(options.device), prediction=options.prediction, trust_pickle=options.trust_pickle,
+        options.model, resolve_device(options.device), prediction=options.prediction, trust_pickle=options.trust_pickle,
         precision=options.precision,
     )  # fmt: skip
-    settle(model, options.ask)  # says what is wrong with it before pictures are read
-    out = options.out or Path(f"{slug(_name(model, options.model))}-score.html")
+    resolve(model, options.ask)  # says what is wrong with it before pictures are read
+    out = options.out or Path(f"{file_stem(_name(model, options.model))}-score.html")
     _writable(out)
     plan = None if options.model is None or not options.model.is_dir() else plans.either(options.model)
     console = Console(stderr=True, quiet=options.quiet, highlight=False, markup=False)
@@ -139,8 +139,8 @@ def run(options: ScoreOptions) -> int:
             scores = _examined(scores, album, exam, model, options, watch)
     numbers = json.dumps(configuration.to_json(scores), ensure_ascii=False, allow_nan=False)
     data = out.with_suffix(".json")
-    atomic.write(out, page(scores, album, _command(options, model)).encode())
-    atomic.write(data, (numbers + "\n").encode())
+    atomic.write_bytes(out, page(scores, album, _command(options, model)).encode())
+    atomic.write_bytes(data, (numbers + "\n").encode())
     for line in (*scores.missing, *scores.warnings):
         console.print(f"note: {line}", soft_wrap=True)
     if options.json:
@@ -199,7 +199,7 @@ def _corpus(options: ScoreOptions, model: Model, plan: plans.Plan | None, consol
         )
     )
     listing = read(options.corpus, captions or "auto", caption, template)
-    corpus = open_corpus(listing, settle(model, options.ask).size, cache=cache(), progress=watch.decode)
+    corpus = open_corpus(listing, resolve(model, options.ask).size, cache=cache(), progress=watch.decode)
     for line in corpus.describe():
         console.print(line, soft_wrap=True)
     return corpus

@@ -9,16 +9,16 @@ import torch
 from rich.console import Console
 
 from unspeckle import configuration, quantities
-from unspeckle.commands.draw import place
+from unspeckle.commands.draw import resolve_device
 from unspeckle.corpus import Corpus, read
-from unspeckle.errors import InputError, naming
+from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.formats.lora.layer_names import LAYOUTS
 from unspeckle.formats.stable_diffusion.add_ons import stable
 from unspeckle.formats.stable_diffusion.model import Foreign
 from unspeckle.model import load
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.networks.vae import Vae
-from unspeckle.schedule import KINDS
+from unspeckle.schedule import SCHEDULES
 from unspeckle.text.clip import ClipTexts
 from unspeckle.training import cached_latents, checkpoint, measurement, memory
 from unspeckle.training import plan as plans
@@ -56,7 +56,7 @@ def run(options: LoraOptions) -> int:
     usable(options, plan)
     listing = read(options.folder, options.captions, options.caption, options.template)
     base = _base(options)
-    size = plan.size if plan else base.card.size if options.size is None else quantities.size(options.size)
+    size = plan.size if plan else base.card.size if options.size is None else quantities.parse_size(options.size)
     config = base.network.config
     assert isinstance(config, UNetConfig)
     fits(size, config, base.autoencoder.factor)
@@ -101,7 +101,7 @@ def _check(options: LoraOptions) -> None:
 
 def _base(options: LoraOptions) -> Foreign:
     """The Stable Diffusion that stays as it is. InputError where adapters for it are not learnt here."""
-    with naming("--from", options.from_model):
+    with prefix_with_option("--from", options.from_model):
         found = load(options.from_model, prediction=options.prediction, trust_pickle=options.trust_pickle)
     base = stable(found, "--lora")
     config = base.network.config
@@ -117,19 +117,19 @@ def _choose(options: LoraOptions, base: Foreign, corpus: Corpus, started: float,
     """Measure, then decide all that was left open."""
     if options.device is None or options.precision is None:
         say("measuring this machine …")
-    wanted = None if options.device is None else place(options.device)
+    wanted = None if options.device is None else resolve_device(options.device)
     device, precision = measurement.device_and_precision(wanted, PRECISIONS.get(options.precision or ""))
-    network, text, autoencoder, denoiser = base.network.config, base.text, base.autoencoder, base.denoiser
+    network, text, autoencoder, denoiser = base.network.config, base.text_encoder, base.autoencoder, base.denoiser
     assert isinstance(network, UNetConfig) and isinstance(text, ClipTexts) and isinstance(autoencoder, Vae)
     plan = LoraPlan(
         asked=plans.asked(options), corpus=corpus.fingerprint, size=corpus.training.size,
         preset=f"a LoRA of rank {options.rank} for {base.card.name}", network=network, text=text.config, steps=10**6,
         batch=options.batch or BATCH, seed=options.seed or 0, device=device, precision=precision, compile=False,
         threads=torch.get_num_threads(), parameters=0, rate=0, seconds=0, memory=0, disk=0,
-        autoencoder=autoencoder.config, schedule=configuration.kind_to_json(KINDS, denoiser.schedule),
+        autoencoder=autoencoder.config, schedule=configuration.kind_to_json(SCHEDULES, denoiser.schedule),
         prediction=denoiser.prediction, clock=str(denoiser.clock), learning_rate=options.learning_rate or LEARNING_RATE,
         averages=(), origin=base.hash, rank=options.rank, words=options.words, layout=options.layout,
-        scale=base.card.scale,
+        scale=base.card.guidance_scale,
     )  # fmt: skip
     base = hired(base, plan)
     plan = _counted(plan, base)

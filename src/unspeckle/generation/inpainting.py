@@ -11,7 +11,7 @@ from unspeckle.samplers import Step
 from unspeckle.schedule import Schedule
 
 
-def masked(denoise: Denoise, schedule: Schedule, known: Tensor, noise: Tensor, mask: Tensor, first: float) -> Denoise:
+def inpainting_denoise(denoise: Denoise, schedule: Schedule, init_latents: Tensor, noise: Tensor, mask: Tensor, first_time: float) -> Denoise:
     """x̂ where the mask is, the known picture elsewhere; and there the network sees that picture with one noise at every
     time, alpha_t · known + sigma_t · noise (Lugmayr et al. 2022, "RePaint", eq. 8, without its returns), but for the
     time `first`, at which it sees the drawing's start as it is.
@@ -22,24 +22,24 @@ def masked(denoise: Denoise, schedule: Schedule, known: Tensor, noise: Tensor, m
     blending does not reach.
     """
 
-    def painted(x_t: Tensor, t: Tensor) -> Tensor:
-        if float(t.flatten()[0]) < first:
+    def inpaint(x_t: Tensor, t: Tensor) -> Tensor:
+        if float(t.flatten()[0]) < first_time:
             alpha, sigma = (float(level) for level in schedule(t.flatten()[0].double().cpu()))
-            x_t = torch.where(mask, x_t, alpha * known + sigma * noise)
-        return torch.where(mask, denoise(x_t, t), known)
+            x_t = torch.where(mask, x_t, alpha * init_latents + sigma * noise)
+        return torch.where(mask, denoise(x_t, t), init_latents)
 
-    return painted
+    return inpaint
 
 
-def settled(steps: Iterator[Step], known: Tensor, mask: Tensor) -> Iterator[Step]:
+def restore_unmasked(steps: Iterator[Step], init_latents: Tensor, mask: Tensor) -> Iterator[Step]:
     """The steps, the last one's x that of the known picture outside the mask: exactly, wherever the sampler ends."""
-    before = next(steps)
+    previous = next(steps)
     for step in steps:
-        yield before
-        before = step
-    yield Step(before.t, *[torch.where(mask, before.x, known)] * 2)
+        yield previous
+        previous = step
+    yield Step(previous.t, *[torch.where(mask, previous.x, init_latents)] * 2)
 
 
-def pasted(drawn: Image.Image, picture: Image.Image, mask: Image.Image) -> Image.Image:
+def paste_original(generated: Image.Image, original: Image.Image, mask: Image.Image) -> Image.Image:
     """The drawn picture where the mask (L) is white, the other where it is black, mixed where it is grey."""
-    return Image.composite(drawn, picture, mask)
+    return Image.composite(generated, original, mask)

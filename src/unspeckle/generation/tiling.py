@@ -11,47 +11,47 @@ MARGIN = (
 )
 
 
-def tiled(code: Callable[[Tensor], Tensor], x: Tensor, side: int, enter: int, leave: int) -> Tensor:
+def map_tiles(code: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in: int, scale_out: int) -> Tensor:
     """code of x (B, C, h · enter, w · enter), (B, C', h · leave, w · leave), from tiles of `side` places, blended in
     straight ramps; of the whole at once where side is 0 or a tile covers it.
 
     Not equal to the whole: normalisation and attention see a tile's own values. The ramps make the difference smooth.
     """
-    high, wide = x.shape[2] // enter, x.shape[3] // enter
-    if not side or (side >= high and side >= wide):
+    high, wide = x.shape[2] // scale_in, x.shape[3] // scale_in
+    if not tile or (tile >= high and tile >= wide):
         return code(x)
     out, weights = None, None
-    for top in _places(high, side):
-        for left in _places(wide, side):
-            rows, columns = slice(top, min(top + side, high)), slice(left, min(left + side, wide))
-            part = code(x[:, :, _scaled(rows, enter), _scaled(columns, enter)])
-            weight = _weights(rows, high, side, leave)[:, None] * _weights(columns, wide, side, leave)
+    for top in tile_positions(high, tile):
+        for left in tile_positions(wide, tile):
+            rows, columns = slice(top, min(top + tile, high)), slice(left, min(left + tile, wide))
+            part = code(x[:, :, scale_slice(rows, scale_in), scale_slice(columns, scale_in)])
+            weight = tile_weights(rows, high, tile, scale_out)[:, None] * tile_weights(columns, wide, tile, scale_out)
             weight = weight.to(part.device)
             if out is None or weights is None:
-                out = part.new_zeros(*part.shape[:2], high * leave, wide * leave, dtype=torch.float32)
+                out = part.new_zeros(*part.shape[:2], high * scale_out, wide * scale_out, dtype=torch.float32)
                 weights = out.new_zeros(out.shape[2:])
-            out[:, :, _scaled(rows, leave), _scaled(columns, leave)] += weight * part
-            weights[_scaled(rows, leave), _scaled(columns, leave)] += weight
+            out[:, :, scale_slice(rows, scale_out), scale_slice(columns, scale_out)] += weight * part
+            weights[scale_slice(rows, scale_out), scale_slice(columns, scale_out)] += weight
     assert out is not None and weights is not None
     return out / weights
 
 
-def _places(length: int, side: int) -> list[int]:
+def tile_positions(length: int, side: int) -> list[int]:
     """Where tiles begin: evenly, overlapping by a quarter at least."""
     count = 1 + max(0, -(-(length - side) // (side - side // OVERLAP)))
     return [round(i * max(0, length - side) / max(1, count - 1)) for i in range(count)]
 
 
-def _scaled(places: slice, by: int) -> slice:
+def scale_slice(places: slice, by: int) -> slice:
     return slice(places.start * by, places.stop * by)
 
 
-def _weights(places: slice, length: int, side: int, leave: int) -> Tensor:
+def tile_weights(positions: slice, length: int, tile: int, scale_out: int) -> Tensor:
     """Of a tile's values along one axis: 1, but for ramps toward its neighbours."""
-    overlap = side // OVERLAP * leave
+    overlap = tile // OVERLAP * scale_out
     margin = overlap // MARGIN
-    count = (places.stop - places.start) * leave
+    count = (positions.stop - positions.start) * scale_out
     at = torch.arange(count) + 0.5
-    rise = ((at - margin) / (overlap - 2 * margin)).clamp(0, 1) if places.start > 0 else torch.ones(count)
-    fall = ((count - at - margin) / (overlap - 2 * margin)).clamp(0, 1) if places.stop < length else torch.ones(count)
+    rise = ((at - margin) / (overlap - 2 * margin)).clamp(0, 1) if positions.start > 0 else torch.ones(count)
+    fall = ((count - at - margin) / (overlap - 2 * margin)).clamp(0, 1) if positions.stop < length else torch.ones(count)
     return rise * fall

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from unspeckle.atomic import replacing
+from unspeckle.atomic import replace_file
 
 NEEDS = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16")  # as GCC names them
 _FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-fopenmp")
@@ -58,7 +58,7 @@ def compiled(source: str) -> ctypes.CDLL:
         compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
         if compiler is None:
             raise OSError("there is no C++ compiler")
-        with replacing(made) as beside:
+        with replace_file(made) as beside:
             links = (f"-I{root / 'include'}", f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10")
             command = [compiler, *flags, str(file), "-o", str(beside), *links]
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

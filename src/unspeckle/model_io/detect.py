@@ -13,15 +13,15 @@ from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import diffusers_folder, single_file
 from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
 from unspeckle.formats.stable_diffusion.model import model
-from unspeckle.model import KEY
+from unspeckle.model import METADATA_KEY
 from unspeckle.model_io import hub
-from unspeckle.model_io.safetensors_io import contents, is_pickle, metadata
+from unspeckle.model_io.safetensors_io import read_safetensors, is_pickle, read_metadata
 
-__all__ = ["model", "read"]
+__all__ = ["model", "read_foreign"]
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
-def read(
+def read_foreign(
     path: str | Path, prediction: str | None = None, trust_pickle: bool = False, vocabulary: BPE | None = None
 ) -> Checkpoint | None:
     """The checkpoint that lies at the path, or has that name on the hub; None where it is not foreign. vocabulary: for
@@ -30,24 +30,24 @@ def read(
     if prediction not in (None, "eps", "v"):
         raise InputError(f"--prediction {prediction!r}: unknown; choose eps or v")
     place = Path(path)
-    if not place.exists() and hub.is_name(str(path)):
-        place = hub.fetch(Path(path).as_posix())
+    if not place.exists() and hub.is_hub_name(str(path)):
+        place = hub.download_snapshot(Path(path).as_posix())
     try:
         if (place / diffusers_folder.INDEX).is_file():
             return diffusers_folder.read(place, prediction)
         if place.is_file():
-            if not is_pickle(place) and KEY in metadata(place, "download"):
+            if not is_pickle(place) and METADATA_KEY in read_metadata(place, "download"):
                 return None
-            said, tensors = _single(place, trust_pickle)
+            said, tensors = read_single_file(place, trust_pickle)
             return single_file.read(tensors, said, place, prediction, vocabulary)
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
         raise InputError(f"{place}: makes no model ({type(e).__name__}: {str(e)[:100]})") from e
     return None
 
 
-def _single(file: Path, trust_pickle: bool) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+def read_single_file(file: Path, trust_pickle: bool) -> tuple[Mapping[str, str], dict[str, Tensor]]:
     if not (is_pickle(file) and (trust_pickle or file.suffix in _PICKLES)):
-        return contents(file, "download")
+        return read_safetensors(file, "download")
     if not trust_pickle:
         raise InputError(
             f"{file}: is a pickle, which can run code and is not loaded; if you trust it, turn it into a safe file by: "

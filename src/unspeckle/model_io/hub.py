@@ -13,12 +13,12 @@ _VOCABULARIES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 _PRECISIONS = ("", "fp32", "fp16", "bf16")  # of a part's tensors, as variants are named; the first there is taken
 
 
-def is_name(text: str) -> bool:
+def is_hub_name(text: str) -> bool:
     """Whether it looks like OWNER/NAME."""
     return re.fullmatch(r"[\w][\w.-]{0,95}[/\\][\w][\w.-]{0,95}", text) is not None
 
 
-def fetch(name: str) -> Path:
+def download_snapshot(name: str) -> Path:
     """The folder of the model of that name: as it lies in the hub's cache if all of it does, whoever put it there, else
     downloaded into it: only what is read of it. InputError where it is in neither."""
     try:
@@ -27,7 +27,7 @@ def fetch(name: str) -> Path:
         raise InputError(f"{name}: no such file; for a name on the hub: pip install 'unspeckle[hub]'") from e
     try:  # named alone, as a client that knows a repository's files misses any that are asked for and were never wanted
         here = Path(snapshot_download(name, local_files_only=True, allow_patterns=[INDEX]))
-        lacks = _lacking(here)
+        lacks = missing_part(here)
         if not lacks:
             return here
         held = f"the hub's cache has but a part of it ({lacks})"
@@ -36,7 +36,7 @@ def fetch(name: str) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise InputError(f"{name}: no such file, and {held} (HF_HUB_OFFLINE is set)")
     try:
-        files = wanted(HfApi().list_repo_files(name))
+        files = files_to_download(HfApi().list_repo_files(name))
         if INDEX not in files:
             raise InputError(f"{name}: is on the hub without a {INDEX}; only folders of diffusers are read from there")
         described(Path(snapshot_download(name, allow_patterns=[INDEX])))  # before the rest, which is gigabytes
@@ -48,7 +48,7 @@ def fetch(name: str) -> Path:
         raise InputError(f"{name}: no such file, {held}, and the hub gives none ({type(e).__name__}: {said})") from e
 
 
-def wanted(files: Iterable[str]) -> list[str]:
+def files_to_download(files: Iterable[str]) -> list[str]:
     """Of a repository's files those that a model is read from: each part's tensors in full precision, or in the one
     that there is."""
     parts: dict[str, list[str]] = {}
@@ -58,25 +58,25 @@ def wanted(files: Iterable[str]) -> list[str]:
             part in _PARTS and re.search(r"\.(json|txt|safetensors)$", file) and "non_ema" not in file
         ):
             parts.setdefault(part, []).append(file)
-    return [file for part in parts.values() for file in _precise(part)]
+    return [file for part in parts.values() for file in best_precision_files(part)]
 
 
-def _precise(files: list[str]) -> list[str]:
+def best_precision_files(files: list[str]) -> list[str]:
     """One part's files, without tensors of other precisions than its best."""
-    variants = {file: _variant(file) for file in files if ".safetensors" in file}
+    variants = {file: file_variant(file) for file in files if ".safetensors" in file}
     best = min(
         variants.values(), key=lambda one: (_PRECISIONS.index(one) if one in _PRECISIONS else 9, one), default=""
     )
     return [file for file in files if variants.get(file, best) == best]
 
 
-def _variant(file: str) -> str:
+def file_variant(file: str) -> str:
     """fp16 of model.fp16.safetensors, of its shards and their index; nothing of model.safetensors."""
     words = re.sub(r"-\d+-of-\d+", "", file.rpartition("/")[2]).split(".")[1:]
     return ".".join(word for word in words if word not in ("safetensors", "index", "json"))
 
 
-def _lacking(here: Path) -> str:
+def missing_part(here: Path) -> str:
     """The first thing that a snapshot lacks of the parts that it says it has, if one does."""
     try:
         index = parsed(here / INDEX)

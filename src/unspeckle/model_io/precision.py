@@ -17,7 +17,7 @@ INT8 = "int8"  # of the network's large products, see networks/quantised.py; all
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, INT8: torch.bfloat16}
 
 
-def known(name: str, device: str) -> str:
+def check_precision(name: str, device: str) -> str:
     """The name, if it is one of a precision that the device has, or "auto". InputError where it is not."""
     if name != AUTO and name not in PRECISIONS:
         raise InputError(f"--precision {name!r}: unknown; choose one of {AUTO}, {', '.join(PRECISIONS)}")
@@ -30,21 +30,21 @@ def known(name: str, device: str) -> str:
     return name
 
 
-def chosen(name: str, device: str) -> str:
+def resolve_precision(name: str, device: str) -> str:
     """The precision that a Stable Diffusion is to draw in: of "auto", bfloat16 where it pays, and nothing lossier."""
-    return name if name != AUTO else "bfloat16" if pays(device, torch.bfloat16) else "float32"
+    return name if name != AUTO else "bfloat16" if is_faster_in(device, torch.bfloat16) else "float32"
 
 
-def lower(model: Model, name: str) -> Model:
+def set_precision(model: Model, name: str) -> Model:
     """The model, changed in place to draw in that precision: its networks and its autoencoder; words are read in
     float32, once a drawing. It keeps its hash, which tells its weights as they were stored. InputError where it was
     made to draw in another lower one, or its device has no such."""
-    known(name, str(model.device))
+    check_precision(name, str(model.device))
     if name == model.precision:
         return model
     if model.precision != "float32":
         raise InputError(f"{model.card.name!r}: draws in {model.precision} and cannot go back; load it anew")
-    model.known_hash = model.weights_hash
+    model.stored_hash = model.weights_hash
     model.precision = name
     for one in (model, model.student):
         if one is not None:
@@ -56,18 +56,18 @@ def lower(model: Model, name: str) -> Model:
     return model
 
 
-def pays(device: str, dtype: torch.dtype) -> bool:
+def is_faster_in(device: str, dtype: torch.dtype) -> bool:
     """Whether the hardware multiplies that precision faster than float32. Asked up to three times, the best of each
     counting, as a busy moment must not decide how a model learns."""
     lower, full = math.inf, math.inf
     for _ in range(3):
-        lower, full = min(lower, _seconds(device, dtype)), min(full, _seconds(device, torch.float32))
+        lower, full = min(lower, time_convolution(device, dtype)), min(full, time_convolution(device, torch.float32))
         if lower < 0.8 * full:
             return True
     return False
 
 
-def _seconds(device: str, dtype: torch.dtype) -> float:
+def time_convolution(device: str, dtype: torch.dtype) -> float:
     """Of a convolution as the networks here have them, the best of five."""
     x = torch.randn(32, 128, 16, 16, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
     layer = torch.nn.Conv2d(128, 128, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,12 +76,12 @@ def _seconds(device: str, dtype: torch.dtype) -> float:
         for _ in range(6):
             start = time.perf_counter()
             layer(x)
-            wait(device)
+            synchronize(device)
             taken.append(time.perf_counter() - start)
     return min(taken[1:])
 
 
-def wait(device: str) -> None:
+def synchronize(device: str) -> None:
     """Until the device has done what it was told."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -89,7 +89,7 @@ def wait(device: str) -> None:
         torch.mps.synchronize()
 
 
-def keep_memory() -> None:
+def keep_freed_memory() -> None:
     """Ask glibc to keep what is freed, but for blocks over 32 MiB: it gives all large ones back at once, and each step
     pays for their pages again, a twentieth of its time. For a process that does little but draw."""
     if sys.platform == "linux":

@@ -19,20 +19,20 @@ def is_pickle(file: Path) -> bool:
         return opened.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def metadata(file: Path, again: str = "train") -> dict[str, str]:
+def read_metadata(file: Path, again: str = "train") -> dict[str, str]:
     """What a .safetensors file says of itself, its tensors unread. InputError where it is none, or damaged."""
-    with _opened(file, again) as opened:
+    with open_safetensors(file, again) as opened:
         return opened.metadata() or {}
 
 
-def contents(file: Path, again: str = "train") -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_safetensors(file: Path, again: str = "train") -> tuple[dict[str, str], dict[str, Tensor]]:
     """The metadata and the tensors, as stored, of a .safetensors file. InputError where it is none, or damaged."""
-    with _opened(file, again) as opened:
+    with open_safetensors(file, again) as opened:
         return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
 
 
 @contextmanager
-def _opened(file: Path, again: str) -> Iterator[Any]:
+def open_safetensors(file: Path, again: str) -> Iterator[Any]:
     with file.open("rb") as opened:
         begins = opened.read(9)
     if not begins:
@@ -48,23 +48,23 @@ def _opened(file: Path, again: str) -> Iterator[Any]:
         raise InputError(f"{file}: is damaged or cut off ({str(e)[:100]}); copy or {again} it again") from e
 
 
-def compare(wanted: Mapping[str, Tensor], held: Mapping[str, Tensor], file: Path, again: str = "train") -> None:
+def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path, again: str = "train") -> None:
     """InputError, naming the first tensor that is missing, spare, ill-shaped or not finite. again: what mends it."""
-    for name in sorted(wanted.keys() | held.keys()):
-        if name not in held:
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
             raise InputError(f"{file}: lacks the tensor '{name}'; copy or {again} it again")
-        if name not in wanted:
+        if name not in expected:
             raise InputError(f"{file}: has a spare tensor '{name}' that its configuration does not know")
-        if wanted[name].shape != held[name].shape:
-            stored, shape = tuple(held[name].shape), tuple(wanted[name].shape)
+        if expected[name].shape != found[name].shape:
+            stored, shape = tuple(found[name].shape), tuple(expected[name].shape)
             raise InputError(f"{file}: tensor '{name}' is {stored}, its configuration says {shape}")
-        if wanted[name].is_floating_point() != held[name].is_floating_point():
-            raise InputError(f"{file}: tensor '{name}' holds {held[name].dtype}, which does not fit")
-        if not _finite(held[name]):
+        if expected[name].is_floating_point() != found[name].is_floating_point():
+            raise InputError(f"{file}: tensor '{name}' holds {found[name].dtype}, which does not fit")
+        if not is_finite(found[name]):
             raise InputError(f"{file}: tensor '{name}' holds values that are not finite; {again} it again")
 
 
-def _finite(values: Tensor) -> bool:
+def is_finite(values: Tensor) -> bool:
     """Whether all values are finite. A finite sum has only finite parts, and is found sooner."""
     values = values.float() if values.element_size() == 1 else values  # float8 knows no isfinite
     return math.isfinite(float(values.sum(dtype=torch.float32))) or bool(values.isfinite().all())

@@ -188,7 +188,7 @@ class Transformer(nn.Module):
     def prepare(self, given: Conditioning) -> Conditioning:
         """What does not depend on the time: the keys and values of all layers, joined in tokens (B, L, Σ 2·C), and the
         draft, in beside."""
-        beside = given.beside if self.draft is None else self.draft(given)
+        beside = given.concat if self.draft is None else self.draft(given)
         given = padded(given)
         keys_values = [reader.keys_values(given.tokens) for reader in self.readers()]
         return given._replace(tokens=torch.cat(keys_values, dim=2), beside=beside, prepared=True)
@@ -206,8 +206,8 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
         if not given.prepared:
             given = self.prepare(given)
-        if given.beside is not None:
-            x = joined(x, given.beside) if self.draft else torch.cat([x, given.beside.to(x.dtype)], dim=1)
+        if given.concat is not None:
+            x = joined(x, given.concat) if self.draft else torch.cat([x, given.concat.to(x.dtype)], dim=1)
         trunk = self.compiled_trunk or self.trunk
         return trunk(x, self.embed(clock, given), given.tokens, given.mask)
 

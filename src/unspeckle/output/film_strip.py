@@ -5,56 +5,56 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from unspeckle.generation.pipeline import pictures
+from unspeckle.generation.pipeline import decode_to_images
 from unspeckle.model import Model
 from unspeckle.samplers import Step
 
-COLUMNS = 8
-SMALLEST = 96  # pixels that a frame's shorter side is enlarged to, so that it and its label can be read
-ROWS = ("x_t", "predicted noise", "predicted picture")
+MAX_COLUMNS = 8
+MIN_FRAME_SIDE = 96  # pixels that a frame's shorter side is enlarged to, so that it and its label can be read
+ROW_LABELS = ("x_t", "predicted noise", "predicted picture")
 _PAPER, _INK, _FAINT = (250, 250, 247), (30, 30, 34), (110, 110, 118)
 
 
 @dataclass
-class Film:
+class FilmStrip:
     """Keeps some of a drawing's steps, evenly along the way, the last always. steps: how many it will have in all."""
 
     model: Model
     steps: int
-    kept: list[Step] = field(default_factory=list)
-    seen: int = 0
+    recorded: list[Step] = field(default_factory=list)
+    step_count: int = 0
 
     def __post_init__(self) -> None:
-        columns = min(COLUMNS, self.steps + 1)
-        self._wanted = {round(i * self.steps / max(columns - 1, 1)) for i in range(columns)}
+        columns = min(MAX_COLUMNS, self.steps + 1)
+        self._recorded_steps = {round(i * self.steps / max(columns - 1, 1)) for i in range(columns)}
 
-    def see(self, step: Step) -> None:
+    def record(self, step: Step) -> None:
         """Take note of the next step; the samplers give steps + 1 of them."""
-        if self.seen in self._wanted:
-            self.kept.append(step)
-        self.seen += 1
+        if self.step_count in self._recorded_steps:
+            self.recorded.append(step)
+        self.step_count += 1
 
     @torch.no_grad()
-    def strip(self, place: int = 0) -> Image.Image:
+    def render(self, index: int = 0) -> Image.Image:
         """The film of the picture at `place` of the batch: a column for each step kept, three rows, times above."""
         rows: list[list[Image.Image]] = [[], [], []]
-        for step in self.kept:
+        for step in self.recorded:
             alpha, sigma = (level.to(step.x) for level in self.model.denoiser.schedule(step.t))
-            x, estimate = step.x[place : place + 1], step.estimate[place : place + 1]
-            eps = (x - alpha * estimate) / sigma if sigma > 0 else torch.zeros_like(x)
+            x, denoised = step.x[index : index + 1], step.denoised[index : index + 1]
+            eps = (x - alpha * denoised) / sigma if sigma > 0 else torch.zeros_like(x)
             unit = (alpha**2 + sigma**2) ** -0.5  # shows every schedule's x_t at the contrast of a picture
-            for row, shown in zip(rows, (unit * x, eps, estimate), strict=True):
-                row.extend(pictures(self.model, shown))
-        return _sheet(rows, [float(step.t) for step in self.kept])
+            for row, shown in zip(rows, (unit * x, eps, denoised), strict=True):
+                row.extend(decode_to_images(self.model, shown))
+        return draw_sheet(rows, [float(step.t) for step in self.recorded])
 
 
-def _sheet(rows: list[list[Image.Image]], times: list[float]) -> Image.Image:
+def draw_sheet(rows: list[list[Image.Image]], times: list[float]) -> Image.Image:
     width, height = rows[0][0].size
-    scale = max(1, -(-SMALLEST // min(width, height)))
+    scale = max(1, -(-MIN_FRAME_SIDE // min(width, height)))
     width, height = width * scale, height * scale
     gap, size = 6, max(13, min(width, height) // 7)
     font = ImageFont.load_default(size)
-    margin = round(max(font.getlength(word) for label in ROWS for word in label.split())) + 3 * gap
+    margin = round(max(font.getlength(word) for label in ROW_LABELS for word in label.split())) + 3 * gap
     top = size + 3 * gap
     sheet = Image.new("RGB", (margin + len(times) * (width + gap), top + 3 * (height + gap)), _PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -62,7 +62,7 @@ def _sheet(rows: list[list[Image.Image]], times: list[float]) -> Image.Image:
         middle = margin + j * (width + gap) + width // 2
         label = f"t = {t:.2f}" if font.getlength("t = 0.00") <= width else f"{t:.2f}"
         pen.text((middle, top // 2), label, fill=_INK, font=font, anchor="mm")
-    for i, (label, row) in enumerate(zip(ROWS, rows, strict=True)):
+    for i, (label, row) in enumerate(zip(ROW_LABELS, rows, strict=True)):
         y = top + i * (height + gap)
         words = label.replace(" ", "\n")
         pen.multiline_text((gap, y + height // 2), words, fill=_INK, font=font, anchor="lm", spacing=gap)

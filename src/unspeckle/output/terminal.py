@@ -13,12 +13,12 @@ from typing import TextIO
 
 from PIL import Image
 
-HALF = "▀"  # its foreground is the upper pixel, its background the lower one
+HALF_BLOCK = "▀"  # its foreground is the upper pixel, its background the lower one
 FRAMES_PER_SECOND = 12.0
 _LOG = logging.getLogger("unspeckle")
 
 
-def colours(stream: TextIO) -> int:
+def color_count(stream: TextIO) -> int:
     """How many colours the stream's terminal shows half-blocks in: 2²⁴, 256, or 0 where pictures are not possible."""
     term = os.environ.get("TERM", "")
     if not stream.isatty() or os.environ.get("NO_COLOR") or term in ("dumb", "unknown"):
@@ -28,18 +28,18 @@ def colours(stream: TextIO) -> int:
     if os.environ.get("COLORTERM", "").lower() in ("truecolor", "24bit") or term.endswith("-direct"):
         return 1 << 24
     if os.name == "nt":
-        return 1 << 24 if _windows_escapes() else 0
+        return 1 << 24 if enable_windows_escapes() else 0
     return 256 if "256" in term or term in ("xterm-kitty", "alacritty", "foot") else 0
 
 
-def half_blocks(image: Image.Image, colours: int) -> list[str]:
+def half_blocks(image: Image.Image, color_count: int) -> list[str]:
     """The picture as lines of text, one character a pixel wide and half as many lines as it is high."""
     pixels = image.convert("RGB")
     if pixels.height % 2:
         taller = Image.new("RGB", (pixels.width, pixels.height + 1))
         taller.paste(pixels)
         pixels = taller
-    code: Callable[[tuple[int, ...]], str] = _direct if colours > 256 else _cube
+    code: Callable[[tuple[int, ...]], str] = true_color if color_count > 256 else color_256
     data = pixels.tobytes()
     row = 3 * pixels.width
     lines = []
@@ -50,12 +50,12 @@ def half_blocks(image: Image.Image, colours: int) -> list[str]:
             if pair != before:
                 line.append(f"\x1b[38;{code(tuple(pair[0]))};48;{code(tuple(pair[1]))}m")
                 before = pair
-            line.append(HALF)
+            line.append(HALF_BLOCK)
         lines.append("".join(line) + "\x1b[0m")
     return lines
 
 
-def fitted(images: Sequence[Image.Image], columns: int, rows: int) -> Image.Image:
+def fit_images(images: Sequence[Image.Image], columns: int, rows: int) -> Image.Image:
     """As many pictures side by side as fit into columns × rows of text at a size that can be read.
 
     Small pictures are enlarged by whole factors, large ones reduced.
@@ -74,7 +74,7 @@ def fitted(images: Sequence[Image.Image], columns: int, rows: int) -> Image.Imag
     return sheet
 
 
-class Show:
+class TerminalView:
     """What a person sees while a drawing runs; a context manager. show(done, total, label, frame) after each step.
 
     frame makes the pictures of the step (none: there is only a bar), and is called only when they will be looked at.
@@ -84,33 +84,33 @@ class Show:
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.quiet = quiet
-        self.colours = 0 if quiet else colours(self.stream)
-        self.alive = not quiet and self.stream.isatty()
+        self.color_count = 0 if quiet else color_count(self.stream)
+        self.is_terminal = not quiet and self.stream.isatty()
         self._lines = 0
         self._shown = 0.0
         self._quarter = -1
 
-    def __enter__(self) -> "Show":
+    def __enter__(self) -> "TerminalView":
         self._level = _LOG.level
         if self.quiet:
             _LOG.setLevel(logging.ERROR)
-        if self.colours:
+        if self.color_count:
             self._write("\x1b[?25l")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         _LOG.setLevel(self._level)
-        if self.colours:
+        if self.color_count:
             self._write("\x1b[0m\x1b[?25h")
         elif self._lines:
             self._write("\n")
 
-    def show(self, done: int, total: int, label: str, frame: Callable[[], Sequence[Image.Image]]) -> None:
+    def update(self, done: int, total: int, label: str, frame: Callable[[], Sequence[Image.Image]]) -> None:
         """Say that `done` of `total` steps are done. The first and the last frame are always shown."""
         last = done >= total
         if self.quiet:
             return
-        if not self.alive:  # a file or a pipe: five lines, not a screen
+        if not self.is_terminal:  # a file or a pipe: five lines, not a screen
             if (quarter := 4 * done // max(total, 1)) != self._quarter:
                 self._quarter = -1 if last else quarter
                 self._write(f"{label}: step {done} of {total}\n")
@@ -120,10 +120,10 @@ class Show:
             return
         self._shown = now
         size = os.get_terminal_size(self.stream.fileno())
-        bar = _bar(done, total, label, max(20, size.columns - 1))
-        seen = frame() if self.colours else ()
+        bar = progress_bar(done, total, label, max(20, size.columns - 1))
+        seen = frame() if self.color_count else ()
         if seen:
-            lines = half_blocks(fitted(seen, max(8, size.columns - 1), max(4, size.lines - 3)), self.colours)
+            lines = half_blocks(fit_images(seen, max(8, size.columns - 1), max(4, size.lines - 3)), self.color_count)
             back = f"\x1b[{self._lines}A\r" if self._lines else ""
             self._write(back + "".join(f"{line}\x1b[K\n" for line in [*lines, bar]) + "\x1b[J")
             self._lines = 0 if last else len(lines) + 1
@@ -131,7 +131,7 @@ class Show:
             self._write(f"\r{bar}" + ("\n" if last else ""))
             self._lines = 0 if last else 1
 
-    def say(self, line: str) -> None:
+    def note(self, line: str) -> None:
         """A note of one line, above what follows."""
         if not self.quiet:
             self._write(line + "\n")
@@ -142,7 +142,7 @@ class Show:
         self.stream.flush()
 
 
-def _bar(done: int, total: int, label: str, columns: int) -> str:
+def progress_bar(done: int, total: int, label: str, columns: int) -> str:
     count = f" {done}/{total}"
     room = columns - len(count) - 3
     label = "".join(c for c in label if c.isprintable())[: max(0, room - 12)]
@@ -151,17 +151,17 @@ def _bar(done: int, total: int, label: str, columns: int) -> str:
     return f"{label} [{'#' * full}{'.' * (wide - full)}]{count}"
 
 
-def _direct(rgb: tuple[int, ...]) -> str:
+def true_color(rgb: tuple[int, ...]) -> str:
     return f"2;{rgb[0]};{rgb[1]};{rgb[2]}"
 
 
-def _cube(rgb: tuple[int, ...]) -> str:
+def color_256(rgb: tuple[int, ...]) -> str:
     """The nearest of the 6 × 6 × 6 colours that every 256-colour terminal has, whose levels are 0, 95, 135, … 255."""
     levels = [0 if c < 48 else 1 if c < 115 else (c - 35) // 40 for c in rgb]
     return f"5;{16 + 36 * levels[0] + 6 * levels[1] + levels[2]}"
 
 
-def _windows_escapes() -> bool:
+def enable_windows_escapes() -> bool:
     """Switch a Windows console to escape sequences; False where it has none."""
     if sys.platform == "win32":
         import ctypes

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unspeckle.denoiser import Denoise
 from unspeckle.networks.autoencoder import Identity
-from unspeckle.rng import Stream
+from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import Schedule
 
 LEVELS = 16  # of noise for each picture
@@ -93,7 +93,7 @@ def _diffusion(
     x: Tensor, first: int, way: _Way, schedule: Schedule, denoise: Denoise, tell: Callable[[int], None] | None
 ) -> Tensor:
     """(B, LEVELS) float64: the integrand, bits a dimension, at a random u in each equal share of the way."""
-    stream = Stream(0, torch.arange(first, first + len(x), device=x.device))
+    stream = ExampleRNG(0, torch.arange(first, first + len(x), device=x.device))
     place = stream.uniform(LEVELS).double()
     costs = []
     for level in range(LEVELS):

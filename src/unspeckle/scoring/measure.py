@@ -9,8 +9,8 @@ from torch import Tensor
 from unspeckle import guidance
 from unspeckle.corpus import Corpus, Split
 from unspeckle.denoiser import Denoise
-from unspeckle.generation.few_step import drawer
-from unspeckle.generation.pipeline import settle
+from unspeckle.generation.few_step import select_network
+from unspeckle.generation.pipeline import resolve
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import Identity
 from unspeckle.scoring import likelihood
@@ -23,7 +23,7 @@ from unspeckle.scoring.scores import CorpusFacts, Distance, FeatureFacts, Loss, 
 from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
 from unspeckle.scoring.task import Album, Drawn, Pair, Task, Watch, Wishes, captions_of, spread
 from unspeckle.training.validation import LEVELS, HeldOut
-from unspeckle.version import installed
+from unspeckle.version import installed_version
 
 LEAST = 20  # held-out pictures, below which nothing is compared with them
 SWEPT = 128  # pictures of each way of drawing
@@ -39,25 +39,25 @@ BOUNDS = {"precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0),
 
 def units(model: Model, corpus: Corpus | None, wishes: Wishes) -> int:
     """How much there is to do, as a Watch hears it."""
-    order = settle(model, wishes.ask)
+    order = resolve(model, wishes.ask)
     total = min(SWEPT, wishes.pictures) * sum(calls(o) for o in [*steps_of(model, order), *scales_of(model, order)])
     if corpus is not None and len(corpus.heldout) >= LEAST:
         held = len(corpus.heldout)
         total += wishes.pictures * wishes.seeds * calls(order)
-        total += 0 if model.card.few else 2 * LEVELS * min(LOSSES, held)
-        if isinstance(model.autoencoder, Identity) and not model.card.few:
+        total += 0 if model.card.step_counts else 2 * LEVELS * min(LOSSES, held)
+        if isinstance(model.autoencoder, Identity) and not model.card.step_counts:
             total += likelihood.LEVELS * min(COUNTED, held)
     return total
 
 
 def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watch: Watch) -> tuple[Scores, Album]:
     """All scores but those of words. name: the corpus's, for the report. InputError where the wishes cannot be met."""
-    task = Task(model, wishes, settle(model, wishes.ask), watch, Album())
+    task = Task(model, wishes, resolve(model, wishes.ask), watch, Album())
     order = task.order
     scores = Scores(
-        model=model.card.name, hash=model.hash, version=installed(), device=str(model.device), sampler=order.sampler,
-        grid=order.grid, steps=order.steps, scale=order.scale, size=order.size, pictures=wishes.pictures,
-        seeds=tuple(range(wishes.seeds)), licence=model.card.licence, precision=model.precision,
+        model=model.card.name, hash=model.hash, version=installed_version(), device=str(model.device), sampler=order.sampler,
+        grid=order.timestep_spacing, steps=order.steps, scale=order.guidance_scale, size=order.size, pictures=wishes.pictures,
+        seeds=tuple(range(wishes.seeds)), licence=model.card.license, precision=model.precision,
         corpus=None if corpus is None else _facts(model, corpus, name),
     )  # fmt: skip
     count = min(SWEPT, wishes.pictures)
@@ -69,7 +69,7 @@ def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watc
         scores = _with_sweeps(scores, task, [prompts[7 * i % len(prompts)] for i in range(count)], None)
         scores = replace(scores, missing=(_why(corpus),))
     said = warnings(scores)
-    if drawer(model, order) is not model and scores.loss is not None:
+    if select_network(model, order) is not model and scores.loss is not None:
         said = ("a student draws, but held-out loss and bits are its teacher's: only the teacher is a denoiser", *said)
     return replace(scores, warnings=said), task.album
 
@@ -101,7 +101,7 @@ def _with_corpus(scores: Scores, task: Task, corpus: Corpus) -> tuple[Scores, Re
     watch.stage("nearest training pictures")
     copied = _memorised(sets, held, corpus.training, task.album)
     loss, counted, missing = None, None, list[str]()
-    if task.model.card.few:
+    if task.model.card.step_counts:
         missing += ["a student's estimates are not those of a denoiser: no held-out loss and no bits per dimension"]
     else:
         watch.stage("held-out loss")
@@ -201,7 +201,7 @@ def _loss(task: Task, corpus: Corpus) -> Loss:
     for split in (corpus.heldout, corpus.training):
         objective, schedule = task.wishes.objective, model.denoiser.schedule
         held = HeldOut(split, model.tokenizer, model.autoencoder, objective, model.device, count, schedule)
-        found.append(held(model.denoiser, model.text, task.complete))
+        found.append(held(model.denoiser, model.text_encoder, task.complete))
         task.watch.tell(LEVELS * count)
     out, seen = found
     return Loss(out.total, seen.total, out.times, out.shares, seen.shares, count)
@@ -215,9 +215,9 @@ def _bits(task: Task, split: Split) -> Bits | None:
     captions, bounds = split.captions(places), model.autoencoder.bounds
 
     def rows(first: int, last: int) -> Denoise:
-        given = model.denoiser.prepare(model.text(model.tokenizer.encode(captions[first:last]).to(model.device)))
+        given = model.denoiser.prepare(model.text_encoder(model.tokenizer.encode(captions[first:last]).to(model.device)))
         given = task.complete(given)
-        return guidance.clamp(lambda x_t, t: model.denoiser(x_t, t, given), *bounds)  # type: ignore[arg-type]
+        return guidance.clamp_denoised(lambda x_t, t: model.denoiser(x_t, t, given), *bounds)  # type: ignore[arg-type]
 
     return bits(split.pictures(places), model.autoencoder, model.denoiser.schedule, rows, task.watch.tell)
 

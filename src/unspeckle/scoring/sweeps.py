@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unspeckle.generation.few_step import drawer
-from unspeckle.generation.pipeline import Ask, Order
+from unspeckle.generation.few_step import select_network
+from unspeckle.generation.pipeline import Request, ResolvedRequest
 from unspeckle.model import Model
 from unspeckle.scoring.distances import kid, neighbours
 from unspeckle.scoring.drawing import drawn
@@ -30,15 +30,15 @@ class Real:
     held_out: Tensor
 
 
-def calls(order: Order) -> int:
+def calls(order: ResolvedRequest) -> int:
     """Of the network, for one picture; the two halves of guidance count as two."""
-    return order.steps * (2 if order.sampler in TWICE else 1) * (1 if order.scale == 1 else 2)
+    return order.steps * (2 if order.sampler in TWICE else 1) * (1 if order.guidance_scale == 1 else 2)
 
 
-def steps_of(model: Model, order: Order) -> list[Order]:
+def steps_of(model: Model, order: ResolvedRequest) -> list[ResolvedRequest]:
     """The model's sampler and two others at fewer and more steps; a sampler of two calls a step takes half of them.
     Of a student, the counts of steps that it knows; of its teacher, none that the student would draw."""
-    if few := drawer(model, order).card.few:
+    if few := select_network(model, order).card.step_counts:
         return [replace(order, steps=steps) for steps in few]
     counts = sorted({min(1000, max(1, round(order.steps * share))) for share in SHARES})
     found = []
@@ -49,28 +49,28 @@ def steps_of(model: Model, order: Order) -> list[Order]:
     return _alike(model, dict.fromkeys(found))
 
 
-def scales_of(model: Model, order: Order) -> list[Order]:
+def scales_of(model: Model, order: ResolvedRequest) -> list[ResolvedRequest]:
     """The same with other guidance scales; none for a student, which has but the one that it learnt."""
-    if drawer(model, order).card.few:
+    if select_network(model, order).card.step_counts:
         return []
-    return _alike(model, [replace(order, scale=scale) for scale in sorted({*SCALES, order.scale})])
+    return _alike(model, [replace(order, scale=scale) for scale in sorted({*SCALES, order.guidance_scale})])
 
 
-def _alike(model: Model, orders: Iterable[Order]) -> list[Order]:
+def _alike(model: Model, orders: Iterable[ResolvedRequest]) -> list[ResolvedRequest]:
     """Those that the model draws itself."""
-    return [order for order in orders if not drawer(model, order).card.few]
+    return [order for order in orders if not select_network(model, order).card.step_counts]
 
 
 def sweep(
-    model: Model, orders: Sequence[Order], captions: Sequence[str], numbers: Sequence[int], real: Real | None,
+    model: Model, orders: Sequence[ResolvedRequest], captions: Sequence[str], numbers: Sequence[int], real: Real | None,
     tell: Callable[[int], None],
 ) -> Iterator[tuple[Point, Tensor]]:  # fmt: skip
     """Each order's point, and its first pictures. tell: how many calls of the network were made."""
     for order in orders:
-        ask = Ask(**{name: getattr(order, name) for name in ("sampler", "grid", "steps", "scale", "size", "negative")})
+        ask = Request(**{name: getattr(order, name) for name in ("sampler", "grid", "steps", "scale", "size", "negative")})
         cost = calls(order)
         found = drawn(model, captions, numbers, ask, lambda count, cost=cost: tell(count * cost))  # type: ignore[misc]
-        point = Point(order.sampler, order.steps, order.scale, found.seconds)
+        point = Point(order.sampler, order.steps, order.guidance_scale, found.seconds)
         if real is not None:
             point = _judged(point, real.held_out, real.features(found.pictures))
         yield point, found.pictures[:SHOWN]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unspeckle.corpus import Split
 from unspeckle.denoiser import Conditioning
-from unspeckle.generation.pipeline import Ask, Order
+from unspeckle.generation.pipeline import Request, ResolvedRequest
 from unspeckle.model import Model
 from unspeckle.objective import Objective
 from unspeckle.scoring.drawing import drawn
@@ -30,7 +30,7 @@ class Wishes:
     pictures: int = 500
     seeds: int = 4
     features: str = "scattering"
-    ask: Ask = field(default_factory=Ask)
+    ask: Request = field(default_factory=Request)
     objective: Objective = field(
         default_factory=lambda: Objective("logit_normal", *Plan.times)
     )  # whose loss is measured
@@ -71,7 +71,7 @@ class Task:
 
     model: Model
     wishes: Wishes
-    order: Order
+    order: ResolvedRequest
     watch: Watch
     album: Album
 
@@ -85,7 +85,7 @@ class Task:
 
     def complete(self, given: Conditioning) -> Conditioning:
         """What the captions' pictures are denoised with."""
-        return self.model.complete(given, wanted=True, scale=self.order.scale, size=self.order.size)
+        return self.model.add_conditioning(given, positive=True, guidance_scale=self.order.guidance_scale, size=self.order.size)
 
     def numbers(self, count: int, seed: int = 0) -> range:
         """The seeds of the pictures."""

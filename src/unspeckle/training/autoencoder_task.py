@@ -13,7 +13,7 @@ from unspeckle import atomic
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.errors import InputError
 from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
-from unspeckle.rng import Stream
+from unspeckle.rng import ExampleRNG
 from unspeckle.training import checkpoint
 from unspeckle.training.master_weights import Masters, Outcome
 from unspeckle.training.plan import Plan
@@ -39,7 +39,7 @@ class LatentLearner(Masters):
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """What is lost on the way there and back, with noise between."""
-        stream = Stream(self.plan.seed, batch.indices.to(self.device))
+        stream = ExampleRNG(self.plan.seed, batch.indices.to(self.device))
         pictures = batch.pictures.to(self.device).float() / 127.5 - 1
         deviation = NOISE * stream.uniform(_LEVEL).view(-1, 1, 1, 1)
 
@@ -120,7 +120,7 @@ class LatentTraining:
         back = ((back.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         rows = torch.cat([pixels, back]).view(2, -1, *pixels.shape[1:]).permute(0, 3, 1, 4, 2)  # (2, H, N, W, 3)
         path = self.run / "samples" / f"autoencoder-{step:08d}.png"
-        with atomic.replacing(path) as beside:
+        with atomic.replace_file(path) as beside:
             Image.fromarray(rows.flatten(2, 3).flatten(0, 1).contiguous().cpu().numpy()).save(beside, "PNG")
         return path
 

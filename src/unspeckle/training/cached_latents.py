@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unspeckle.atomic import replacing
+from unspeckle.atomic import replace_file
 from unspeckle.corpus import Corpus, Split
 from unspeckle.corpus.batches import permutation, shown, worded
 from unspeckle.networks.autoencoder import Autoencoder
@@ -62,7 +62,7 @@ def kept(run: Path, plan: LoraPlan, corpus: Corpus, autoencoder: Autoencoder, co
         ]
         width, height = plan.extent
         found.append(torch.cat(parts) if parts else torch.empty(0, autoencoder.channels, height, width))
-    with replacing(path) as beside:
+    with replace_file(path) as beside:
         save_file({"training": found[0], "heldout": found[1]}, beside, proof)
     return CachedLatents(*found)
 

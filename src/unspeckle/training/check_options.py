@@ -17,7 +17,7 @@ def check(options: TrainOptions) -> None:
     """InputError for choices that cannot be, before any long work."""
     check_common(options)
     if options.preset is not None and options.size is not None:
-        size = quantities.size(options.size)
+        size = quantities.parse_size(options.size)
         fits(size, preset(options.preset).at(size), 1)
     elif options.preset is not None:
         preset(options.preset)

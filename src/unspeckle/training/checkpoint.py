@@ -9,7 +9,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unspeckle.atomic import replacing
+from unspeckle.atomic import replace_file
 from unspeckle.errors import InputError
 
 KEPT = 2
@@ -27,7 +27,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write folder/step-00000123.safetensors atomically, then drop all but the newest KEPT."""
     path = folder / f"step-{checkpoint.step:08d}.safetensors"
     metadata = {"unspeckle-checkpoint": json.dumps({"step": checkpoint.step, "counters": checkpoint.counters})}
-    with replacing(path) as beside:
+    with replace_file(path) as beside:
         safetensors.torch.save_file({k: t.contiguous() for k, t in checkpoint.tensors.items()}, beside, metadata)
     for old in _files(folder)[:-KEPT]:
         old.unlink()

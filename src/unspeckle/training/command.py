@@ -17,8 +17,8 @@ from rich.console import Console
 from unspeckle import atomic, configuration
 from unspeckle.corpus import Corpus, read
 from unspeckle.errors import InputError
-from unspeckle.model import FILE, Card
-from unspeckle.model_io.precision import keep_memory
+from unspeckle.model import MODEL_FILE, ModelCard
+from unspeckle.model_io.precision import keep_freed_memory
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latent_autoencoder import Latents
 from unspeckle.text.tokenizer import words
@@ -47,14 +47,14 @@ Stop = Callable[[], bool]
 def run(options: TrainOptions) -> int:
     """Do what was asked; returns the exit code. InputError where the options or the folder do not allow it."""
     started = time.monotonic()
-    keep_memory()
+    keep_freed_memory()
     console = Console(stderr=True, quiet=options.quiet)
     plan = plans.load(options.out)
     if plan is not None:
         plans.refuse_changes(plan, options)
-        if (options.out / FILE).exists() and not options.plan_only:
+        if (options.out / MODEL_FILE).exists() and not options.plan_only:
             console.print(f"this run is finished; draw with --model {options.out}", highlight=False, soft_wrap=True)
-            print((options.out / FILE).absolute())
+            print((options.out / MODEL_FILE).absolute())
             return DONE
     else:
         check_options.check(options)
@@ -121,19 +121,19 @@ def alone(options: Options) -> Iterator[None]:
 
 def _carry_out(options: TrainOptions, plan: Plan, materials: Materials, console: Console) -> int:
     if not (options.out / plans.FILE).exists():
-        atomic.write(options.out / WORDS, materials.tokenizer.to_json().encode())
-        atomic.write(options.out / CAPTIONS, "".join(f"{line}\n" for line in kept(materials.corpus)).encode())
+        atomic.write_bytes(options.out / WORDS, materials.tokenizer.to_json().encode())
+        atomic.write_bytes(options.out / CAPTIONS, "".join(f"{line}\n" for line in kept(materials.corpus)).encode())
         plan.save(options.out)
     if plan.threads != torch.get_num_threads() and plan.device == "cpu":
         torch.set_num_threads(plan.threads)
     corpus, tokenizer, autoencoder, origin = materials
-    weights = fresh(plan) if origin is None else Weights(origin.network, origin.text)
+    weights = fresh(plan) if origin is None else Weights(origin.network, origin.text_encoder)
     heard = Counter(word for caption in islice(corpus.captions(), 20_000) for word in words(caption) if len(word) > 2)
     summary = {**corpus.summary, "seed": plan.seed, "pictures_seen": plan.pictures, "steps": plan.steps}
-    card = Card(
-        name=options.out.absolute().name, licence=options.licence or "", size=plan.size, corpus=summary,
+    card = ModelCard(
+        name=options.out.absolute().name, license=options.licence or "", size=plan.size, corpus=summary,
         vocabulary=tuple(word for word, _ in heard.most_common(200)), recipe=_recipe(options), sampler=SAMPLER,
-        grid=GRID,
+        timestep_spacing=GRID,
     )  # fmt: skip
     distinct = tuple(dict.fromkeys(corpus.heldout.captions(range(len(corpus.heldout))) or corpus.captions()))
     if len(corpus.heldout) == 0:

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle import rng
-from unspeckle.generation.few_step import told
-from unspeckle.generation.pipeline import Ask
-from unspeckle.guidance import join
-from unspeckle.model import Card, Model
+from unspeckle.generation.few_step import with_step_count
+from unspeckle.generation.pipeline import Request
+from unspeckle.guidance import concatenate
+from unspeckle.model import ModelCard, Model
 from unspeckle.prompts import escape
-from unspeckle.timesteps import times
+from unspeckle.timesteps import timesteps
 from unspeckle.training.loop import Course, Judge, copied
 from unspeckle.training.master_weights import Learner, Weights
 from unspeckle.training.plan import DistilPlan
@@ -44,7 +44,7 @@ TOGETHER = 16  # of them in a batch
 def beginner(teacher: Model) -> nn.Module:
     """The student before its first lesson: its teacher's network, with one more number to be told and deaf to it."""
     network: Any = teacher.network
-    vector = teacher.text(teacher.tokenizer.encode([""]).to(teacher.device)).vector
+    vector = teacher.text_encoder(teacher.tokenizer.encode([""]).to(teacher.device)).vector
     config = replace(network.config, vector_width=1 + (0 if vector is None else vector.shape[1]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -68,13 +68,13 @@ class Pupil(Learner):
     def loss(self, batch: Lessons, step: int = 0) -> Tensor:  # type: ignore[override]
         """Mean over all stretches of all drawings of the squared error, weighted as the teacher's training was."""
         schedule, count = self.denoiser.schedule, batch.points.shape[1]
-        grid, all_ = times(GRID, schedule, self.plan.moves), stretches(self.plan)
+        grid, all_ = timesteps(GRID, schedule, self.plan.moves), stretches(self.plan)
         x_t = torch.cat([batch.points[stretch.begin] for stretch in all_])
         wanted = torch.cat([target(batch.points, schedule, grid, stretch) for stretch in all_])
         t = grid[[stretch.begin for stretch in all_]].to(self.device, torch.float32).repeat_interleave(count)
         steps = torch.tensor([stretch.steps for stretch in all_], device=self.device).repeat_interleave(count)
-        estimate = self.denoiser(x_t, t, told(join([batch.given] * len(all_)), steps))
-        weight = self.objective.weigh(t, schedule, self.denoiser.prediction)
+        estimate = self.denoiser(x_t, t, with_step_count(concatenate([batch.given] * len(all_)), steps))
+        weight = self.objective.loss_weight(t, schedule, self.denoiser.prediction)
         loss: Tensor = (weight * (estimate - wanted).square().mean((1, 2, 3))).mean()
         return loss
 
@@ -111,7 +111,7 @@ class Distilling(Course):
     teacher: Model
     captions: tuple[str, ...]
     held_out: tuple[str, ...]
-    card: Card  # the student's
+    card: ModelCard  # the student's
 
     def learns(self) -> Learner:
         return pupil(self.plan, self.teacher)
@@ -129,7 +129,7 @@ class Distilling(Course):
 
     def judge(self) -> Judge:
         plan = self.plan
-        x = rng.noise(range(HELD_OUT), noise_shape(self.teacher, plan), self.learner.device)(-1, 0)
+        x = rng.noise_from_seeds(range(HELD_OUT), noise_shape(self.teacher, plan), self.learner.device)(-1, 0)
         ids = self.ids(tuple(self.held_out[i % len(self.held_out)] for i in range(HELD_OUT)))
         parts = [(ids[i : i + TOGETHER], x[i : i + TOGETHER]) for i in range(0, HELD_OUT, TOGETHER)]
         wanted = torch.cat([shown(self.working, *part, plan).points[-1] for part in parts])
@@ -141,7 +141,7 @@ class Distilling(Course):
             assert student is not None
             shares = []
             for steps in plan.counts:
-                found = torch.cat([repeated(student, student.text(ids), x, steps) for ids, x in parts])
+                found = torch.cat([repeated(student, student.text_encoder(ids), x, steps) for ids, x in parts])
                 shares.append(float((found - wanted).square().mean() / spread))
             return Likeness(sum(shares) / len(shares), plan.counts, tuple(shares))
 
@@ -151,10 +151,10 @@ class Distilling(Course):
         teacher = self.teacher.to(self.learner.device) if precision == "float32" else self.working
         network = copied(beginner(self.teacher), tensors, precision, self.learner.device)
         card = replace(self.card, corpus={**self.card.corpus, "weights": weights}) if weights else self.card
-        return replace(teacher, student=teacher.taught(network, card))
+        return replace(teacher, student=teacher.with_network(network, card))
 
-    def asks(self) -> list[Ask]:
-        return [Ask(escape(prompt), seed=i, steps=max(self.plan.counts)) for i, prompt in enumerate(self.held_out[:16])]
+    def asks(self) -> list[Request]:
+        return [Request(escape(prompt), seed=i, steps=max(self.plan.counts)) for i, prompt in enumerate(self.held_out[:16])]
 
 
 def pupil(plan: DistilPlan, teacher: Model) -> Pupil:
@@ -168,12 +168,12 @@ def hired(teacher: Model, plan: DistilPlan) -> Model:
     def part(module: nn.Module) -> nn.Module:
         return copied(copy.deepcopy(module), list(module.parameters()), plan.precision, torch.device(plan.device))
 
-    hired = teacher.taught(part(teacher.network), teacher.card)
-    hired.text = part(teacher.text)
+    hired = teacher.with_network(part(teacher.network), teacher.card)
+    hired.text_encoder = part(teacher.text_encoder)
     return hired
 
 
-def card(teacher: Model, plan: DistilPlan, recipe: str) -> Card:
+def card(teacher: Model, plan: DistilPlan, recipe: str) -> ModelCard:
     """What a person should know of the student."""
     summary = {"teacher": plan.teacher, "scale": plan.scale, "pictures_seen": plan.pictures, "steps": plan.steps}
     return replace(

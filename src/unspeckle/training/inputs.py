@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from unspeckle import quantities
 from unspeckle.corpus import Corpus, Listing, open_corpus
-from unspeckle.errors import InputError, naming
+from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.model import Model, load
 from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
 from unspeckle.networks.latent_autoencoder import Latents
@@ -39,9 +39,9 @@ class Materials(NamedTuple):
 def own(path: Path) -> Model:
     """The model that training goes on from, or a student's teacher. InputError where it is not one that learns here."""
     model = load(path)
-    if model.card.few:
+    if model.card.step_counts:
         raise InputError(f"{path}: is a student, which has nothing to teach; name the model that taught it")
-    if not (isinstance(model.text, TextEncoder) and isinstance(model.autoencoder, Identity | Latents)):
+    if not (isinstance(model.text_encoder, TextEncoder) and isinstance(model.autoencoder, Identity | Latents)):
         raise InputError(f"{path}: was not trained here, and only such models can be distilled or trained further")
     return replace(model, student=None)
 
@@ -49,7 +49,7 @@ def own(path: Path) -> Model:
 def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: Console) -> Materials:
     """Decode the pictures, and take or learn the words."""
     resumed = plan is not None and checkpoint.steps_done(options.out / "checkpoints") > 0
-    with naming("--from", options.from_model):
+    with prefix_with_option("--from", options.from_model):
         origin = None if options.from_model is None or resumed else own(options.from_model)
     if plan is not None and origin is not None and _parts(origin) != (plan.network, plan.text, plan.autoencoder):
         raise InputError(f"--from {options.from_model}: changed since {options.out} began; give another --out")
@@ -59,7 +59,7 @@ def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: 
     if plan is not None:
         size = plan.size
     elif options.size is not None:
-        size = quantities.size(options.size)
+        size = quantities.parse_size(options.size)
     else:
         size = origin.card.size if origin is not None else (128, 128) if torch.cuda.is_available() else (64, 64)
     corpus = decoded(listing, size, console)
@@ -98,7 +98,7 @@ def _kept_tokenizer(run: Path) -> Tokenizer:
 
 
 def _parts(model: Model) -> tuple[Any, Any, Any]:
-    text: Any = model.text
+    text: Any = model.text_encoder
     return model.network.config, text.config, model.autoencoder.config
 
 

@@ -27,7 +27,7 @@ class Log:
         path = run / "log.jsonl"
         if path.exists():
             kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= done]
-            atomic.write(path, "".join(f"{line}\n" for line in kept).encode())
+            atomic.write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
         self.file = path.open("a", encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter

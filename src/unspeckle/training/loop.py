@@ -17,8 +17,8 @@ from unspeckle import atomic
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.denoiser import Network
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Ask, draw
-from unspeckle.model import FILE, Card, Model, save
+from unspeckle.generation.pipeline import Request, draw
+from unspeckle.model import MODEL_FILE, ModelCard, Model, save
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.prompts import escape
 from unspeckle.text.tokenizer import Tokenizer
@@ -40,7 +40,7 @@ Judge = Callable[[Model], Judged]
 class Course(ABC):
     """All that a run holds in memory, whatever it learns from. file: what it leaves in RUN."""
 
-    file: ClassVar[str] = FILE
+    file: ClassVar[str] = MODEL_FILE
     plan: Plan
     run: Path
     stop: Callable[[], bool] = field(default=lambda: False, kw_only=True)
@@ -73,7 +73,7 @@ class Course(ABC):
         save(model, self.run / self.file)
 
     @abstractmethod
-    def asks(self) -> list[Ask]:
+    def asks(self) -> list[Request]:
         """The samples: fixed prompts and seeds."""
 
     def tensors(self) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ class Training(Course):
     corpus: Corpus
     tokenizer: Tokenizer
     autoencoder: Autoencoder
-    card: Card
+    card: ModelCard
     prompts: tuple[str, ...]
     weights: Weights
 
@@ -153,7 +153,7 @@ class Training(Course):
         assert isinstance(learner, Learner)
         schedule = learner.denoiser.schedule
         held = HeldOut(judged, self.tokenizer, self.autoencoder, learner.objective, learner.device, HELD_OUT, schedule)
-        return lambda model: held(model.denoiser, model.text)
+        return lambda model: held(model.denoiser, model.text_encoder)
 
     def model(self, tensors: list[Tensor], precision: str = "float32", weights: str = "") -> Model:
         filled = copied(fresh(self.plan), tensors, precision, self.learner.device)
@@ -161,8 +161,8 @@ class Training(Course):
         card = replace(card, corpus={**card.corpus, "weights": weights}) if weights else card
         return Model(denoiser, self.tokenizer, filled.text, self.autoencoder, card)
 
-    def asks(self) -> list[Ask]:
-        return [Ask(escape(prompt), seed=i, steps=20) for i, prompt in enumerate(self.prompts)]
+    def asks(self) -> list[Request]:
+        return [Request(escape(prompt), seed=i, steps=20) for i, prompt in enumerate(self.prompts)]
 
 
 def copied(module: Module, tensors: list[Tensor], precision: str, device: torch.device) -> Module:
@@ -199,7 +199,7 @@ def _samples(training: Course, step: int, model: Model | None = None) -> Path:
     for i, picture in enumerate(pictures):
         grid.paste(picture, (i % columns * width, i // columns * height))
     path = training.run / "samples" / f"step-{step:08d}.png"
-    with atomic.replacing(path) as beside:
+    with atomic.replace_file(path) as beside:
         grid.save(beside, "PNG")
     return path
 

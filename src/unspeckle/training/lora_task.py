@@ -12,19 +12,19 @@ from unspeckle.corpus import Corpus
 from unspeckle.denoiser import Conditioning
 from unspeckle.formats.lora import lora_file
 from unspeckle.formats.stable_diffusion.model import Foreign
-from unspeckle.generation.pipeline import Ask
-from unspeckle.model import LORA, Model
+from unspeckle.generation.pipeline import Request
+from unspeckle.model import LORA_FILE, Model
 from unspeckle.networks.lora import Adapters, fresh, live
 from unspeckle.prompts import escape
-from unspeckle.rng import Stream
-from unspeckle.schedule import Table
+from unspeckle.rng import ExampleRNG
+from unspeckle.schedule import DiscreteSchedule
 from unspeckle.training.cached_latents import CachedLatents, LatentBatch, batches
 from unspeckle.training.loop import Course, Judge
 from unspeckle.training.master_weights import DTYPES, Masters, Outcome
 from unspeckle.training.plan import LoraPlan
 from unspeckle.training.validation import LEVELS, PIXELS, SHARE, HeldOut
 
-FILE = LORA
+FILE = LORA_FILE
 HELD_OUT = 16  # pictures
 PROMPTS, STEPS = 4, 20  # of the samples
 _NOISE = 1  # a Stream's purpose
@@ -37,7 +37,7 @@ class Tuner(Masters):
     weights: Adapters
 
     def __init__(self, plan: LoraPlan, base: Foreign) -> None:
-        parts = {"network": base.network, **({"text": base.text} if plan.words else {})}
+        parts = {"network": base.network, **({"text": base.text_encoder} if plan.words else {})}
         super().__init__(plan, fresh(parts, plan.rank, plan.seed))
         self.weights.attach(parts)
         self.base, self.parts = base, parts
@@ -53,18 +53,18 @@ class Tuner(Masters):
     def given(self, ids: Tensor) -> Conditioning:
         """Of captions' ids (B, encoders, L): all that the network wants to be told."""
         with torch.set_grad_enabled(self.plan.words and torch.is_grad_enabled()):
-            read: Conditioning = self.base.text(ids)
-        return self.base.complete(read, wanted=True, scale=1.0, size=self.plan.size)
+            read: Conditioning = self.base.text_encoder(ids)
+        return self.base.add_conditioning(read, positive=True, guidance_scale=1.0, size=self.plan.size)
 
     def loss(self, batch: LatentBatch) -> Tensor:
         """Mean loss of a batch, captions dropped example by example."""
-        stream = Stream(self.plan.seed, batch.indices.to(self.device))
+        stream = ExampleRNG(self.plan.seed, batch.indices.to(self.device))
         *said, nothing = self.base.tokenizer.encode([*batch.captions, ""]).to(self.device)
-        ids = torch.where(self.objective.drops(stream)[:, None, None], nothing, torch.stack(said))
+        ids = torch.where(self.objective.dropped_captions(stream)[:, None, None], nothing, torch.stack(said))
         x = batch.x.to(self.device)
-        t = entry(self.objective.draw(stream, self.base.denoiser.schedule), self.base)
+        t = entry(self.objective.sample_times(stream, self.base.denoiser.schedule), self.base)
         eps = stream.normal(_NOISE, x.shape[1:])
-        return self.objective.at(self.base.denoiser, x, self.given(ids), t, eps).mean()
+        return self.objective.loss_at(self.base.denoiser, x, self.given(ids), t, eps).mean()
 
     def step(self, batch: LatentBatch, step: int) -> Outcome:
         return self.descend(self.loss(batch), step)
@@ -73,8 +73,8 @@ class Tuner(Masters):
 def entry(t: Tensor, base: Foreign) -> Tensor:
     """Times (B,) in (0, 1] moved up to the next entry of the base's table: it was told of no others."""
     table = base.denoiser.schedule
-    assert isinstance(table, Table)
-    return (t * table.count).ceil().clamp(min=1) / table.count
+    assert isinstance(table, DiscreteSchedule)
+    return (t * table.num_train_timesteps).ceil().clamp(min=1) / table.num_train_timesteps
 
 
 class HeldOutLatents(HeldOut):
@@ -122,7 +122,7 @@ class Tuning(Course):
     def judge(self) -> Judge:
         tuner = self.tuner
         held = HeldOutLatents(*self._unseen(), tuner)
-        return lambda model: held(model.denoiser, model.text, lambda given: _told(model, given, tuner.plan.size))
+        return lambda model: held(model.denoiser, model.text_encoder, lambda given: _told(model, given, tuner.plan.size))
 
     @torch.no_grad()
     def model(self, tensors: list[Tensor], precision: str = "float32", weights: str = "") -> Model:
@@ -134,20 +134,20 @@ class Tuning(Course):
     def write(self, model: Model) -> None:
         lora_file.write(self.tuner.weights, self.base, self.run / self.file, self.plan.layout, self.said)
 
-    def asks(self) -> list[Ask]:
+    def asks(self) -> list[Request]:
         prompts = list(dict.fromkeys(self._unseen()[1]))[:PROMPTS]
         common = {"steps": STEPS, "size": self.plan.size, "scale": self.plan.scale}
-        return [Ask(escape(prompt), seed=i, **common) for i, prompt in enumerate(prompts)]  # type: ignore[arg-type]
+        return [Request(escape(prompt), seed=i, **common) for i, prompt in enumerate(prompts)]  # type: ignore[arg-type]
 
 
 def _told(model: Model, given: Conditioning, size: tuple[int, int]) -> Conditioning:
-    return model.complete(given, wanted=True, scale=1.0, size=size)
+    return model.add_conditioning(given, positive=True, guidance_scale=1.0, size=size)
 
 
 def hired(base: Foreign, plan: LoraPlan) -> Foreign:
     """The base on the plan's device, in the precision of the work; it stays so. Its autoencoder keeps its own."""
     base.to(plan.device)
-    assert not any(live(part) for part in base.parts().values())
-    for part in (base.network, base.text):
+    assert not any(live(part) for part in base.modules().values())
+    for part in (base.network, base.text_encoder):
         part.to(DTYPES[plan.precision]).requires_grad_(False)
     return base

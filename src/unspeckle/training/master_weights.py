@@ -14,7 +14,7 @@ from unspeckle.corpus import Batch
 from unspeckle.denoiser import Conditioning, Network
 from unspeckle.networks import build
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.rng import Stream
+from unspeckle.rng import ExampleRNG
 from unspeckle.text.text_encoder import TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.optimizer import Optimizer, clipped
@@ -75,7 +75,7 @@ def pictures_in(batch: Batch, autoencoder: Autoencoder, device: torch.device) ->
 
 def of_rows(given: Conditioning, rows: Tensor) -> Conditioning:
     """What belongs to pictures whose captions are these rows (B,) of it."""
-    vector, beside = (None if part is None else spread(part, rows) for part in (given.vector, given.beside))
+    vector, beside = (None if part is None else spread(part, rows) for part in (given.vector, given.concat))
     mask = None if given.mask is None else given.mask[rows]
     return given._replace(tokens=spread(given.tokens, rows), mask=mask, vector=vector, beside=beside)
 
@@ -173,11 +173,11 @@ class Learner(Masters):
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean loss of a batch, captions dropped example by example: of the network, but for the first steps, and of
         its draft. What follows from words alone is worked out once for each different caption."""
-        stream = Stream(self.plan.seed, batch.indices.to(self.device))
+        stream = ExampleRNG(self.plan.seed, batch.indices.to(self.device))
         captions = list(dict.fromkeys(["", *batch.captions]))
         place = {caption: row for row, caption in enumerate(captions)}
         rows = torch.tensor([place[caption] for caption in batch.captions], device=self.device)
-        rows = torch.where(self.objective.drops(stream), 0, rows)
+        rows = torch.where(self.objective.dropped_captions(stream), 0, rows)
         given = self.working.text(self.tokenizer.encode(captions).to(self.device))
         x = pictures_in(batch, self.encoder, self.device)
         draft = getattr(self.working.network, "draft", None)
@@ -185,7 +185,7 @@ class Learner(Masters):
             return cast(Tensor, draft.loss(spread(draft(given), rows), x).mean())
         given = of_rows(self.denoiser.prepare(given), rows)
         loss = self.objective(self.denoiser, x, given, stream)
-        return cast(Tensor, (loss if draft is None else loss + draft.loss(given.beside, x)).mean())
+        return cast(Tensor, (loss if draft is None else loss + draft.loss(given.concat, x)).mean())
 
     def step(self, batch: Batch, step: int) -> Outcome:
         """Learn from a batch as step 1…plan.steps."""

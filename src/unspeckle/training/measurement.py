@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unspeckle.corpus import Batch, Split
 from unspeckle.denoiser import Conditioning
-from unspeckle.model_io.precision import pays, wait
+from unspeckle.model_io.precision import is_faster_in, synchronize
 from unspeckle.networks import Config, build
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
@@ -44,7 +44,7 @@ def device_and_precision(device: str | None, precision: str | None) -> tuple[str
     """Where to work and in what: bfloat16 where the hardware multiplies it faster than float32."""
     device = device or usual_device()
     if precision is None:
-        precision = "bfloat16" if pays(device, torch.bfloat16) else "float32"
+        precision = "bfloat16" if is_faster_in(device, torch.bfloat16) else "float32"
     return device, precision
 
 
@@ -85,7 +85,7 @@ def peak(device: str, precision: str, seconds: float = PEAK) -> float:
     while len(taken) < 3 or time.perf_counter() - begun < seconds:
         before = time.perf_counter()
         torch.mm(a, b, out=out)
-        wait(device)
+        synchronize(device)
         taken.append(time.perf_counter() - before)
     return 2 * side**3 / min(taken)
 
@@ -102,13 +102,13 @@ def steps(learns: Callable[[AnyPlan], Masters], plan: AnyPlan, data: Iterator[An
     start = time.perf_counter()
     learner = learns(replace(plan, warmup=10**9))
     learner.step(next(data), 1)
-    wait(plan.device)
+    synchronize(plan.device)
     begun = time.perf_counter()
     taken: list[float] = []
     while len(taken) < 2 or time.perf_counter() - begun < seconds:
         before = time.perf_counter()
         learner.step(next(data), 1)
-        wait(plan.device)
+        synchronize(plan.device)
         taken.append(time.perf_counter() - before)
     median = sorted(taken)[len(taken) // 2]
     return Measured(plan.batch / median, _peak(plan.device), begun - start)
@@ -120,11 +120,11 @@ def latents(plan: Plan, data: Iterator[Batch], seconds: float) -> Measured:
     start = time.perf_counter()
     learner = LatentLearner(replace(plan, warmup=10**9), Latents(plan.autoencoder))
     learner.step(next(data), COARSE_EVERY)
-    wait(plan.device)
+    synchronize(plan.device)
     begun, taken = time.perf_counter(), 0
     while taken < 2 or time.perf_counter() - begun < seconds:
         learner.step(next(data), taken + 1)
-        wait(plan.device)
+        synchronize(plan.device)
         taken += 1
     return Measured(taken * plan.batch / (time.perf_counter() - begun), _peak(plan.device), begun - start)
 

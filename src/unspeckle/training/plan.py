@@ -18,7 +18,7 @@ from unspeckle.networks.latent_autoencoder import LatentConfig
 from unspeckle.networks.lora import fresh
 from unspeckle.networks.vae import VaeConfig
 from unspeckle.objective import Objective
-from unspeckle.schedule import KINDS
+from unspeckle.schedule import SCHEDULES
 from unspeckle.text.clip import ClipTextsConfig
 from unspeckle.text.text_encoder import TextConfig
 from unspeckle.training.options import Options
@@ -102,15 +102,15 @@ class Plan:
 
     def denoiser(self, network: Network) -> Denoiser:
         """The network, with what the plan says of noise and predictions."""
-        schedule = configuration.kind_from_json(KINDS, self.schedule, "schedule")
+        schedule = configuration.kind_from_json(SCHEDULES, self.schedule, "schedule")
         return Denoiser(network, schedule, self.prediction, self.clock)
 
     def objective(self) -> Objective:
         """What is minimised. InputError for a distribution or a weight that there is not."""
-        return Objective(self.distribution, *self.times, weight=self.weight, gamma=self.gamma, drop=self.drop)
+        return Objective(self.distribution, *self.times, loss_weighting=self.weight, gamma=self.gamma, caption_dropout=self.drop)
 
     def save(self, run: Path) -> None:
-        atomic.write(run / FILE, json.dumps(configuration.to_json(self), indent=1).encode())
+        atomic.write_bytes(run / FILE, json.dumps(configuration.to_json(self), indent=1).encode())
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
 from unspeckle.networks.transformer import TransformerConfig
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.presets import LADDER, PRESETS, Preset, preset
-from unspeckle.schedule import KINDS
+from unspeckle.schedule import SCHEDULES
 from unspeckle.text.text_encoder import TextConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import encoded_corpus, measurement, memory
@@ -160,7 +160,7 @@ def _kind(origin: Model | None) -> dict[str, Any]:
         return {}
     denoiser = origin.denoiser
     return {
-        "schedule": kind_to_json(KINDS, denoiser.schedule),
+        "schedule": kind_to_json(SCHEDULES, denoiser.schedule),
         "prediction": denoiser.prediction,
         "clock": denoiser.clock,
     }
@@ -192,7 +192,7 @@ def _sizes(
     chosen: Preset | None, size: tuple[int, int], tokenizer: Tokenizer, autoencoder: Autoencoder, origin: Model | None
 ) -> tuple[Config, TextConfig]:
     if origin is not None:
-        made = origin.network.config, origin.text.config
+        made = origin.network.config, origin.text_encoder.config
         assert isinstance(made[0], UNetConfig | TransformerConfig) and isinstance(made[1], TextConfig)
         return made[0], made[1]
     assert chosen is not None

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from unspeckle import guidance
 from unspeckle.denoiser import Conditioning
-from unspeckle.generation.few_step import Counted
+from unspeckle.generation.few_step import FewStepDenoiser
 from unspeckle.model import Model
-from unspeckle.rng import Stream
+from unspeckle.rng import ExampleRNG
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import Schedule
-from unspeckle.timesteps import times
+from unspeckle.timesteps import timesteps
 from unspeckle.training.plan import DistilPlan
 
 SAMPLER, GRID = "ddim", "shifted"  # the teacher's here, and the student's always
@@ -59,10 +59,10 @@ def target(points: Tensor, schedule: Schedule, grid: Tensor, stretch: Stretch) -
 def drawn(model: Model, givens: Sequence[Conditioning], x: Tensor, steps: int, scale: float) -> Tensor:
     """(steps + 1, B, C, H, W): a drawing's points from pure noise x, unit variance. givens: the wanted, the empty."""
     schedule = model.denoiser.schedule
-    denoise = guidance.combine(model.denoiser, givens, guidance.cfg(scale))
-    bounds: Any = model.autoencoder.bounds if model.card.clamp else None
-    denoise = denoise if bounds is None else guidance.clamp(denoise, *bounds)
-    way = times(GRID, schedule, steps)
+    denoise = guidance.guided_denoise(model.denoiser, givens, guidance.classifier_free_guidance(scale))
+    bounds: Any = model.autoencoder.bounds if model.card.clamp_denoised else None
+    denoise = denoise if bounds is None else guidance.clamp_denoised(denoise, *bounds)
+    way = timesteps(GRID, schedule, steps)
     start = float(schedule(way[0])[1]) * x
     return torch.stack([step.x for step in SAMPLERS[SAMPLER](denoise, schedule, way, start, lambda step, draw: x)])
 
@@ -70,15 +70,15 @@ def drawn(model: Model, givens: Sequence[Conditioning], x: Tensor, steps: int, s
 @torch.no_grad()
 def shown(teacher: Model, ids: Tensor, x: Tensor, plan: DistilPlan) -> Lessons:
     """The teacher's drawings of the captions (B, L) from the noise x (B, C, H, W)."""
-    given = teacher.text(ids)
-    nothing = teacher.text(teacher.tokenizer.encode([""]).to(ids.device).expand(len(ids), -1))
+    given = teacher.text_encoder(ids)
+    nothing = teacher.text_encoder(teacher.tokenizer.encode([""]).to(ids.device).expand(len(ids), -1))
     return Lessons(drawn(teacher, [given, nothing], x, plan.moves, plan.scale), given)
 
 
 @torch.no_grad()
 def repeated(student: Model, given: Conditioning, x: Tensor, steps: int) -> Tensor:
     """The student's pictures (B, C, H, W) from the same, in so many steps."""
-    counted = replace(student, denoiser=Counted(student.denoiser, steps))
+    counted = replace(student, denoiser=FewStepDenoiser(student.denoiser, steps))
     return drawn(counted, [given], x, steps, 1.0)[-1]
 
 
@@ -87,7 +87,7 @@ def lessons(teacher: Model, ids: Tensor, plan: DistilPlan, start: int) -> Iterat
     plan's seed and its own number alone."""
     shape = noise_shape(teacher, plan)
     while True:
-        stream = Stream(plan.seed, torch.arange(start, start + plan.batch, device=ids.device))
+        stream = ExampleRNG(plan.seed, torch.arange(start, start + plan.batch, device=ids.device))
         which = (stream.uniform(_CAPTION) * len(ids)).long().clamp(max=len(ids) - 1)
         yield shown(teacher, ids[which], stream.normal(_START, shape), plan)
         start += plan.batch

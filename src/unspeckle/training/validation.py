@@ -11,7 +11,7 @@ from unspeckle.corpus import Split
 from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.objective import Objective
-from unspeckle.rng import Stream
+from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import Flow, Schedule
 from unspeckle.text.tokenizer import Tokenizer
 
@@ -63,9 +63,9 @@ def middles(objective: Objective, schedule: Schedule) -> Tensor:
     """(LEVELS,) the middles of as many equal shares of the times that the objective draws."""
     shares = (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
     normal = objective.mean + objective.std * torch.special.ndtri(shares)
-    if objective.times == "uniform":
+    if objective.time_distribution == "uniform":
         return shares.float()
-    return (normal.sigmoid() if objective.times == "logit_normal" else schedule.inverse(normal.exp())).float()
+    return (normal.sigmoid() if objective.time_distribution == "logit_normal" else schedule.inverse(normal.exp())).float()
 
 
 class HeldOut:
@@ -98,7 +98,7 @@ class HeldOut:
         for first in range(0, len(self.x), self.rows):
             x, ids = self.x[first : first + self.rows], self.ids[first : first + self.rows]
             given = complete(denoiser.prepare(text(ids)))
-            stream = Stream(0, torch.arange(first, first + len(x), device=x.device))
+            stream = ExampleRNG(0, torch.arange(first, first + len(x), device=x.device))
             for i, level in enumerate(self.times):
                 t = level.expand(len(x))
                 alpha, sigma = denoiser.schedule(level)
@@ -106,7 +106,7 @@ class HeldOut:
                 errors[i] += _error(denoiser(x_t, t, given), x)
         errors /= len(self.x)
         zero = float(self.x.square().mean())
-        weights = self.objective.weigh(self.times, denoiser.schedule, denoiser.prediction).double().cpu()
+        weights = self.objective.loss_weight(self.times, denoiser.schedule, denoiser.prediction).double().cpu()
         return HeldOutLoss(
             float((errors * weights).mean()), tuple(self.times.tolist()), tuple((errors / zero).tolist())
         )

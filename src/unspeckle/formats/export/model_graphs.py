@@ -68,7 +68,7 @@ class Encodes(nn.Module):
 
 def own(model: Model) -> list[Graph]:
     """The parts of a model of ours, its student's network too."""
-    text, coder = model.text, model.autoencoder
+    text, coder = model.text_encoder, model.autoencoder
     assert isinstance(text, TextEncoder)
 
     def ids(other: bool) -> Tensors:
@@ -120,13 +120,13 @@ def told(model: Model) -> dict[str, Any]:
     """What a program must know that draws with the graphs: the times of a whole drawing and the noise at each, how ids
     are filled up, the latents, the card."""
     card, denoiser = model.card, model.denoiser
-    times = model.way(card.sampler, card.grid, card.steps).times
+    times = model.sampling_setup(card.sampler, card.timestep_spacing, card.steps).times
     alpha, sigma = denoiser.schedule(times)
-    bounds = model.autoencoder.bounds if card.clamp else None
+    bounds = model.autoencoder.bounds if card.clamp_denoised else None
     return {
         "format": 1,
         "predicts": "x",
-        "schedule": configuration.kind_to_json(schedule.KINDS, denoiser.schedule),
+        "schedule": configuration.kind_to_json(schedule.SCHEDULES, denoiser.schedule),
         "times": {"t": times.tolist(), "alpha": alpha.tolist(), "sigma": sigma.tolist()},
         "ids": {"length": model.tokenizer.length, "pad": PAD, "start": START},
         "latents": {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unspeckle.denoiser import Conditioning
 from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
-from unspeckle.model_io.weight_dtypes import float32
+from unspeckle.model_io.weight_dtypes import to_float32
 from unspeckle.networks.layers import sinusoids
 from unspeckle.networks.unet import UNet
 from unspeckle.networks.vae import Vae
@@ -186,7 +186,7 @@ def _made(
     def make() -> nn.Module:
         with torch.device("meta"):
             module = build()
-        held = {name: float32(tensor) for name, tensor in checkpoint.part(part).items()}
+        held = {name: to_float32(tensor) for name, tensor in checkpoint.part(part).items()}
         module.load_state_dict(held, assign=True)
         return wrap(module).eval().requires_grad_(False)
 

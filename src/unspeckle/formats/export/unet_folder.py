@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from unspeckle.atomic import making
+from unspeckle.atomic import create_folder
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.formats.export.stable_diffusion_graphs import maps, random
@@ -51,7 +51,7 @@ def write(model: Model, source: str, target: Path) -> float:
     config, network = model.network.config, model.network
     assert isinstance(config, UNetConfig)
     side = model.card.size[0] // model.autoencoder.factor
-    with making(target) as place:
+    with create_folder(target) as place:
         writing.json_file(place / "unet" / "config.json", writing.unet(config, side))
         theirs = given(table(UNet, config, diffusers_names.UNET), network.state_dict())
         save_file(theirs, place / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
@@ -67,7 +67,7 @@ def write(model: Model, source: str, target: Path) -> float:
     question = maps(config.channels, config.factor, False), torch.tensor([0.6, 0.3])
     words = Conditioning(
         random(2, model.tokenizer.length, config.text_width),
-        beside=maps(config.beside, config.factor, False) if config.beside else None,
+        concat=maps(config.beside, config.factor, False) if config.beside else None,
     )
     error = writing.apart(again(*question, words), network(*question, words))
     print(f"network: relative difference {error:.1e}", file=sys.stderr)

@@ -31,7 +31,7 @@ def _modern(old: re.Match[str]) -> str:
 def spelt(model: Foreign) -> dict[str, tuple[str, ...]]:
     """Every layer that may have an adapter, by our full name, with what files call it: in the order of LAYOUTS as they
     are written here, then whatever else others write."""
-    unet, text = model.network.config, model.text
+    unet, text = model.network.config, model.text_encoder
     assert isinstance(unet, UNetConfig) and isinstance(text, ClipTexts)
     found: dict[str, tuple[str, ...]] = {}
     theirs, original = table(UNet, unet, diffusers_names.UNET), table(UNet, unet, original_names.UNET)

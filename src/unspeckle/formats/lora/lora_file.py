@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unspeckle.atomic import replacing
+from unspeckle.atomic import replace_file
 from unspeckle.errors import InputError
 from unspeckle.formats.lora import alpha_scales
 from unspeckle.formats.lora.alpha_scales import Scale
 from unspeckle.formats.lora.layer_names import ENDS, LAYOUTS, parted, spelt
 from unspeckle.formats.stable_diffusion.model import Foreign
-from unspeckle.model_io.safetensors_io import contents
+from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.networks.lora import Adapter, Adapters, layer
 
 
@@ -22,7 +22,7 @@ def read(file: Path, model: Foreign) -> Adapters:
     """The file's adapters for the model's layers. InputError, one line, where it is damaged, has tensors that belong to
     no layer, or others than the layer wants."""
     model.changeable("a LoRA")
-    metadata, held = contents(file, "download")
+    metadata, held = read_safetensors(file, "download")
     known = {name: ours for ours, spellings in spelt(model).items() for name in spellings}
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     said, strange = dict[str, str](), []
@@ -43,7 +43,7 @@ def read(file: Path, model: Foreign) -> Adapters:
             f"{file}: holds {', '.join(sorted(strange)[:3]) or 'nothing'}{more}, which no layer of {model.card.name} "
             "takes: it is for another kind of model, or no LoRA of the plain kind (LoHa, LoKr and DoRA are not)"
         )
-    scales, parts = alpha_scales.read(metadata, file), model.parts()
+    scales, parts = alpha_scales.read(metadata, file), model.modules()
     each = ((ours, layer(parts, ours), held, said[ours]) for ours, held in found.items())
     return Adapters({ours: _adapter(module, held, name, scales.of(name), file) for ours, module, held, name in each})
 
@@ -91,7 +91,7 @@ def write(
         tensors[f"{name}.{first}.weight"], tensors[f"{name}.{last}.weight"] = adapter.down.detach(), up
     ranks = {len(adapter.down) for _, adapter in adapters.items()}
     kohya = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks))} if layout == "kohya" else {}
-    with replacing(file) as beside:
+    with replace_file(file) as beside:
         save_file(
             {k: t.cpu().contiguous() for k, t in tensors.items()}, beside, {"format": "pt", **kohya, **(said or {})}
         )

@@ -37,7 +37,7 @@ def add(
     decoder = foreign.autoencoder if autoencoder is None else vae_files.read(autoencoder, foreign)
     textual_inversion.add(foreign, [existing(file, "--embedding") for file in embeddings])
     for one, (file, strength) in zip(adapters, files, strict=True):  # nothing fails from here on
-        one.merge(foreign.parts())
+        one.merge(foreign.modules())
         name += f" + {file.stem}" + (f":{strength:g}" if strength != 1 else "")
     foreign.autoencoder = decoder
     foreign.card, foreign.loras = replace(foreign.card, name=name), (*foreign.loras, *tags)

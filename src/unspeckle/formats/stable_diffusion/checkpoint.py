@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from unspeckle.errors import InputError
 from unspeckle.formats.rename_tables import Names, Rows, Shape, names, taken
-from unspeckle.model_io.safetensors_io import compare
+from unspeckle.model_io.safetensors_io import check_tensors
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import Vae, VaeConfig
-from unspeckle.schedule import STABLE_DIFFUSION, Table
+from unspeckle.schedule import STABLE_DIFFUSION, DiscreteSchedule
 from unspeckle.text.clip import ClipConfig, ClipTexts, ClipTextsConfig
 from unspeckle.text.clip_tokenizer import ClipTokenizer
 
@@ -23,7 +23,7 @@ from unspeckle.text.clip_tokenizer import ClipTokenizer
 class Habits:
     """How a checkpoint wants to be drawn from. What it does not say is None or the other programs' default."""
 
-    table: Table = STABLE_DIFFUSION
+    table: DiscreteSchedule = STABLE_DIFFUSION
     prediction: str = "eps"
     sampler: str = "dpmpp_2m"
     spacing: str | None = None  # of its time grids; None = what the sampler's own program does
@@ -92,7 +92,7 @@ def fetched(
     ours = taken(named, held)
     said = {name: f"{named[name].split('#')[0]}{_third(named[name])}" for name in wanted}
     renamed = [{said[name]: tensor for name, tensor in some.items()} for some in (wanted, ours)]
-    compare(renamed[0], renamed[1], file, "download")
+    check_tensors(renamed[0], renamed[1], file, "download")
     return ours
 
 

@@ -8,7 +8,7 @@ from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion.checkpoint import Habits
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.networks.vae import VaeConfig
-from unspeckle.schedule import Table
+from unspeckle.schedule import DiscreteSchedule
 from unspeckle.text.clip import ClipConfig
 
 Said = Mapping[str, Any]
@@ -132,7 +132,7 @@ def habits(said: Said, file: Path) -> Habits:
     if prediction not in _PREDICTIONS:
         raise InputError(f"{file}: predicts {prediction!r}, which is not known here; decide with --prediction")
     ends = (float(said.get("beta_start", 1e-4)), float(said.get("beta_end", 0.02)))
-    table = Table(_CURVES[curve], *ends, zero_snr=bool(said.get("rescale_betas_zero_snr")))
+    table = DiscreteSchedule(_CURVES[curve], *ends, zero_terminal_snr=bool(said.get("rescale_betas_zero_snr")))
     sampler, spacing = SAMPLERS.get(str(said.get("_class_name")), "dpmpp_2m"), said.get("timestep_spacing")
     return Habits(
         table=table,
@@ -142,7 +142,7 @@ def habits(said: Said, file: Path) -> Habits:
         offset=_number(said, "steps_offset", 0, file),
         end=None if said.get("set_alpha_to_one") is None else "zero" if said["set_alpha_to_one"] else "first",
         karras=bool(said.get("use_karras_sigmas")),
-        turbo=sampler in ("euler", "euler_a") and spacing == "trailing" and not table.zero_snr,
+        turbo=sampler in ("euler", "euler_a") and spacing == "trailing" and not table.zero_terminal_snr,
     )
 
 

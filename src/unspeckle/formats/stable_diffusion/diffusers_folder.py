@@ -12,7 +12,7 @@ from unspeckle.formats.rename_tables import Rows
 from unspeckle.formats.stable_diffusion import diffusers_names
 from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint, fetched, table
 from unspeckle.formats.stable_diffusion.diffusers_config import autoencoder, encoder, habits, network
-from unspeckle.model_io.safetensors_io import contents
+from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.networks.unet import UNet
 from unspeckle.networks.vae import Vae
 from unspeckle.text.clip import ClipEncoder, ClipTextsConfig
@@ -76,7 +76,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     """One component's tensors."""
     held: dict[str, Tensor] = {}
     for file in stored(folder):
-        held |= contents(file, "download")[1]
+        held |= read_safetensors(file, "download")[1]
     return held
 
 

@@ -15,9 +15,9 @@ from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint, Habits
 from unspeckle.formats.stable_diffusion.noise import ecosystem_noise
 from unspeckle.formats.stable_diffusion.scheduler_timesteps import SPACINGS, grid
-from unspeckle.model import Card, Model, Way
-from unspeckle.model_io.precision import lower
-from unspeckle.model_io.weight_dtypes import float32
+from unspeckle.model import ModelCard, Model, SamplingSetup
+from unspeckle.model_io.precision import set_precision
+from unspeckle.model_io.weight_dtypes import to_float32
 from unspeckle.networks.autoencoder import finite
 from unspeckle.networks.layers import sinusoids
 from unspeckle.networks.lora import live
@@ -43,7 +43,7 @@ class Foreign(Model):
     def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Noise:
         return ecosystem_noise(seeds, shape, self.device)
 
-    def grid(self, sampler: str) -> str:
+    def default_timestep_spacing(self, sampler: str) -> str:
         if self.habits.karras and _FAMILIES[sampler] in ("euler", "dpm"):
             return "karras"
         return self._spacing(sampler)
@@ -51,47 +51,47 @@ class Foreign(Model):
     def _spacing(self, sampler: str) -> str:
         return self.habits.spacing or ("leading" if _FAMILIES[sampler] in ("ddim", "lcm") else "linspace")
 
-    def way(self, sampler: str, named: str, steps: int) -> Way:
+    def sampling_setup(self, sampler: str, timestep_spacing: str, steps: int) -> SamplingSetup:
         family, table = _FAMILIES[sampler], self.habits.table
-        karras = named == "karras"
-        if named not in SPACINGS and not (karras and family in ("euler", "dpm")):
-            return super().way(sampler, named, steps)  # on no scheduler's entries: between those of the table too
+        karras = timestep_spacing == "karras"
+        if timestep_spacing not in SPACINGS and not (karras and family in ("euler", "dpm")):
+            return super().sampling_setup(sampler, timestep_spacing, steps)  # on no scheduler's entries: between those of the table too
         end = self.habits.end or ("first" if sampler == "plms" else "zero")
         found = grid(
-            family, table, steps, self._spacing(sampler) if karras else named, offset=self.habits.offset,
+            family, table, steps, self._spacing(sampler) if karras else timestep_spacing, offset=self.habits.offset,
             karras=karras, end=end if sampler in ("ddim", "plms") else "zero",
         )  # fmt: skip
         told = Denoiser(self.denoiser.network, table, self.denoiser.prediction, found.clock)
-        return Way(found.times, found.scale, told)
+        return SamplingSetup(found.times, found.scale, told)
 
-    def complete(self, given: Conditioning, wanted: bool, scale: float, size: tuple[int, int]) -> Conditioning:
+    def add_conditioning(self, conditioning: Conditioning, positive: bool, guidance_scale: float, size: tuple[int, int]) -> Conditioning:
         """Sizes, the guidance scale and an unknown picture to paint, where the network wants to be told of them."""
-        config, rows = self.network.config, len(given.tokens)
+        config, rows = self.network.config, len(conditioning.tokens)
         assert isinstance(config, UNetConfig)
-        told = [] if given.vector is None else [given.vector]
+        told = [] if conditioning.vector is None else [conditioning.vector]
         if config.vector_width:
-            said = sizes(size, config.vector_width - told[0].shape[1], AESTHETIC[0 if wanted else 1])
-            told.append(said.to(given.tokens).expand(rows, -1))
+            said = sizes(size, config.vector_width - told[0].shape[1], AESTHETIC[0 if positive else 1])
+            told.append(said.to(conditioning.tokens).expand(rows, -1))
         if config.guidance_width:
-            told.append(scale_waves(scale, config.guidance_width).to(given.tokens).expand(rows, -1))
-        given = given._replace(vector=torch.cat(told, 1) if told else None)
-        if config.beside and given.beside is None:
-            given = given._replace(beside=self._unknown(size).expand(rows, -1, -1, -1))
-        return given
+            told.append(scale_waves(guidance_scale, config.guidance_width).to(conditioning.tokens).expand(rows, -1))
+        conditioning = conditioning._replace(vector=torch.cat(told, 1) if told else None)
+        if config.beside and conditioning.concat is None:
+            conditioning = conditioning._replace(beside=self._unknown(size).expand(rows, -1, -1, -1))
+        return conditioning
 
     @property
-    def masks(self) -> bool:
+    def takes_mask(self) -> bool:
         assert isinstance(self.network.config, UNetConfig)
         return self.network.config.beside > 0
 
-    def skipping(self, clip_skip: int) -> Model:
-        assert isinstance(self.text, ClipTexts)
-        most = min(encoder.layers - encoder.skip for encoder in self.text.config.encoders)
+    def with_clip_skip(self, clip_skip: int) -> Model:
+        assert isinstance(self.text_encoder, ClipTexts)
+        most = min(encoder.layers - encoder.skip for encoder in self.text_encoder.config.encoders)
         if clip_skip > most:
             raise InputError(f"clip_skip {clip_skip}: this text encoder has {most} layers to read; choose fewer")
-        return self if clip_skip == 1 else replace(self, text=Skipping(self.text, clip_skip - 1))
+        return self if clip_skip == 1 else replace(self, text=Skipping(self.text_encoder, clip_skip - 1))
 
-    def left(self, scale: float) -> float:
+    def cfg_scale(self, scale: float) -> float:
         assert isinstance(self.network.config, UNetConfig)
         return 1.0 if self.network.config.guidance_width else scale
 
@@ -110,11 +110,11 @@ class Foreign(Model):
             self.denoiser.prediction,
             self.habits.table,
             self.network.config,
-            self.text.config,
+            self.text_encoder.config,
             self.autoencoder.config,
         ]
         digest = hashlib.sha256(repr(said).encode())
-        for name, tensor in sorted(self.tensors().items()):
+        for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}{_sums(tensor.float())}".encode())
         return digest.hexdigest()[:12]
 
@@ -131,16 +131,16 @@ class Foreign(Model):
         """To be called by whoever changed its weights or adapters: what is known of them is forgotten. Those of a
         lowered model do not change, and how strong adapters are is looked up anew each time."""
         self.__dict__.pop("_digest", None)
-        self.known_hash = None if self.precision == "float32" else self.known_hash
+        self.stored_hash = None if self.precision == "float32" else self.stored_hash
         return self
 
     @property
     def weights_hash(self) -> str:
-        return self._digest if self.known_hash is None else self.known_hash
+        return self._digest if self.stored_hash is None else self.stored_hash
 
     @property
     def hash(self) -> str:
-        strengths = [adapter.strength * adapter.scale for part in self.parts().values() for adapter in live(part)]
+        strengths = [adapter.strength * adapter.scale for part in self.modules().values() for adapter in live(part)]
         if not strengths:
             return self.weights_hash
         return hashlib.sha256(f"{self.weights_hash}{strengths}".encode()).hexdigest()[:12]
@@ -180,25 +180,25 @@ def model(checkpoint: Checkpoint, device: str | torch.device = "cpu", precision:
     """The checkpoint as a Model, to draw in that precision. In a lower one, no weight is in memory in float32 too."""
     parts = checkpoint.pieces()
     for name, part in parts.items():
-        own = float32 if precision == "float32" else _as_stored
+        own = to_float32 if precision == "float32" else _as_stored
         part.load_state_dict({key: own(held) for key, held in checkpoint.part(name).items()}, assign=True)
         part.eval().requires_grad_(False)
     for encoder in parts["text"].encoders:  # type: ignore[union-attr]
         encoder.as_stored = precision != "float32"
     habits, network = checkpoint.habits, parts["network"]
     assert isinstance(network, UNet)
-    card = Card(
+    card = ModelCard(
         name=checkpoint.where.stem,
         sampler=habits.sampler,
         steps=4 if habits.turbo else _STEPS.get(habits.sampler, 30),
-        scale=1.0 if habits.turbo else 8.5 if habits.sampler == "lcm" else _SCALES[checkpoint.family],
+        guidance_scale=1.0 if habits.turbo else 8.5 if habits.sampler == "lcm" else _SCALES[checkpoint.family],
         size=(habits.size, habits.size),
-        clamp=False,
+        clamp_denoised=False,
     )
     denoiser = Denoiser(network, habits.table, habits.prediction, "index")
     made = Foreign(denoiser, checkpoint.tokenizer, parts["text"], parts["autoencoder"], card, habits=habits)  # type: ignore[arg-type]
     made.to(device)
-    lower(made, precision)
+    set_precision(made, precision)
     return made
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 
-from unspeckle.rng import Noise, keys
+from unspeckle.rng import Noise, seed_keys
 
 
 def ecosystem_noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
     """The noise that other programs draw: a CPU torch.Generator for each picture, asked in order, whatever the step."""
-    keys(seeds)
+    seed_keys(seeds)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return lambda step, draw: torch.stack([torch.randn(tuple(shape), generator=g) for g in generators]).to(device)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from unspeckle.errors import InputError
-from unspeckle.schedule import Schedule, Table
-from unspeckle.timesteps import entries, ramp
+from unspeckle.schedule import Schedule, DiscreteSchedule
+from unspeckle.timesteps import table_indices, interpolate_ratios
 
 SPACINGS = ("leading", "trailing", "linspace")  # of these schedulers' entries
 
@@ -26,7 +26,7 @@ class Grid(NamedTuple):
 
 
 def grid(
-    family: str, table: Table, steps: int, spacing: str, *, offset: int = 0, karras: bool = False, end: str = "zero"
+    family: str, table: DiscreteSchedule, steps: int, spacing: str, *, offset: int = 0, karras: bool = False, end: str = "zero"
 ) -> Grid:
     """The grid of diffusers' schedulers: family "ddim" (DDIM, DDPM), "lcm", "euler" (Euler, Euler a, Heun) or "dpm"
     (DPM++, UniPC). spacing: leading (moved up by `offset`), trailing, linspace; end: "zero" or the "first" entry.
@@ -40,14 +40,14 @@ def grid(
     if end not in ("zero", "first") or (karras and family not in ("euler", "dpm")):
         raise InputError(f"a grid of family {family!r} cannot end at {end!r} or be of Karras; leave both out")
     more = int(family == "dpm" and spacing != "trailing")
-    if not 1 <= steps <= (50 if family == "lcm" else table.count - more):
+    if not 1 <= steps <= (50 if family == "lcm" else table.num_train_timesteps - more):
         raise InputError(f"steps {steps} do not fit this model's table; choose fewer, at least 1")
-    clocks = entries(spacing, table.count, steps + more)[:steps] + (offset if spacing == "leading" else 0)
+    clocks = table_indices(spacing, table.num_train_timesteps, steps + more)[:steps] + (offset if spacing == "leading" else 0)
     if family == "lcm":
-        clocks = (50 - (torch.arange(steps) * 50 / steps).floor()).double() * (table.count // 50) - 1
+        clocks = (50 - (torch.arange(steps) * 50 / steps).floor()).double() * (table.num_train_timesteps // 50) - 1
     if family != "euler":
         clocks = clocks.round()
-    alpha, sigma = table(torch.arange(1, table.count + 1, dtype=torch.float64) / table.count)
+    alpha, sigma = table(torch.arange(1, table.num_train_timesteps + 1, dtype=torch.float64) / table.num_train_timesteps)
     ratios = sigma / alpha
     if family in ("euler", "dpm"):
         ratios[ratios.isinf()] = (2.0**24 - 1) ** 0.5  # these peers' stand-in for pure noise
@@ -55,9 +55,9 @@ def grid(
     ratio = torch.where(part > 0, near + part * (far - near), near)
     if karras:
         first, last = ratios[[-1, 0]] if family == "dpm" else ratio[[0, -1]]
-        ratio = ramp(first, last, steps, "karras")
-        clocks = table.inverse(ratio) * table.count - 1
+        ratio = interpolate_ratios(first, last, steps, "karras")
+        clocks = table.inverse(ratio) * table.num_train_timesteps - 1
         clocks = clocks.round() if family == "dpm" else clocks
     inner = table.inverse(ratio)
-    times = torch.cat((inner, inner.new_tensor([0.0 if end == "zero" else 1 / table.count])))
+    times = torch.cat((inner, inner.new_tensor([0.0 if end == "zero" else 1 / table.num_train_timesteps])))
     return Grid(times, clocks, 1.0 if family != "euler" or spacing == "leading" else float(table(inner[0])[1]))

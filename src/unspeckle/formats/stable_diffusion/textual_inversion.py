@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion.model import Foreign
-from unspeckle.model_io.safetensors_io import contents
+from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.text.clip import ClipEncoder, ClipTexts
 from unspeckle.text.clip_tokenizer import ClipTokenizer
 
@@ -21,7 +21,7 @@ def add(model: Foreign, files: Sequence[Path]) -> list[str]:
     """Teach the model the files' words; returns these. A word is the token that a file names, else the file's own name;
     files of the same word bring the vectors of XL's two encoders each. InputError, one line, where one does not fit;
     the model is then as it was."""
-    text, tokenizer = model.text, model.tokenizer
+    text, tokenizer = model.text_encoder, model.tokenizer
     assert isinstance(text, ClipTexts) and isinstance(tokenizer, ClipTokenizer)
     encoders = [one for one in text.encoders if isinstance(one, ClipEncoder)]
     words: dict[str, dict[int, Tensor]] = {}
@@ -55,7 +55,7 @@ def add(model: Foreign, files: Sequence[Path]) -> list[str]:
 
 def _read(file: Path, widths: Sequence[int]) -> tuple[str, dict[int, Tensor]]:
     """The file's word, and its vectors (N, width) by the number of the encoder that reads them."""
-    _, held = contents(file, "download")
+    _, held = read_safetensors(file, "download")
     if set(_PAIR) == set(held):
         word, each = file.stem, dict(enumerate(held[name] for name in _PAIR))
         if len(widths) == 1:

@@ -12,7 +12,7 @@ from unspeckle.errors import InputError
 from unspeckle.formats.rename_tables import Names
 from unspeckle.formats.stable_diffusion.checkpoint import fetched
 from unspeckle.formats.stable_diffusion.diffusers_config import Said, only
-from unspeckle.model_io.safetensors_io import contents
+from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.networks.tiny_autoencoder import TinyVae, TinyVaeConfig
 
 KIND = "AutoencoderTiny"
@@ -40,7 +40,7 @@ def original(held: Mapping[str, Tensor], file: Path) -> tuple[TinyVaeConfig, dic
     # the original begins with a clamp, which is no layer of ours
     renamed = {f"decoder.{int(name.split('.')[0]) - 1}.{name.split('.', 1)[1]}": one for name, one in held.items()}
     if encodes:
-        renamed |= {f"encoder.{name}": one for name, one in contents(beside, "download")[1].items()}
+        renamed |= {f"encoder.{name}": one for name, one in read_safetensors(beside, "download")[1].items()}
     return config, fetched(TinyVae, config, _same(config, ""), renamed, file)
 
 

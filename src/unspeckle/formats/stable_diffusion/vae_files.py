@@ -14,8 +14,8 @@ from unspeckle.formats.stable_diffusion.checkpoint import fetched, table
 from unspeckle.formats.stable_diffusion.diffusers_config import autoencoder
 from unspeckle.formats.stable_diffusion.diffusers_folder import parsed, tensors
 from unspeckle.formats.stable_diffusion.model import Foreign
-from unspeckle.model_io.safetensors_io import contents
-from unspeckle.model_io.weight_dtypes import float32
+from unspeckle.model_io.safetensors_io import read_safetensors
+from unspeckle.model_io.weight_dtypes import to_float32
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.tiny_autoencoder import TinyVae, TinyVaeConfig
 from unspeckle.networks.vae import Vae
@@ -38,7 +38,7 @@ def read(path: Path, model: Foreign) -> Autoencoder:
             f"{path}: has {found[0]} channels at 1/{found[1]} of a side, {model.card.name} has {wanted[0]} at "
             f"1/{wanted[1]}; take one that was made for it"
         )
-    made.load_state_dict({name: float32(tensor) for name, tensor in held.items()}, assign=True)
+    made.load_state_dict({name: to_float32(tensor) for name, tensor in held.items()}, assign=True)
     return made.eval().requires_grad_(False).to(model.device)
 
 
@@ -52,7 +52,7 @@ def _folder(place: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def _file(file: Path, model: Foreign) -> tuple[Any, dict[str, Tensor]]:
-    _, held = contents(file, "download")
+    _, held = read_safetensors(file, "download")
     if tiny_autoencoder.is_original(held):
         return tiny_autoencoder.original(held, file)
     if any(re.match(r"(?:en|de)coder\.(?:mid_block|layers)\.", name) for name in held):

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unspeckle.atomic import making, replacing, write
+from unspeckle.atomic import create_folder, replace_file, write_bytes
 from unspeckle.errors import InputError
 from unspeckle.formats.rename_tables import Rows, given
 from unspeckle.formats.stable_diffusion import diffusers_names, original_names
@@ -58,7 +58,7 @@ def single(checkpoint: Checkpoint, file: Path) -> None:
     }
     if checkpoint.vae.scale != SCALES[bool(of.vector_width)]:
         said[SCALE] = repr(checkpoint.vae.scale)
-    with replacing(file) as beside:
+    with replace_file(file) as beside:
         save_file(theirs, beside, said)
 
 
@@ -72,7 +72,7 @@ def folder(checkpoint: Checkpoint, place: Path) -> None:
     }
     parts["unet"] = ("network", UNet, checkpoint.unet, diffusers_names.UNET)
     parts["vae"] = ("autoencoder", Vae, checkpoint.vae, diffusers_names.VAE)
-    with making(place) as new:
+    with create_folder(place) as new:
         for name, (part, kind, config, rows) in parts.items():
             file = "model.safetensors" if kind is ClipEncoder else "diffusion_pytorch_model.safetensors"
             json_file(new / name / "config.json", configs[name])
@@ -145,7 +145,7 @@ def _renamed(
 
 
 def json_file(file: Path, said: dict[str, Any]) -> None:
-    write(file, (json.dumps(said, indent=2) + "\n").encode())
+    write_bytes(file, (json.dumps(said, indent=2) + "\n").encode())
 
 
 def unet(config: UNetConfig, side: int) -> dict[str, Any]:
@@ -222,14 +222,14 @@ def _scheduler(checkpoint: Checkpoint) -> dict[str, Any]:
     said: dict[str, Any] = {
         "_class_name": next(name for name, sampler in SAMPLERS.items() if sampler == habits.sampler),
         "num_train_timesteps": 1000,
-        "beta_schedule": {"cosine": "squaredcos_cap_v2"}.get(habits.table.curve, habits.table.curve),
-        "beta_start": habits.table.start,
-        "beta_end": habits.table.end,
+        "beta_schedule": {"cosine": "squaredcos_cap_v2"}.get(habits.table.beta_schedule, habits.table.beta_schedule),
+        "beta_start": habits.table.beta_start,
+        "beta_end": habits.table.beta_end,
         "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[habits.prediction],
         "steps_offset": habits.offset,
         "clip_sample": False,
     }
-    if habits.table.zero_snr:
+    if habits.table.zero_terminal_snr:
         said["rescale_betas_zero_snr"] = True
     if habits.spacing is not None:
         said["timestep_spacing"] = habits.spacing

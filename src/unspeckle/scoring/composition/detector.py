@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unspeckle import configuration
-from unspeckle.atomic import replacing
+from unspeckle.atomic import replace_file
 from unspeckle.errors import InputError
 
 KEY = "unspeckle detector"
@@ -171,7 +171,7 @@ def overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, 
 def save(detector: Detector, path: Path) -> None:
     """Write the detector as one file, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    with replacing(path) as beside:
+    with replace_file(path) as beside:
         save_file(tensors, beside, {KEY: json.dumps(configuration.to_json(detector.config))})
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unspeckle.corpus.emoji.nouns import with_article
-from unspeckle.generation.pipeline import Ask, many
+from unspeckle.generation.pipeline import Request, draw_prompts
 from unspeckle.model import Model
 from unspeckle.prompts import METHODS
 from unspeckle.scoring.composition.detector import Detector
@@ -53,7 +53,7 @@ class HybridsScore:
 
 
 def hybrids_score(
-    model: Model, pairs: Sequence[Pair], most: int, seeds: int, ask: Ask, detector: Detector,
+    model: Model, pairs: Sequence[Pair], most: int, seeds: int, ask: Request, detector: Detector,
     tell: Callable[[int], None] = lambda count: None,
 ) -> tuple[HybridsScore, list[Tensor]]:  # fmt: skip
     """Up to `most` of the pairs, at even distances, in all WAYS; and of each way the first picture of every pair, uint8
@@ -76,11 +76,11 @@ def prompt(way: str, pair: Pair, share: float = SHARE) -> str:
     return f"{with_article(one).removesuffix(one)}hybrid({one}, {other}, {share}, {way})"
 
 
-def drawn(model: Model, way: str, pairs: Sequence[Pair], seeds: int, ask: Ask, share: float = SHARE) -> Tensor:
+def drawn(model: Model, way: str, pairs: Sequence[Pair], seeds: int, ask: Request, share: float = SHARE) -> Tensor:
     """uint8 (pairs, seeds, 3, H, W), each pair with the same seeds, from the ask's on."""
     prompts = [prompt(way, pair, share) for pair in pairs for _ in range(seeds)]
     numbers = [seed for _ in pairs for seed in range(ask.seed, ask.seed + seeds)]
-    shown = np.stack([np.asarray(picture) for picture in many(model, prompts, numbers, ask)])
+    shown = np.stack([np.asarray(picture) for picture in draw_prompts(model, prompts, numbers, ask)])
     return torch.from_numpy(shown).view(len(pairs), seeds, *shown.shape[1:]).permute(0, 1, 4, 2, 3)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from unspeckle.corpus.emoji.make_corpus import palette_of
 from unspeckle.corpus.emoji.painter import Painter
 from unspeckle.corpus.emoji.scenes import Palette
-from unspeckle.generation.pipeline import Ask, pictures, settle, steps
+from unspeckle.generation.pipeline import Request, decode_to_images, resolve, steps
 from unspeckle.model import Model
 from unspeckle.scoring.composition.detector import Detector
 from unspeckle.scoring.composition.questions import CATEGORIES, SIX, Exam, Question, lure, scene_for
@@ -99,7 +99,7 @@ class WordsScore:
 
 
 def words_score(
-    model: Model, exam: Exam, *, seeds: int = 4, ask: Ask | None = None, detector: Detector | None = None,
+    model: Model, exam: Exam, *, seeds: int = 4, ask: Request | None = None, detector: Detector | None = None,
     progress: Progress | None = None,
 ) -> WordsScore:  # fmt: skip
     """Draw, detect and judge every question of the exam with `seeds` seeds each.
@@ -107,7 +107,7 @@ def words_score(
     `ask` gives steps, sampler, grid, scale, size and the first seed; its prompt is not used. Without a detector, the
     cached one of the exam's nouns is taken, or trained. `progress` hears (done, of) questions.
     """
-    ask = ask or Ask()
+    ask = ask or Request()
     if detector is None:
         detector = detector_for(exam.library, exam.size)
     given = answers(model, exam.asked, detector, ask, seeds)
@@ -116,9 +116,9 @@ def words_score(
     return score(model, ask, given, limits(exam, detector, seeds))
 
 
-def score(model: Model, ask: Ask, given: Iterable[Answer], bounds: Mapping[str, Limits]) -> WordsScore:
+def score(model: Model, ask: Request, given: Iterable[Answer], bounds: Mapping[str, Limits]) -> WordsScore:
     """All answers as one score."""
-    order = settle(model, ask)
+    order = resolve(model, ask)
     categories, nouns = tally(given, bounds)
     mean, low, high = mean_of(categories)
     six = [c for c in categories if c.name in SIX]
@@ -127,7 +127,7 @@ def score(model: Model, ask: Ask, given: Iterable[Answer], bounds: Mapping[str, 
         hash=model.hash,
         steps=order.steps,
         sampler=order.sampler,
-        scale=order.scale,
+        scale=order.guidance_scale,
         mean=mean,
         low=low,
         high=high,
@@ -145,13 +145,13 @@ def _told(given: Iterator[Answer], count: int, progress: Progress) -> Iterator[A
         yield answer
 
 
-def answers(model: Model, asked: Iterable[Question], detector: Detector, ask: Ask, seeds: int = 4) -> Iterator[Answer]:
+def answers(model: Model, asked: Iterable[Question], detector: Detector, ask: Request, seeds: int = 4) -> Iterator[Answer]:
     """Each question drawn with `seeds` seeds, as one batch, and judged."""
     for question in asked:
         order = replace(ask, prompt=question.prompt, seed=ask.seed + question.turn * seeds, count=seeds)
         for step in steps(model, order):
             last = step
-        drawn = np.stack([np.asarray(picture) for picture in pictures(model, last.x)])
+        drawn = np.stack([np.asarray(picture) for picture in decode_to_images(model, last.x)])
         shown = torch.from_numpy(drawn).permute(0, 3, 1, 2)
         yield Answer(question, shown, judge(shown, question, detector))
 
