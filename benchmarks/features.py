@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from unspeckle.rng import noise_from_seeds
 from unspeckle.scoring.distances import kid
-from unspeckle.scoring.features import Scattering, Whitened, opponent
+from unspeckle.scoring.features import ScatteringFeatures, WhitenedFeatures, to_opponent_colors
 
 Pixels = NDArray[np.uint8]  # (N, H, W, 3)
 Spoil = Callable[[Pixels, float], NDArray[np.generic]]
@@ -145,7 +145,7 @@ class Layout:
     name = hash = ""
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(opponent(x), 8).flatten(1)
+        return F.adaptive_avg_pool2d(to_opponent_colors(x), 8).flatten(1)
 
 
 class Random:
@@ -163,7 +163,7 @@ class Random:
         return torch.cat([self._some(some) for some in torch.split(x, 50)])
 
     def _some(self, x: Tensor) -> Tensor:
-        y, found = opponent(x) * 2, []
+        y, found = to_opponent_colors(x) * 2, []
         for kernel in self.kernels:
             y = F.relu(F.conv2d(F.pad(y, [1] * 4, mode="reflect"), kernel))
             found += [y.mean((2, 3)), y.flatten(2).std(2)]
@@ -171,7 +171,7 @@ class Random:
         return torch.cat(found, 1)
 
 
-class FirstOrder(Scattering):
+class FirstOrder(ScatteringFeatures):
     """Scattering without what varies from place to place."""
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -183,7 +183,7 @@ class FirstOrder(Scattering):
         return whole[:, places]
 
 
-class WithLayout(Scattering):
+class WithLayout(ScatteringFeatures):
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat((super().__call__(x), Layout()(x)), 1)
 
@@ -223,7 +223,7 @@ def main() -> None:
         "colours of 8 × 8 fields": Layout(),
         "random convolutions": Random(),
         "scattering, first order": FirstOrder(),
-        "scattering": Scattering(),
+        "scattering": ScatteringFeatures(),
         "scattering and colours of fields": WithLayout(),
     }
     judge: dict[str, float] = {}
@@ -234,8 +234,8 @@ def main() -> None:
         for whitened in (False, True) if judge else (False,):
             some = rows
             if whitened:
-                matrix = Whitened(features, shown["real"])  # type: ignore[arg-type]
-                some = {name: ((r.double() - matrix.mean) @ matrix.matrix) for name, r in rows.items()}
+                matrix = WhitenedFeatures(features, shown["real"])  # type: ignore[arg-type]
+                some = {name: ((r.double() - matrix.mean) @ matrix.whitening_matrix) for name, r in rows.items()}
             distances = {name: kid(some["real"], r) for name, r in some.items() if name != "real"}
             judge = judge or distances
             halves = [kid(*some["real"][torch.randperm(args.real)].split(args.spoilt)[:2]) for _ in range(10)]

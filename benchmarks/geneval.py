@@ -19,12 +19,12 @@ from rich.console import Console
 
 from unspeckle import atomic, quantities
 from unspeckle.commands.draw import resolve_device
-from unspeckle.commands.score import Watching
+from unspeckle.commands.score import ProgressBar
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import Request, draw_prompts, resolve, images_per_batch
 from unspeckle.model import Model, load
 from unspeckle.output import png
-from unspeckle.prompts import escape
+from unspeckle.prompts import escape_prompt
 
 NOTE = "unspeckle.json"
 
@@ -94,15 +94,15 @@ def laid_out(out: Path, rows: list[tuple[str, str]], seeds: int) -> list[Sample]
     return missing
 
 
-def draw(model: Model, samples: list[Sample], ask: Request, watch: Watching) -> None:
+def draw(model: Model, samples: list[Sample], ask: Request, watch: ProgressBar) -> None:
     """In batches, each written as soon as it is drawn."""
     most = images_per_batch(model, resolve(model, ask))
-    watch.again("drawing", len(samples))
+    watch.restart_stage("drawing", len(samples))
     for batch in (samples[first : first + most] for first in range(0, len(samples), most)):
-        images = draw_prompts(model, [escape(one.prompt) for one in batch], [one.seed for one in batch], ask)
+        images = draw_prompts(model, [escape_prompt(one.prompt) for one in batch], [one.seed for one in batch], ask)
         for one, image in zip(batch, images, strict=True):
             png.write_png(image, one.path)
-        watch.tell(len(batch))
+        watch.advance(len(batch))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
     said = {name: getattr(order, name) for name in ("steps", "scale", "sampler", "grid")}
     ready(args.out, {"model": model.hash, **said, "size": list(order.size), "precision": model.precision})
     samples = laid_out(args.out, rows, args.seeds)
-    with Watching(Console(stderr=True, highlight=False, markup=False)) as watch:
+    with ProgressBar(Console(stderr=True, highlight=False, markup=False)) as watch:
         draw(model, samples, ask, watch)
     print(args.out.absolute())
 

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from unspeckle.generation.pipeline import Request
 from unspeckle.model import load
-from unspeckle.prompts import METHODS
-from unspeckle.scoring.composition.hybrids import SHARE, TOGETHER, drawn, judged
-from unspeckle.scoring.composition.questions import exam_of
-from unspeckle.scoring.composition.train_detector import detector_for
+from unspeckle.prompts import HYBRID_METHODS
+from unspeckle.scoring.composition.hybrids import SECOND_NOUN_SHARE, AND_METHOD, generate_hybrids, judge_hybrids
+from unspeckle.scoring.composition.questions import read_composition_test
+from unspeckle.scoring.composition.train_detector import load_or_train_detector
 
 PAIRS = "frog-rabbit,dog-lion,cat-panda,fox-pig"
 
@@ -51,9 +51,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--pairs", default=PAIRS)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=",".join(HYBRID_METHODS))
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--share", type=float, default=SHARE)
+    parser.add_argument("--share", type=float, default=SECOND_NOUN_SHARE)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--scale", type=float)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -65,18 +65,18 @@ def main() -> None:
     pairs = [(one, other) for one, _, other in (pair.partition("-") for pair in args.pairs.split(","))]
     detector, methods = None, args.methods.split(",")
     if args.corpus:
-        exam = exam_of(args.corpus)
-        pairs, detector = exam.pairs, detector_for(exam.library, exam.size)
-        methods.append(TOGETHER)
+        exam = read_composition_test(args.corpus)
+        pairs, detector = exam.hybrid_pairs, load_or_train_detector(exam.library, exam.image_size)
+        methods.append(AND_METHOD)
     rows = {}
     for method in methods:
         start = time.perf_counter()
-        rows[method] = drawn(model, method, pairs, args.seeds, ask, args.share)
+        rows[method] = generate_hybrids(model, method, pairs, args.seeds, ask, args.share)
         line = f"{method:10} {time.perf_counter() - start:6.1f} s"
         if detector is not None:
-            way = judged(method, pairs, rows[method], detector)
-            line += f"   {way.share:.3f} of {way.pictures} ({way.low:.2f}–{way.high:.2f})   "
-            line += "  ".join(f"{'-'.join(pair)} {count}" for pair, count in zip(pairs, way.counts, strict=True))
+            way = judge_hybrids(method, pairs, rows[method], detector)
+            line += f"   {way.accuracy:.3f} of {way.image_count} ({way.low:.2f}–{way.high:.2f})   "
+            line += "  ".join(f"{'-'.join(pair)} {count}" for pair, count in zip(pairs, way.correct_per_pair, strict=True))
         print(line, flush=True)
         sheet({name: some[:8] for name, some in rows.items()}, pairs[:8]).save(args.out)
     print(args.out.absolute())

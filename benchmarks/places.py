@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 import unspeckle
-from unspeckle.corpus import open_corpus, read
+from unspeckle.corpus import open_corpus, read_folder
 from unspeckle.rng import ExampleRNG
-from unspeckle.training.inputs import cache
+from unspeckle.training.inputs import image_cache_folder
 
 TIMES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.86, 0.9, 0.93, 0.96, 0.98, 0.99)
 TURNED = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -32,16 +32,16 @@ def main() -> None:
     ask.add_argument("--pictures", type=int, default=128)
     asked = ask.parse_args()
     model = unspeckle.load(asked.model)
-    split = open_corpus(read(asked.folder), model.card.size, cache=cache()).heldout
-    placed = [i for i, caption in enumerate(split.captions(range(len(split)))) if SAID.search(caption)]
+    split = open_corpus(read_folder(asked.folder), model.card.size, cache_dir=image_cache_folder()).validation
+    placed = [i for i, caption in enumerate(split.first_captions(range(len(split)))) if SAID.search(caption)]
     chosen = np.array(placed[: asked.pictures])
-    right = split.captions(chosen)
+    right = split.first_captions(chosen)
     wordings = {
         "as it is": right,
         "turned": [SAID.sub(lambda found: TURNED[found.group(1)], caption) for caption in right],
         "none": [""] * len(right),
     }
-    x = model.autoencoder.encode(split.pictures(chosen).float() / 127.5 - 1)
+    x = model.autoencoder.encode(split.center_crops(chosen).float() / 127.5 - 1)
     givens = [model.text_encoder(model.tokenizer.encode(captions)) for captions in wordings.values()]
     noise = ExampleRNG(0, torch.arange(len(x)))
     print(f"{len(right)} pictures, such as {right[0]!r}")

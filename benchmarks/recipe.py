@@ -19,19 +19,19 @@ from pathlib import Path
 import torch
 from training_step import plan_for
 
-from unspeckle.corpus import batches, open_corpus, read
+from unspeckle.corpus import batches, open_corpus, read_folder
 from unspeckle.model import ModelCard, Model, save
-from unspeckle.networks.latent_autoencoder import Latents
+from unspeckle.networks.latent_autoencoder import LatentAutoencoder
 from unspeckle.objective import Objective
-from unspeckle.presets import preset
+from unspeckle.presets import get_preset
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import autoencoder_task
-from unspeckle.training.cost import word_steps
-from unspeckle.training.inputs import cache, standard
-from unspeckle.training.master_weights import Learner, fresh
+from unspeckle.training.cost import count_text_steps
+from unspeckle.training.inputs import image_cache_folder, fit_pixel_autoencoder
+from unspeckle.training.master_weights import TextToImageUpdater, init_modules
 from unspeckle.training.plan import Plan
-from unspeckle.training.planner import LATENT_SHARE, LATENT_TIMES, PIXEL_TIMES, network_for
-from unspeckle.training.validation import HeldOut
+from unspeckle.training.planner import AUTOENCODER_STEP_FRACTION, LATENT_TIME_MEAN_STD, PIXEL_TIME_MEAN_STD, network_config_for
+from unspeckle.training.validation import ValidationLoss
 
 
 def changed(plan: Plan, changes: list[str]) -> Plan:
@@ -43,7 +43,7 @@ def changed(plan: Plan, changes: list[str]) -> Plan:
             value = text
         value = tuple(value) if isinstance(value, list) else value
         if name.startswith("network."):
-            plan = replace(plan, network=replace(plan.network, **{name.removeprefix("network."): value}))
+            plan = replace(plan, network=replace(plan.network_config, **{name.removeprefix("network."): value}))
         else:
             plan = replace(plan, **{name: value})
     return plan
@@ -62,37 +62,37 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_intermixed_args()
     torch.set_num_threads(args.threads)
-    corpus = open_corpus(read(args.folder), args.size, cache=cache())
-    tokenizer = Tokenizer.learn(corpus.captions())
-    autoencoder = standard(corpus) if args.space == "pixels" else autoencoder_task.unlearnt(args.seed)
+    corpus = open_corpus(read_folder(args.folder), args.size, cache_dir=image_cache_folder())
+    tokenizer = Tokenizer.train(corpus.training_captions())
+    autoencoder = fit_pixel_autoencoder(corpus) if args.space == "pixels" else autoencoder_task.init_autoencoder(args.seed)
     usual = plan_for(args.preset, args.size, 32, tokenizer)
-    network = network_for(preset(args.preset), (args.size, args.size), autoencoder)
+    network = network_config_for(get_preset(args.preset), (args.size, args.size), autoencoder)
     usual = replace(usual, seed=args.seed, autoencoder=autoencoder.config, network=network, optimizer="muon")
-    usual = replace(usual, times=PIXEL_TIMES if args.space == "pixels" else LATENT_TIMES)
+    usual = replace(usual, times=PIXEL_TIME_MEAN_STD if args.space == "pixels" else LATENT_TIME_MEAN_STD)
     plan = changed(usual, args.changes)
-    steps = args.pictures // plan.batch
-    if getattr(plan.network, "draft", 0) and not any(change.startswith("word_steps=") for change in args.changes):
-        plan = replace(plan, word_steps=word_steps(steps))
-    plan = replace(plan, steps=steps, warmup=max(1, min(200, steps // 20)), latent_steps=round(LATENT_SHARE * steps))
-    if isinstance(autoencoder, Latents):
+    steps = args.pictures // plan.batch_size
+    if getattr(plan.network_config, "draft", 0) and not any(change.startswith("word_steps=") for change in args.changes):
+        plan = replace(plan, word_steps=count_text_steps(steps))
+    plan = replace(plan, steps=steps, warmup=max(1, min(200, steps // 20)), latent_steps=round(AUTOENCODER_STEP_FRACTION * steps))
+    if isinstance(autoencoder, LatentAutoencoder):
         with tempfile.TemporaryDirectory() as run:
-            for _ in autoencoder_task.learn(autoencoder_task.LatentTraining(plan, Path(run), corpus, autoencoder)):
+            for _ in autoencoder_task.train_autoencoder(autoencoder_task.AutoencoderTask(plan, Path(run), corpus, autoencoder)):
                 pass
-    learner = Learner(plan, fresh(plan), tokenizer, autoencoder)
-    judged = Objective("logit_normal", *usual.times)
-    held = HeldOut(corpus.heldout, tokenizer, autoencoder, judged, torch.device("cpu"), 128)
-    data = batches(corpus.training, plan.batch, seed=plan.seed, start=0)
+    learner = TextToImageUpdater(plan, init_modules(plan), tokenizer, autoencoder)
+    judged = Objective("logit_normal", *usual.time_mean_std)
+    held = ValidationLoss(corpus.validation, tokenizer, autoencoder, judged, torch.device("cpu"), 128)
+    data = batches(corpus.training, plan.batch_size, seed=plan.seed, start=0)
     start, began = time.perf_counter(), time.process_time()
     for step in range(1, steps + 1):
         learner.step(next(data), step)
-    rate = steps * plan.batch / (time.perf_counter() - start)
-    alone = steps * plan.batch / (time.process_time() - began)  # had nothing else run: compare these on a busy machine
-    loss = held(learner.denoiser, learner.working.text)
-    shares = " ".join(f"{share:.4f}" for share in loss.shares)
+    rate = steps * plan.batch_size / (time.perf_counter() - start)
+    alone = steps * plan.batch_size / (time.process_time() - began)  # had nothing else run: compare these on a busy machine
+    loss = held(learner.denoiser, learner.compute_module.text_encoder)
+    shares = " ".join(f"{share:.4f}" for share in loss.relative_errors)
     if args.out:
         parts = learner.weights.eval().requires_grad_(False)
-        denoiser = plan.denoiser(parts.network)
-        save(Model(denoiser, tokenizer, parts.text, autoencoder, ModelCard(size=plan.size)), args.out)
+        denoiser = plan.build_denoiser(parts.network)
+        save(Model(denoiser, tokenizer, parts.text_encoder, autoencoder, ModelCard(size=plan.size)), args.out)
     name = " ".join([args.preset, *args.changes])
     print(f"{name:32s} held-out {loss.total:.4f}  {rate:.1f} pictures/s  {alone:.1f} a CPU second  {shares}")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import unspeckle.networks.layers as layers
 from unspeckle.denoiser import Conditioning
-from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
+from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
 from unspeckle.generation.pipeline import Request, decode_to_images
 from unspeckle.generation.pipeline import steps as drawn
 from unspeckle.model import load
@@ -40,9 +40,9 @@ PEERS = {
 Answers = dict[str, Tensor]
 
 
-def ours(checkpoint: Checkpoint, part: str) -> Any:
-    module = checkpoint.pieces()[part]
-    module.load_state_dict({name: to_float32(held) for name, held in checkpoint.part(part).items()}, assign=True)
+def ours(checkpoint: StableDiffusionCheckpoint, part: str) -> Any:
+    module = checkpoint.build_modules()[part]
+    module.load_state_dict({name: to_float32(held) for name, held in checkpoint.part_tensors(part).items()}, assign=True)
     return module.eval().requires_grad_(False)
 
 
@@ -71,8 +71,8 @@ def compared(name: str, peer: Callable[[], Answers], mine: Callable[[], Answers]
     return max(errors)
 
 
-def networks(folder: Path, checkpoint: Checkpoint, side: int) -> float:
-    config, generator = checkpoint.unet, torch.Generator().manual_seed(0)
+def networks(folder: Path, checkpoint: StableDiffusionCheckpoint, side: int) -> float:
+    config, generator = checkpoint.unet_config, torch.Generator().manual_seed(0)
     x = torch.randn(1, config.channels, side, side, generator=generator)
     words = torch.randn(2, 77, config.text_width, generator=generator)
     pooled = torch.randn(1, config.vector_width - 6 * 256 if config.vector_width else 0, generator=generator)
@@ -90,15 +90,15 @@ def networks(folder: Path, checkpoint: Checkpoint, side: int) -> float:
         return answers | ({"other sizes": asked(size=1)} if config.vector_width else {})
 
     def mine() -> Answers:
-        vector = torch.cat([pooled, layers.sinusoids(sizes[0], 256).view(1, -1)], 1) if config.vector_width else None
+        vector = torch.cat([pooled, layers.sinusoidal_embedding(sizes[0], 256).view(1, -1)], 1) if config.vector_width else None
         return {"answer": ours(checkpoint, "network")(x, torch.tensor(TIMES[:1]), Conditioning(words[:1], None, vector))}
 
     return compared("U-Net", peer, mine)
 
 
-def autoencoders(folder: Path, checkpoint: Checkpoint, side: int) -> float:
-    generator, scale = torch.Generator().manual_seed(0), checkpoint.vae.scale
-    z = torch.randn(1, checkpoint.vae.channels, side, side, generator=generator)
+def autoencoders(folder: Path, checkpoint: StableDiffusionCheckpoint, side: int) -> float:
+    generator, scale = torch.Generator().manual_seed(0), checkpoint.vae_config.scaling_factor
+    z = torch.randn(1, checkpoint.vae_config.latent_channels, side, side, generator=generator)
     picture = torch.rand(1, 3, 8 * side, 8 * side, generator=generator) * 2 - 1
 
     def peer() -> Answers:
@@ -112,10 +112,10 @@ def autoencoders(folder: Path, checkpoint: Checkpoint, side: int) -> float:
     return compared("autoencoder", peer, mine)
 
 
-def readers(folder: Path, checkpoint: Checkpoint) -> float:
+def readers(folder: Path, checkpoint: StableDiffusionCheckpoint) -> float:
     ids = checkpoint.tokenizer.encode((WORDS["prompt"], "two red frogs"))  # (2, encoders, 77)
     worst = 0.0
-    for place, config in enumerate(checkpoint.texts.encoders):
+    for place, config in enumerate(checkpoint.text_config.encoders):
 
         def peer(place: int = place, config: Any = config) -> Answers:
             name = ("text_encoder", "text_encoder_2")[place]

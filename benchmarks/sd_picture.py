@@ -27,30 +27,30 @@ PROMPT, SEED = "a photograph of an astronaut riding a horse", 7
 def make(folder: Path, family: str) -> None:
     """Write a whole model with weights under which it says something."""
     from unspeckle.formats.stable_diffusion import writing
-    from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint, Habits
-    from unspeckle.networks.vae import VaeConfig
-    from unspeckle.presets import STABLE_DIFFUSION
-    from unspeckle.text.clip import ClipConfig, ClipTextsConfig
-    from unspeckle.text.clip_tokenizer import ClipTokenizer, _openai
+    from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint, SchedulerDefaults
+    from unspeckle.networks.vae import VAEConfig
+    from unspeckle.presets import STABLE_DIFFUSION_CONFIGS
+    from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncodersConfig
+    from unspeckle.text.clip_tokenizer import CLIPTokenizer, _openai_bpe
 
     large = family == "xl"
-    letters = _openai([])
+    letters = _openai_bpe([])
     end = len(letters.get_vocab()) - 1
-    readers = [ClipConfig(end=end, skip=int(large), final_norm=not large)]
+    readers = [CLIPTextConfig(eos_token_id=end, skipped_layers=int(large), normalize_tokens=not large)]
     if large:
-        wide = ClipConfig(1280, 32, 20, 5120, end=end, quick=False, projection=1280, skip=1, final_norm=False)
+        wide = CLIPTextConfig(1280, 32, 20, 5120, eos_token_id=end, quick_gelu=False, projection_width=1280, skipped_layers=1, normalize_tokens=False)
         readers.append(wide)
-    made = Checkpoint(
-        where=folder,
-        unet=STABLE_DIFFUSION["xl" if large else "1.5"],
-        vae=VaeConfig(scale=0.13025 if large else 0.18215),
-        texts=ClipTextsConfig(tuple(readers), large, large),
-        tokenizer=ClipTokenizer(letters, pads=("!",) * len(readers)),
-        habits=Habits(size=1024 if large else 512, sampler="ddim"),
+    made = StableDiffusionCheckpoint(
+        path=folder,
+        unet_config=STABLE_DIFFUSION_CONFIGS["xl" if large else "1.5"],
+        vae_config=VAEConfig(scaling_factor=0.13025 if large else 0.18215),
+        text_config=CLIPTextEncodersConfig(tuple(readers), large, large),
+        tokenizer=CLIPTokenizer(letters, pad_tokens=("!",) * len(readers)),
+        scheduler_defaults=SchedulerDefaults(image_size=1024 if large else 512, sampler="ddim"),
     )
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
-        pieces = made.pieces()
+        pieces = made.build_modules()
     for part, module in pieces.items():
         for name, held in module.state_dict().items():
             deviation = 0.8 * held[0].numel() ** -0.5 if held.ndim > 1 else 0.02
@@ -58,7 +58,7 @@ def make(folder: Path, family: str) -> None:
             if "norm" in name and name.endswith("weight"):
                 tensor += 1
             made.tensors[f"{part}.{name}"] = tensor.half()
-    writing.folder(made, folder)
+    writing.write_diffusers_folder(made, folder)
 
 
 def run(folder: Path, rows: list[str], steps: int, rounds: int) -> None:

@@ -21,19 +21,19 @@ from torch import Tensor
 
 from unspeckle.denoiser import Conditioning
 from unspeckle.formats.stable_diffusion import diffusers_names
-from unspeckle.formats.stable_diffusion.checkpoint import fetched, table
-from unspeckle.kernels.packed_layers import lowered
+from unspeckle.formats.stable_diffusion.checkpoint import convert_tensors, module_name_table
+from unspeckle.kernels.packed_layers import cast_for_inference
 from unspeckle.model_io.precision import keep_freed_memory
 from unspeckle.networks.unet import UNet, UNetConfig
-from unspeckle.presets import STABLE_DIFFUSION
-from unspeckle.quantization.int8_layers import quantised
+from unspeckle.presets import STABLE_DIFFUSION_CONFIGS
+from unspeckle.quantization.int8_layers import quantize_layers
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def network(state: Mapping[str, Tensor] | None) -> tuple[UNet, UNetConfig]:
     """The U-Net with these weights, named as diffusers does, or with random ones."""
-    config = STABLE_DIFFUSION["1.5"]
+    config = STABLE_DIFFUSION_CONFIGS["1.5"]
     if state is None:
         torch.manual_seed(0)
         made = UNet(config)
@@ -44,7 +44,7 @@ def network(state: Mapping[str, Tensor] | None) -> tuple[UNet, UNetConfig]:
         with torch.device("meta"):
             made = UNet(config)
         made.load_state_dict(
-            fetched(UNet, config, table(UNet, config, diffusers_names.UNET), state, Path("state")), assign=True
+            convert_tensors(UNet, config, module_name_table(UNet, config, diffusers_names.UNET), state, Path("state")), assign=True
         )
     return made.eval().requires_grad_(False), config
 
@@ -52,14 +52,14 @@ def network(state: Mapping[str, Tensor] | None) -> tuple[UNet, UNetConfig]:
 def ours(state: Mapping[str, Tensor]) -> Call:
     """As `unspeckle draw --precision bfloat16` runs it; the words' keys and values are made anew at each call."""
     keep_freed_memory()
-    low = lowered(network(state)[0], torch.bfloat16)
+    low = cast_for_inference(network(state)[0], torch.bfloat16)
     return lambda x, t, context: low(x.bfloat16(), t, Conditioning(context.bfloat16())).float()
 
 
 def in_int8(state: Mapping[str, Tensor]) -> Call:
     """As `unspeckle draw --precision int8` runs it."""
     keep_freed_memory()
-    low = lowered(quantised(network(state)[0]), torch.bfloat16)
+    low = cast_for_inference(quantize_layers(network(state)[0]), torch.bfloat16)
     return lambda x, t, context: low(x.bfloat16(), t, Conditioning(context.bfloat16())).float()
 
 
@@ -72,8 +72,8 @@ def main() -> None:
     keep_freed_memory()
     make: dict[str, Callable[[], Any]] = {
         "plain": lambda: network(None)[0].to(torch.bfloat16, memory_format=torch.channels_last),
-        "packed": lambda: lowered(network(None)[0], torch.bfloat16),
-        "int8": lambda: lowered(quantised(network(None)[0]), torch.bfloat16),
+        "packed": lambda: cast_for_inference(network(None)[0], torch.bfloat16),
+        "int8": lambda: cast_for_inference(quantize_layers(network(None)[0]), torch.bfloat16),
     }
     generator, side = torch.Generator().manual_seed(1), asked.size // 8
     given = [

@@ -25,17 +25,17 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from unspeckle.corpus import Batch, batches, open_corpus, read
-from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
+from unspeckle.corpus import Batch, batches, open_corpus, read_folder
+from unspeckle.networks.autoencoder import Autoencoder, PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.networks.unet import UNet, UNetConfig
-from unspeckle.presets import preset
-from unspeckle.text.text_encoder import TextConfig, TextEncoder
+from unspeckle.presets import get_preset
+from unspeckle.text.text_encoder import TextEncoderConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import autoencoder_task, measurement
-from unspeckle.training.encoded_corpus import encoded
-from unspeckle.training.master_weights import Learner, Weights, fresh
+from unspeckle.training.encoded_corpus import encode_split
+from unspeckle.training.master_weights import TextToImageUpdater, TrainableModules, init_modules
 from unspeckle.training.plan import Plan
-from unspeckle.training.planner import network_for
+from unspeckle.training.planner import network_config_for
 
 Step = Callable[[Batch], None]
 
@@ -48,22 +48,22 @@ def corpus(folder: Path, size: int, classes: int, count: int = 512):  # type: ig
         Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
         caption = f"a photo of thing {i % classes}" if classes else " ".join(rng.permutation(words))
         (folder / f"{i}.txt").write_text(caption)
-    return open_corpus(read(folder), size, cache=folder / "cache")
+    return open_corpus(read_folder(folder), size, cache_dir=folder / "cache")
 
 
 def plan_for(name: str, size: int, batch: int, tokenizer: Tokenizer, autoencoder: Autoencoder | None = None) -> Plan:
-    chosen, autoencoder = preset(name), autoencoder or Identity(IdentityConfig())
-    network = network_for(chosen, (size, size), autoencoder)
-    text = TextConfig(tokenizer.size, tokenizer.length, network.text_width, chosen.text_layers)
+    chosen, autoencoder = get_preset(name), autoencoder or PixelAutoencoder(PixelAutoencoderConfig())
+    network = network_config_for(chosen, (size, size), autoencoder)
+    text = TextEncoderConfig(tokenizer.vocab_size, tokenizer.context_length, network.text_width, chosen.text_layers)
     return Plan(
-        asked={}, corpus="", size=(size, size), preset=name, network=network, text=text, steps=10**6, batch=batch,
-        seed=0, device="cpu", precision="bfloat16", compile=False, threads=torch.get_num_threads(), parameters=0,
-        rate=0, seconds=0, memory=0, disk=0, autoencoder=autoencoder.config, optimizer="adamw",
+        options={}, corpus_fingerprint="", size=(size, size), preset=name, network_config=network, text_config=text, steps=10**6, batch_size=batch,
+        seed=0, device="cpu", precision="bfloat16", compile=False, threads=torch.get_num_threads(), parameter_count=0,
+        images_per_second=0, total_seconds=0, memory_bytes=0, disk_bytes=0, autoencoder_config=autoencoder.config, optimizer="adamw",
     )  # fmt: skip
 
 
 def ours(plan: Plan, tokenizer: Tokenizer, autoencoder: Autoencoder) -> Step:
-    learner = Learner(plan, fresh(plan), tokenizer, autoencoder)
+    learner = TextToImageUpdater(plan, init_modules(plan), tokenizer, autoencoder)
     count = itertools.count(1)
 
     def step(batch: Batch) -> None:
@@ -75,17 +75,17 @@ def ours(plan: Plan, tokenizer: Tokenizer, autoencoder: Autoencoder) -> Step:
 def plain(plan: Plan, tokenizer: Tokenizer, autoencoder: Autoencoder, groups: int) -> Step:
     """The same network as anybody would train it: float32 weights, autocast, AdamW, contiguous memory."""
     autoencoder = copy.deepcopy(autoencoder).to(memory_format=torch.contiguous_format)
-    weights = Weights(UNet(replace(plan.network, groups=groups)), TextEncoder(plan.text))
+    weights = TrainableModules(UNet(replace(plan.network_config, groups=groups)), TextEncoder(plan.text_config))
     optimizer = torch.optim.AdamW(weights.parameters(), lr=1e-4)
 
     def step(batch: Batch) -> None:
-        x = batch.pictures.contiguous().float() / 127.5 - 1
+        x = batch.images.contiguous().float() / 127.5 - 1
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             x = autoencoder.encode(x).float()
         t, eps = torch.rand(len(x)), torch.randn_like(x)
         level = t.view(-1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):
-            given = weights.network.prepare(weights.text(tokenizer.encode(batch.captions)))
+            given = weights.network.prepare(weights.text_encoder(tokenizer.encode(batch.captions)))
             estimate = weights.network((1 - level) * x + level * eps, t, given)
         loss = ((estimate.float() - x) / level.clamp(min=0.05)).square().mean()
         loss = loss + weights.network.draft.loss(given.beside, x).mean()
@@ -149,7 +149,7 @@ def diffusers_step(network: torch.nn.Module) -> Step:
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
 
     def step(batch: Batch) -> None:
-        x = batch.pictures.contiguous().float() / 127.5 - 1
+        x = batch.images.contiguous().float() / 127.5 - 1
         t, eps = torch.randint(0, 1000, (len(x),)), torch.randn_like(x)
         loss = torch.nn.functional.mse_loss(network(noise.add_noise(x, eps, t), t).sample, eps)
         loss.backward()
@@ -172,25 +172,25 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         opened = corpus(Path(folder), args.size, args.classes)
-        tokenizer = Tokenizer.learn(opened.captions())
-        standard = Identity(IdentityConfig())
-        autoencoder = standard if args.space == "pixels" else autoencoder_task.unlearnt(0).eval().requires_grad_(False)
+        tokenizer = Tokenizer.train(opened.training_captions())
+        standard = PixelAutoencoder(PixelAutoencoderConfig())
+        autoencoder = standard if args.space == "pixels" else autoencoder_task.init_autoencoder(0).eval().requires_grad_(False)
         plan = plan_for(args.preset, args.size, args.batch, tokenizer, autoencoder)
-        cost, count = ours_cost(plan.network, args.size // autoencoder.factor, tokenizer.length)
+        cost, count = ours_cost(plan.network_config, args.size // autoencoder.downsampling_factor, tokenizer.context_length)
         network, peer_cost, peer_count, widths = peer(args.size, (cost, count))
         print(f"ours       {count / 1e6:6.2f} M parameters, {cost / 1e9:.2f} GFLOP a picture forward")
         print(f"diffusers  {peer_count / 1e6:6.2f} M parameters, {peer_cost / 1e9:.2f} GFLOP, widths {widths}")
         steps = {
-            "ours, compiled": ours(replace(plan, compile=measurement.compiler()), tokenizer, autoencoder),
+            "ours, compiled": ours(replace(plan, compile=measurement.has_compiler()), tokenizer, autoencoder),
             "ours, eager": ours(plan, tokenizer, autoencoder),
             "same network, plain autocast": plain(plan, tokenizer, autoencoder, groups=0),
             "same with group norm, plain autocast": plain(plan, tokenizer, autoencoder, groups=8),
             "diffusers UNet2DModel, float32": diffusers_step(network),
         }
         taken: dict[str, list[float]] = {name: [] for name in steps}
-        data = batches(opened.training, args.batch, seed=0, start=0, flips=False)
-        split = encoded(opened.training, autoencoder.at(torch.bfloat16)) if args.space == "latents" else opened.training
-        kept = batches(split, args.batch, seed=0, start=0, flips=False)
+        data = batches(opened.training, args.batch, seed=0, start=0, flip=False)
+        split = encode_split(opened.training, autoencoder.with_dtype(torch.bfloat16)) if args.space == "latents" else opened.training
+        kept = batches(split, args.batch, seed=0, start=0, flip=False)
         for _ in range(-(-len(split) // args.batch) if args.space == "latents" else 0):
             next(kept)  # all of them encoded, outside of what is timed
         for turn in range(args.rounds + 1):

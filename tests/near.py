@@ -20,7 +20,7 @@ def off(one: Tensor, other: Tensor) -> float:
 
 def anew(kernel: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernel asked anew, on a processor that has no AMX even where it has: elsewhere it is not used."""
-    known, threads = compiling.processor() - {"amx_bf16"}, torch.get_num_threads()
+    known, threads = compiling.cpu_features() - {"amx_bf16"}, torch.get_num_threads()
     monkeypatch.setattr(kernel, "processor", lambda: known)
     kernel._kernel.cache_clear()
     yield

@@ -7,7 +7,7 @@ import diffusers
 import torch
 import transformers
 
-from unspeckle.text.clip_tokenizer import END, ClipTokenizer, _openai
+from unspeckle.text.clip_tokenizer import END_TOKEN, CLIPTokenizer, _openai_bpe
 
 MERGES = [("o", "g</w>"), ("r", "og</w>"), ("f", "rog</w>"), ("s", "t"), ("o", "n</w>"), ("i", "l"), ("st", "il")]
 TOKENS = 512 + len(MERGES) + 2
@@ -81,8 +81,8 @@ def text(width: int, act: str, projection: int = 0, layers: int = 3, end: int = 
     return speaking(make(config))
 
 
-def tokenizer(folder: Path, pad: str = END) -> Any:
-    ClipTokenizer(_openai(MERGES), pads=(pad,)).write(folder)
+def tokenizer(folder: Path, pad: str = END_TOKEN) -> Any:
+    CLIPTokenizer(_openai_bpe(MERGES), pad_tokens=(pad,)).write_folder(folder)
     return transformers.CLIPTokenizer.from_pretrained(folder)
 
 

@@ -18,7 +18,7 @@ from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import VE, Cosine, Flow, Schedule
 from unspeckle.training import command
 from unspeckle.training import plan as plans
-from unspeckle.training.validation import LEVELS, middles
+from unspeckle.training.validation import NOISE_LEVELS, quantile_times
 
 TYPED = ["--steps", "12", "--size", "16", "--preset", "nano", "--batch", "8", "--precision", "float32", "-q"]
 folder, whole, own_cache = test_training.folder, test_training.whole, test_training.own_cache  # fixtures
@@ -26,7 +26,7 @@ folder, whole, own_cache = test_training.folder, test_training.whole, test_train
 
 def planned(folder: Path, out: Path, capsys: pytest.CaptureFixture[str], **changes: object) -> tuple[dict, str]:
     """The plan as JSON, and as a person reads it."""
-    assert command.run(options(folder, out, plan_only=True, json=True, quiet=False, **changes)) == 0
+    assert command.run_training(options(folder, out, plan_only=True, json=True, quiet=False, **changes)) == 0
     said = capsys.readouterr()
     return json.loads(said.out), re.sub(r"\s+", " ", said.err)
 
@@ -94,16 +94,16 @@ def test_a_run_begun_before_these_choices_goes_on_bit_for_bit(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, out = tmp_path / "whole", tmp_path / "run"
-    assert command.run(options(folder, whole, balance=0.0)) == 0  # as all were then
+    assert command.run_training(options(folder, whole, balance=0.0)) == 0  # as all were then
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
-        assert command.run(options(folder, out, balance=0.0)) == 130
-    held = json.loads((out / plans.FILE).read_text())
+        assert command.run_training(options(folder, out, balance=0.0)) == 130
+    held = json.loads((out / plans.PLAN_FILE).read_text())
     for name in NEW:
         del held[name]
     held["asked"] = {name: value for name, value in held["asked"].items() if name not in ASKED}
-    (out / plans.FILE).write_text(json.dumps(held))
-    assert command.run(options(folder, out)) == 0
+    (out / plans.PLAN_FILE).write_text(json.dumps(held))
+    assert command.run_training(options(folder, out)) == 0
     assert equal(final(out), final(whole))
 
 
@@ -115,9 +115,9 @@ def test_the_plan_says_what_is_minimised(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        assert command.run(options(folder, out)) == 130
-    (out / plans.FILE).write_text(json.dumps(json.loads((out / plans.FILE).read_text()) | changes))
-    assert command.run(options(folder, out)) == 0
+        assert command.run_training(options(folder, out)) == 130
+    (out / plans.PLAN_FILE).write_text(json.dumps(json.loads((out / plans.PLAN_FILE).read_text()) | changes))
+    assert command.run_training(options(folder, out)) == 0
     learnt, usual = final(out), final(whole)
     assert learnt.keys() == usual.keys() and not equal(learnt, usual)
     first, second = (json.loads((run / "log.jsonl").read_text().splitlines()[-1]) for run in (out, whole))
@@ -133,11 +133,11 @@ def test_the_plan_says_what_is_minimised(
     ],
 )
 def test_a_plan_that_cannot_be_minimised_is_named(whole: Path, tmp_path: Path, changes: dict, says: str) -> None:
-    plan = json.loads((whole / plans.FILE).read_text()) | changes
-    (tmp_path / plans.FILE).write_text(json.dumps(plan))
+    plan = json.loads((whole / plans.PLAN_FILE).read_text()) | changes
+    (tmp_path / plans.PLAN_FILE).write_text(json.dumps(plan))
     with pytest.raises(InputError, match=re.escape(says)) as caught:
-        plans.load(tmp_path)
-    assert str(caught.value).startswith(str(tmp_path / plans.FILE))
+        plans.load_plan(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / plans.PLAN_FILE))
 
 
 def test_a_trial_sets_them_as_any_field(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,8 +145,8 @@ def test_a_trial_sets_them_as_any_field(monkeypatch: pytest.MonkeyPatch) -> None
     import recipe
 
     made = recipe.changed(plan(), ["weight=min_snr", "distribution=edm", "times=[-0.5, 1.2]", "gamma=4.0"])
-    assert made.objective() == Objective("edm", -0.5, 1.2, "min_snr", 4.0)
-    assert plan().objective() == Objective("logit_normal", 0.3, 1.0, "v")
+    assert made.build_objective() == Objective("edm", -0.5, 1.2, "min_snr", 4.0)
+    assert plan().build_objective() == Objective("logit_normal", 0.3, 1.0, "v")
 
 
 @pytest.mark.parametrize("times", ["uniform", "logit_normal", "edm"])
@@ -155,8 +155,8 @@ def test_held_out_times_are_those_that_training_draws(times: str, schedule: Sche
     """An eighth of what is drawn lies about each of the eight middles: half of it below."""
     objective = Objective(times, -0.3, 1.1)
     drawn = objective.sample_times(ExampleRNG(3, torch.arange(40_000)), schedule).double()
-    below = (drawn[None] < middles(objective, schedule).double()[:, None]).double().mean(1)
-    assert below.tolist() == pytest.approx([(i + 0.5) / LEVELS for i in range(LEVELS)], abs=0.01)
+    below = (drawn[None] < quantile_times(objective, schedule).double()[:, None]).double().mean(1)
+    assert below.tolist() == pytest.approx([(i + 0.5) / NOISE_LEVELS for i in range(NOISE_LEVELS)], abs=0.01)
 
 
 NEW = ("distribution", "weight", "gamma", "work", "peak", "mfu", "balance", "encode_once")  # of the plan

@@ -292,10 +292,10 @@ def test_train_parses_what_people_write(tmp_path: Path, monkeypatch: pytest.Monk
 
     assert first == TrainOptions(
         folder=Path("pictures"), out=Path("run"), seconds=5400.0, size="96x64", preset="atom", captions="folders",
-        caption="", template="a {}", from_model=Path("m.safetensors"), seed=3, batch=32, device="cpu",
-        precision="bfloat16", compile=False, mirror=False, plan_only=True, json=True,
+        caption="", template="a {}", from_model=Path("m.safetensors"), seed=3, batch_size=32, device="cpu",
+        precision="bfloat16", compile=False, flip=False, plan_only=True, json=True,
     )  # fmt: skip
-    assert second == TrainOptions(folder=Path("pictures"), out=Path("run"), pictures=2_000_000)
+    assert second == TrainOptions(folder=Path("pictures"), out=Path("run"), images=2_000_000)
     assert third == TrainOptions(folder=Path("pictures"), out=Path("run"), steps=1500)
 
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from unspeckle.errors import InputError
-from unspeckle.text.clip import ClipConfig, ClipEncoder
-from unspeckle.text.clip_tokenizer import BACK, END, OPENAI, START, ClipTokenizer, _openai
+from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoder
+from unspeckle.text.clip_tokenizer import COMMA_BACKTRACK, END_TOKEN, OPENAI_MERGES_FILE, START_TOKEN, CLIPTokenizer, _openai_bpe
 
 transformers = pytest.importorskip("transformers")
 WORDS = ("a frog on stilts", "", "It's 2024, naïve  café — 日本語 😀!! frogs' <x>", "frog, " * 9)
 MERGES = [("o", "g</w>"), ("r", "og</w>"), ("f", "rog</w>"), ("s", "t"), ("o", "n</w>"), ("i", "l"), ("st", "il")]
 
 
-def tokenizer(pad: str = END) -> ClipTokenizer:
-    return ClipTokenizer(_openai(MERGES), pads=(pad,))
+def tokenizer(pad: str = END_TOKEN) -> CLIPTokenizer:
+    return CLIPTokenizer(_openai_bpe(MERGES), pad_tokens=(pad,))
 
 
 @pytest.mark.parametrize(("act", "projection"), [("quick_gelu", 0), ("gelu", 24)])
@@ -31,11 +31,11 @@ def test_encoder_is_that_of_transformers(act: str, projection: int, skip: int) -
     theirs = make(theirs_config).eval()
     for parameter in theirs.parameters():
         parameter.data.normal_(std=0.3)
-    config = ClipConfig(32, 3, 4, 80, 60, 20, 59, act == "quick_gelu", projection, skip, final_norm=skip != 2)
-    ours = ClipEncoder(config).eval()
+    config = CLIPTextConfig(32, 3, 4, 80, 60, 20, 59, act == "quick_gelu", projection, skip, normalize_tokens=skip != 2)
+    ours = CLIPTextEncoder(config).eval()
     inner = theirs.text_model if projection else theirs
-    ours.token.weight, ours.place = inner.embeddings.token_embedding.weight, inner.embeddings.position_embedding.weight
-    ours.norm = inner.final_layer_norm
+    ours.token_embedding.weight, ours.position_embedding = inner.embeddings.token_embedding.weight, inner.embeddings.position_embedding.weight
+    ours.final_norm = inner.final_layer_norm
     for mine, other in zip(ours.layers, inner.encoder.layers, strict=True):
         mine.norm1, mine.norm2, mine.inner, mine.leave = (
             other.layer_norm1, other.layer_norm2, other.mlp.fc1, other.mlp.fc2,
@@ -44,7 +44,7 @@ def test_encoder_is_that_of_transformers(act: str, projection: int, skip: int) -
         mine.query, mine.key, mine.value = attention.q_proj, attention.k_proj, attention.v_proj
         mine.out = attention.out_proj
     if projection:
-        ours.project = theirs.text_projection
+        ours.text_projection = theirs.text_projection
     ids = torch.randint(0, 58, (3, 20))
     ids[:, 0], ids[0, 7:], ids[1, 12], ids[2, 19] = 58, 59, 59, 59
     ids[1, 13:] = 0  # the padding of OpenCLIP
@@ -52,21 +52,21 @@ def test_encoder_is_that_of_transformers(act: str, projection: int, skip: int) -
         tokens, vector = ours(ids)
         said = theirs(ids, output_hidden_states=True)
         expected = said.hidden_states[-1 - skip]
-        if config.final_norm:
+        if config.normalize_tokens:
             expected = inner.final_layer_norm(expected)
     for mine, other in ((tokens, expected), (vector, said.text_embeds if projection else said.pooler_output)):
         assert (mine - other).norm() <= 1e-5 * other.norm()
 
 
-@pytest.mark.parametrize("pad", [END, "!"])
+@pytest.mark.parametrize("pad", [END_TOKEN, "!"])
 @pytest.mark.parametrize("kept", ["vocab.json", "tokenizer.json"])
 def test_tokenizer_is_that_of_transformers(tmp_path: Path, pad: str, kept: str) -> None:
-    tokenizer(pad).write(tmp_path)
+    tokenizer(pad).write_folder(tmp_path)
     theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
     if kept == "tokenizer.json":
         theirs.save_pretrained(tmp_path)
         (tmp_path / "vocab.json").unlink(missing_ok=True)
-    ours = ClipTokenizer.read(tmp_path)
+    ours = CLIPTokenizer.from_folder(tmp_path)
     for words in WORDS:
         words = words.replace("!", "") if pad == "!" else words  # theirs takes it for padding; OpenCLIP never did
         expected = theirs(words, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
@@ -75,10 +75,10 @@ def test_tokenizer_is_that_of_transformers(tmp_path: Path, pad: str, kept: str) 
 
 def test_clips_own_merges_make_clips_vocabulary() -> None:
     clip = Path("/work/shared/data/clip")
-    if not (clip / OPENAI).is_file():
+    if not (clip / OPENAI_MERGES_FILE).is_file():
         pytest.skip("CLIP's vocabulary is not here")
-    ours = ClipTokenizer.read(clip)
-    assert (ours.start, ours.end, ours.bpe.get_vocab_size()) == (49406, 49407, 49408)
+    ours = CLIPTokenizer.from_folder(clip)
+    assert (ours.start_id, ours.end_id, ours.bpe.get_vocab_size()) == (49406, 49407, 49408)
     ids = ours.encode(["a photo of an astronaut riding a horse on mars"])[0, 0, :12].tolist()
     assert ids == [49406, 320, 1125, 539, 550, 18376, 6765, 320, 4558, 525, 7496, 49407]
 
@@ -89,7 +89,7 @@ def test_long_prompts_are_cut_into_chunks_of_75() -> None:
     assert rows.shape == (3, 2, 77)
     frog = ours.bpe.token_to_id("frog</w>")
     assert (
-        (rows[0, :, 1:76] == frog).all() and (rows[0, :, 0] == ours.start).all() and (rows[0, :, 76] == ours.end).all()
+        (rows[0, :, 1:76] == frog).all() and (rows[0, :, 0] == ours.start_id).all() and (rows[0, :, 76] == ours.end_id).all()
     )
     assert torch.equal(rows[1, 1], ours.encode([""])[0, 0])
     assert ours.encode(["frog " * 75]).shape == (1, 1, 77) and ours.encode(["frog " * 76]).shape == (1, 1, 154)
@@ -97,14 +97,14 @@ def test_long_prompts_are_cut_into_chunks_of_75() -> None:
 
 def test_spans_say_where_each_place_of_a_row_lies_in_the_caption() -> None:
     ours, caption = tokenizer(), "frog " * 80
-    ids, spans = ours.encode([caption])[0, 0], ours.spans(caption)
+    ids, spans = ours.encode([caption])[0, 0], ours.character_spans(caption)
     assert len(spans) == len(ids) == 154
     words = [(start, end) for start, end in spans if end]
     assert words == [(5 * i, 5 * i + 4) for i in range(80)]
     assert all((ids[i] == ours.bpe.token_to_id("frog</w>")) == (spans[i] != (0, 0)) for i in range(154))
 
 
-@pytest.mark.parametrize(("after", "moves"), [(BACK - 1, True), (BACK, False)])
+@pytest.mark.parametrize(("after", "moves"), [(COMMA_BACKTRACK - 1, True), (COMMA_BACKTRACK, False)])
 def test_a_chunk_is_broken_after_a_comma_that_is_near(after: int, moves: bool) -> None:
     ours = tokenizer()
     frog, comma = (ours.bpe.token_to_id(f"{word}</w>") for word in ("frog", ","))
@@ -115,18 +115,18 @@ def test_a_chunk_is_broken_after_a_comma_that_is_near(after: int, moves: bool) -
 
 def test_words_that_look_like_marks_are_words() -> None:
     ours = tokenizer()
-    ids = ours.encode([f"a {END} b {START}"])[0, 0].tolist()
-    assert ids.count(ours.start) == 1 and ids.index(ours.end) > 10
+    ids = ours.encode([f"a {END_TOKEN} b {START_TOKEN}"])[0, 0].tolist()
+    assert ids.count(ours.start_id) == 1 and ids.index(ours.end_id) > 10
 
 
 @pytest.mark.parametrize(
     ("files", "says"),
     [({}, "neither"), ({"vocab.json": "{", "merges.txt": ""}, "damaged"), ({"tokenizer.json": "[]"}, "damaged"),
-     ({"vocab.json": json.dumps({"a": 0}), "merges.txt": ""}, "no token"), ({OPENAI: "no gzip"}, "damaged")],
+     ({"vocab.json": json.dumps({"a": 0}), "merges.txt": ""}, "no token"), ({OPENAI_MERGES_FILE: "no gzip"}, "damaged")],
 )  # fmt: skip
 def test_damaged_tokenizers_are_one_line(tmp_path: Path, files: dict[str, str], says: str) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=says) as error:
-        ClipTokenizer.read(tmp_path)
+        CLIPTokenizer.from_folder(tmp_path)
     assert "\n" not in str(error.value)

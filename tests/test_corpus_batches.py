@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unspeckle.corpus import Split, batches, open_corpus, read
-from unspeckle.corpus.batches import _below, _mix, balanced, hashed, permutation, rarity
+from unspeckle.corpus import Split, batches, open_corpus, read_folder
+from unspeckle.corpus.batches import _random_integers, _splitmix64, weighted_epoch_order, random_bits, epoch_permutation, sampling_probabilities
 from unspeckle.errors import InputError
 
 COUNT = 30
@@ -30,7 +30,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
         if i % 5 == 0:
             words[-1] += " on the Left-hand side"
         (folder / f"{i}.txt").write_text("\n".join(words))
-    return open_corpus(read(folder), 8, cache=tmp_path_factory.mktemp("cache")).training
+    return open_corpus(read_folder(folder), 8, cache_dir=tmp_path_factory.mktemp("cache")).training
 
 
 Example = tuple[int, bytes, str]
@@ -40,9 +40,9 @@ def examples(
     split: Split, size: int, count: int, *, seed: int = 5, start: int = 0, flips: bool = True
 ) -> list[Example]:
     taken: list[Example] = []
-    for batch in islice(batches(split, size, seed=seed, start=start, flips=flips), -(-count // size)):
-        assert batch.pictures.shape == (size, 3, 8, 8) and batch.pictures.dtype == torch.uint8
-        rows = zip(batch.indices.tolist(), batch.pictures, batch.captions, strict=True)
+    for batch in islice(batches(split, size, seed=seed, start=start, flip=flips), -(-count // size)):
+        assert batch.images.shape == (size, 3, 8, 8) and batch.images.dtype == torch.uint8
+        rows = zip(batch.example_indices.tolist(), batch.images, batch.captions, strict=True)
         taken += [(index, picture.numpy().tobytes(), caption) for index, picture, caption in rows]
     return taken[:count]
 
@@ -116,17 +116,17 @@ def test_the_hash_is_splitmix64() -> None:
     # the published first outputs of SplitMix64 from state 1234567
     golden = 0x9E3779B97F4A7C15
     states = np.array([(1234567 + k * golden) % 2**64 for k in (1, 2, 3)], np.uint64)
-    assert _mix(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert _splitmix64(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
 def test_positions_and_seeds_are_told_apart() -> None:
     positions = np.arange(4096)
-    drawn = [hashed(seed, purpose, positions) for seed in (0, 1, 2**63, -1) for purpose in (1, 2)]
+    drawn = [random_bits(seed, purpose, positions) for seed in (0, 1, 2**63, -1) for purpose in (1, 2)]
     assert len(np.unique(np.concatenate(drawn))) == 8 * 4096
     bits = np.unpackbits(np.concatenate(drawn).view(np.uint8))
     assert abs(bits.mean() - 0.5) < 4 * 0.5 / len(bits) ** 0.5
     bounds = np.array([1, 2, 3, 1000] * 1024)
-    low = _below(bounds, 3, 1, positions)
+    low = _random_integers(bounds, 3, 1, positions)
     assert (low < bounds).all() and (low >= 0).all() and set(low[2::4]) == {0, 1, 2}
 
 
@@ -137,8 +137,8 @@ CLASSES = [("a hat",)] * 30 + [("a shirt", "a blouse")] * 60 + [("a shoe",)] * 2
     ("balance", "wanted"), [(0.0, [30, 60, 210]), (1.0, [100, 100, 100]), (0.5, [59.3, 83.9, 156.9])]
 )
 def test_rare_captions_are_shown_as_often_as_the_balance_says(balance: float, wanted: list[float]) -> None:
-    shares = rarity(CLASSES, balance)
-    epochs = [balanced(shares, 3, epoch) for epoch in range(40)]
+    shares = sampling_probabilities(CLASSES, balance)
+    epochs = [weighted_epoch_order(shares, 3, epoch) for epoch in range(40)]
     assert {len(epoch) for epoch in epochs} == {300}
     often = np.stack([np.bincount(epoch, minlength=300) for epoch in epochs])  # (epochs, pictures)
     assert (np.abs(often - 300 * shares) < 1 + 1e-9).all()  # rounded up or down, never more
@@ -149,12 +149,12 @@ def test_rare_captions_are_shown_as_often_as_the_balance_says(balance: float, wa
 
 def test_what_is_shown_twice_in_an_epoch_is_shown_apart() -> None:
     """30 hats, each three or four times in 300: twice in a row by chance alone, about 100 · 2.4 / 300 times."""
-    rows = [balanced(rarity(CLASSES, 1.0), 1, epoch) for epoch in range(50)]
+    rows = [weighted_epoch_order(sampling_probabilities(CLASSES, 1.0), 1, epoch) for epoch in range(50)]
     assert sum(int((row[1:] == row[:-1])[row[1:] < 30].sum()) for row in rows) / 50 == pytest.approx(0.8, abs=0.4)
 
 
 def test_a_picture_alone_in_its_folder_is_not_shown_all_the_time() -> None:
-    shares = rarity([("one",), *[("many",)] * 9999], 0.5)
+    shares = sampling_probabilities([("one",), *[("many",)] * 9999], 0.5)
     assert 4 < 10_000 * shares[0] < 4.1 and shares.sum() == pytest.approx(1)
 
 
@@ -172,14 +172,14 @@ def test_balanced_batches_hang_on_seed_and_position_alone(split: Split) -> None:
 
 def test_the_order_is_pinned() -> None:
     # A change here breaks the resuming of every run that was begun before it.
-    assert permutation(10, seed=1, epoch=0).tolist() == [4, 6, 5, 9, 0, 8, 7, 3, 1, 2]
-    assert permutation(10, seed=1, epoch=1).tolist() == [2, 5, 7, 3, 9, 6, 4, 8, 0, 1]
-    assert balanced(rarity(CLASSES[27:39], 1.0), seed=1, epoch=0).tolist() == [0, 0, 8, 9, 3, 10, 2, 6, 2, 5, 1, 1]
-    assert np.array_equal(np.sort(permutation(1000, seed=2**70, epoch=10**6)), np.arange(1000))
+    assert epoch_permutation(10, seed=1, epoch=0).tolist() == [4, 6, 5, 9, 0, 8, 7, 3, 1, 2]
+    assert epoch_permutation(10, seed=1, epoch=1).tolist() == [2, 5, 7, 3, 9, 6, 4, 8, 0, 1]
+    assert weighted_epoch_order(sampling_probabilities(CLASSES[27:39], 1.0), seed=1, epoch=0).tolist() == [0, 0, 8, 9, 3, 10, 2, 6, 2, 5, 1, 1]
+    assert np.array_equal(np.sort(epoch_permutation(1000, seed=2**70, epoch=10**6)), np.arange(1000))
 
 
 def test_bad_asks(split: Split, tmp_path: Path) -> None:
-    empty = Split(split.store, split.places[:0], (), split.size)
+    empty = Split(split.store, split.record_indices[:0], (), split.size)
     for asked, size, start, balance in [(empty, 4, 0, 0), (split, 0, 0, 0), (split, 4, -1, 0), (split, 4, 0, 1.1)]:
         with pytest.raises(InputError):
             batches(asked, size, seed=0, start=start, balance=balance)

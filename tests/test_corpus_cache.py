@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unspeckle.corpus import Corpus, cache, decoding, open_corpus, read
+from unspeckle.corpus import Corpus, cache, decoding, open_corpus, read_folder
 from unspeckle.errors import InputError
 
 
@@ -30,20 +30,20 @@ def folder_of(folder: Path, count: int, suffix: str = "png", seed: int = 0) -> P
 def opened(folder: Path, store: Path, size: int = 8) -> tuple[Corpus, int]:
     """The corpus, and how many pictures were decoded for it."""
     seen: list[int] = []
-    corpus = open_corpus(read(folder, caption="c"), size, cache=store, progress=lambda done, total: seen.append(done))
+    corpus = open_corpus(read_folder(folder, caption="c"), size, cache_dir=store, progress=lambda done, total: seen.append(done))
     assert seen == list(range(1, len(seen) + 1))
     return corpus, len(seen)
 
 
 def pixels(corpus: Corpus) -> bytes:
-    return b"".join(split.pictures(range(len(split))).numpy().tobytes() for split in (corpus.training, corpus.heldout))
+    return b"".join(split.center_crops(range(len(split))).numpy().tobytes() for split in (corpus.training, corpus.validation))
 
 
 def test_holds_what_decoding_gives_and_opens_again_without_decoding(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", 20)
     corpus, decoded = opened(folder, tmp_path / "cache")
-    assert decoded == 20 and len(corpus.training) + len(corpus.heldout) == 20
-    expected = sorted(decoding.decode(path.read_bytes(), (8, 8))[0].tobytes() for path in folder.iterdir())
+    assert decoded == 20 and len(corpus.training) + len(corpus.validation) == 20
+    expected = sorted(decoding.decode_image(path.read_bytes(), (8, 8))[0].tobytes() for path in folder.iterdir())
     store = corpus.training.store
     shapes = zip(store.records["offset"], store.records["height"] * store.records["width"] * 3, strict=True)
     assert sorted(store.pixels[start : start + length].tobytes() for start, length in shapes) == expected
@@ -122,11 +122,11 @@ def test_the_half_written_file_of_a_living_process_stays(tmp_path: Path) -> None
     def sweep(done: int, total: int) -> None:
         (part,) = (tmp_path / "cache").iterdir()
         os.utime(part, (time.time() - 3600,) * 2)
-        cache._sweep(tmp_path / "cache")
+        cache._remove_stale_files(tmp_path / "cache")
         assert part.exists()
 
-    listing = read(folder_of(tmp_path / "in", 9), caption="c")
-    open_corpus(listing, 8, cache=tmp_path / "cache", progress=sweep)
+    listing = read_folder(folder_of(tmp_path / "in", 9), caption="c")
+    open_corpus(listing, 8, cache_dir=tmp_path / "cache", progress=sweep)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".pixels"]
 
 
@@ -136,7 +136,7 @@ def test_what_nobody_opened_for_long_goes_and_what_is_in_use_stays(tmp_path: Pat
     for folder in (old, used):
         opened(folder, store)
     for path in store.iterdir():
-        os.utime(path, (time.time() - cache.KEPT - 60,) * 2)
+        os.utime(path, (time.time() - cache.CACHE_LIFETIME - 60,) * 2)
     assert opened(used, store)[1] == 0  # opening counts as use
     opened(folder_of(tmp_path / "new", 3, seed=2), store)
     assert opened(used, store)[1] == 0
@@ -148,9 +148,9 @@ def test_ctrl_c_leaves_no_file(tmp_path: Path) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
-    listing = read(folder_of(tmp_path / "in", 12), caption="c")
+    listing = read_folder(folder_of(tmp_path / "in", 12), caption="c")
     with pytest.raises(KeyboardInterrupt):
-        open_corpus(listing, 8, cache=tmp_path / "cache", progress=stop)
+        open_corpus(listing, 8, cache_dir=tmp_path / "cache", progress=stop)
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -160,8 +160,8 @@ def test_unreadable_files_are_named_and_left_out(tmp_path: Path) -> None:
     (folder / "empty.jpg").touch()
     (folder / "words.jpg").write_text("no picture at all")
     corpus, decoded = opened(folder, tmp_path / "cache")
-    assert decoded == 12 and len(corpus.training) + len(corpus.heldout) == 9
-    assert [path for path, _ in corpus.unread] == ["cut.png", "empty.jpg", "words.jpg"]
+    assert decoded == 12 and len(corpus.training) + len(corpus.validation) == 9
+    assert [path for path, _ in corpus.unreadable] == ["cut.png", "empty.jpg", "words.jpg"]
     assert corpus.summary["unreadable"] == 3
     assert "left out, cannot be read: 3 (cut.png: truncated" in corpus.describe()[-1]
     assert opened(folder, tmp_path / "cache")[1] == 0
@@ -174,12 +174,12 @@ def test_unreadable_files_are_named_and_left_out(tmp_path: Path) -> None:
 
 def test_a_file_out_of_reach_is_tried_again_later(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "in", 9)
-    listing = read(folder, caption="c")
+    listing = read_folder(folder, caption="c")
     (folder / "004.png").rename(tmp_path / "away.png")
-    corpus = open_corpus(listing, 8, cache=tmp_path / "cache")
-    assert corpus.unread == (("004.png", "No such file or directory"),)
+    corpus = open_corpus(listing, 8, cache_dir=tmp_path / "cache")
+    assert corpus.unreadable == (("004.png", "No such file or directory"),)
     (tmp_path / "away.png").rename(folder / "004.png")
-    assert open_corpus(listing, 8, cache=tmp_path / "cache").unread == ()
+    assert open_corpus(listing, 8, cache_dir=tmp_path / "cache").unreadable == ()
 
 
 class Disk(NamedTuple):

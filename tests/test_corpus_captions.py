@@ -11,11 +11,11 @@ from PIL import Image
 
 from tiny import random_model
 from unspeckle.cli import main
-from unspeckle.corpus import read
-from unspeckle.corpus.emoji.wording import MOST, class_name, clean, fill, stem_words
+from unspeckle.corpus import read_folder
+from unspeckle.corpus.emoji.wording import MAX_CAPTION_LENGTH, class_from_folders, clean_caption, fill_template, words_from_file_name
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import Request, resolve
-from unspeckle.prompts import escape
+from unspeckle.prompts import escape_prompt
 
 
 def put(folder: Path, *names: str) -> Path:
@@ -26,16 +26,16 @@ def put(folder: Path, *names: str) -> Path:
 
 
 def words(folder: Path, **options: str) -> dict[str, tuple[str, ...]]:
-    return {picture.path: picture.captions for picture in read(folder, **options).pictures}
+    return {picture.path: picture.captions for picture in read_folder(folder, **options).images}
 
 
 def test_a_caption_without_end_is_cut(tmp_path: Path) -> None:
     """So that it can be drawn as well: a prompt has at most 100,000 characters, an escape before each counted."""
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("(frog) " * 300_000)
-    (caption,) = read(tmp_path).captions()
-    assert caption.startswith("(frog) (frog)") and len(caption) <= MOST
-    resolve(random_model(), Request(escape(caption)))
+    (caption,) = read_folder(tmp_path).all_captions()
+    assert caption.startswith("(frog) (frog)") and len(caption) <= MAX_CAPTION_LENGTH
+    resolve(random_model(), Request(escape_prompt(caption)))
 
 
 def test_txt_gives_a_wording_a_line(tmp_path: Path) -> None:
@@ -44,11 +44,11 @@ def test_txt_gives_a_wording_a_line(tmp_path: Path) -> None:
     (tmp_path / "deep/b.txt").write_bytes("ein Frösch".encode("cp1252"))
     (tmp_path / "c.txt").write_text(" \n")
     (tmp_path / "readme.txt").write_text("not a caption")
-    listing = read(tmp_path)
+    listing = read_folder(tmp_path)
     assert words(tmp_path) == {"a.jpg": ("a frog", "a green frog"), "deep/b.PNG": ("ein Frösch",)}
     assert listing.uncaptioned == ("c.webp",)
     assert any("Windows-1252" in line and "deep/b.txt" in line for line in listing.describe())
-    assert list(listing.captions()) == ["a frog", "a green frog", "ein Frösch"]
+    assert list(listing.all_captions()) == ["a frog", "a green frog", "ein Frösch"]
 
 
 def test_metadata_jsonl_in_every_form(tmp_path: Path) -> None:
@@ -63,14 +63,14 @@ def test_metadata_jsonl_in_every_form(tmp_path: Path) -> None:
     ]
     (tmp_path / "metadata.jsonl").write_text("\n\n".join(map(json.dumps, rows)), encoding="utf-16")
     (tmp_path / "sub/metadata.csv").write_text('file_name,text\nc.jpg,"a frog, and ""quoted"""\nc.jpg,plain\n')
-    listing = read(tmp_path)
+    listing = read_folder(tmp_path)
     assert words(tmp_path) == {
         "a.jpg": ("one", "two"),
         "b.jpg": ("three", "four", "five"),
         "sub/c.jpg": ('a frog, and "quoted"', "plain"),
         "sub/d.jpg": ("six",),
     }
-    assert listing.missing == ("gone.jpg",) and listing.uncaptioned == ("e.jpg",)
+    assert listing.missing_files == ("gone.jpg",) and listing.uncaptioned == ("e.jpg",)
     told = "\n".join(listing.describe())
     assert "gone.jpg" in told and "e.jpg" in told and "8 captions" in told
 
@@ -95,7 +95,7 @@ def test_malformed_metadata_names_file_and_line(tmp_path: Path, name: str, text:
     put(tmp_path, "a.jpg")
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError) as error:
-        read(tmp_path)
+        read_folder(tmp_path)
     assert str(error.value).startswith(f"{name} line {line}: ") and "\n" not in str(error.value)
 
 
@@ -126,7 +126,7 @@ def test_auto_prefers_metadata_then_txt_then_folders(tmp_path: Path) -> None:
     assert taken["owls/0.jpg"] == ("by metadata",) and taken["owls/1.jpg"] == ("by txt",)
     assert taken["owls/2.jpg"] == ("a photo of owls",)
     assert taken["red_fox/0.jpg"] == ("a photo of a red fox",) and taken["t-shirt/3.jpg"] == ("a photo of a t-shirt",)
-    assert read(tmp_path).sources == {"folders": 10, "metadata": 1, "txt": 1}
+    assert read_folder(tmp_path).source_counts == {"folders": 10, "metadata": 1, "txt": 1}
     assert set(words(tmp_path, captions="txt")) == {"owls/0.jpg", "owls/1.jpg"}
     assert set(words(tmp_path, captions="metadata")) == {"owls/0.jpg"}
     assert words(tmp_path, captions="folders", template="an {name}, drawn")["owls/0.jpg"] == ("owls, drawn",)
@@ -139,15 +139,15 @@ def test_folders_are_not_taken_where_most_pictures_have_words_or_there_is_one_cl
     assert set(words(tmp_path / "most")) == {"cat/a.jpg", "dog/b.jpg"}
     put(tmp_path / "one", "holiday/a.jpg", "b.jpg")
     with pytest.raises(InputError, match="2 pictures but no captions"):
-        read(tmp_path / "one")
+        read_folder(tmp_path / "one")
 
 
 def test_file_names_only_when_asked(tmp_path: Path) -> None:
     put(tmp_path, "red_frog (3).jpg", "blue-frog_012.jpg", "0001.jpg")
     with pytest.raises(InputError, match="no captions"):
-        read(tmp_path)
-    listing = read(tmp_path, captions="names", template="{name}")
-    assert [picture.captions for picture in listing.pictures] == [("blue frog",), ("red frog",)]
+        read_folder(tmp_path)
+    listing = read_folder(tmp_path, caption_mode="names", template="{name}")
+    assert [picture.captions for picture in listing.images] == [("blue frog",), ("red frog",)]
     assert listing.uncaptioned == ("0001.jpg",)
 
 
@@ -178,16 +178,16 @@ def test_one_caption_for_all(tmp_path: Path) -> None:
     ],
 )
 def test_articles(name: str, caption: str) -> None:
-    assert fill("a photo of a {name}", name) == caption
+    assert fill_template("a photo of a {name}", name) == caption
 
 
 def test_names_become_words() -> None:
-    assert class_name("004.Black_footed-Albatross/images/7/x.jpg") == "Black footed Albatross"
-    assert class_name("train/0/x.jpg") == "" and class_name("x.jpg") == ""
-    assert class_name("dog/train/x.jpg") == "dog"
-    assert stem_words("a/IMG_2041.jpg") == "IMG" and stem_words("a/2041.jpg") == ""
-    assert fill("An {name}. {name}!", "cat") == "A cat. cat!"
-    assert clean("a\x00b\x1b[31m\ud83d\n c") == "ab[31m\ufffd c"
+    assert class_from_folders("004.Black_footed-Albatross/images/7/x.jpg") == "Black footed Albatross"
+    assert class_from_folders("train/0/x.jpg") == "" and class_from_folders("x.jpg") == ""
+    assert class_from_folders("dog/train/x.jpg") == "dog"
+    assert words_from_file_name("a/IMG_2041.jpg") == "IMG" and words_from_file_name("a/2041.jpg") == ""
+    assert fill_template("An {name}. {name}!", "cat") == "A cat. cat!"
+    assert clean_caption("a\x00b\x1b[31m\ud83d\n c") == "ab[31m\ufffd c"
 
 
 def test_walk_hidden_links_loops_suffixes_and_pipes(tmp_path: Path) -> None:
@@ -202,8 +202,8 @@ def test_walk_hidden_links_loops_suffixes_and_pipes(tmp_path: Path) -> None:
     (tmp_path / "linked.png").symlink_to(tmp_path / "x/0.png")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
-    listing = read(tmp_path, caption="c")
-    assert [picture.path for picture in listing.pictures] == ["linked.png", *pictures]
+    listing = read_folder(tmp_path, caption="c")
+    assert [picture.path for picture in listing.images] == ["linked.png", *pictures]
     assert [path for path, _ in listing.skipped] == ["broken.png", "pipe.png"]
 
 
@@ -213,8 +213,8 @@ def test_names_in_any_unicode_composition_and_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "ein Vogel"}))
     odd = os.fsdecode(b"\xff\x1b[31m.png")
     put(tmp_path, odd)
-    listing = read(tmp_path)
-    assert [picture.captions for picture in listing.pictures] == [("ein Vogel",)] and listing.uncaptioned == (odd,)
+    listing = read_folder(tmp_path)
+    assert [picture.captions for picture in listing.images] == [("ein Vogel",)] and listing.uncaptioned == (odd,)
     "\n".join(listing.describe()).encode()
     assert "\x1b" not in "\n".join(listing.describe())
 
@@ -235,13 +235,13 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
     ]
     for folder, options, start in cases:
         with pytest.raises(InputError) as error:
-            read(tmp_path / folder, **options)
+            read_folder(tmp_path / folder, **options)
         assert start in str(error.value) and "\n" not in str(error.value)
 
 
 def test_metadata_without_captions_is_told_and_auto_goes_on(tmp_path: Path) -> None:
     put(tmp_path, "cat/a.jpg", "dog/b.jpg")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "cat/a.jpg", "label": 3}')
-    listing = read(tmp_path)
-    assert listing.sources == {"folders": 2}
+    listing = read_folder(tmp_path)
+    assert listing.source_counts == {"folders": 2}
     assert any("metadata.jsonl: no captions" in line for line in listing.describe())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unspeckle.corpus import check, checking, read
+from unspeckle.corpus import check_corpus, checking, read_folder
 
 
 def picture(path: Path, width: int, height: int, seed: int) -> None:
@@ -20,8 +20,8 @@ def picture(path: Path, width: int, height: int, seed: int) -> None:
 def test_finds_what_was_put_there_and_nothing_else(tmp_path: Path) -> None:
     for i in range(12):
         picture(tmp_path / f"good{i}.jpg", 40 + i, 40, i)
-    clean = check(read(tmp_path), 32)
-    assert not clean and clean.lines() == ["12 pictures with captions checked", "nothing wrong was found"]
+    clean = check_corpus(read_folder(tmp_path), 32)
+    assert not clean and clean.describe() == ["12 pictures with captions checked", "nothing wrong was found"]
     picture(tmp_path / "small.png", 20, 90, 20)
     picture(tmp_path / "narrow.png", 200, 50, 21)
     picture(tmp_path / "cut.jpg", 60, 60, 22)
@@ -33,8 +33,8 @@ def test_finds_what_was_put_there_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "good7.txt").write_text("\n")
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "gone.jpg", "text": "x"}')
-    findings = check(read(tmp_path), 32)
-    assert {item.kind: item.examples for item in findings.found} == {
+    findings = check_corpus(read_folder(tmp_path), 32)
+    assert {item.kind: item.examples for item in findings.issues} == {
         "unreadable": ("cut.jpg: truncated",),
         "small": ("small.png",),
         "narrow": ("narrow.png", "small.png"),
@@ -46,8 +46,8 @@ def test_finds_what_was_put_there_and_nothing_else(tmp_path: Path) -> None:
     }
     told = json.loads(json.dumps(findings.to_json()))
     assert told["pictures"] == 15 and [item["count"] for item in told["found"]] == [1, 1, 2, 1, 1, 1, 1, 1]
-    assert str(tmp_path) not in json.dumps(told) and len(findings.lines()) == 9
-    wide = {item.kind: item.count for item in check(read(tmp_path), (45, 32)).found}
+    assert str(tmp_path) not in json.dumps(told) and len(findings.describe()) == 9
+    wide = {item.kind: item.count for item in check_corpus(read_folder(tmp_path), (45, 32)).issues}
     assert wide["small"] == 7  # good0 to good4, the copy of good3, and small; what cannot be read is not counted twice
 
 
@@ -55,19 +55,19 @@ def test_the_same_words_for_all_are_told_unless_they_were_given(tmp_path: Path) 
     for i in range(3):
         picture(tmp_path / f"{i}.png", 40, 40, i)
         (tmp_path / f"{i}.txt").write_text("a thing")
-    (finding,) = check(read(tmp_path), 32).found
+    (finding,) = check_corpus(read_folder(tmp_path), 32).issues
     assert finding.kind == "same caption" and finding.count == 3
-    assert not check(read(tmp_path, caption="a thing"), 32)
+    assert not check_corpus(read_folder(tmp_path, caption="a thing"), 32)
 
 
 def test_of_a_large_folder_a_spread_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i in range(9):
         picture(tmp_path / f"{i}.jpg", 40 + i, 40, i)
         (tmp_path / f"{i}.jpg").write_bytes((tmp_path / f"{i}.jpg").read_bytes()[:-400])
-    listing = read(tmp_path)
+    listing = read_folder(tmp_path)
     monkeypatch.setattr(checking, "DECODED_MOST", 3)
     seen: list[tuple[int, int]] = []
-    findings = check(listing, 32, progress=lambda done, total: seen.append((done, total)))
-    assert findings.decoded == 3 and findings.found[0].count == 3
+    findings = check_corpus(listing, 32, progress=lambda done, total: seen.append((done, total)))
+    assert findings.decoded_count == 3 and findings.issues[0].count == 3
     assert seen == [(i, 9) for i in range(1, 10)]
-    assert "3 of them decoded whole" in findings.lines()[0]
+    assert "3 of them decoded whole" in findings.describe()[0]

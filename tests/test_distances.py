@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unspeckle.scoring import distances
-from unspeckle.scoring.distances import frechet, kid, nearest, neighbours
+from unspeckle.scoring.distances import frechet_distance, kid, nearest_neighbors, compute_prdc
 
 
 def normal(count: int, width: int, seed: int) -> Tensor:
@@ -47,8 +47,8 @@ def test_frechet_of_gaussians_with_known_moments() -> None:
     second = turn @ torch.diag(torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64)) @ turn.T
     mean = torch.tensor([1.0, -2.0, 2.0], dtype=torch.float64)
     a, b = with_moments(50, torch.zeros(3, dtype=torch.float64), first, 0), with_moments(40, mean, second, 1)
-    assert frechet(a, b) == pytest.approx(9 + (1 - 2) ** 2 + (2 - 1) ** 2 + (3 - 0.5) ** 2, rel=1e-9)  # they commute
-    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert frechet_distance(a, b) == pytest.approx(9 + (1 - 2) ** 2 + (2 - 1) ** 2 + (3 - 0.5) ** 2, rel=1e-9)  # they commute
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_frechet_bears_fewer_pictures_than_features() -> None:
@@ -56,12 +56,12 @@ def test_frechet_bears_fewer_pictures_than_features() -> None:
     product = torch.cov(a.T) @ torch.cov(b.T)
     cross = torch.linalg.eigvals(product).real.clamp(min=0).sqrt().sum()
     expected = (a.mean(0) - b.mean(0)).square().sum() + a.var(0).sum() + b.var(0).sum() - 2 * cross
-    assert frechet(a, b) == pytest.approx(float(expected), rel=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_a_generator_that_knows_one_of_two_kinds_is_precise_and_recalls_half() -> None:
     left, right = normal(40, 2, 0), normal(40, 2, 1) + 100
-    found = neighbours(torch.cat([left, right]), left + 1e-9, k=3)
+    found = compute_prdc(torch.cat([left, right]), left + 1e-9, k=3)
     assert found == (1.0, 0.5, pytest.approx(found.density), 0.5)
     assert found.density > 1  # every drawn picture sits on a real one, inside its own ball too
 
@@ -71,22 +71,22 @@ def test_neighbours_on_a_line_by_hand() -> None:
     drawn = torch.tensor([[0.5], [4.5], [20.0]])  # radii: 4, 4, 15.5
     # 0.5 lies in the balls of 0 and 1, not of 3 (2.5 > 2); 4.5 in those of 3 and 7; 20 in none
     # real ones in drawn balls: 0 (0.5), 1 (0.5), 3 (0.5), 7 (4.5): all; covered: 0, 1, 3 (1.5 <= 2), 7 (2.5 <= 4)
-    assert neighbours(real, drawn, k=1) == (2 / 3, 1.0, 4 / 3, 1.0)
-    assert neighbours(real, drawn[2:].expand(2, 1) + torch.tensor([[0.0], [1.0]]), k=1) == (0.0, 0.0, 0.0, 0.0)
+    assert compute_prdc(real, drawn, k=1) == (2 / 3, 1.0, 4 / 3, 1.0)
+    assert compute_prdc(real, drawn[2:].expand(2, 1) + torch.tensor([[0.0], [1.0]]), k=1) == (0.0, 0.0, 0.0, 0.0)
 
 
 def test_nearest_and_large_tables_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = normal(30, 4, 0), normal(23, 4, 1)
-    whole = kid(a, b), neighbours(a, b, 2), nearest(b, a)
+    whole = kid(a, b), compute_prdc(a, b, 2), nearest_neighbors(b, a)
     monkeypatch.setattr(distances, "ROWS", 7)
     assert kid(a, b) == pytest.approx(whole[0], rel=1e-12)
-    assert neighbours(a, b, 2) == whole[1]
-    assert torch.equal(nearest(b, a)[1], whole[2][1])
-    far, which = nearest(a[[4, 9]] + 1e-6, a)
+    assert compute_prdc(a, b, 2) == whole[1]
+    assert torch.equal(nearest_neighbors(b, a)[1], whole[2][1])
+    far, which = nearest_neighbors(a[[4, 9]] + 1e-6, a)
     assert which.tolist() == [4, 9]
     assert far.tolist() == pytest.approx([2e-6, 2e-6], rel=1e-3)
 
 
 def test_too_few_pictures_are_said_to_be() -> None:
     with pytest.raises(ValueError, match="4 pictures are too few: 6 are needed"):
-        neighbours(normal(4, 2, 0), normal(9, 2, 1))
+        compute_prdc(normal(4, 2, 0), normal(9, 2, 1))

@@ -23,10 +23,10 @@ from unspeckle.schedule import VE, Cosine, Flow
 from unspeckle.timesteps import timesteps
 from unspeckle.training import command as train_command
 from unspeckle.training import plan as plans
-from unspeckle.training.distillation_task import Pupil
+from unspeckle.training.distillation_task import StudentUpdater
 from unspeckle.training.options import DistilOptions, TrainOptions
 from unspeckle.training.plan import DistilPlan
-from unspeckle.training.teacher_trajectories import GRID, drawn, lessons, repeated, shown, stretches, target
+from unspeckle.training.teacher_trajectories import DISTILLATION_TIMESTEP_SPACING, draw_trajectory, generate_teacher_trajectories, draw_student_images, draw_teacher_trajectories, list_segments, segment_target
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +40,9 @@ def own_signals() -> Iterator[None]:
 def plan(**changes: object) -> DistilPlan:
     model = random_model()
     made = DistilPlan(
-        asked={}, corpus="", size=(16, 16), preset="", network=model.network.config, text=model.text_encoder.config, steps=1,
-        batch=4, seed=0, device="cpu", precision="float32", compile=False, threads=1, parameters=0, rate=0, seconds=0,
-        memory=0, disk=0, autoencoder=model.autoencoder.config,
+        options={}, corpus_fingerprint="", size=(16, 16), preset="", network_config=model.network.config, text_config=model.text_encoder.config, steps=1,
+        batch_size=4, seed=0, device="cpu", precision="float32", compile=False, threads=1, parameter_count=0, images_per_second=0, total_seconds=0,
+        memory_bytes=0, disk_bytes=0, autoencoder_config=model.autoencoder.config,
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -65,7 +65,7 @@ class Foresees(Knows):
     """The best student of one Gaussian: where x_t = α m + r (…), r² = α² d² + σ², the ODE keeps (x_t - α m) / r."""
 
     def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
-        grid = [timesteps(GRID, self.schedule, int(2**k)) for k in given.vector[:, -1]]
+        grid = [timesteps(DISTILLATION_TIMESTEP_SPACING, self.schedule, int(2**k)) for k in given.vector[:, -1]]
         begins = [int((way - t).abs().argmin()) for way, t in zip(grid, clock.double(), strict=True)]
         t = torch.stack([way[i] for way, i in zip(grid, begins, strict=True)]).view(-1, 1, 1, 1)
         s = torch.stack([way[i + 1] for way, i in zip(grid, begins, strict=True)]).view(-1, 1, 1, 1)
@@ -87,21 +87,21 @@ def knowing(kind: type[Knows], mixture: Mixture, schedule: object):
 def test_one_step_towards_a_target_lands_where_the_teacher_does(schedule: object) -> None:
     teacher = knowing(Knows, two_lumps(), schedule)
     x = torch.randn(5, 2, 1, 1, dtype=torch.float64)
-    points = drawn(teacher, [Conditioning(torch.zeros(5, 1, 1))], x, 12, 1.0)
-    grid = timesteps(GRID, schedule, 12)
+    points = draw_trajectory(teacher, [Conditioning(torch.zeros(5, 1, 1))], x, 12, 1.0)
+    grid = timesteps(DISTILLATION_TIMESTEP_SPACING, schedule, 12)
     made = plan(counts=(1, 2, 3, 4))
-    assert len(stretches(made)) == 10
-    for stretch in stretches(made):
-        wanted = target(points, schedule, grid, stretch)
-        (alpha, sigma), (alpha_s, sigma_s) = (schedule(grid[i]) for i in (stretch.begin, stretch.end))
-        landed = alpha_s * wanted + sigma_s / sigma * (points[stretch.begin] - alpha * wanted)
+    assert len(list_segments(made)) == 10
+    for stretch in list_segments(made):
+        wanted = segment_target(points, schedule, grid, stretch)
+        (alpha, sigma), (alpha_s, sigma_s) = (schedule(grid[i]) for i in (stretch.start, stretch.end))
+        landed = alpha_s * wanted + sigma_s / sigma * (points[stretch.start] - alpha * wanted)
         torch.testing.assert_close(landed, points[stretch.end], rtol=1e-9, atol=1e-9)
 
 
 def test_a_grids_stretches_are_the_students_own_grids() -> None:
     for n in (1, 2, 3, 4, 6):
-        torch.testing.assert_close(timesteps(GRID, Flow(), 12)[:: 12 // n], timesteps(GRID, Flow(), n), rtol=1e-15, atol=0)
-    torch.testing.assert_close(timesteps(GRID, Flow(), 4), torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
+        torch.testing.assert_close(timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 12)[:: 12 // n], timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), n), rtol=1e-15, atol=0)
+    torch.testing.assert_close(timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 4), torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("schedule", [Flow(), Cosine()], ids=["flow", "cosine"])
@@ -111,7 +111,7 @@ def test_the_best_student_of_a_gaussian_draws_its_ode_in_any_number_of_steps(sch
     x = torch.randn(6, 2, 1, 1)
     exact = 0.5 + 0.4 * x  # at t = 1 all is noise of variance 1
     for steps in (1, 2, 4):
-        found = repeated(student, Conditioning(torch.zeros(6, 1, 1)), x, steps)
+        found = draw_student_images(student, Conditioning(torch.zeros(6, 1, 1)), x, steps)
         torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
 
 
@@ -120,35 +120,35 @@ def test_targets_of_many_moves_are_those_of_the_best_student() -> None:
     teacher, student = knowing(Knows, lump, schedule), Foresees(lump, schedule)
     x = torch.randn(4, 2, 1, 1)
     points, grid, made = (
-        drawn(teacher, [Conditioning(torch.zeros(4, 1, 1))], x, 800, 1.0),
-        timesteps(GRID, schedule, 800),
+        draw_trajectory(teacher, [Conditioning(torch.zeros(4, 1, 1))], x, 800, 1.0),
+        timesteps(DISTILLATION_TIMESTEP_SPACING, schedule, 800),
         plan(moves=800),
     )
-    for stretch in stretches(made):
-        given = Conditioning(torch.zeros(4, 1, 1), vector=torch.full((4, 1), float(stretch.steps)).log2())
-        best = student(points[stretch.begin], grid[stretch.begin].expand(4), given)
-        torch.testing.assert_close(target(points, schedule, grid, stretch), best, rtol=0, atol=0.01)
+    for stretch in list_segments(made):
+        given = Conditioning(torch.zeros(4, 1, 1), vector=torch.full((4, 1), float(stretch.step_count)).log2())
+        best = student(points[stretch.start], grid[stretch.start].expand(4), given)
+        torch.testing.assert_close(segment_target(points, schedule, grid, stretch), best, rtol=0, atol=0.01)
 
 
 def test_guidance_is_baked_in_and_bounded() -> None:
     """A teacher that says the number of its caption, at scale 3, teaches three times that, white at most."""
     teacher, made = told_model(), plan(scale=3.0, moves=12)
     ids = teacher.tokenizer.encode(["0.2", "0.9"])
-    points = shown(teacher, ids, torch.randn(2, 3, 16, 16), made).points
-    for stretch in stretches(made):
-        wanted = target(points, Flow(), timesteps(GRID, Flow(), 12), stretch)
+    points = draw_teacher_trajectories(teacher, ids, torch.randn(2, 3, 16, 16), made).points
+    for stretch in list_segments(made):
+        wanted = segment_target(points, Flow(), timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 12), stretch)
         torch.testing.assert_close(wanted[0], torch.full((3, 16, 16), 0.6), rtol=0, atol=1e-4)
         torch.testing.assert_close(wanted[1], torch.full((3, 16, 16), 2.0), rtol=0, atol=1e-4)
 
 
 def test_lessons_hang_on_their_number_alone() -> None:
     teacher, ids = random_model(), random_model().tokenizer.encode(CAPTIONS)
-    many = lessons(teacher, ids, plan(batch=3), 0)
+    many = generate_teacher_trajectories(teacher, ids, plan(batch=3), 0)
     first, second = next(many), next(many)
-    again = next(lessons(teacher, ids, plan(batch=3), 3))
-    assert torch.equal(second.points, again.points) and torch.equal(second.given.tokens, again.given.tokens)
+    again = next(generate_teacher_trajectories(teacher, ids, plan(batch=3), 3))
+    assert torch.equal(second.points, again.points) and torch.equal(second.conditioning.tokens, again.conditioning.tokens)
     assert not torch.equal(first.points[0], second.points[0])
-    alone = next(lessons(teacher, ids, plan(batch=1), 4))
+    alone = next(generate_teacher_trajectories(teacher, ids, plan(batch=1), 4))
     torch.testing.assert_close(alone.points, second.points[:, 1:2], rtol=1e-4, atol=1e-4)
 
 
@@ -158,12 +158,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("teacher") / "frogs"
     out.mkdir()
     save(random_model(), out / "model.safetensors")
-    (out / train_command.CAPTIONS).write_text("".join(f"{caption}\n" for caption in CAPTIONS))
+    (out / train_command.CAPTIONS_FILE).write_text("".join(f"{caption}\n" for caption in CAPTIONS))
     return out
 
 
 def options(run: Path, out: Path, **changes: object) -> DistilOptions:
-    asked = DistilOptions(run, out, steps=10, scale=1.5, batch=2, quiet=True, precision="float32")
+    asked = DistilOptions(run, out, steps=10, guidance_scale=1.5, batch_size=2, quiet=True, precision="float32")
     return replace(asked, **changes)
 
 
@@ -171,26 +171,26 @@ def options(run: Path, out: Path, **changes: object) -> DistilOptions:
 def whole(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody interrupted."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    assert command.run(options(run, out)) == 0
+    assert command.run_distillation(options(run, out)) == 0
     return out
 
 
 def test_stopped_and_resumed_is_bit_for_bit_the_same(
     run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Pupil.step
+    real = StudentUpdater.step
 
-    def step(self: Pupil, batch: object, number: int) -> object:
+    def step(self: StudentUpdater, batch: object, number: int) -> object:
         if number == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, batch, number)
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Pupil, "step", step)
-        assert command.run(options(run, out)) == 130
+        patch.setattr(StudentUpdater, "step", step)
+        assert command.run_distillation(options(run, out)) == 130
     assert not (out / "model.safetensors").exists()
-    assert command.run(options(run, out)) == 0
+    assert command.run_distillation(options(run, out)) == 0
     assert equal(final(out), final(whole))
 
 
@@ -209,7 +209,7 @@ def test_the_file_carries_the_teacher_as_it_was(run: Path, whole: Path) -> None:
 
 def test_a_student_comes_nearer_to_its_teacher(run: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert command.run(options(run, out, steps=40, batch=4)) == 0
+    assert command.run_distillation(options(run, out, steps=40, batch=4)) == 0
 
     def held(where: Path) -> dict[str, float]:
         return [json.loads(line) for line in (where / "log.jsonl").read_text().splitlines()][-1]["held_out_shares"]
@@ -221,48 +221,48 @@ def test_what_cannot_be_distilled_is_named_with_its_mend(run: Path, whole: Path,
     file, out = tmp_path / "frogs.safetensors", tmp_path / "run"
     save(random_model(), file)
     with pytest.raises(InputError, match="--corpus"):
-        command.run(options(file, out))
+        command.run_distillation(options(file, out))
     with pytest.raises(InputError, match="exactly one"):
-        command.run(options(run, out, steps=None))
+        command.run_distillation(options(run, out, steps=None))
     with pytest.raises(InputError, match="--precision int3"):
-        command.run(options(run, out, precision="int3"))
+        command.run_distillation(options(run, out, precision="int3"))
     with pytest.raises(InputError, match="no such file"):
-        command.run(options(tmp_path / "none", out))
+        command.run_distillation(options(tmp_path / "none", out))
     save(load(whole).student, tmp_path / "student.safetensors")
-    (tmp_path / train_command.CAPTIONS).write_text("a frog\n")
+    (tmp_path / train_command.CAPTIONS_FILE).write_text("a frog\n")
     with pytest.raises(InputError, match="nothing to teach"):
-        command.run(options(tmp_path / "student.safetensors", out))
+        command.run_distillation(options(tmp_path / "student.safetensors", out))
     assert not out.exists()
 
 
 def test_a_run_is_kept_to_what_it_began_with(
     run: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.run(options(run, whole, quiet=False)) == 0
+    assert command.run_distillation(options(run, whole, quiet=False)) == 0
     assert "finished" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"--scale 1.5, not with --scale 2"):
-        command.run(options(run, whole, scale=2.0))
+        command.run_distillation(options(run, whole, scale=2.0))
     with pytest.raises(InputError, match="plan of a run of `distil`"):
-        train_command.run(TrainOptions(tmp_path, whole, steps=1))
-    assert command.run(options(run, whole, plan_only=True, json=True)) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((whole / plans.FILE).read_text())
+        train_command.run_training(TrainOptions(tmp_path, whole, steps=1))
+    assert command.run_distillation(options(run, whole, plan_only=True, json=True)) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((whole / plans.PLAN_FILE).read_text())
     half = tmp_path / "half"
-    assert command.run(options(run, half, plan_only=True)) == 0 and not half.exists()
-    plans.load(whole, DistilPlan).save(half)
+    assert command.run_distillation(options(run, half, plan_only=True)) == 0 and not half.exists()
+    plans.load_plan(whole, DistilPlan).save(half)
     with (tmp_path / "others").open("w"):
         pass
     other = tmp_path / "other"
     other.mkdir()
-    (other / train_command.CAPTIONS).write_text("two pizzas\n")
+    (other / train_command.CAPTIONS_FILE).write_text("two pizzas\n")
     save(random_model(), other / "model.safetensors")
     with pytest.raises(InputError, match="captions changed"):
-        command.run(options(other, half))
+        command.run_distillation(options(other, half))
 
 
 def test_a_tenth_of_a_folders_captions(tmp_path: Path) -> None:
     captions = [f"caption {i % 400}" for i in range(1000)]
-    taught, held_out = command._divided(captions)
+    taught, held_out = command._split_captions(captions)
     assert len(held_out) == 32 and not set(held_out) & set(taught)
     assert set(taught) | set(held_out) == {*captions, ""} and 0.015 < taught.count("") / len(taught) < 0.025
-    taught, held_out = command._divided(["a", "b", "a"])
+    taught, held_out = command._split_captions(["a", "b", "a"])
     assert (set(taught), set(held_out)) == ({"a", "b", ""}, {"a", "b"})

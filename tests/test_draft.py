@@ -7,21 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Denoiser, Conditioning
-from unspeckle.networks import Config, build
-from unspeckle.networks.coarse_predictor import SIDE, Draft
+from unspeckle.networks import NetworkConfig, build_network
+from unspeckle.networks.coarse_predictor import COARSE_SIZE, CoarseImagePredictor
 from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import Flow
-from unspeckle.text.text_encoder import TextConfig, TextEncoder
+from unspeckle.text.text_encoder import TextEncoderConfig, TextEncoder
 
 SMALL = UNetConfig(
-    channels=2, width=16, blocks=1, depths=(1, 1), sees_itself=(False, True), head_width=8, text_width=32,
-    vector_width=32, groups=0, draft=1,
+    channels=2, base_channels=16, blocks_per_level=1, transformer_depths=(1, 1), self_attention=(False, True), head_width=8, text_width=32,
+    vector_width=32, norm_groups=0, coarse_predictor_layers=1,
 )  # fmt: skip
 TRANSFORMER = TransformerConfig(
-    channels=2, patch=1, widths=(8, 16), layers=(1, 1), head_width=8, text_width=32, vector_width=32, draft=1
+    channels=2, patch_size=1, widths=(8, 16), depths=(1, 1), head_width=8, text_width=32, vector_width=32, coarse_predictor_layers=1
 )
 BOTH = pytest.mark.parametrize("config", [SMALL, TRANSFORMER], ids=["U-Net", "transformer"])
 NOUNS, LEFT, RIGHT = 6, 7, 8  # ids: 1 … 6 are nouns, 0 is no word
@@ -42,7 +42,7 @@ def scene(generator: torch.Generator, rows: int) -> tuple[Tensor, Tensor]:
 
 def test_it_learns_the_order_of_the_words() -> None:
     torch.manual_seed(0)
-    text, draft = TextEncoder(TextConfig(9, 3, 32, 2, 16)), Draft(2, 32, 1, 16)
+    text, draft = TextEncoder(TextEncoderConfig(9, 3, 32, 2, 16)), CoarseImagePredictor(2, 32, 1, 16)
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW([*text.parameters(), *draft.parameters()], 2e-3)
     for _ in range(500):
@@ -53,16 +53,16 @@ def test_it_learns_the_order_of_the_words() -> None:
     ids, x = scene(generator, 200)
     with torch.no_grad():
         loss, turned = (float(draft.loss(draft(text(said)), x).mean()) for said in (ids, ids.flip(1)))
-    least = 0.3**2 * SIDE**2 / 16**2  # the noise's own, as its means are
+    least = 0.3**2 * COARSE_SIZE**2 / 16**2  # the noise's own, as its means are
     assert loss < 2 * least and turned > 20 * loss
 
 
 def test_the_best_draft_is_the_mean_picture() -> None:
-    draft, words = Draft(2, 32, 1, 16), Conditioning(torch.randn(1, 3, 32))
+    draft, words = CoarseImagePredictor(2, 32, 1, 16), Conditioning(torch.randn(1, 3, 32))
     for parameter in draft.parameters():
         nn.init.zeros_(parameter)
     x = torch.randn(40, 2, 24, 16)  # of any shape
-    optimizer = torch.optim.LBFGS([draft.out.bias], line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([draft.proj_out.bias], line_search_fn="strong_wolfe")
 
     def closure() -> float:
         optimizer.zero_grad()
@@ -71,12 +71,12 @@ def test_the_best_draft_is_the_mean_picture() -> None:
         return float(loss)
 
     optimizer.step(closure)
-    torch.testing.assert_close(draft.out.bias, x.mean((0, 2, 3)), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(draft.proj_out.bias, x.mean((0, 2, 3)), atol=1e-4, rtol=1e-3)
 
 
-def awake(config: Config) -> UNet | Transformer:
+def awake(config: NetworkConfig) -> UNet | Transformer:
     torch.manual_seed(0)
-    network = build(config)
+    network = build_network(config)
     assert isinstance(network, UNet | Transformer)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.2)
@@ -84,11 +84,11 @@ def awake(config: Config) -> UNet | Transformer:
 
 
 @BOTH
-def test_it_is_made_once_a_drawing_and_for_any_size(config: Config) -> None:
+def test_it_is_made_once_a_drawing_and_for_any_size(config: NetworkConfig) -> None:
     network, words = awake(config).eval(), Conditioning(torch.randn(2, 3, 32), None, torch.randn(2, 32))
     prepared = network.prepare(words)
-    assert network.draft is not None and prepared.concat is not None
-    torch.testing.assert_close(prepared.concat, network.draft(words))
+    assert network.coarse_predictor is not None and prepared.concat is not None
+    torch.testing.assert_close(prepared.concat, network.coarse_predictor(words))
     for high, wide in ((16, 16), (8, 24)):
         x, clock = torch.randn(2, 2, high, wide), torch.rand(2)
         torch.testing.assert_close(network(x, clock, prepared), network(x, clock, words))
@@ -97,28 +97,28 @@ def test_it_is_made_once_a_drawing_and_for_any_size(config: Config) -> None:
 
 
 @BOTH
-def test_denoising_does_not_move_it(config: Config) -> None:
+def test_denoising_does_not_move_it(config: NetworkConfig) -> None:
     """It stays the mean picture: only its own loss teaches it."""
-    network, text = awake(config), TextEncoder(TextConfig(9, 3, 32, 2, 16))
+    network, text = awake(config), TextEncoder(TextEncoderConfig(9, 3, 32, 2, 16))
     ids, x = scene(torch.Generator().manual_seed(0), 4)
     denoiser = Denoiser(network, Flow(), "v")
     given = denoiser.prepare(text(ids))
-    assert network.draft is not None and given.concat is not None
+    assert network.coarse_predictor is not None and given.concat is not None
     Objective()(denoiser, x, given, ExampleRNG(0, torch.arange(4))).mean().backward(retain_graph=True)
-    assert all(p.grad is None for p in network.draft.parameters())
-    network.draft.loss(given.concat, x).mean().backward()
-    assert all(p.grad is not None and float(p.grad.abs().sum()) for p in network.draft.parameters())
+    assert all(p.grad is None for p in network.coarse_predictor.parameters())
+    network.coarse_predictor.loss(given.concat, x).mean().backward()
+    assert all(p.grad is not None and float(p.grad.abs().sum()) for p in network.coarse_predictor.parameters())
 
 
 @BOTH
 @pytest.mark.parametrize("draft", [0, 1])
-def test_without_it_the_network_is_as_it_was(draft: int, config: Config) -> None:
+def test_without_it_the_network_is_as_it_was(draft: int, config: NetworkConfig) -> None:
     network = awake(replace(config, draft=draft))
-    assert network.enter.in_channels == (4 if draft else 2)
+    assert network.conv_in.in_channels == (4 if draft else 2)
     assert any(name.startswith("draft.") for name in network.state_dict()) == bool(draft)
 
 
 @BOTH
-def test_it_takes_the_place_of_other_channels_beside(config: Config) -> None:
+def test_it_takes_the_place_of_other_channels_beside(config: NetworkConfig) -> None:
     with pytest.raises(ValueError, match="one of the two"):
-        build(replace(config, beside=4))
+        build_network(replace(config, beside=4))

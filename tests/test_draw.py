@@ -16,7 +16,7 @@ from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import Request, request_from_metadata, draw, ignored_options, draw_prompts, batches_of_request, decode_to_images, resolve, steps, images_per_batch
 from unspeckle.guidance import classifier_free_guidance, clamp_denoised, guided_denoise
 from unspeckle.model import Model
-from unspeckle.networks import Identity, IdentityConfig
+from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.output.film_strip import MAX_COLUMNS, FilmStrip
 from unspeckle.output.png import max_pixel_difference, image_metadata
 from unspeckle.rng import noise_from_seeds
@@ -182,7 +182,7 @@ def test_plain_prompts_are_what_they_were() -> None:
                 one = model.denoiser.prepare(model.text_encoder(model.tokenizer.encode([said])))
                 fields = (None if field is None else field.expand(order.count, *field.shape[1:]) for field in one[:4])
                 givens.append(Conditioning(*fields, one.prepared))
-            plain = clamp_denoised(guided_denoise(model.denoiser, givens, classifier_free_guidance(order.guidance_scale)), *model.autoencoder.bounds)
+            plain = clamp_denoised(guided_denoise(model.denoiser, givens, classifier_free_guidance(order.guidance_scale)), *model.autoencoder.latent_bounds)
             way = timesteps(order.timestep_spacing, model.denoiser.schedule, order.steps)
             *_, before = SAMPLERS[order.sampler](plain, model.denoiser.schedule, way, fresh(-1, 0), fresh)
         assert torch.equal(last(model, ask).x, before.x)
@@ -280,7 +280,7 @@ def test_a_guide_is_autoguidance_and_goes_into_the_record() -> None:
     with pytest.raises(InputError, match="knows other noise"):
         resolve(model, ask)
     other = random_model()
-    other.autoencoder = Identity(IdentityConfig())
+    other.autoencoder = PixelAutoencoder(PixelAutoencoderConfig())
     with pytest.raises(InputError, match="knows other noise or colours"):
         resolve(model, replace(ask, guide=other))
     with pytest.raises(InputError, match="NOT"):

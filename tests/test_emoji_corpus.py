@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from unspeckle.corpus.emoji import sprites
-from unspeckle.corpus.emoji.make_corpus import make_emoji, palette_of, scene_of
-from unspeckle.corpus.emoji.nouns import CURATED, GARMENTS, every_noun
-from unspeckle.corpus.emoji.painter import Painter
-from unspeckle.corpus.emoji.sprites import open_library
+from unspeckle.corpus.emoji.make_corpus import make_emoji_corpus, build_vocabulary, generate_scene
+from unspeckle.corpus.emoji.nouns import CURATED_NOUNS, GARMENT_GLYPHS, all_nouns
+from unspeckle.corpus.emoji.painter import ScenePainter
+from unspeckle.corpus.emoji.sprites import open_sprite_library
 from unspeckle.errors import InputError
 
 NOUNS = ["frog", "airplane", "rabbit", "cat", "pizza", "sun"]
@@ -61,16 +61,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_the_same_arguments_give_the_same_bytes_however_many_work(drawn_sprites: Path, tmp_path: Path) -> None:
     for name, workers in (("alone", 1), ("together", 2)):
-        make_emoji(tmp_path / name, scenes=300, seed=5, sprites=drawn_sprites, workers=workers)
+        make_emoji_corpus(tmp_path / name, scene_count=300, seed=5, sprite_folder=drawn_sprites, worker_count=workers)
     assert contents(tmp_path / "alone") == contents(tmp_path / "together")
     assert len(contents(tmp_path / "alone")) == 300 + 4
     assert not multiprocessing.active_children()
 
 
 def test_a_scene_depends_on_the_seed_and_its_number_alone(drawn_sprites: Path, tmp_path: Path) -> None:
-    make_emoji(tmp_path / "few", scenes=30, seed=5, sprites=drawn_sprites)
-    make_emoji(tmp_path / "many", scenes=90, seed=5, sprites=drawn_sprites)
-    make_emoji(tmp_path / "other", scenes=30, seed=6, sprites=drawn_sprites)
+    make_emoji_corpus(tmp_path / "few", scene_count=30, seed=5, sprite_folder=drawn_sprites)
+    make_emoji_corpus(tmp_path / "many", scene_count=90, seed=5, sprite_folder=drawn_sprites)
+    make_emoji_corpus(tmp_path / "other", scene_count=30, seed=6, sprite_folder=drawn_sprites)
     few, many, other = (contents(tmp_path / name) for name in ("few", "many", "other"))
     pictures = [name for name in few if name.endswith(".png")]
     assert len(pictures) == 30 and all(few[name] == many[name] for name in pictures)
@@ -81,7 +81,7 @@ def test_a_scene_depends_on_the_seed_and_its_number_alone(drawn_sprites: Path, t
 
 
 def test_boxes_hold_exactly_what_is_drawn(drawn_sprites: Path, tmp_path: Path) -> None:
-    make_emoji(tmp_path / "out", scenes=250, seed=1, sprites=drawn_sprites)
+    make_emoji_corpus(tmp_path / "out", scene_count=250, seed=1, sprite_folder=drawn_sprites)
     for truth in rows(tmp_path / "out/truth.jsonl"):
         pixels = np.asarray(Image.open(tmp_path / "out" / truth["file_name"])).astype(int)
         outside = np.ones(pixels.shape[:2], dtype=bool)
@@ -105,7 +105,7 @@ def test_boxes_hold_exactly_what_is_drawn(drawn_sprites: Path, tmp_path: Path) -
 
 
 def test_relations_are_true_of_the_boxes(drawn_sprites: Path, tmp_path: Path) -> None:
-    make_emoji(tmp_path / "out", scenes=600, seed=2, sprites=drawn_sprites)
+    make_emoji_corpus(tmp_path / "out", scene_count=600, seed=2, sprite_folder=drawn_sprites)
     seen = set()
     for truth in rows(tmp_path / "out/truth.jsonl"):
         if truth["relation"] is None:
@@ -126,13 +126,13 @@ def test_nothing_is_left_of_a_corpus_that_was_stopped(drawn_sprites: Path, tmp_p
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_emoji(tmp_path / "out", scenes=10, seed=0, sprites=drawn_sprites, progress=stop)
+        make_emoji_corpus(tmp_path / "out", scene_count=10, seed=0, sprite_folder=drawn_sprites, progress=stop)
     assert list(tmp_path.iterdir()) == []
     killed = tmp_path / ".out.unfinished"
     (killed / "0000").mkdir(parents=True)
     (killed / "0000/0000099.png").write_bytes(b"left by a killed run")
     said: list[tuple[int, int]] = []
-    make_emoji(tmp_path / "out", scenes=10, seed=0, sprites=drawn_sprites, progress=lambda *at: said.append(at))
+    make_emoji_corpus(tmp_path / "out", scene_count=10, seed=0, sprite_folder=drawn_sprites, progress=lambda *at: said.append(at))
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and said == [(10, 10)]
     assert not (tmp_path / "out/0000/0000099.png").exists()
 
@@ -140,54 +140,54 @@ def test_nothing_is_left_of_a_corpus_that_was_stopped(drawn_sprites: Path, tmp_p
 def test_bad_input_is_named(drawn_sprites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     with pytest.raises(InputError, match="'froog'; did you mean frog"):
-        make_emoji(out, scenes=1, seed=0, nouns=["froog"], sprites=drawn_sprites)
+        make_emoji_corpus(out, scene_count=1, seed=0, nouns=["froog"], sprite_folder=drawn_sprites)
     with pytest.raises(InputError, match="--scenes 0"):
-        make_emoji(out, scenes=0, seed=0, sprites=drawn_sprites)
+        make_emoji_corpus(out, scene_count=0, seed=0, sprite_folder=drawn_sprites)
     with pytest.raises(InputError, match="--size 3"):
-        make_emoji(out, scenes=1, seed=0, size=3, sprites=drawn_sprites)
+        make_emoji_corpus(out, scene_count=1, seed=0, image_size=3, sprite_folder=drawn_sprites)
     with pytest.raises(InputError, match="no such folder"):
-        make_emoji(out, scenes=1, seed=0, sprites=tmp_path / "absent")
+        make_emoji_corpus(out, scene_count=1, seed=0, sprite_folder=tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no pictures there"):
-        make_emoji(out, scenes=1, seed=0, sprites=tmp_path / "empty")
+        make_emoji_corpus(out, scene_count=1, seed=0, sprite_folder=tmp_path / "empty")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/frog.png").write_bytes((drawn_sprites / "frog.png").read_bytes()[:90])
     with pytest.raises(InputError, match=r"frog\.png cannot be read"):
-        make_emoji(out, scenes=1, seed=0, sprites=tmp_path / "broken")
+        make_emoji_corpus(out, scene_count=1, seed=0, sprite_folder=tmp_path / "broken")
     (tmp_path / "broken/sprites.jsonl").write_text('{"file_name": "frog.png"}\n')
     with pytest.raises(InputError, match="line 1"):
-        make_emoji(out, scenes=1, seed=0, sprites=tmp_path / "broken")
+        make_emoji_corpus(out, scene_count=1, seed=0, sprite_folder=tmp_path / "broken")
     with pytest.raises(InputError, match="not empty"):
-        make_emoji(drawn_sprites, scenes=1, seed=0, sprites=drawn_sprites)
+        make_emoji_corpus(drawn_sprites, scene_count=1, seed=0, sprite_folder=drawn_sprites)
     monkeypatch.setattr(sprites, "FONTS", ())
     monkeypatch.setattr(sprites.shutil, "which", lambda name: None)
     with pytest.raises(InputError, match=r"fonts-noto-color-emoji.*--sprites"):
-        make_emoji(out, scenes=1, seed=0)
+        make_emoji_corpus(out, scene_count=1, seed=0)
     assert not out.exists()
 
 
 def test_synonyms_choose_and_plain_folders_bring_words_of_their_own(drawn_sprites: Path, tmp_path: Path) -> None:
-    assert open_library(["bunny", " Frog "], drawn_sprites).nouns == ["rabbit", "frog"]
+    assert open_sprite_library(["bunny", " Frog "], drawn_sprites).nouns == ["rabbit", "frog"]
     (tmp_path / "my_gadget.png").write_bytes((drawn_sprites / "book.png").read_bytes())
     (tmp_path / "cafe.png").write_bytes((drawn_sprites / "car.png").read_bytes())
-    assert sorted(open_library(None, tmp_path).nouns) == ["cafe", "my gadget"]
+    assert sorted(open_sprite_library(None, tmp_path).nouns) == ["cafe", "my gadget"]
 
 
 def test_the_systems_font_draws_every_curated_noun_and_its_scenes_are_the_same_from_files(tmp_path: Path) -> None:
     try:
-        library = open_library(None, None)
+        library = open_sprite_library(None, None)
     except InputError as problem:
         pytest.skip(str(problem))
-    assert library.nouns == [noun.name for noun in CURATED] and len(library.garments) == 4
-    everything = open_library(("all",), None)
-    assert len(everything.nouns) > 550 and len({noun.name for noun in every_noun()}) == len(every_noun())
-    for noun in CURATED:
-        library.sprites[noun.name].picture.save(tmp_path / f"{ord(noun.glyph):x}.png")
+    assert library.nouns == [noun.name for noun in CURATED_NOUNS] and len(library.garments) == 4
+    everything = open_sprite_library(("all",), None)
+    assert len(everything.nouns) > 550 and len({noun.name for noun in all_nouns()}) == len(all_nouns())
+    for noun in CURATED_NOUNS:
+        library.sprites[noun.name].image.save(tmp_path / f"{ord(noun.glyph):x}.png")
     for name, garment in library.garments.items():
-        garment.save(tmp_path / f"{ord(GARMENTS[name]):x}.png")
-    copied, chosen = open_library(NOUNS, tmp_path), open_library(NOUNS, None)
-    assert palette_of(copied) == palette_of(chosen)
+        garment.save(tmp_path / f"{ord(GARMENT_GLYPHS[name]):x}.png")
+    copied, chosen = open_sprite_library(NOUNS, tmp_path), open_sprite_library(NOUNS, None)
+    assert build_vocabulary(copied) == build_vocabulary(chosen)
     for index in range(60):
-        scene, _ = scene_of(0, index, palette_of(copied))
-        (one, boxes), (other, same) = (Painter(shelf, 64).paint(scene) for shelf in (copied, chosen))
+        scene, _ = generate_scene(0, index, build_vocabulary(copied))
+        (one, boxes), (other, same) = (ScenePainter(shelf, 64).paint(scene) for shelf in (copied, chosen))
         assert boxes == same and np.array_equal(one, other)

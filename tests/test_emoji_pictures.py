@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from unspeckle.corpus.emoji.accessories import crossed, dressed, on_stilts
+from unspeckle.corpus.emoji.accessories import make_hybrid, add_garment, add_stilts
 from unspeckle.corpus.emoji.nouns import Face
-from unspeckle.corpus.emoji.sprites import MASTER, master
-from unspeckle.corpus.emoji.tints import TINTS, own_colours, tinted
+from unspeckle.corpus.emoji.sprites import SPRITE_SIZE, trim_and_shrink
+from unspeckle.corpus.emoji.tints import TINTS, color_shares, tint_image
 
-FACE = Face(eyes=0.4, apart=0.2, brow=0.2, seam=0.5)
+FACE = Face(eye_y=0.4, eye_offset_x=0.2, hat_y=0.2, seam_y=0.5)
 
 
 def disc(colour: tuple[int, int, int], size: tuple[int, int] = (128, 128)) -> Image.Image:
@@ -30,8 +30,8 @@ def shaded(dark: tuple[int, int, int], main: tuple[int, int, int], light: tuple[
 @pytest.mark.parametrize("main", [(120, 190, 40), (245, 245, 245), (60, 60, 64), (200, 60, 40), (250, 200, 30)])
 def test_a_tinted_picture_has_the_tints_name_and_keeps_its_drawing(tint: str, main: tuple[int, int, int]) -> None:
     picture = shaded((15, 15, 15), main, (255, 255, 255))
-    recoloured = tinted(picture, tint)
-    colours = own_colours(recoloured)
+    recoloured = tint_image(picture, tint)
+    colours = color_shares(recoloured)
     assert colours[tint] > 0.7, colours
     assert np.array_equal(np.asarray(recoloured)[..., 3], np.asarray(picture)[..., 3])
     grey = np.asarray(recoloured.convert("L")).astype(int)
@@ -45,11 +45,11 @@ def test_a_tinted_picture_has_the_tints_name_and_keeps_its_drawing(tint: str, ma
      ((255, 255, 255), "white"), ((128, 128, 128), "grey"), ((10, 10, 10), "black")],
 )  # fmt: skip
 def test_plain_colours_have_their_names(colour: tuple[int, int, int], name: str) -> None:
-    assert own_colours(disc(colour))[name] == 1.0
+    assert color_shares(disc(colour))[name] == 1.0
 
 
 def test_stilts_are_two_legs_on_the_ground_below_an_object_that_is_left_whole() -> None:
-    picture = on_stilts(disc((0, 80, 255)))
+    picture = add_stilts(disc((0, 80, 255)))
     solid = np.asarray(picture)[..., 3] > 128
     height = picture.height
     assert height > 1.8 * 128
@@ -64,7 +64,7 @@ def test_stilts_are_two_legs_on_the_ground_below_an_object_that_is_left_whole() 
 
 def test_garments_sit_at_their_places() -> None:
     face, cloth = disc((0, 200, 0)), Image.new("RGBA", (100, 50), (255, 0, 0, 255))
-    worn = {name: np.asarray(dressed(face, FACE, name, cloth)).astype(int) for name in ("sunglasses", "top hat", "bow")}
+    worn = {name: np.asarray(add_garment(face, FACE, name, cloth)).astype(int) for name in ("sunglasses", "top hat", "bow")}
 
     def middle(pixels: np.ndarray) -> tuple[float, float]:
         red = (pixels[..., 0] > 200) & (pixels[..., 1] < 60)
@@ -81,7 +81,7 @@ def test_garments_sit_at_their_places() -> None:
 
 @pytest.mark.parametrize("splice", ["top", "side"])
 def test_a_hybrid_is_the_first_then_the_second_with_a_smooth_seam(splice: str) -> None:
-    whole = np.asarray(crossed(disc((250, 0, 0)), FACE, disc((0, 0, 250), (90, 90)), FACE, splice)).astype(int)
+    whole = np.asarray(make_hybrid(disc((250, 0, 0)), FACE, disc((0, 0, 250), (90, 90)), FACE, splice)).astype(int)
     line = whole[:, whole.shape[1] // 2] if splice == "top" else whole[whole.shape[0] // 2]
     red, blue = line[:, 0], line[:, 2]
     far = len(line) // 3
@@ -95,8 +95,8 @@ def test_a_hybrid_is_the_first_then_the_second_with_a_smooth_seam(splice: str) -
 def test_a_master_is_trimmed_and_of_one_size_with_clean_edges() -> None:
     canvas = Image.new("RGBA", (700, 500), (255, 0, 255, 0))  # a hidden colour under full transparency
     canvas.alpha_composite(disc((0, 200, 0), (300, 200)), (333, 111))
-    small = master(canvas)
-    assert small.size == (MASTER, round(MASTER * 200 / 300))
+    small = trim_and_shrink(canvas)
+    assert small.size == (SPRITE_SIZE, round(SPRITE_SIZE * 200 / 300))
     pixels = np.asarray(small).astype(int)
     visible = pixels[pixels[..., 3] > 20]
     assert (visible[:, 0] < 8).all() and (visible[:, 2] < 8).all()  # nothing of the hidden colour in the edges

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unspeckle.scoring.features import DIRECTIONS, FAINT, FREQUENCY, Scattering, Whitened, opponent
+from unspeckle.scoring.features import DIRECTIONS, LOG_OFFSET, FREQUENCY, ScatteringFeatures, WhitenedFeatures, to_opponent_colors
 
 
 def noise(count: int, side: int, seed: int = 0) -> Tensor:
@@ -23,7 +23,7 @@ def stripes(side: int, angle: float, frequency: float = FREQUENCY) -> Tensor:
 
 def test_the_numbers_are_those_of_this_version() -> None:
     """Whoever changes the transform changes its version too: scores of two versions do not compare."""
-    features = Scattering()
+    features = ScatteringFeatures()
     assert features.hash == "8fba898517fc"
     some = features(noise(1, 32))[0]
     assert len(some) == 3 + 3 * 3 * DIRECTIONS + 3 * DIRECTIONS**2  # three sizes at 32 pixels
@@ -32,13 +32,13 @@ def test_the_numbers_are_those_of_this_version() -> None:
 
 def test_a_flat_picture_has_no_waves() -> None:
     flat = torch.full((1, 3, 64, 64), 200, dtype=torch.uint8)
-    found = Scattering()(flat)[0]
-    assert found[:3].tolist() == pytest.approx(opponent(flat).mean((2, 3))[0].tolist(), abs=1e-6)
-    assert found[3:].tolist() == pytest.approx([math.log(FAINT)] * (len(found) - 3), abs=1e-3)
+    found = ScatteringFeatures()(flat)[0]
+    assert found[:3].tolist() == pytest.approx(to_opponent_colors(flat).mean((2, 3))[0].tolist(), abs=1e-6)
+    assert found[3:].tolist() == pytest.approx([math.log(LOG_OFFSET)] * (len(found) - 3), abs=1e-3)
 
 
 def test_each_wave_answers_to_its_own_direction_and_size() -> None:
-    features = Scattering()
+    features = ScatteringFeatures()
     for direction in range(DIRECTIONS):
         angle = math.pi * direction / DIRECTIONS
         fine = features(stripes(64, angle))[0, 3 : 3 + DIRECTIONS]  # grey, at full size
@@ -52,27 +52,27 @@ def test_each_wave_answers_to_its_own_direction_and_size() -> None:
 def test_turning_a_picture_by_a_quarter_turns_the_directions() -> None:
     """Half of the six directions are the other half turned by a right angle."""
     picture = noise(1, 65)
-    found, turned = (Scattering()(p)[0] for p in (picture, picture.rot90(1, (2, 3))))
+    found, turned = (ScatteringFeatures()(p)[0] for p in (picture, picture.rot90(1, (2, 3))))
     grey, other = found[3 : 3 + DIRECTIONS], turned[3 : 3 + DIRECTIONS]
     assert torch.allclose(grey.roll(3), other, atol=1e-4)
 
 
 def test_colours_are_opponent() -> None:
     red, grey = (torch.tensor(c, dtype=torch.uint8).view(1, 3, 1, 1) for c in ([255, 0, 0], [90, 90, 90]))
-    assert opponent(grey).flatten().tolist() == pytest.approx([90 / 127.5 - 1, 0, 0], abs=1e-6)
-    assert opponent(red).flatten().tolist() == pytest.approx([-1 / 3, 2**0.5, 2 / 6**0.5], abs=1e-6)
+    assert to_opponent_colors(grey).flatten().tolist() == pytest.approx([90 / 127.5 - 1, 0, 0], abs=1e-6)
+    assert to_opponent_colors(red).flatten().tolist() == pytest.approx([-1 / 3, 2**0.5, 2 / 6**0.5], abs=1e-6)
 
 
 def test_a_picture_s_features_hang_on_it_alone() -> None:
     some = noise(70, 16)
-    whole = Scattering()(some)
-    assert torch.allclose(whole[66:67], Scattering()(some[66:67]), atol=1e-5)
+    whole = ScatteringFeatures()(some)
+    assert torch.allclose(whole[66:67], ScatteringFeatures()(some[66:67]), atol=1e-5)
 
 
 def test_whitened_real_pictures_vary_alike_in_every_direction() -> None:
     real = noise(400, 16)
     real[:, :, :8] //= 3  # so that some directions vary more
-    whitened = Whitened(Scattering(), real)
+    whitened = WhitenedFeatures(ScatteringFeatures(), real)
     rows = whitened(real).double()
     assert rows.shape[1] <= 100
     assert rows.mean(0).abs().max() < 1e-3
@@ -80,5 +80,5 @@ def test_whitened_real_pictures_vary_alike_in_every_direction() -> None:
     spread = covariance.diagonal()
     assert (covariance - spread.diag()).abs().max() < 1e-3
     assert spread.max() < 1 and spread[0] > 0.97  # a hundredth of the widest is added to each
-    assert whitened.hash != Whitened(Scattering(), real.flip(0)[:-1]).hash
-    assert whitened.hash == Whitened(Scattering(), real).hash
+    assert whitened.hash != WhitenedFeatures(ScatteringFeatures(), real.flip(0)[:-1]).hash
+    assert whitened.hash == WhitenedFeatures(ScatteringFeatures(), real).hash

@@ -14,7 +14,7 @@ import stable
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.formats.stable_diffusion.model import _sums
+from unspeckle.formats.stable_diffusion.model import _interleaved_bit_sums
 from unspeckle.generation.pipeline import Request, steps
 from unspeckle.model_io import detect
 
@@ -248,6 +248,6 @@ def test_what_is_hashed_of_weights_is_the_same_in_every_order_of_memory(shape: t
     held = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * -1e38
     bits = (held.permute(0, 2, 3, 1) if held.ndim == 4 else held).contiguous().view(torch.int32).flatten()
     plain = torch.nn.functional.pad(bits, (0, -len(bits) % 64)).view(-1, 64).sum(0, dtype=torch.int64).tolist()
-    assert _sums(held) == plain
+    assert _interleaved_bit_sums(held) == plain
     if held.ndim == 4:
-        assert _sums(held.contiguous(memory_format=torch.channels_last)) == plain
+        assert _interleaved_bit_sums(held.contiguous(memory_format=torch.channels_last)) == plain

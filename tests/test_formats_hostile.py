@@ -34,7 +34,7 @@ def place(tmp_path_factory: Any) -> Path:
         shutil.copy(file, root / file.name)
     found = detect.read_foreign(root / "pipe")
     assert found is not None
-    writing.single(found, root / "model.safetensors")
+    writing.write_single_file(found, root / "model.safetensors")
     return root
 
 

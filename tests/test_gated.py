@@ -9,11 +9,11 @@ from torch import Tensor
 
 from near import anew, off, random
 from unspeckle.kernels import gated
-from unspeckle.kernels.packed_layers import PackedFeedForward, packable
+from unspeckle.kernels.packed_layers import PackedFeedForward, can_pack
 from unspeckle.networks.layers import GatedFeedForward
 
 LOW = torch.bfloat16
-needs_kernel = pytest.mark.skipif(gated._kernel() is None, reason="no compiler, or a processor without bfloat16")
+needs_kernel = pytest.mark.skipif(gated._load_kernel() is None, reason="no compiler, or a processor without bfloat16")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def test_it_is_nearer_the_truth_than_torchs(shape: tuple[int, ...], leave: int) 
     x, bias = random(*shape).to(LOW), random(2 * leave, seed=2)
     weight = random(2 * leave, shape[-1], seed=1) * shape[-1] ** -0.5
     exact = plain(x.double(), weight.double(), bias.double())
-    ours = gated.gated(x, gated.packed(weight), bias)
+    ours = gated.geglu(x, gated.pack_geglu_weight(weight), bias)
     assert ours.shape == exact.shape
     assert not shape[0] or off(ours, exact) < off(plain(x, weight.to(LOW), bias.to(LOW)), exact)
 
@@ -43,23 +43,23 @@ def test_it_is_nearer_the_truth_than_torchs(shape: tuple[int, ...], leave: int) 
 @needs_kernel
 @torch.no_grad()
 def test_every_count_of_threads_and_every_view_says_the_same() -> None:
-    whole, weight, bias = random(3, 90, 64).to(LOW), gated.packed(random(256, 32)), random(256, seed=1)
+    whole, weight, bias = random(3, 90, 64).to(LOW), gated.pack_geglu_weight(random(256, 32)), random(256, seed=1)
     x, said = whole[:, :, :32], []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
-        said.append(gated.gated(x, weight, bias))
+        said.append(gated.geglu(x, weight, bias))
     assert all(torch.equal(one, said[0]) for one in said)
-    assert torch.equal(gated.gated(x[1].contiguous(), weight, bias), said[0][1])
+    assert torch.equal(gated.geglu(x[1].contiguous(), weight, bias), said[0][1])
 
 
 @torch.no_grad()
 def test_weights_come_back() -> None:
     weight = random(256, 34).to(LOW)
-    assert torch.equal(gated.unpacked(gated.packed(weight)), weight)
+    assert torch.equal(gated.unpack_geglu_weight(gated.pack_geglu_weight(weight)), weight)
 
 
 @needs_kernel
-@pytest.mark.skipif(not packable(), reason="torch without oneDNN's packed layers")
+@pytest.mark.skipif(not can_pack(), reason="torch without oneDNN's packed layers")
 @torch.no_grad()
 @pytest.mark.parametrize("width", [32, 20])
 def test_of_float32_it_answers_in_float32(width: int) -> None:
@@ -68,14 +68,14 @@ def test_of_float32_it_answers_in_float32(width: int) -> None:
     for place, one in enumerate(feed.parameters()):
         one.copy_(random(*one.shape, seed=place).to(LOW) / 4)
     packed, x, beside = PackedFeedForward(feed, LOW), random(2, 7, width, seed=9), random(2, 7, width, seed=8)
-    assert packed.ours == (width == 32)
+    assert packed.uses_kernel == (width == 32)
     assert off(packed.float()(x), feed(x)) < 1e-6 and off(packed.float()(x, beside), beside + feed(x)) < 1e-6
 
 
 @needs_kernel
 def test_what_does_not_fit_is_an_error() -> None:
     with pytest.raises(ValueError, match="30 channels, of 32"):
-        gated.gated(random(4, 30).to(LOW), gated.packed(random(128, 32)), random(128))
+        gated.geglu(random(4, 30).to(LOW), gated.pack_geglu_weight(random(128, 32)), random(128))
 
 
 @torch.no_grad()
@@ -87,13 +87,13 @@ def test_the_plain_way_where_it_does_not_pay(without: str, monkeypatch: pytest.M
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     else:
         monkeypatch.setattr(gated, "processor", lambda: frozenset({"amx_bf16"}))
-    assert not gated.usable()
-    if packable():
-        assert not PackedFeedForward(GatedFeedForward(32), LOW).ours
+    assert not gated.has_geglu_kernel()
+    if can_pack():
+        assert not PackedFeedForward(GatedFeedForward(32), LOW).uses_kernel
 
 
 @needs_kernel
 def test_a_kernel_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = gated._run
+    right = gated._run_kernel
     monkeypatch.setattr(gated, "_run", lambda *given: 1.05 * right(*given))
-    assert gated._kernel() is None and not gated.usable()
+    assert gated._load_kernel() is None and not gated.has_geglu_kernel()

@@ -30,14 +30,14 @@ FAMILIES = {"1": "epsilon", "1-inpaint": "epsilon", "1-lcm": "epsilon", "2": "v_
 
 @pytest.fixture
 def onnx() -> Any:
-    for package in RUNTIMES["onnx"].needs:
+    for package in RUNTIMES["onnx"].packages:
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'unspeckle[onnx]'")
     return RUNTIMES["onnx"]
 
 
 @pytest.fixture
 def openvino() -> Any:
-    for package in RUNTIMES["openvino"].needs:
+    for package in RUNTIMES["openvino"].packages:
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'unspeckle[openvino]'")
     return RUNTIMES["openvino"]
 
@@ -61,10 +61,10 @@ def apart(one: Any, other: Tensor) -> float:
     return float((torch.as_tensor(np.asarray(one)).float() - other).norm() / other.norm())
 
 
-def parts(folder: Path) -> dict[str, stable_diffusion_graphs.Graph]:
+def parts(folder: Path) -> dict[str, stable_diffusion_graphs.ExportGraph]:
     checkpoint = detect.read_foreign(folder)
     assert checkpoint is not None
-    return {graph.name: graph for graph in stable_diffusion_graphs.stable(checkpoint, writing.described(checkpoint)[1])}
+    return {graph.name: graph for graph in stable_diffusion_graphs.build_stable_diffusion_graphs(checkpoint, writing.build_diffusers_configs(checkpoint)[1])}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,25 +73,25 @@ def test_what_is_exported_takes_and_gives_what_diffusers_parts_do(family: str, f
     """By the names of their arguments and outputs, in their units."""
     found, pipe = parts(folder(family)), diffusers.DiffusionPipeline.from_pretrained(folder(family))
     graph = found["unet"]
-    question = dict(zip(graph.inputs, graph.example(True), strict=True))
+    question = dict(zip(graph.inputs, graph.example_inputs(True), strict=True))
     added = {name: question[name] for name in ("text_embeds", "time_ids") if name in question}
     expected = pipe.unet(
         question["sample"], question["timestep"], question["encoder_hidden_states"], return_dict=False,
         timestep_cond=question.get("timestep_cond"), added_cond_kwargs=added or None,
     )[0]  # fmt: skip
-    assert apart(graph.make()(*question.values()), expected) <= 1e-5
+    assert apart(graph.build_module()(*question.values()), expected) <= 1e-5
     graph = found["vae_decoder"]
-    assert apart(graph.make()(*graph.example(True)), pipe.vae.decode(*graph.example(True)).sample) <= 1e-5
+    assert apart(graph.build_module()(*graph.example_inputs(True)), pipe.vae.decode(*graph.example_inputs(True)).sample) <= 1e-5
     graph = found["vae_encoder"]
-    moments = pipe.vae.encode(*graph.example(True)).latent_dist.parameters
-    assert apart(graph.make()(*graph.example(True)), moments) <= 1e-5
+    moments = pipe.vae.encode(*graph.example_inputs(True)).latent_dist.parameters
+    assert apart(graph.build_module()(*graph.example_inputs(True)), moments) <= 1e-5
     readers = [name for name in found if name.startswith("text_encoder")]
     assert readers == [name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None) is not None]
     for name in readers:
         graph = found[name]
-        ids = graph.example(True)[0]
+        ids = graph.example_inputs(True)[0]
         said = getattr(pipe, name)(ids.long(), output_hidden_states=True)
-        told = dict(zip(graph.outputs, graph.make()(ids), strict=True))
+        told = dict(zip(graph.outputs, graph.build_module()(ids), strict=True))
         for output, value in told.items():
             kind, _, at = output.partition(".")
             theirs = said[kind][int(at)] if at else said[kind]
@@ -119,12 +119,12 @@ def test_the_larger_network_as_a_graph(onnx: Any, folder: Any, tmp_path: Path, m
     """XL's, its weights in a file of their own, as those of full size are."""
     monkeypatch.setattr(runtimes, "EXTERNAL", 0)
     graph = parts(folder("xl"))["unet"]
-    module = graph.make()
-    runtimes.write(graph, module, tmp_path / "unet", onnx)
+    module = graph.build_module()
+    runtimes.write_graph(graph, module, tmp_path / "unet", onnx)
     assert sorted(file.name for file in (tmp_path / "unet").iterdir()) == ["model.onnx", "model.onnx.data"]
-    for question in (graph.example(True), graph.example(False)):
+    for question in (graph.example_inputs(True), graph.example_inputs(False)):
         (told,) = onnx.answer(tmp_path / "unet", list(graph.inputs), question)
-        assert apart(told, runtimes.answers(module, question)[0]) <= 1e-5
+        assert apart(told, runtimes.run_module(module, question)[0]) <= 1e-5
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
@@ -164,18 +164,18 @@ def test_other_networks_of_ours_as_graphs(kind: str, onnx: Any, tmp_path: Path) 
     model = random_model()
     if kind == "draft":
         config: Any = UNetConfig(
-            patch=2, width=16, blocks=1, head_width=16, text_width=32, vector_width=32, groups=0, draft=1
+            patch_size=2, base_channels=16, blocks_per_level=1, head_width=16, text_width=32, vector_width=32, norm_groups=0, coarse_predictor_layers=1
         )
         network: nn.Module = UNet(config)
     else:
-        network = Transformer(TransformerConfig(widths=(16, 32), layers=(1, 1), head_width=16, text_width=32, patch=2))
+        network = Transformer(TransformerConfig(widths=(16, 32), depths=(1, 1), head_width=16, text_width=32, patch_size=2))
     stable.speaking(network)
     model.denoiser = Denoiser(network, model.denoiser.schedule, "x")  # type: ignore[arg-type]
-    graph = model_graphs.own(model)[1]
+    graph = model_graphs.build_model_graphs(model)[1]
     assert graph.name == ("unet" if kind == "draft" else "transformer")
-    runtimes.write(graph, graph.make(), tmp_path / graph.name, onnx)
-    (told,) = onnx.answer(tmp_path / graph.name, list(graph.inputs), graph.example(True))
-    x, t, tokens, mask, *rest = graph.example(True)
+    runtimes.write_graph(graph, graph.build_module(), tmp_path / graph.name, onnx)
+    (told,) = onnx.answer(tmp_path / graph.name, list(graph.inputs), graph.example_inputs(True))
+    x, t, tokens, mask, *rest = graph.example_inputs(True)
     with torch.no_grad():
         expected = model.denoiser(x, t, Conditioning(tokens, mask, *rest))
     assert apart(told, expected) <= 1e-5
@@ -191,10 +191,10 @@ def fake(monkeypatch: Any, answer: Any, write: Any = lambda *_: None) -> None:
 def test_a_graph_that_computes_otherwise_is_found(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     model = random_model()
     save(model, tmp_path / "tiny.safetensors")
-    made = {tuple(graph.inputs): graph.make() for graph in model_graphs.own(model)}
+    made = {tuple(graph.inputs): graph.build_module() for graph in model_graphs.build_model_graphs(model)}
 
     def answer(off: float, place: Path, names: Any, question: Any) -> list[Tensor]:
-        return [one * (1 + off) if "unet" in str(place) else one for one in runtimes.answers(made[(*names,)], question)]
+        return [one * (1 + off) if "unet" in str(place) else one for one in runtimes.run_module(made[(*names,)], question)]
 
     for off, says, code in ((1e-5, "1.0e-05", 0), (1e-3, "1.0e-03", 1), (float("nan"), "inf", 1)):
         fake(monkeypatch, lambda *asked, off=off: answer(off, *asked))
@@ -234,8 +234,8 @@ def shaped(scale_shift: bool) -> unspeckle.Model:
     """A model of ours whose network is one of diffusers'."""
     model = random_model()
     config = UNetConfig(
-        width=32, blocks=1, head_width=8, text_width=32, feed_forward=True, projection="linear",
-        sees_itself=(True, True), scale_shift=scale_shift,
+        base_channels=32, blocks_per_level=1, head_width=8, text_width=32, feed_forward=True, transformer_projection="linear",
+        self_attention=(True, True), scale_shift=scale_shift,
     )  # fmt: skip
     network = UNet(config)
     stable.speaking(network)
@@ -252,7 +252,7 @@ def test_a_network_of_ours_that_diffusers_has_too(scale_shift: bool, tmp_path: P
     assert "relative difference 0.0e+00" in capsys.readouterr().err
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet").eval()
     given = model.text_encoder(model.tokenizer.encode(["a frog", "two red frogs"]))
-    x, t = stable_diffusion_graphs.maps(3, 2, False), torch.tensor([0.6, 0.3])
+    x, t = stable_diffusion_graphs.random_feature_maps(3, 2, False), torch.tensor([0.6, 0.3])
     expected = theirs(x, 1000 * t, given.tokens, encoder_attention_mask=given.mask).sample
     assert apart(model.network(x, t, given), expected) <= 1e-5
 

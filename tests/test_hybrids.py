@@ -10,11 +10,11 @@ from torch import Tensor
 import unspeckle
 from tiny import random_model
 from unspeckle.generation.pipeline import Request
-from unspeckle.prompts import METHODS, parse
+from unspeckle.prompts import HYBRID_METHODS, parse_prompt
 from unspeckle.prompts.syntax_tree import Hybrid
 from unspeckle.scoring.composition.detector import Detection
-from unspeckle.scoring.composition.hybrids import TOGETHER, WAYS, drawn, hybrids_score, judged, prompt
-from unspeckle.scoring.composition.score import wilson
+from unspeckle.scoring.composition.hybrids import AND_METHOD, HYBRID_METHODS, generate_hybrids, score_hybrids, judge_hybrids, hybrid_prompt
+from unspeckle.scoring.composition.score import wilson_interval
 
 PAIR = ("owl", "frog")
 BOX = (0.1, 0.1, 0.4, 0.4)
@@ -35,33 +35,33 @@ class Told:
 
 
 def test_prompts_name_their_way() -> None:
-    assert (*METHODS, TOGETHER) == WAYS
-    for method in METHODS:
-        ((words, hybrid),) = [guess.text for guess in parse(prompt(method, PAIR, 0.25)).guesses]
-        assert words.text == "an " and isinstance(hybrid, Hybrid)
-        assert (hybrid.share, hybrid.method) == (0.25, method)
-    assert str(parse(prompt(TOGETHER, PAIR))) == "an owl AND a frog"
+    assert (*HYBRID_METHODS, AND_METHOD) == HYBRID_METHODS
+    for method in HYBRID_METHODS:
+        ((words, hybrid),) = [guess.content for guess in parse_prompt(hybrid_prompt(method, PAIR, 0.25)).subprompts]
+        assert words.content == "an " and isinstance(hybrid, Hybrid)
+        assert (hybrid.ratio, hybrid.method) == (0.25, method)
+    assert str(parse_prompt(hybrid_prompt(AND_METHOD, PAIR))) == "an owl AND a frog"
 
 
 @pytest.mark.parametrize(
-    ("way", "counts"), [*((method, (2, 1)) for method in METHODS), (TOGETHER, (0, 1))], ids=lambda value: str(value)
+    ("way", "counts"), [*((method, (2, 1)) for method in HYBRID_METHODS), (AND_METHOD, (0, 1))], ids=lambda value: str(value)
 )
 def test_a_hybrid_is_one_subject_that_is_both_and_AND_is_two(way: str, counts: tuple[int, int]) -> None:
     pictures = torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8)
     pictures[:, :, 0, 0, 0] = torch.tensor([[0, 2, 0], [3, 1, 0]])
-    found = judged(way, [PAIR, PAIR], pictures, Told())  # type: ignore[arg-type]
+    found = judge_hybrids(way, [PAIR, PAIR], pictures, Told())  # type: ignore[arg-type]
     right = sum(counts)
-    assert (found.counts, found.right, found.pictures, found.share) == (counts, right, 6, right / 6)
-    assert (found.low, found.high) == wilson(right, 6)
+    assert (found.correct_per_pair, found.correct_count, found.image_count, found.accuracy) == (counts, right, 6, right / 6)
+    assert (found.low, found.high) == wilson_interval(right, 6)
 
 
 def test_pictures_are_those_of_draw_with_the_same_seeds_for_every_pair() -> None:
     model, pairs, ask = random_model(steps=3), [("frog", "rabbit"), ("pizza", "frog")], Request(seed=5)
-    for way in WAYS:
-        pictures = drawn(model, way, pairs, 2, ask)
+    for way in HYBRID_METHODS:
+        pictures = generate_hybrids(model, way, pairs, 2, ask)
         assert pictures.shape == (2, 2, 3, 16, 16)
         for pair, some in zip(pairs, pictures, strict=True):
-            expected = unspeckle.draw(model, replace(ask, prompt=prompt(way, pair), count=2))
+            expected = unspeckle.draw(model, replace(ask, prompt=hybrid_prompt(way, pair), count=2))
             for one, shown in zip(expected, some, strict=True):
                 assert np.abs(np.asarray(one).astype(int) - shown.permute(1, 2, 0).numpy()).max() <= 1
 
@@ -70,10 +70,10 @@ def test_some_pairs_are_taken_from_all_over() -> None:
     model = random_model(steps=1)
     pairs = [(f"frog {i}", "rabbit") for i in range(7)]
     told: list[int] = []
-    found, shown = hybrids_score(model, pairs, 3, 2, Request(), Told(), told.append)  # type: ignore[arg-type]
-    assert found.held_out == 7 and found.pairs == (pairs[0], pairs[2], pairs[4]) and found.seeds == 2
-    assert [way.way for way in found.ways] == list(WAYS) and all(way.pictures == 6 for way in found.ways)
-    assert told == [6] * len(WAYS)
-    for way, first in zip(WAYS, shown, strict=True):
-        assert torch.equal(first, drawn(model, way, found.pairs, 2, Request())[:, 0])
-    assert hybrids_score(model, pairs, 9, 1, Request(), Told())[0].pairs == tuple(pairs)  # type: ignore[arg-type]
+    found, shown = score_hybrids(model, pairs, 3, 2, Request(), Told(), told.append)  # type: ignore[arg-type]
+    assert found.held_out_count == 7 and found.pairs == (pairs[0], pairs[2], pairs[4]) and found.seed_count == 2
+    assert [way.method for way in found.methods] == list(HYBRID_METHODS) and all(way.image_count == 6 for way in found.methods)
+    assert told == [6] * len(HYBRID_METHODS)
+    for way, first in zip(HYBRID_METHODS, shown, strict=True):
+        assert torch.equal(first, generate_hybrids(model, way, found.pairs, 2, Request())[:, 0])
+    assert score_hybrids(model, pairs, 9, 1, Request(), Told())[0].pairs == tuple(pairs)  # type: ignore[arg-type]

@@ -56,7 +56,7 @@ def test_a_word_is_that_of_diffusers(
     torch.manual_seed(1)
     vectors, file = torch.randn(count, width), tmp_path / "frogling.safetensors"
     save_file({"emb_params" if layout == "a1111" else "frogling": vectors}, file)
-    assert textual_inversion.add(model, [file]) == ["frogling"]
+    assert textual_inversion.add_embeddings(model, [file]) == ["frogling"]
     pipe.load_textual_inversion(file, token="frogling")
     for (mine, theirs), (old, _) in zip(read(pipe, model, "a frogling on stilts"), plain, strict=True):
         assert far(mine, theirs) <= 1e-5 and far(mine, old) >= 0.05
@@ -78,7 +78,7 @@ def test_the_two_encoders_of_xl(layout: str, pair: Any, tmp_path: Path) -> None:
         files = [tmp_path / "learned_embeds.safetensors", tmp_path / "learned_embeds_2.safetensors"]
         for file, vectors in zip(files, (first, second), strict=True):
             save_file({name: vectors}, file)
-    assert textual_inversion.add(model, files) == [name]
+    assert textual_inversion.add_embeddings(model, files) == [name]
     pipe.load_textual_inversion({name: first}, token=name, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
     pipe.load_textual_inversion(
         {name: second}, token=name, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2
@@ -90,7 +90,7 @@ def test_the_two_encoders_of_xl(layout: str, pair: Any, tmp_path: Path) -> None:
 def test_a_word_of_several_vectors_stands_for_its_characters(pair: Any, tmp_path: Path) -> None:
     _, model = pair("1")
     save_file({"emb_params": torch.randn(3, 64)}, tmp_path / "frogling.safetensors")
-    textual_inversion.add(model, [tmp_path / "frogling.safetensors"])
+    textual_inversion.add_embeddings(model, [tmp_path / "frogling.safetensors"])
     ids, spans = model.tokenizer.encode(["a frogling frog"])[0, 0], model.tokenizer.spans("a frogling frog")
     assert ids[2:5].tolist() == [stable.TOKENS, stable.TOKENS + 1, stable.TOKENS + 2]
     assert spans[1:6] == [(0, 1), (2, 10), (2, 10), (2, 10), (11, 15)]
@@ -110,11 +110,11 @@ def test_what_does_not_fit_is_one_line(held: Any, says: str | None, pair: Any, t
     _, model = pair("1")
     save_file(held, tmp_path / "odd.safetensors")
     if says is None:
-        assert textual_inversion.add(model, [tmp_path / "odd.safetensors"]) == ["clip_l"]
+        assert textual_inversion.add_embeddings(model, [tmp_path / "odd.safetensors"]) == ["clip_l"]
         return
     before = model.hash
     with pytest.raises(InputError, match=says) as error:
-        textual_inversion.add(model, [tmp_path / "odd.safetensors"])
+        textual_inversion.add_embeddings(model, [tmp_path / "odd.safetensors"])
     assert "\n" not in str(error.value) and model.hash == before
 
 
@@ -122,6 +122,6 @@ def test_one_encoder_of_xl_is_not_enough(pair: Any, tmp_path: Path) -> None:
     _, model = pair("xl")
     save_file({"<toy>": torch.randn(1, 128)}, tmp_path / "toy.safetensors")
     with pytest.raises(InputError, match="'<toy>' has no vectors for text encoder 1"):
-        textual_inversion.add(model, [tmp_path / "toy.safetensors"])
+        textual_inversion.add_embeddings(model, [tmp_path / "toy.safetensors"])
     with pytest.raises(InputError, match="already"):
-        textual_inversion.add(model, [tmp_path / "toy.safetensors"] * 2)
+        textual_inversion.add_embeddings(model, [tmp_path / "toy.safetensors"] * 2)

@@ -17,13 +17,13 @@ from tiny import saved
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import Request, draw
 from unspeckle.model import load
-from unspeckle.networks import Identity, IdentityConfig, LatentConfig, Latents
-from unspeckle.presets import LADDER, PRESETS
+from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, LatentAutoencoderConfig, LatentAutoencoder
+from unspeckle.presets import UNET_PRESETS, PRESETS
 from unspeckle.training import autoencoder_task, checkpoint, command, measurement, optimizer
 from unspeckle.training import plan as plans
 from unspeckle.training.options import TrainOptions
-from unspeckle.training.planner import network_for, space
-from unspeckle.training.reconstruction_loss import pyramid
+from unspeckle.training.planner import network_config_for, choose_space
+from unspeckle.training.reconstruction_loss import laplacian_pyramid_loss
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def options(folder: Path, out: Path, **changes: object) -> TrainOptions:
     asked = TrainOptions(
-        folder, out, steps=20, size="32", preset="nano", batch=8, quiet=True, caption="a disc", space="latents"
+        folder, out, steps=20, size="32", preset="nano", batch_size=8, quiet=True, caption="a disc", space="latents"
     )
     return replace(asked, **changes)
 
@@ -73,7 +73,7 @@ def learnt(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.setattr("unspeckle.training.planner.LATENT_SHARE", 6.0)
-        assert command.run(options(folder, out)) == 0
+        assert command.run_training(options(folder, out)) == 0
     return out
 
 
@@ -94,18 +94,18 @@ def test_the_disk_that_a_run_takes_is_foreseen(folder: Path, tmp_path: Path) -> 
     """Two checkpoints are left of each part, room for a third is wanted while it is written. With AdamW: Muon's take
     less."""
     run, once = tmp_path / "run", 0
-    assert command.run(options(folder, run, steps=5, precision="float32")) == 0
-    for part in (run, run / autoencoder_task.FOLDER):
+    assert command.run_training(options(folder, run, steps=5, precision="float32")) == 0
+    for part in (run, run / autoencoder_task.AUTOENCODER_FOLDER):
         once += sorted((part / "checkpoints").glob("step-*"))[-1].stat().st_size
     used = 3 * once + (run / "model.safetensors").stat().st_size
-    assert plans.load(run).disk == pytest.approx(used, rel=0.02)
+    assert plans.load_plan(run).disk_bytes == pytest.approx(used, rel=0.02)
 
 
 def test_its_pace_is_its_own(learnt: Path, tmp_path: Path) -> None:
     """The words' steps are the network's: the autoencoder warms up once, falls once."""
-    plan = replace(plans.load(learnt), steps=20_000, latent_steps=4000, word_steps=3000)
-    own = autoencoder_task.LatentTraining(plan, tmp_path, None, autoencoder_task.unlearnt(0))  # type: ignore[arg-type]
-    pace = [optimizer.pace(step, own.plan) for step in range(1, 4001)]
+    plan = replace(plans.load_plan(learnt), steps=20_000, latent_steps=4000, word_steps=3000)
+    own = autoencoder_task.AutoencoderTask(plan, tmp_path, None, autoencoder_task.init_autoencoder(0))  # type: ignore[arg-type]
+    pace = [optimizer.learning_rate_factor(step, own.plan) for step in range(1, 4001)]
     assert own.plan.steps == 4000 and pace[100:2400] == [1.0] * 2300 and pace == sorted(pace[:101]) + pace[101:]
 
 
@@ -136,8 +136,8 @@ def test_the_distance_is_its_definition() -> None:
 
     bands = [error - up(grey), grey - up(coarse), coarse - up(coarsest)]
     wanted = sum(part.abs().mean() for part in (error, *bands, coarsest))
-    assert torch.allclose(pyramid(error), wanted)
-    assert pyramid(torch.zeros(1, 3, 16, 16)) == 0
+    assert torch.allclose(laplacian_pyramid_loss(error), wanted)
+    assert laplacian_pyramid_loss(torch.zeros(1, 3, 16, 16)) == 0
 
 
 @pytest.mark.parametrize(("precision", "often"), [("float32", False), ("bfloat16", False), ("bfloat16", True)])
@@ -148,16 +148,16 @@ def test_stopped_in_either_part_and_resumed_is_bit_for_bit_the_same(
     monkeypatch.setattr("unspeckle.training.encoded_corpus.OFTEN", 1.0 if often else 100.0)
     monkeypatch.setattr("unspeckle.training.encoded_corpus.pays", lambda *measured: True)
     whole, out = tmp_path / "whole", tmp_path / "run"
-    assert command.run(options(folder, whole, precision=precision)) == 0
-    assert plans.load(whole).latent_steps == 4 and plans.load(whole).encode_once == often
+    assert command.run_training(options(folder, whole, precision=precision)) == 0
+    assert plans.load_plan(whole).autoencoder_steps == 4 and plans.load_plan(whole).cache_latents == often
     for learner, last in (("autoencoder_task.LatentLearner", 2), ("learner.Learner", 7)):
         with monkeypatch.context() as patch:
             stop_in(patch, f"unspeckle.training.{learner}.step", last)
-            assert command.run(options(folder, out, precision=precision)) == 130
+            assert command.run_training(options(folder, out, precision=precision)) == 130
         assert not (out / "model.safetensors").exists()
-    assert checkpoint.steps_done(out / "autoencoder/checkpoints") == 4
-    assert checkpoint.steps_done(out / "checkpoints") == 7
-    assert command.run(options(folder, out, precision=precision)) == 0
+    assert checkpoint.latest_step(out / "autoencoder/checkpoints") == 4
+    assert checkpoint.latest_step(out / "checkpoints") == 7
+    assert command.run_training(options(folder, out, precision=precision)) == 0
     ours, theirs = load(out).state_dict(), load(whole).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs) and ours.keys() == theirs.keys()
 
@@ -180,7 +180,7 @@ def stop_in(monkeypatch: pytest.MonkeyPatch, method: str, steps: int) -> None:
 def test_another_model_goes_on_with_its_own_autoencoder(folder: Path, learnt: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     asked = options(folder, out, space=None, preset=None, from_model=learnt, steps=3)
-    assert command.run(asked) == 0
+    assert command.run_training(asked) == 0
     before, after = load(learnt), load(out)
     kept = [name for name in before.state_dict() if name.startswith("autoencoder.")]
     assert kept and all(torch.equal(before.state_dict()[name], after.state_dict()[name]) for name in kept)
@@ -192,14 +192,14 @@ def test_an_autoencoder_is_never_taken_unlearnt(
 ) -> None:
     """Whatever dies between the plan and the autoencoder's keeping, the same command ends with the same model."""
     asked = {"space": None, "preset": None, "from_model": learnt, "steps": 3, "precision": "float32"}  # not measured
-    assert command.run(options(folder, tmp_path / "whole", **asked)) == 0
+    assert command.run_training(options(folder, tmp_path / "whole", **asked)) == 0
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(autoencoder_task, "settle", lambda *rest, **more: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            command.run(options(folder, out, **asked))
-    assert (out / "plan.json").exists() and not (out / autoencoder_task.FOLDER).exists()
-    assert command.run(options(folder, out, **asked)) == 0
+            command.run_training(options(folder, out, **asked))
+    assert (out / "plan.json").exists() and not (out / autoencoder_task.AUTOENCODER_FOLDER).exists()
+    assert command.run_training(options(folder, out, **asked)) == 0
     assert load(out).hash == load(tmp_path / "whole").hash
 
 
@@ -214,7 +214,7 @@ def test_whichever_file_a_run_dies_at_it_ends_with_the_same_model(
     """Killed at its first file, at the second one of what is left, at the third, … before or after it is in place."""
     monkeypatch.setattr("unspeckle.training.stage.SAVE_EVERY", 0.0)
     asked = {"steps": 4, "precision": "float32"}
-    assert command.run(options(folder, tmp_path / "whole", **asked)) == 0
+    assert command.run_training(options(folder, tmp_path / "whole", **asked)) == 0
     out, real, places = tmp_path / "run", Path.replace, list[str]()
     for death in range(1, 30):
         count = [0]
@@ -231,7 +231,7 @@ def test_whichever_file_a_run_dies_at_it_ends_with_the_same_model(
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", replace)
             try:
-                code = command.run(options(folder, out, **asked))
+                code = command.run_training(options(folder, out, **asked))
             except Killed:
                 continue
         break
@@ -250,13 +250,13 @@ def test_a_run_without_its_autoencoder_does_not_go_on(
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_in(patch, "unspeckle.training.master_weights.Learner.step", 2)
-        assert command.run(options(folder, out, **asked)) == 130
-    shutil.move(out / autoencoder_task.FOLDER, tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=f"{out / autoencoder_task.FOLDER}: the autoencoder .* is gone; put it back"):
-        command.run(options(folder, out, **asked))
-    shutil.rmtree(out / autoencoder_task.FOLDER, ignore_errors=True)
-    shutil.move(tmp_path / "elsewhere", out / autoencoder_task.FOLDER)
-    assert command.run(options(folder, out, **asked)) == 0
+        assert command.run_training(options(folder, out, **asked)) == 130
+    shutil.move(out / autoencoder_task.AUTOENCODER_FOLDER, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{out / autoencoder_task.AUTOENCODER_FOLDER}: the autoencoder .* is gone; put it back"):
+        command.run_training(options(folder, out, **asked))
+    shutil.rmtree(out / autoencoder_task.AUTOENCODER_FOLDER, ignore_errors=True)
+    shutil.move(tmp_path / "elsewhere", out / autoencoder_task.AUTOENCODER_FOLDER)
+    assert command.run_training(options(folder, out, **asked)) == 0
 
 
 def test_a_model_that_changed_before_the_first_step_is_refused(
@@ -268,10 +268,10 @@ def test_a_model_that_changed_before_the_first_step_is_refused(
     with monkeypatch.context() as patch:
         patch.setattr(autoencoder_task, "settle", lambda *rest, **more: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            command.run(asked)
+            command.run_training(asked)
     saved(tmp_path).replace(model)
     with pytest.raises(InputError, match=f"--from {model}: changed since"):
-        command.run(asked)
+        command.run_training(asked)
 
 
 @pytest.mark.parametrize(
@@ -292,11 +292,11 @@ def test_latents_are_the_default_only_where_a_network_fits_them(
     size: tuple[int, int], preset: str | None, where: str, folder: Path
 ) -> None:
     asked = options(folder, Path("run"), space=None, preset=preset, steps=None, seconds=3600.0)
-    assert space(asked, size) == where
-    names = [preset] if preset else LADDER
-    autoencoder = Latents(LatentConfig()) if where == "latents" else Identity(IdentityConfig())
-    networks = [network_for(PRESETS[name], size, autoencoder) for name in names]
-    assert any(side % (network.factor * autoencoder.factor) == 0 for network in networks for side in size[:1])
+    assert choose_space(asked, size) == where
+    names = [preset] if preset else UNET_PRESETS
+    autoencoder = LatentAutoencoder(LatentAutoencoderConfig()) if where == "latents" else PixelAutoencoder(PixelAutoencoderConfig())
+    networks = [network_config_for(PRESETS[name], size, autoencoder) for name in names]
+    assert any(side % (network.size_multiple * autoencoder.downsampling_factor) == 0 for network in networks for side in size[:1])
 
 
 def test_a_drawing_is_as_large_as_asked(learnt: Path) -> None:
@@ -305,11 +305,11 @@ def test_a_drawing_is_as_large_as_asked(learnt: Path) -> None:
 
 def test_space_and_from_exclude_each_other(folder: Path, learnt: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--space and --from"):
-        command.run(options(folder, tmp_path / "run", preset=None, from_model=learnt))
+        command.run_training(options(folder, tmp_path / "run", preset=None, from_model=learnt))
     with pytest.raises(InputError, match="--space fourier: unknown"):
-        command.run(options(folder, tmp_path / "run", space="fourier"))
+        command.run_training(options(folder, tmp_path / "run", space="fourier"))
 
 
 def test_a_factor_wants_as_many_widths() -> None:
     with pytest.raises(ValueError, match="factor 8"):
-        Latents(LatentConfig(factor=8, widths=(8, 8)))
+        LatentAutoencoder(LatentAutoencoderConfig(downsampling_factor=8, widths=(8, 8)))

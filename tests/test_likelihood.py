@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from unspeckle.denoiser import Denoise
-from unspeckle.networks.autoencoder import Identity, IdentityConfig
+from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.schedule import VE, Cosine, Flow, Linear, Schedule
-from unspeckle.scoring.likelihood import NARROW, Bits, bits
+from unspeckle.scoring.likelihood import FINAL_NOISE_STD, BitsPerDim, measure_bits_per_dim
 
-COLOURS = Identity(IdentityConfig((0.1, 0.0, -0.2), (0.5, 0.25, 0.4)))
-GREYS = Identity(IdentityConfig((0.1, 0.1, 0.1), (0.4, 0.4, 0.4)))
+COLOURS = PixelAutoencoder(PixelAutoencoderConfig((0.1, 0.0, -0.2), (0.5, 0.25, 0.4)))
+GREYS = PixelAutoencoder(PixelAutoencoderConfig((0.1, 0.1, 0.1), (0.4, 0.4, 0.4)))
 
 
-def of(schedule: Schedule, estimate: Denoise, pictures: Tensor, colours: Identity = COLOURS) -> Bits:
-    return bits(pictures, colours, schedule, lambda first, last: estimate)
+def of(schedule: Schedule, estimate: Denoise, pictures: Tensor, colours: PixelAutoencoder = COLOURS) -> BitsPerDim:
+    return measure_bits_per_dim(pictures, colours, schedule, lambda first, last: estimate)
 
 
 def rounded(deviation: float, count: int) -> tuple[Tensor, Tensor]:
@@ -47,9 +47,9 @@ def test_the_best_denoiser_of_known_pixels_costs_their_entropy(schedule: Schedul
     pictures, p = rounded(9.0, 64)
     found = of(schedule, knowing(schedule, p), pictures)
     entropy, here = float(-(p * p.log2()).nan_to_num().sum()), float(-p[pictures.long()].log2().mean())  # 5.2 bits
-    assert found.error < 0.06
-    assert found.total == pytest.approx(entropy, abs=3 * found.error)
-    assert found.total == pytest.approx(here, abs=3 * found.error)
+    assert found.standard_error < 0.06
+    assert found.total == pytest.approx(entropy, abs=3 * found.standard_error)
+    assert found.total == pytest.approx(here, abs=3 * found.standard_error)
     assert found.total == pytest.approx(found.prior + found.reconstruction + found.diffusion, rel=1e-9)
 
 
@@ -70,10 +70,10 @@ def test_a_gaussian_model_costs_its_exact_nll() -> None:
     mean, deviation, width = float(x.mean()), float(x.std()), 1 / 127.5 / 0.4
     found = of(Flow(), gaussian(mean, deviation), pictures, GREYS)
     nll = math.log2(math.sqrt(2 * math.pi * math.e) * deviation / width)  # of these very pixels
-    way = 0.5 * math.log2(1 + (deviation / width / NARROW) ** 2)
-    assert found.diffusion == pytest.approx(way, abs=4 * found.error)
-    assert nll - 3 * found.error < found.total < nll + 0.03 + 3 * found.error
-    assert found.error < 0.03
+    way = 0.5 * math.log2(1 + (deviation / width / FINAL_NOISE_STD) ** 2)
+    assert found.diffusion == pytest.approx(way, abs=4 * found.standard_error)
+    assert nll - 3 * found.standard_error < found.total < nll + 0.03 + 3 * found.standard_error
+    assert found.standard_error < 0.03
 
 
 def test_a_worse_denoiser_costs_more_and_the_curve_says_where() -> None:
@@ -88,7 +88,7 @@ def test_a_worse_denoiser_costs_more_and_the_curve_says_where() -> None:
     assert other.total > one.total + 1
     blind = [math.exp(-log / 2) / (1 + math.exp(-log / 2)) > 0.15 for log in one.log_snr]  # t of a flow
     sighted = [math.exp(-log / 2) / (1 + math.exp(-log / 2)) < 0.05 for log in one.log_snr]
-    for better, worse, is_blind, sees in zip(one.curve, other.curve, blind, sighted, strict=True):
+    for better, worse, is_blind, sees in zip(one.bits_by_log_snr, other.bits_by_log_snr, blind, sighted, strict=True):
         assert not is_blind or worse > better + 0.1
         assert not sees or worse == better
 
@@ -96,9 +96,9 @@ def test_a_worse_denoiser_costs_more_and_the_curve_says_where() -> None:
 def test_white_noise_costs_the_same_at_every_level() -> None:
     pictures = torch.randint(0, 256, (64, 3, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     x = GREYS.encode(pictures.float() / 127.5 - 1)
-    unit = Identity(IdentityConfig((0.0,) * 3, (float(x.std()) * 0.4,) * 3))
+    unit = PixelAutoencoder(PixelAutoencoderConfig((0.0,) * 3, (float(x.std()) * 0.4,) * 3))
     found = of(Flow(), gaussian(0.0, 1.0), pictures, unit)
-    assert found.curve == pytest.approx([0.5 / math.log(2)] * len(found.curve), rel=0.08)
+    assert found.bits_by_log_snr == pytest.approx([0.5 / math.log(2)] * len(found.bits_by_log_snr), rel=0.08)
 
 
 def test_telling_levels_apart_by_brute_force() -> None:
@@ -107,7 +107,7 @@ def test_telling_levels_apart_by_brute_force() -> None:
     found = of(Flow(), lambda x_t, t: x_t, pictures).reconstruction
     x = COLOURS.encode(pictures.float() / 127.5 - 1).double()
     levels = COLOURS.encode((torch.arange(256) / 127.5 - 1).view(256, 1, 1, 1)).double()  # (256, 3, 1, 1)
-    last = NARROW / 127.5 / 0.5
+    last = FINAL_NOISE_STD / 127.5 / 0.5
     eps = torch.randn(4000, 1, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     total = torch.zeros((), dtype=torch.float64)
     for some in eps.split(200):
@@ -124,6 +124,6 @@ def test_it_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unspeckle.scoring.likelihood.SHARE", 4)
     asked: list[tuple[int, int]] = []
     rows: Callable[[int, int], Denoise] = lambda a, b: asked.append((a, b)) or knowing(Flow(), p)  # type: ignore[func-returns-value]  # noqa: E731
-    parts = bits(pictures, COLOURS, Flow(), rows, told.append)
+    parts = measure_bits_per_dim(pictures, COLOURS, Flow(), rows, told.append)
     assert parts.total == pytest.approx(whole.total, rel=1e-9)
-    assert asked == [(0, 4), (4, 8), (8, 10)] and sum(told) == 10 * len(whole.curve)
+    assert asked == [(0, 4), (4, 8), (8, 10)] and sum(told) == 10 * len(whole.bits_by_log_snr)

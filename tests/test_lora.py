@@ -18,12 +18,12 @@ from test_stable_networks import Asked, far
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.lora import lora_file
-from unspeckle.formats.lora.layer_names import spelt
+from unspeckle.formats.lora.layer_names import lora_layer_names
 from unspeckle.formats.stable_diffusion import add_ons
 from unspeckle.generation.pipeline import Request
 from unspeckle.model_io.precision import set_precision
 from unspeckle.output.png import read_png, image_metadata
-from unspeckle.prompts import parse
+from unspeckle.prompts import parse_prompt
 
 FAMILIES = ("1", "2", "xl")
 KEPT: dict[str, Any] = {}
@@ -52,8 +52,8 @@ def peer(folder: Path) -> Any:
 def layers(model: Any, which: str) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:
     """Name, spellings and weight of the layers that a file may be about."""
     parts = model.parts()
-    for ours, names in spelt(model).items():
-        weight = lora_file.layer(parts, ours).weight
+    for ours, names in lora_layer_names(model).items():
+        weight = lora_file.get_layer(parts, ours).weight
         attention = ".layers." in ours
         if which == "all" or (which == "attention" and attention) or (which == "unet" and ours.startswith("network")):
             yield ours, names, weight
@@ -145,14 +145,14 @@ def test_two_at_once_merged_and_live_are_those_of_diffusers(family: str, whole: 
         save_file(held := kohya(model, seed=seed), tmp_path / f"{name}.safetensors")
         loaded[name] = load(pipe, held, name, tmp_path)
     use(pipe, weights, loaded)
-    read = {name: lora_file.read(tmp_path / f"{name}.safetensors", model).turn(weights[name]) for name in weights}
+    read = {name: lora_file.read_lora(tmp_path / f"{name}.safetensors", model).set_strength(weights[name]) for name in weights}
     before = model.hash
     for one in read.values():
         one.attach(model.modules())
     model.changed()
     assert_same(model, pipe, plain)
     live = model.hash
-    read["two"].turn(0)
+    read["two"].set_strength(0)
     use(pipe, {"one": 0.7}, loaded)
     assert_same(model, pipe, plain)
     assert len({before, live, model.hash}) == 3
@@ -160,7 +160,7 @@ def test_two_at_once_merged_and_live_are_those_of_diffusers(family: str, whole: 
         one.detach(model.modules())
     assert model.changed().hash == before and all(map(torch.equal, answers(model, pipe)[0], plain))
     for name, one in read.items():
-        one.turn(weights[name]).merge(model.modules())
+        one.set_strength(weights[name]).merge(model.modules())
     use(pipe, weights, loaded)
     pipe.fuse_lora(adapter_names=[adapter for names in loaded.values() for adapter in names])
     assert_same(model, pipe, plain)
@@ -172,14 +172,14 @@ def test_a_picture_names_the_strength_that_its_adapters_had(whole: Any, tmp_path
     save_file(kohya(unspeckle.load(whole("1"))), tmp_path / "one.safetensors")
     exact, low, merged = (unspeckle.load(whole("1")) for _ in range(3))
     ask, named = Request("a frog", steps=1, size=16), {}
-    lora_file.read(tmp_path / "one.safetensors", merged).merge(merged.modules())
+    lora_file.read_lora(tmp_path / "one.safetensors", merged).merge(merged.modules())
     for model in (exact, low):
-        adapters = lora_file.read(tmp_path / "one.safetensors", model)
+        adapters = lora_file.read_lora(tmp_path / "one.safetensors", model)
         adapters.attach(model.modules())
         model.changed()
         set_precision(model, "bfloat16" if model is low else "float32")
         for strength in (1.0, 0.5, 0.0, 1.0):
-            adapters.turn(strength)
+            adapters.set_strength(strength)
             said = image_metadata(unspeckle.draw(model, ask)[0])["model"]["hash"]
             assert named.setdefault(strength, said) == said == model.hash
     assert len({*named.values(), merged.changed().hash}) == 4
@@ -192,7 +192,7 @@ def test_convolutions_too(family: str, whole: Any, tmp_path: Path) -> None:
     pipe, model = peer(whole(family)), unspeckle.load(whole(family))
     plain, _ = answers(model, pipe)
     save_file(held := kohya(model, "unet"), tmp_path / "locon.safetensors")
-    lora_file.read(tmp_path / "locon.safetensors", model).attach(model.modules())
+    lora_file.read_lora(tmp_path / "locon.safetensors", model).attach(model.modules())
     load(pipe, held, "locon", tmp_path)
     ours = answers(model, pipe)[0]
     assert far(ours[0], answers(model, pipe)[1][0]) <= 1e-4 and far(ours[0], plain[0]) >= 0.05
@@ -217,7 +217,7 @@ def test_every_layout_says_the_same(family: str, whole: Any, tmp_path: Path) -> 
     model, expected = unspeckle.load(whole(family)), None
     for layout in LAYOUTS:
         save_file(told(model, layout), tmp_path / "file.safetensors")
-        found = {name: one.delta() for name, one in lora_file.read(tmp_path / "file.safetensors", model).items()}
+        found = {name: one.weight_delta() for name, one in lora_file.read_lora(tmp_path / "file.safetensors", model).items()}
         expected = expected or found
         assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
@@ -232,12 +232,12 @@ def test_names_of_the_first_processors(whole: Any, tmp_path: Path) -> None:
         for letter in ("q", "out"):
             held |= {f"{name.format(letter)}.down.weight": down.clone(), f"{name.format(letter)}.up.weight": up.clone()}
         save_file(held, tmp_path / "old.safetensors")
-        read = dict(lora_file.read(tmp_path / "old.safetensors", model).items())
+        read = dict(lora_file.read_lora(tmp_path / "old.safetensors", model).items())
         base = "network.down.0.transformer.layers.0.itself"
-        assert read.keys() == {f"{base}.query", f"{base}.out"} and torch.equal(read[f"{base}.out"].delta(), up @ down)
+        assert read.keys() == {f"{base}.query", f"{base}.out"} and torch.equal(read[f"{base}.out"].weight_delta(), up @ down)
     name, file = "text_encoder.text_model.encoder.layers.1.self_attn.to_out_lora", tmp_path / "old.safetensors"
     save_file({f"{name}.down.weight": torch.randn(2, 64), f"{name}.up.weight": torch.randn(64, 2)}, file)
-    assert [name for name, _ in lora_file.read(file, model).items()] == ["text.encoders.0.layers.1.out"]
+    assert [name for name, _ in lora_file.read_lora(file, model).items()] == ["text.encoders.0.layers.1.out"]
 
 
 @pytest.mark.parametrize("root", [False, True])
@@ -256,21 +256,21 @@ def test_alphas_that_only_the_metadata_say(root: bool, whole: Any, tmp_path: Pat
         tmp_path, unet_lora_layers=peft.get_peft_model_state_dict(pipe.unet),
         unet_lora_adapter_metadata=pipe.unet.peft_config["default"].to_dict(),
     )  # fmt: skip
-    lora_file.read(tmp_path / "pytorch_lora_weights.safetensors", model).attach(model.modules())
+    lora_file.read_lora(tmp_path / "pytorch_lora_weights.safetensors", model).attach(model.modules())
     ours, theirs = answers(model, pipe)
     assert far(ours[0], theirs[0]) <= 1e-4 and far(ours[0], plain[0]) >= 0.05
 
 
-@pytest.mark.parametrize("layout", lora_file.LAYOUTS)
+@pytest.mark.parametrize("layout", lora_file.LORA_LAYOUTS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_written_is_read_by_both(layout: str, family: str, whole: Any, tmp_path: Path) -> None:
     model, held = unspeckle.load(whole(family)), {}
     held = {key: tensor for key, tensor in kohya(model, "attention").items() if key.startswith("lora_unet")}
     save_file(held, tmp_path / "first.safetensors")
-    first = lora_file.read(tmp_path / "first.safetensors", model)
-    lora_file.write(first, model, tmp_path / "again.safetensors", layout)
-    again = dict(lora_file.read(tmp_path / "again.safetensors", model).items())
-    assert all(far(again[name].delta(), one.delta()) <= 1e-6 for name, one in first.items())
+    first = lora_file.read_lora(tmp_path / "first.safetensors", model)
+    lora_file.write_lora(first, model, tmp_path / "again.safetensors", layout)
+    again = dict(lora_file.read_lora(tmp_path / "again.safetensors", model).items())
+    assert all(far(again[name].weight_delta(), one.weight_delta()) <= 1e-6 for name, one in first.items())
     assert again.keys() == dict(first.items()).keys()
     if layout == "kohya":
         written = load_file(tmp_path / "again.safetensors")
@@ -307,7 +307,7 @@ def test_what_does_not_fit_is_one_line(changes: Any, says: str, whole: Any, tmp_
     model = unspeckle.load(whole("1"))
     save_file(spoilt(kohya(model), **changes), tmp_path / "odd.safetensors")
     with pytest.raises(InputError, match=says) as error:
-        lora_file.read(tmp_path / "odd.safetensors", model)
+        lora_file.read_lora(tmp_path / "odd.safetensors", model)
     assert "\n" not in str(error.value) and len(str(error.value)) < 900
 
 
@@ -315,17 +315,17 @@ def test_of_another_family_or_none(whole: Any, tmp_path: Path) -> None:
     one, xl = unspeckle.load(whole("1")), unspeckle.load(whole("xl"))
     save_file(kohya(xl), tmp_path / "xl.safetensors")
     with pytest.raises(InputError, match=r"lora_te1_.*|which no layer of pipe takes"):
-        lora_file.read(tmp_path / "xl.safetensors", one)
+        lora_file.read_lora(tmp_path / "xl.safetensors", one)
     odd, number = tmp_path / "odd.safetensors", '{"unet.lora_alpha": %s}'
     for metadata in ("{", number % '"x"', number % "NaN", number % "[]", '{"unet.alpha_pattern": 3}', "[" * 99999):
         save_file(told(one, "peft"), odd, {"lora_adapter_metadata": metadata})
         with pytest.raises(InputError, match="metadata are damaged"):
-            lora_file.read(odd, one)
+            lora_file.read_lora(odd, one)
     save_file({}, odd)
     unet = whole("1") / "unet" / "diffusion_pytorch_model.safetensors"
     for path, says in ((odd, "holds nothing"), (unet, r"'conv_in.weight', 'conv_norm_out.bias' and 2\d\d more")):
         with pytest.raises(InputError, match=says):
-            lora_file.read(path, one)
+            lora_file.read_lora(path, one)
 
 
 def test_what_does_not_fit_leaves_the_model_as_it_was(whole: Any, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_what_does_not_fit_leaves_the_model_as_it_was(whole: Any, tmp_path: Path
     for wrong in ({"loras": [good, bad]}, {"loras": [good], "embeddings": [first, token]},
                   {"loras": [good], "autoencoder": bad}):  # fmt: skip
         with pytest.raises(InputError):
-            add_ons.add(model, **wrong)
+            add_ons.apply_add_ons(model, **wrong)
         now = model.state_dict()
         assert now.keys() == held.keys() and all(torch.equal(now[name], held[name]) for name in held)
         assert model.hash == unspeckle.load(whole("1")).hash
@@ -351,13 +351,13 @@ def test_precision_comes_last(whole: Any, tmp_path: Path) -> None:
     file = tmp_path / "one.safetensors"
     save_file(kohya(unspeckle.load(whole("1")), "all"), file)
     low = unspeckle.load(whole("1"), precision="bfloat16")
-    for add in (lambda: add_ons.add(low, [file]), lambda: lora_file.read(file, low)):
+    for add in (lambda: add_ons.apply_add_ons(low, [file]), lambda: lora_file.read_lora(file, low)):
         with pytest.raises(InputError, match=r"load 'pipe' in float32, add it, then precision.lower"):
             add()
     live, merged, plain = (unspeckle.load(whole("1")) for _ in range(3))
-    adapters = lora_file.read(file, live)
+    adapters = lora_file.read_lora(file, live)
     adapters.attach(live.modules())
-    lora_file.read(file, merged).merge(merged.modules())
+    lora_file.read_lora(file, merged).merge(merged.modules())
     x, given = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), [None] * 3
     for number, one in enumerate((live, merged, plain)):
         given[number] = one.text_encoder(one.tokenizer.encode(["a frog"]))
@@ -369,7 +369,7 @@ def test_precision_comes_last(whole: Any, tmp_path: Path) -> None:
 
     with torch.no_grad():
         assert apart(live, merged, given[1]) < 0.05 < 0.3 < apart(live, plain, given[1])
-        adapters.turn(0)
+        adapters.set_strength(0)
         assert apart(live, plain, given[2]) < 0.05
         adapters.detach(live.modules())
         assert apart(live, plain, given[2]) < 0.05
@@ -386,7 +386,7 @@ def test_200_damaged_files(whole: Any, tmp_path: Path) -> None:
             many[draw.randrange(min(len(many), 4000))] = draw.randrange(256)
         file.write_bytes(bytes(many))
         try:
-            lora_file.read(file, model)
+            lora_file.read_lora(file, model)
         except InputError as error:
             refused += 1
             assert "\n" not in str(error) and str(file) in str(error)
@@ -422,7 +422,7 @@ def test_the_command_line(whole: Any, tmp_path: Path, capsys: Any) -> None:
     said = image_metadata(read_png(path))["model"]
     assert said["name"] == "pipe + one:-0.5 + two:2" and said["hash"] != model.hash
     for file, strength in ((one, -0.5), (two, 1.0)):
-        lora_file.read(file, model).turn(strength).merge(model.modules())
+        lora_file.read_lora(file, model).set_strength(strength).merge(model.modules())
     assert read_png(path).tobytes() == unspeckle.draw(model, Request("a frog", steps=2, size=16))[0].tobytes()
     assert main(["replay", str(path), *added, *common]) == 0
     assert "difference: 0" in capsys.readouterr().out
@@ -463,7 +463,7 @@ def test_a_prompt_names_them(whole: Any, tmp_path: Path, capsys: Any) -> None:
     assert main(asked) == 0
     path = Path(capsys.readouterr().out.strip())
     for file, strength in ((files[1], -0.5), (files[0], 0.8)):
-        lora_file.read(file, model).turn(strength).merge(model.modules())
+        lora_file.read_lora(file, model).set_strength(strength).merge(model.modules())
     ask = Request("a frog", steps=2, size=16)
     assert read_png(path).tobytes() == unspeckle.draw(model, ask)[0].tobytes()
     assert off(read_png(path), unspeckle.draw(plain, ask)[0]) > 1
@@ -475,7 +475,7 @@ def test_a_prompt_names_them(whole: Any, tmp_path: Path, capsys: Any) -> None:
     assert main([*asked, "--lora", str(other)]) == 0
     assert off(read_png(Path(capsys.readouterr().out.strip())), read_png(path)) > 1
 
-    worn = add_ons.add(plain, tags=parse(said["prompt"]).loras, near=place)
+    worn = add_ons.apply_add_ons(plain, lora_tags=parse_prompt(said["prompt"]).lora_tags, model_path=place)
     assert unspeckle.draw(worn, replace(ask, prompt=said["prompt"]))[0].tobytes() == read_png(path).tobytes()
     with pytest.raises(InputError, match=r"prompt: <lora:one>: is not in 'pipe \+ two:-0.5 \+ one:0.8'; a Stable"):
         unspeckle.draw(worn, replace(ask, prompt="a frog <lora:one>"))

@@ -10,9 +10,9 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
-from unspeckle.corpus import Split, open_corpus, read
+from unspeckle.corpus import Split, open_corpus, read_folder
 from unspeckle.scoring import memorisation as module
-from unspeckle.scoring.memorisation import Nearest, memorisation, nearest, thumbnails
+from unspeckle.scoring.memorisation import NearestImages, measure_memorization, find_nearest_images, make_thumbnails
 
 
 def scenes(count: int, seed: int, width: int = 32, height: int = 32) -> NDArray[np.uint8]:
@@ -27,7 +27,7 @@ def split_of(folder: Path, pictures: NDArray[np.uint8], size: int = 32) -> Split
     for i, picture in enumerate(pictures):
         Image.fromarray(picture).save(folder / f"{i:04d}.png")
         (folder / f"{i:04d}.txt").write_text("a blot")
-    return open_corpus(read(folder), size, cache=folder / "cache").training
+    return open_corpus(read_folder(folder), size, cache_dir=folder / "cache").training
 
 
 @pytest.fixture(scope="module")
@@ -42,22 +42,22 @@ def as_tensor(pictures: list[Image.Image]) -> Tensor:
 def test_nearest_is_brute_force(training: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHARE", 37)
     queries = torch.from_numpy(scenes(9, 1)).permute(0, 3, 1, 2)
-    seen = training.pictures(range(len(training)))
+    seen = training.center_crops(range(len(training)))
     told: list[int] = []
-    found = nearest(queries, training, told.append)
+    found = find_nearest_images(queries, training, told.append)
     assert sum(told) == len(training)
     for i, query in enumerate(queries):
         distances = torch.stack([
-            ((thumbnails(q[None]) - thumbnails(seen)).double().square().mean(1)).sqrt() for q in (query, query.flip(2))
+            ((make_thumbnails(q[None]) - make_thumbnails(seen)).double().square().mean(1)).sqrt() for q in (query, query.flip(2))
         ])  # fmt: skip
         best = distances.min(0).values
-        assert int(found.which[i]) == int(best.argmin())
+        assert int(found.index[i]) == int(best.argmin())
         assert float(found.distance[i]) == pytest.approx(float(best.min()), abs=1e-2)
 
 
 @pytest.mark.parametrize("how", ["itself", "mirrored", "blurred", "shaded", "noisy"])
 def test_copies_are_found_however_they_are_disguised(training: Split, how: str) -> None:
-    originals = training.pictures(range(20))
+    originals = training.center_crops(range(20))
     pictures = [Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in originals]
     if how == "mirrored":
         pictures = [p.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for p in pictures]
@@ -70,45 +70,45 @@ def test_copies_are_found_however_they_are_disguised(training: Split, how: str) 
         copies = (
             (copies + torch.randn(copies.shape, generator=torch.Generator().manual_seed(3)) * 8).clamp(0, 255).byte()
         )
-    found = nearest(copies, training)
-    assert found.which.tolist() == list(range(20))
-    held = nearest(torch.from_numpy(scenes(60, 7)).permute(0, 3, 1, 2), training)
-    verdict = memorisation(found, held, len(training))
-    assert verdict.copies == 20 and verdict.ratio < 0.3 and verdict.high < 1 and "repeats" in verdict.verdict
+    found = find_nearest_images(copies, training)
+    assert found.index.tolist() == list(range(20))
+    held = find_nearest_images(torch.from_numpy(scenes(60, 7)).permute(0, 3, 1, 2), training)
+    verdict = measure_memorization(found, held, len(training))
+    assert verdict.copy_count == 20 and verdict.ratio < 0.3 and verdict.ratio_high < 1 and "repeats" in verdict.verdict
 
 
 def test_a_copy_of_the_end_of_a_long_picture_is_found(tmp_path: Path) -> None:
     long = split_of(tmp_path / "long", scenes(40, 2, width=56))
-    ends = long.crops(np.arange(10), np.zeros(10, np.int64), long.spare(np.arange(10))[1], np.ones(10, np.bool_))
-    found = nearest(ends, long)
-    assert found.which.tolist() == list(range(10))
+    ends = long.crop_images(np.arange(10), np.zeros(10, np.int64), long.crop_margins(np.arange(10))[1], np.ones(10, np.bool_))
+    found = find_nearest_images(ends, long)
+    assert found.index.tolist() == list(range(10))
     assert float(found.distance.max()) < 0.1
 
 
 def test_pictures_from_where_training_pictures_come_from_are_not_accused(training: Split) -> None:
-    one, other = (nearest(torch.from_numpy(scenes(400, s)).permute(0, 3, 1, 2), training) for s in (5, 6))
-    verdict = memorisation(one, other, len(training))
-    assert 0.85 < verdict.ratio < 1.18 and verdict.low < 1 < verdict.high
-    assert verdict.copies == 0 and verdict.share < 0.04 and "no" in verdict.verdict.lower() and not verdict.few
+    one, other = (find_nearest_images(torch.from_numpy(scenes(400, s)).permute(0, 3, 1, 2), training) for s in (5, 6))
+    verdict = measure_memorization(one, other, len(training))
+    assert 0.85 < verdict.ratio < 1.18 and verdict.ratio_low < 1 < verdict.ratio_high
+    assert verdict.copy_count == 0 and verdict.fraction_nearer < 0.04 and "no" in verdict.verdict.lower() and not verdict.has_few_images
 
 
 def test_two_copies_among_hundreds_decide_the_first_percentile() -> None:
     generator = torch.Generator().manual_seed(0)
     held, drawn = 20 + torch.rand(400, generator=generator), 20 + torch.rand(400, generator=generator)
     nothing = torch.zeros(400, dtype=torch.int64)
-    honest = memorisation(Nearest(drawn, nothing), Nearest(held, nothing), 9)
+    honest = measure_memorization(NearestImages(drawn, nothing), NearestImages(held, nothing), 9)
     assert honest.ratio == pytest.approx(1, abs=0.01)
     drawn[:8] = 1.0
-    caught = memorisation(Nearest(drawn, nothing), Nearest(held, nothing), 9)
-    assert caught.copies == 8 and caught.ratio == pytest.approx(1 / 20, abs=0.005)
-    assert caught.drawn_percentiles[0] == 1.0 and caught.held_out_percentiles[100] == pytest.approx(float(held.max()))
+    caught = measure_memorization(NearestImages(drawn, nothing), NearestImages(held, nothing), 9)
+    assert caught.copy_count == 8 and caught.ratio == pytest.approx(1 / 20, abs=0.005)
+    assert caught.generated_percentiles[0] == 1.0 and caught.validation_percentiles[100] == pytest.approx(float(held.max()))
 
 
 def test_nearer_but_no_copies_is_said_to_be_so() -> None:
     generator = torch.Generator().manual_seed(0)
     held, drawn = 20 + torch.rand(400, generator=generator), 16 + torch.rand(400, generator=generator)
     nothing = torch.zeros(400, dtype=torch.int64)
-    found = memorisation(Nearest(drawn, nothing), Nearest(held, nothing), 9)
-    assert found.copies == 0 and found.high < 1 and "Look at the pairs" in found.verdict and found.share == 1
-    few = memorisation(Nearest(drawn[:50], nothing[:50]), Nearest(held, nothing), 9)
-    assert few.few
+    found = measure_memorization(NearestImages(drawn, nothing), NearestImages(held, nothing), 9)
+    assert found.copy_count == 0 and found.ratio_high < 1 and "Look at the pairs" in found.verdict and found.fraction_nearer == 1
+    few = measure_memorization(NearestImages(drawn[:50], nothing[:50]), NearestImages(held, nothing), 9)
+    assert few.has_few_images

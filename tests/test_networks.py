@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from unspeckle.denoiser import Conditioning
-from unspeckle.networks import build
-from unspeckle.networks.autoencoder import Identity, IdentityConfig
-from unspeckle.networks.layers import Attention, PlaceNorm, attend, sinusoids
+from unspeckle.networks import build_network
+from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
+from unspeckle.networks.layers import Attention, LayerNorm2d, multi_head_attention, sinusoidal_embedding
 from unspeckle.networks.unet import UNet, UNetConfig
-from unspeckle.presets import PRESETS, STABLE_DIFFUSION
+from unspeckle.presets import PRESETS, STABLE_DIFFUSION_CONFIGS
 
 SMALL = UNetConfig(
-    patch=2, width=16, blocks=1, depths=(1, 1), sees_itself=(False, True), head_width=8, text_width=12, vector_width=6,
-    groups=0,
+    patch_size=2, base_channels=16, blocks_per_level=1, transformer_depths=(1, 1), self_attention=(False, True), head_width=8, text_width=12, vector_width=6,
+    norm_groups=0,
 )  # fmt: skip
 
 
@@ -37,12 +37,12 @@ def given(rows: int = 2) -> Conditioning:
 )  # fmt: skip
 def test_stable_diffusion_to_the_parameter(name: str, parameters: int) -> None:
     with torch.device("meta"):
-        network = UNet(STABLE_DIFFUSION[name])
+        network = UNet(STABLE_DIFFUSION_CONFIGS[name])
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
 def test_stable_diffusion_runs_on_meta_at_its_own_shapes() -> None:
-    config = STABLE_DIFFUSION["xl"]
+    config = STABLE_DIFFUSION_CONFIGS["xl"]
     with torch.device("meta"):
         words = Conditioning(torch.empty(2, 77, 2048), None, torch.empty(2, 2816))
         assert UNet(config)(torch.empty(2, 4, 128, 96), torch.empty(2), words).shape == (2, 4, 128, 96)
@@ -51,9 +51,9 @@ def test_stable_diffusion_runs_on_meta_at_its_own_shapes() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_the_millions_they_claim(name: str) -> None:
     with torch.device("meta"):
-        network = build(PRESETS[name].at((64, 64)))
+        network = build_network(PRESETS[name].for_size((64, 64)))
     millions = sum(p.numel() for p in network.parameters()) / 1e6
-    assert millions == pytest.approx(PRESETS[name].millions, rel=0.1)
+    assert millions == pytest.approx(PRESETS[name].million_parameters, rel=0.1)
 
 
 def test_prepared_keys_and_values_change_nothing() -> None:
@@ -105,25 +105,25 @@ def test_explicit_attention_is_the_fused_kernel() -> None:
     query, key, value = torch.randn(2, 10, 16), torch.randn(2, 7, 16), torch.randn(2, 7, 16)
     mask = torch.ones(2, 7, dtype=torch.bool)
     mask[1, 4:] = False
-    explicit = attend(query, key, value, 4, mask)
+    explicit = multi_head_attention(query, key, value, 4, mask)
     with torch.no_grad():
-        torch.testing.assert_close(explicit, attend(query, key, value, 4, mask), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(explicit, multi_head_attention(query, key, value, 4, mask), rtol=1e-5, atol=1e-6)
 
 
 def test_attention_is_torchs() -> None:
     torch.manual_seed(0)
     ours, theirs = Attention(16, 4), nn.MultiheadAttention(16, 4, batch_first=True)
-    ours.out.load_state_dict({"weight": torch.randn(16, 16), "bias": torch.randn(16)})
+    ours.to_out.load_state_dict({"weight": torch.randn(16, 16), "bias": torch.randn(16)})
     with torch.no_grad():
-        theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
+        theirs.in_proj_weight.copy_(torch.cat([ours.to_q.weight, ours.to_k.weight, ours.to_v.weight]))
         theirs.in_proj_bias.zero_()
-        theirs.out_proj.load_state_dict(ours.out.state_dict())
+        theirs.out_proj.load_state_dict(ours.to_out.state_dict())
         x = torch.randn(3, 9, 16)
-        torch.testing.assert_close(ours(x, ours.keys_values(x)), theirs(x, x, x)[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours(x, ours.project_keys_values(x)), theirs(x, x, x)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_place_norm_is_a_layer_norm_of_each_place() -> None:
-    norm = PlaceNorm(8)
+    norm = LayerNorm2d(8)
     x = 3 * torch.randn(2, 8, 5, 4) + 1
     out = norm(x)
     torch.testing.assert_close(out.mean(1), torch.zeros(2, 5, 4), atol=1e-5, rtol=0)
@@ -134,17 +134,17 @@ def test_sinusoids_are_those_of_diffusers() -> None:
     embeddings = pytest.importorskip("diffusers.models.embeddings")
     clock = torch.tensor([0.0, 1.0, 500.5, 999.0])
     theirs = embeddings.get_timestep_embedding(clock, 320, flip_sin_to_cos=True, downscale_freq_shift=0)
-    torch.testing.assert_close(sinusoids(clock, 320), theirs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sinusoidal_embedding(clock, 320), theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_identity_autoencoder_standardises_and_returns() -> None:
     pixels = torch.rand(8, 3, 16, 16) * 2 - 1
     mean, deviation = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
-    coder = Identity(IdentityConfig(tuple(mean.tolist()), tuple(deviation.tolist())))
+    coder = PixelAutoencoder(PixelAutoencoderConfig(tuple(mean.tolist()), tuple(deviation.tolist())))
     x = coder.encode(pixels)
     torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3))
     torch.testing.assert_close(coder.decode(x), pixels)
-    low, high = coder.bounds
+    low, high = coder.latent_bounds
     torch.testing.assert_close(
         coder.decode(torch.cat([low[None], high[None]])).flatten(1)[:, 0], torch.tensor([-1.0, 1])
     )

@@ -50,7 +50,7 @@ def test_muon_moves_matrices_and_kernels_by_nearly_orthogonal_steps() -> None:
     optimizer.step(1)
     moves = {name: before[name] - p.detach() for name, p in module.named_parameters()}
     for matrix in (moves["conv.weight"].permute(0, 2, 3, 1).flatten(1), moves["linear.weight"]):  # (24, 72), (16, 24)
-        values = torch.linalg.svdvals(matrix) / (chosen.muon_rate * 0.2 * max(matrix.shape) ** 0.5)
+        values = torch.linalg.svdvals(matrix) / (chosen.muon_learning_rate * 0.2 * max(matrix.shape) ** 0.5)
         assert float(values.min()) > 0.6  # Jordan's quintic leaves 0.7 to 1.2
         assert float(values.max()) < 1.3
     for name in ("words.weight", "place", "conv.bias", "linear.bias"):  # Adam's first step has the rate's size
@@ -62,7 +62,7 @@ def test_muon_is_torch_s_own_on_matrices() -> None:
     ours = nn.Sequential(nn.Linear(24, 48, bias=False), nn.Linear(48, 24, bias=False), nn.Linear(24, 48, bias=False))
     theirs, chosen = copy.deepcopy(ours), replace(plan("muon"), weight_decay=0.1)
     reference = torch.optim.Muon(
-        theirs.parameters(), lr=chosen.muon_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+        theirs.parameters(), lr=chosen.muon_learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
     )
     optimizer, first = Optimizer(ours, chosen), [p.detach().clone() for p in ours.parameters()]
     for step in (1, 2, 3):
@@ -96,11 +96,11 @@ def test_state_put_down_and_taken_up_goes_on_as_before(kind: str) -> None:
     first = mixed()
     optimizer = Optimizer(first, plan(kind))
     moved(first, optimizer, steps=3)
-    held = {name: tensor.clone() for name, tensor in optimizer.memory().items()}
+    held = {name: tensor.clone() for name, tensor in optimizer.state_tensors().items()}
     second = mixed()
     second.load_state_dict(first.state_dict())
     fresh = Optimizer(second, plan(kind))
-    for name, tensor in fresh.memory().items():
+    for name, tensor in fresh.state_tensors().items():
         tensor.copy_(held[name])
     for step in (4, 5, 6):
         second.loss(torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(step))).backward()

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Conditioning
-from unspeckle.kernels.packed_layers import lowered, packable
-from unspeckle.networks.layers import GatedFeedForward, Growing
+from unspeckle.kernels.packed_layers import cast_for_inference, can_pack
+from unspeckle.networks.layers import GatedFeedForward, UpsampleConv
 from unspeckle.networks.unet import UNet, UNetConfig
-from unspeckle.networks.vae import Vae, VaeConfig
+from unspeckle.networks.vae import VAE, VAEConfig
 
 LOW = torch.bfloat16
 
@@ -42,19 +42,19 @@ def off(one: Tensor, other: Tensor) -> float:
         (nn.Conv2d(6, 10, 3, stride=2), (1, 6, 9, 9)),
         (nn.Conv2d(6, 10, 1), (2, 6, 4, 3)),
         (nn.Conv2d(6, 10, 3, padding=1, groups=2), (2, 6, 4, 3)),
-        (Growing(8), (2, 8, 5, 3)),
-        (Growing(8), (1, 8, 1, 1)),
+        (UpsampleConv(8), (2, 8, 5, 3)),
+        (UpsampleConv(8), (1, 8, 1, 1)),
     ],
 )
 def test_each_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(LOW)
     exact = filled(layer)(x.float())
     plain = layer.to(LOW)(x)
-    packed = lowered(filled(nn.Sequential(layer.float())), LOW)
+    packed = cast_for_inference(filled(nn.Sequential(layer.float())), LOW)
     said = packed(x)
     assert said.dtype == LOW and said.shape == exact.shape
     assert off(said, exact) < max(1.1 * off(plain, exact), 3e-3)
-    assert not packable() or "Packed" in repr(packed) or "Fused" in repr(packed) or getattr(layer, "groups", 1) > 1
+    assert not can_pack() or "Packed" in repr(packed) or "Fused" in repr(packed) or getattr(layer, "groups", 1) > 1
 
 
 @torch.no_grad()
@@ -64,22 +64,22 @@ def test_each_layer(layer: nn.Module, shape: tuple[int, ...]) -> None:
         (nn.Linear(24, 40), (2, 7, 24)),
         (nn.Conv2d(6, 10, 3, stride=2, padding=1), (1, 6, 8, 8)),
         (nn.Conv2d(6, 10, 1, bias=False), (2, 6, 4, 3)),
-        (Growing(8), (2, 8, 5, 3)),
+        (UpsampleConv(8), (2, 8, 5, 3)),
     ],
 )
 def test_of_float32_they_answer_in_float32(layer: nn.Module, shape: tuple[int, ...]) -> None:
     """As where a packed autoencoder is asked again: their own weights, and no rounding on the way."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    packed = lowered(filled(nn.Sequential(layer)), LOW)
+    packed = cast_for_inference(filled(nn.Sequential(layer)), LOW)
     rounded, low = filled(layer).to(LOW).float()(x), packed(x.to(LOW))
     exact = packed.float()(x)
-    near = 3e-3 if isinstance(layer, Growing) else 1e-6  # whose summed weights are rounded
+    near = 3e-3 if isinstance(layer, UpsampleConv) else 1e-6  # whose summed weights are rounded
     assert exact.dtype == torch.float32 and off(exact, rounded) < min(near, off(low, rounded))
 
 
 UNET = UNetConfig(
-    channels=4, width=32, multipliers=(1, 2), blocks=1, depths=(1, 1), sees_itself=(True, True), feed_forward=True,
-    projection="conv", heads=4, text_width=48, scale_shift=False, clock_scale=1.0,
+    channels=4, base_channels=32, channel_multipliers=(1, 2), blocks_per_level=1, transformer_depths=(1, 1), self_attention=(True, True), feed_forward=True,
+    transformer_projection="conv", heads=4, text_width=48, scale_shift=False, time_scale=1.0,
 )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_a_whole_network(projection: str) -> None:
     network = filled(UNet(config))
     exact = network(x, clock, Conditioning(words))
     plain = filled(UNet(config)).to(LOW)(x.to(LOW), clock, Conditioning(words.to(LOW)))
-    low = lowered(network, LOW)
+    low = cast_for_inference(network, LOW)
     said = low(x.to(LOW), clock, Conditioning(words.to(LOW)))
     assert off(said, exact) < 1.1 * off(plain, exact)
     assert not any(one.requires_grad or one.dtype != LOW for one in low.parameters())
@@ -103,15 +103,15 @@ def test_a_whole_network(projection: str) -> None:
 
 @torch.no_grad()
 def test_a_decoder() -> None:
-    vae = filled(Vae(VaeConfig(width=32, multipliers=(1, 2), blocks=1)))
+    vae = filled(VAE(VAEConfig(base_channels=32, channel_multipliers=(1, 2), blocks_per_level=1)))
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
     exact = vae.decode(z)
-    lowered(vae, LOW)
+    cast_for_inference(vae, LOW)
     said = vae.decode(z)
     assert said.dtype == torch.float32 and off(said, exact) < 0.02
 
 
 @torch.no_grad()
 def test_other_precisions_are_only_cast() -> None:
-    network = lowered(filled(UNet(UNET)), torch.float16)
+    network = cast_for_inference(filled(UNet(UNET)), torch.float16)
     assert {one.dtype for one in network.parameters()} == {torch.float16} and "Packed" not in repr(network)

@@ -9,7 +9,7 @@ from diffusers import schedulers as peers
 
 from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
-from unspeckle.formats.stable_diffusion.scheduler_timesteps import grid
+from unspeckle.formats.stable_diffusion.scheduler_timesteps import build_scheduler_timesteps
 from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import DiscreteSchedule
@@ -87,15 +87,15 @@ def assert_draws_as_peer(
     start = draw(-1, 0).double()
     theirs = drawn_by_peer(peer, steps, start, draw, monkeypatch)
 
-    ours = grid(family, table, steps, spacing, offset=offset, karras=karras, end=end)
-    denoiser = Denoiser(Network(), table, prediction, ours.clock)
+    ours = build_scheduler_timesteps(family, table, steps, spacing, steps_offset=offset, use_karras_sigmas=karras, end_at=end)
+    denoiser = Denoiser(Network(), table, prediction, ours.c_noise)
     given = Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64))
     clocks = torch.as_tensor(peer.timesteps, dtype=torch.float64)
     clocks = clocks[[0, *range(2, len(clocks))]] if name == "plms" else clocks  # it asks twice at the second
     torch.testing.assert_close(
-        ours.clocks, clocks[[0, *range(1, len(clocks), 2)]] if name == "heun" else clocks, rtol=1e-5, atol=1e-3
+        ours.table_indices, clocks[[0, *range(1, len(clocks), 2)]] if name == "heun" else clocks, rtol=1e-5, atol=1e-3
     )
-    path = list(SAMPLERS[name](lambda x, t: denoiser(x, t, given), table, ours.times, ours.scale * start, draw))
+    path = list(SAMPLERS[name](lambda x, t: denoiser(x, t, given), table, ours.times, ours.init_noise_sigma * start, draw))
     assert len(path) == steps + 1
     error = float((path[-1].x - theirs).abs().max() / theirs.square().mean().sqrt())
     assert error <= 1e-5, error
@@ -163,8 +163,8 @@ def test_eta(monkeypatch):
     draw = noise_from_seeds([1, 2], SHAPE[1:])
     start = draw(-1, 0).double()
     theirs = drawn_by_peer(peer, 20, start, draw, monkeypatch, eta=0.6)
-    ours = grid("ddim", TABLE, 20, "leading")
-    denoiser, given = Denoiser(Network(), TABLE, "eps", ours.clock), Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64))
+    ours = build_scheduler_timesteps("ddim", TABLE, 20, "leading")
+    denoiser, given = Denoiser(Network(), TABLE, "eps", ours.c_noise), Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64))
     path = list(SAMPLERS["ddim"](lambda x, t: denoiser(x, t, given), TABLE, ours.times, start, draw, eta=0.6))
     assert (path[-1].x - theirs).abs().max() <= 1e-5 * theirs.square().mean().sqrt()
 
@@ -172,17 +172,17 @@ def test_eta(monkeypatch):
 def test_where_a_drawing_starts():
     """Euler's x is y = x / alpha: √(sigma² + 1) · noise is unit noise here, sigma · noise is less."""
     alpha, sigma = TABLE(torch.tensor(1.0, dtype=torch.float64))
-    assert grid("euler", TABLE, 20, "leading").scale == grid("dpm", TABLE, 20, "trailing").scale == 1
-    assert grid("euler", TABLE, 20, "trailing").scale == pytest.approx(float(sigma))
+    assert build_scheduler_timesteps("euler", TABLE, 20, "leading").init_noise_sigma == build_scheduler_timesteps("dpm", TABLE, 20, "trailing").init_noise_sigma == 1
+    assert build_scheduler_timesteps("euler", TABLE, 20, "trailing").init_noise_sigma == pytest.approx(float(sigma))
     assert float(sigma / alpha) == pytest.approx(14.6146, rel=1e-5)
 
 
 def test_clocks_between_the_stops():
-    ours = grid("dpm", TABLE, 10, "trailing", karras=True)
+    ours = build_scheduler_timesteps("dpm", TABLE, 10, "trailing", use_karras_sigmas=True)
     between = (ours.times[0] + ours.times[1]) / 2
-    told = ours.clock(torch.stack((ours.times[0], ours.times[5], between)), TABLE)
-    assert told.tolist() == [999, float(ours.clocks[5]), pytest.approx(float(between * 1000 - 1))]
-    assert (ours.clocks == ours.clocks.round()).all() and not math.isclose(told[2] % 1, 0)
+    told = ours.c_noise(torch.stack((ours.times[0], ours.times[5], between)), TABLE)
+    assert told.tolist() == [999, float(ours.table_indices[5]), pytest.approx(float(between * 1000 - 1))]
+    assert (ours.table_indices == ours.table_indices.round()).all() and not math.isclose(told[2] % 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -194,4 +194,4 @@ def test_clocks_between_the_stops():
 def test_bad_grids_are_refused(bad, options):
     family, steps, spacing = bad
     with pytest.raises(InputError):
-        grid(family, TABLE, steps, spacing, **options)
+        build_scheduler_timesteps(family, TABLE, steps, spacing, **options)

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unspeckle.errors import InputError
-from unspeckle.scoring.distances import cmmd, frechet, kid
-from unspeckle.scoring.inception import Inception
-from unspeckle.scoring.pretrained import Clip, Pooled, pretrained, resized
+from unspeckle.scoring.distances import cmmd, frechet_distance, kid
+from unspeckle.scoring.inception import InceptionV3
+from unspeckle.scoring.pretrained import ClipFeatures, InceptionFeatures, load_pretrained_features, resize_bicubic
 
 
 def noise(count: int, side: int, seed: int = 0) -> Tensor:
@@ -29,9 +29,9 @@ def peer(name: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Inception]:
+def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InceptionV3]:
     torch.manual_seed(0)
-    network = Inception().eval()
+    network = InceptionV3().eval()
     with torch.no_grad():
         for name, buffer in network.named_buffers():
             if name.endswith("running_mean"):
@@ -43,7 +43,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Inception
     return path, network
 
 
-def test_inception_is_that_of_torch_fidelity(inception: tuple[Path, Inception]) -> None:
+def test_inception_is_that_of_torch_fidelity(inception: tuple[Path, InceptionV3]) -> None:
     theirs = peer("torch_fidelity.feature_extractor_inceptionv3")
     path, network = inception
     torch.save(network.state_dict(), path.with_name("all.pth"))
@@ -53,14 +53,14 @@ def test_inception_is_that_of_torch_fidelity(inception: tuple[Path, Inception]) 
     pictures = noise(2, 299)  # their size, so that no resizing stands between
     expected = other(pictures)[0]
     assert torch.allclose(network((pictures.float() - 128) / 128), expected, atol=1e-5, rtol=1e-4)
-    ours = pretrained("inception", str(path), "cpu")
+    ours = load_pretrained_features("inception", str(path), "cpu")
     assert torch.allclose(ours(pictures), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_inception_has_the_tensors_of_the_published_file() -> None:
     """Names and shapes as torch-fidelity declares them for pt_inception-2015-12-05."""
     with torch.device("meta"):
-        held = {k: tuple(v.shape) for k, v in Inception().state_dict().items() if "num_batches" not in k}
+        held = {k: tuple(v.shape) for k, v in InceptionV3().state_dict().items() if "num_batches" not in k}
     assert len(held) == 472
     assert sum(int(np.prod(shape)) for shape in held.values()) == 23_885_392
     assert held["Mixed_7c.branch3x3dbl_3b.conv.weight"] == (384, 384, 3, 1) and held["fc.weight"] == (1008, 2048)
@@ -71,18 +71,18 @@ def test_pictures_are_resized_as_clean_fid_does() -> None:
     for side in (32, 64, 350):
         picture = noise(1, side, side)
         expected = theirs.build_resizer("clean")(picture[0].permute(1, 2, 0).numpy())
-        assert torch.equal(resized(picture, 299)[0].permute(1, 2, 0), torch.from_numpy(expected))
+        assert torch.equal(resize_bicubic(picture, 299)[0].permute(1, 2, 0), torch.from_numpy(expected))
 
 
 def test_shrinking_averages_and_does_not_round() -> None:
     board = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     board[:, :, ::2, ::2] = board[:, :, 1::2, 1::2] = 255
-    small = resized(board, 8)
+    small = resize_bicubic(board, 8)
     assert small[0, :, 2:-2, 2:-2].flatten().tolist() == pytest.approx([127.5] * 48, abs=0.5)
     ramp = torch.arange(64, dtype=torch.uint8).expand(1, 3, 64, 64)
-    assert (resized(ramp, 32) * 2 % 1).abs().max() > 0.01  # 127.5 is kept where bytes would be 127 or 128
+    assert (resize_bicubic(ramp, 32) * 2 % 1).abs().max() > 0.01  # 127.5 is kept where bytes would be 127 or 128
     whole = Image.fromarray(ramp[0].permute(1, 2, 0).contiguous().numpy()).resize((32, 32), Image.Resampling.BICUBIC)
-    assert (resized(ramp, 32)[0].permute(1, 2, 0) - torch.from_numpy(np.asarray(whole).copy())).abs().max() <= 0.51
+    assert (resize_bicubic(ramp, 32)[0].permute(1, 2, 0) - torch.from_numpy(np.asarray(whole).copy())).abs().max() <= 0.51
 
 
 def test_fid_and_kid_are_those_of_torchmetrics() -> None:
@@ -102,7 +102,7 @@ def test_fid_and_kid_are_those_of_torchmetrics() -> None:
     theirs.update(real, real=True)
     theirs.update(drawn, real=False)
     a, b = Pool()(real), Pool()(drawn)
-    assert frechet(a, b) == pytest.approx(float(theirs.compute()), rel=1e-5)
+    assert frechet_distance(a, b) == pytest.approx(float(theirs.compute()), rel=1e-5)
     whole = peer("torchmetrics.image.kid").KernelInceptionDistance(feature=Pool(), subsets=1, subset_size=30)
     whole.update(real[:30], real=True)
     whole.update(drawn, real=False)
@@ -136,13 +136,13 @@ def test_dinov2_from_a_folder(dinov2: Path) -> None:
     transformers = peer("transformers")
     network = transformers.Dinov2Model.from_pretrained(dinov2).eval()
     pictures = noise(18, 40)
-    features = pretrained("dinov2", str(dinov2), "cpu")
+    features = load_pretrained_features("dinov2", str(dinov2), "cpu")
     mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    x = (resized(pictures, 224) / 255 - mean.view(3, 1, 1)) / deviation.view(3, 1, 1)
+    x = (resize_bicubic(pictures, 224) / 255 - mean.view(3, 1, 1)) / deviation.view(3, 1, 1)
     with torch.no_grad():
         token = network.layernorm(network.encoder(network.embeddings(x))[0])[:, 0]
     assert torch.allclose(features(pictures), token, atol=1e-5)
-    assert features.name == "dinov2 dinov2-tiny" and features.hash == pretrained("dinov2", str(dinov2), "cpu").hash
+    assert features.name == "dinov2 dinov2-tiny" and features.hash == load_pretrained_features("dinov2", str(dinov2), "cpu").hash
 
 
 @pytest.fixture(scope="module")
@@ -184,19 +184,19 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_clip_from_a_folder(clip: Path) -> None:
     transformers = peer("transformers")
     network = transformers.CLIPModel.from_pretrained(clip).eval()
-    features = pretrained("clip", str(clip), "cpu")
-    assert isinstance(features, Clip)
+    features = load_pretrained_features("clip", str(clip), "cpu")
+    assert isinstance(features, ClipFeatures)
     pictures, captions = noise(3, 40), ["a red frog", "frog", "a red red frog"]
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     deviation = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-    x = (resized(pictures, 28) / 255 - mean) / deviation
+    x = (resize_bicubic(pictures, 28) / 255 - mean) / deviation
     told = transformers.CLIPTokenizer.from_pretrained(clip)(captions, padding=True, return_tensors="pt")
     with torch.no_grad():
         both = network(pixel_values=x, **told)  # its logits are exp(scale) · cos
-    seen, heard = features(pictures), features.captions(captions)
+    seen, heard = features(pictures), features.embed_captions(captions)
     assert torch.allclose(seen, both.image_embeds, atol=1e-5) and torch.allclose(heard, both.text_embeds, atol=1e-5)
     cosines = both.logits_per_image.diagonal() / network.logit_scale.exp()
-    assert Clip.score(seen, heard) == pytest.approx(100 * float(cosines.clamp(min=0).mean()), rel=1e-4, abs=1e-4)
+    assert ClipFeatures.clip_score(seen, heard) == pytest.approx(100 * float(cosines.clamp(min=0).mean()), rel=1e-4, abs=1e-4)
     assert seen.norm(dim=1).tolist() == pytest.approx([1] * 3, abs=1e-6)
 
 
@@ -207,22 +207,22 @@ class Evil:
 
 def test_what_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="no such file"):
-        pretrained("inception", str(tmp_path / "nothing.pth"), "cpu")
+        load_pretrained_features("inception", str(tmp_path / "nothing.pth"), "cpu")
     (tmp_path / "text.pth").write_text("Dear network")
     with pytest.raises(InputError, match="cannot be read"):
-        pretrained("inception", str(tmp_path / "text.pth"), "cpu")
+        load_pretrained_features("inception", str(tmp_path / "text.pth"), "cpu")
     torch.save({"weights": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(InputError, match="cannot be read"):
-        pretrained("inception", str(tmp_path / "evil.pth"), "cpu")
+        load_pretrained_features("inception", str(tmp_path / "evil.pth"), "cpu")
     torch.save({"other": torch.ones(1)}, tmp_path / "other.pth")
     with pytest.raises(InputError, match="not the Inception of FID"):
-        pretrained("inception", str(tmp_path / "other.pth"), "cpu")
+        load_pretrained_features("inception", str(tmp_path / "other.pth"), "cpu")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
     with pytest.raises(InputError, match="no tensors by name"):
-        pretrained("inception", str(tmp_path / "list.pth"), "cpu")
+        load_pretrained_features("inception", str(tmp_path / "list.pth"), "cpu")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"pip install 'unspeckle\[score\]'"):
-        pretrained("dinov2", "", "cpu")
+        load_pretrained_features("dinov2", "", "cpu")
 
 
 def test_a_hub_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,19 +231,19 @@ def test_a_hub_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
     with pytest.raises(InputError, match="inception:FILE"):
-        pretrained("inception", "", "cpu")
+        load_pretrained_features("inception", "", "cpu")
     peer("transformers")
     with pytest.raises(InputError, match="dinov2:FOLDER"):
-        pretrained("dinov2", str(tmp_path / "nothing"), "cpu")
+        load_pretrained_features("dinov2", str(tmp_path / "nothing"), "cpu")
     (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
     with pytest.raises(InputError, match="clip:FOLDER") as caught:
-        pretrained("clip", str(tmp_path), "cpu")
+        load_pretrained_features("clip", str(tmp_path), "cpu")
     assert "\n" not in str(caught.value)
 
 
-def test_inception_in_parts(inception: tuple[Path, Inception], monkeypatch: pytest.MonkeyPatch) -> None:
-    features = pretrained("inception", str(inception[0]), "cpu")
-    assert isinstance(features, Pooled)
+def test_inception_in_parts(inception: tuple[Path, InceptionV3], monkeypatch: pytest.MonkeyPatch) -> None:
+    features = load_pretrained_features("inception", str(inception[0]), "cpu")
+    assert isinstance(features, InceptionFeatures)
     pictures = noise(3, 32)
     whole = features(pictures)
     monkeypatch.setattr("unspeckle.scoring.pretrained.SHARE", 2)

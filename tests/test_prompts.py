@@ -10,18 +10,18 @@ import torch
 from tiny import random_model
 from unspeckle.errors import InputError
 from unspeckle.generation import conditioning
-from unspeckle.prompts import METHODS, escape, guesses, parse, words
-from unspeckle.prompts.syntax_tree import Break, Guess, Hybrid, Lora, Prompt, Switch, Turns, Weighted, Words
+from unspeckle.prompts import HYBRID_METHODS, escape_prompt, predictions, parse_prompt, plain_text
+from unspeckle.prompts.syntax_tree import Break, Subprompt, Hybrid, LoraTag, Prompt, PromptEdit, Alternation, Emphasis, PlainText
 
 DOWN = 1 / 1.1
 
 
 def tree(*pieces, weight=1.0, loras=()):
-    return Prompt((Guess(tuple(Words(piece) if isinstance(piece, str) else piece for piece in pieces), weight),), loras)
+    return Prompt((Subprompt(tuple(PlainText(piece) if isinstance(piece, str) else piece for piece in pieces), weight),), loras)
 
 
 def text(said):
-    return (Words(said),) if said else ()
+    return (PlainText(said),) if said else ()
 
 
 @pytest.mark.parametrize(
@@ -33,47 +33,47 @@ def text(said):
         ("a :) b] c | d", tree("a :) b] c | d")),
         ("C:\\frogs \\(x\\) \\[y\\] \\\\ \\AND \\:", tree("C:\\frogs (x) [y] \\ AND :")),
         ("HANDS BRAND NOTE breaks", tree("HANDS BRAND NOTE breaks")),
-        ("a (frog:1.3)", tree("a ", Weighted(text("frog"), 1.3))),
-        ("(frog: .5 )", tree(Weighted(text("frog"), 0.5))),
-        ("((frog))", tree(Weighted((Weighted(text("frog"), 1.1),), 1.1))),
-        ("[frog] x", tree(Weighted(text("frog"), DOWN), " x")),
-        ("(the film: a frog)", tree(Weighted(text("the film: a frog"), 1.1))),
-        ("(a|b, c)", tree(Weighted(text("a|b, c"), 1.1))),
-        ("[a: b]", tree(Weighted(text("a: b"), DOWN))),
-        ("[frog:rabbit:0.4]", tree(Switch(text("frog"), text("rabbit"), 0.4, False))),
-        ("[frog:rabbit:12]", tree(Switch(text("frog"), text("rabbit"), 12, True))),
-        ("[frog:0.4]", tree(Switch((), text("frog"), 0.4, False))),
-        ("[frog::1.0]", tree(Switch(text("frog"), (), 1.0, False))),
+        ("a (frog:1.3)", tree("a ", Emphasis(text("frog"), 1.3))),
+        ("(frog: .5 )", tree(Emphasis(text("frog"), 0.5))),
+        ("((frog))", tree(Emphasis((Emphasis(text("frog"), 1.1),), 1.1))),
+        ("[frog] x", tree(Emphasis(text("frog"), DOWN), " x")),
+        ("(the film: a frog)", tree(Emphasis(text("the film: a frog"), 1.1))),
+        ("(a|b, c)", tree(Emphasis(text("a|b, c"), 1.1))),
+        ("[a: b]", tree(Emphasis(text("a: b"), DOWN))),
+        ("[frog:rabbit:0.4]", tree(PromptEdit(text("frog"), text("rabbit"), 0.4, False))),
+        ("[frog:rabbit:12]", tree(PromptEdit(text("frog"), text("rabbit"), 12, True))),
+        ("[frog:0.4]", tree(PromptEdit((), text("frog"), 0.4, False))),
+        ("[frog::1.0]", tree(PromptEdit(text("frog"), (), 1.0, False))),
         ("[frog|red (rabbit)|]", tree(
-            Turns((text("frog"), (Words("red "), Weighted(text("rabbit"), 1.1)), ())))),
+            Alternation((text("frog"), (PlainText("red "), Emphasis(text("rabbit"), 1.1)), ())))),
         ("a BREAK b", tree("a", Break(), "b")),
         ("a hybrid(a frog, a rabbit) x", tree("a ", Hybrid(text("a frog"), text("a rabbit")), " x")),
         ("hybrid( frog ,rabbit, 0.3, switch)", tree(Hybrid(text("frog"), text("rabbit"), 0.3, "switch"))),
         ("hybrid(frog, rabbit, turns)", tree(Hybrid(text("frog"), text("rabbit"), 0.5, "turns"))),
-        ("a hybrid (frog, rabbit)", tree("a hybrid ", Weighted(text("frog, rabbit"), 1.1))),
-        ("\\hybrid(frog)", tree("hybrid", Weighted(text("frog"), 1.1))),
-        ("a frog AND a hat :0.5", Prompt((Guess(text("a frog")), Guess(text("a hat"), 0.5)))),
+        ("a hybrid (frog, rabbit)", tree("a hybrid ", Emphasis(text("frog, rabbit"), 1.1))),
+        ("\\hybrid(frog)", tree("hybrid", Emphasis(text("frog"), 1.1))),
+        ("a frog AND a hat :0.5", Prompt((Subprompt(text("a frog")), Subprompt(text("a hat"), 0.5)))),
         ("a:2 AND b NOT c:.5 AND NOT d", Prompt((
-            Guess(text("a"), 2), Guess(text("b")), Guess(text("c"), -0.5), Guess(text("d"), -1)))),
+            Subprompt(text("a"), 2), Subprompt(text("b")), Subprompt(text("c"), -0.5), Subprompt(text("d"), -1)))),
         ("NOT a frog", tree("a frog", weight=-1)),
-        ("a AND b: c", Prompt((Guess(text("a")), Guess(text("b: c"))))),
-        ("a frog <lora:ink>", tree("a frog", loras=(Lora("ink"),))),
-        ("<lora:ink:0.8> a frog", tree("a frog", loras=(Lora("ink", 0.8),))),
+        ("a AND b: c", Prompt((Subprompt(text("a")), Subprompt(text("b: c"))))),
+        ("a frog <lora:ink>", tree("a frog", loras=(LoraTag("ink"),))),
+        ("<lora:ink:0.8> a frog", tree("a frog", loras=(LoraTag("ink", 0.8),))),
         ("a<lora:ink:-1e-1>  big <lora: my ink (v2, [x]) :2> frog ", tree(
-            "a  big frog", loras=(Lora("ink", -0.1), Lora("my ink (v2, [x])", 2)))),
-        ("<lora:ink:1.0>", tree(loras=(Lora("ink"),))),
-        ("a AND b :.5 <lora:ink:.5>", Prompt((Guess(text("a")), Guess(text("b"), 0.5)), (Lora("ink", 0.5),))),
+            "a  big frog", loras=(LoraTag("ink", -0.1), LoraTag("my ink (v2, [x])", 2)))),
+        ("<lora:ink:1.0>", tree(loras=(LoraTag("ink"),))),
+        ("a AND b :.5 <lora:ink:.5>", Prompt((Subprompt(text("a")), Subprompt(text("b"), 0.5)), (LoraTag("ink", 0.5),))),
         ("(a:1.2)<lora:x> NOT <lora:y>b", Prompt(
-            (Guess((Weighted(text("a"), 1.2),)), Guess(text("b"), -1)), (Lora("x"), Lora("y")))),
+            (Subprompt((Emphasis(text("a"), 1.2),)), Subprompt(text("b"), -1)), (LoraTag("x"), LoraTag("y")))),
         ("frog<lora:x>, red<lora:x>hat<lora:x>hybrid(a, b)", tree(
-            "frog, red hat ", Hybrid(text("a"), text("b")), loras=(Lora("x"),) * 3)),
-        ("(a)<lora:x> frog", tree(Weighted(text("a"), 1.1), " frog", loras=(Lora("x"),))),
+            "frog, red hat ", Hybrid(text("a"), text("b")), loras=(LoraTag("x"),) * 3)),
+        ("(a)<lora:x> frog", tree(Emphasis(text("a"), 1.1), " frog", loras=(LoraTag("x"),))),
         ("I <3 \\<lora:x> and <token> <Lora:x> < lora:x>", tree("I <3 <lora:x> and <token> <Lora:x> < lora:x>")),
     ],
 )  # fmt: skip
 def test_what_is_meant(source, meant):
-    assert parse(source) == meant
-    assert parse(str(meant)) == meant
+    assert parse_prompt(source) == meant
+    assert parse_prompt(str(meant)) == meant
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_what_is_meant(source, meant):
 )
 def test_what_cannot_be_read_is_shown_in_one_line(source, says):
     with pytest.raises(InputError) as caught:
-        parse(source)
+        parse_prompt(source)
     assert says in str(caught.value) and str(caught.value).startswith("prompt: ") and "\n" not in str(caught.value)
 
 
 def test_a_fault_in_the_negative_says_so():
     with pytest.raises(InputError, match=r"^negative: unclosed"):
-        parse("a\n(b", "negative")
+        parse_prompt("a\n(b", "negative")
 
 
 def test_canonical_text():
@@ -141,7 +141,7 @@ def test_canonical_text():
         ("(\\<lora:x)", "(\\<lora\\:x)"),
         ("<lora:a:2.00> <lora:b:1E-320>", "<lora:a:2> <lora:b:1e-320>"),
     ]:
-        assert str(parse(source)) == canonical
+        assert str(parse_prompt(source)) == canonical
 
 
 ALPHABET = [
@@ -156,15 +156,15 @@ def test_nothing_written_breaks_it_and_what_is_read_prints_and_reads_the_same():
     for _ in range(3000):
         source = "".join(rng.choices(ALPHABET, k=rng.randrange(12)))
         try:
-            found = parse(source)
+            found = parse_prompt(source)
         except InputError as e:
             assert "\n" not in str(e)
             continue
         read += 1
         printed = str(found)
-        assert parse(printed) == found and str(parse(printed)) == printed, source
+        assert parse_prompt(printed) == found and str(parse_prompt(printed)) == printed, source
         for step in (0, 2):
-            assert sum(1 for _ in guesses(found, step, 3, "words")) >= 1
+            assert sum(1 for _ in predictions(found, step, 3, "words")) >= 1
     assert read > 1000
 
 
@@ -174,9 +174,9 @@ def test_any_characters_at_all():
         source = "".join(
             chr(rng.choice([rng.randrange(32, 128), rng.randrange(0x2FFF)])) for _ in range(rng.randrange(20))
         )
-        assert parse(escape(source)) == tree(*([source] if source else []))
+        assert parse_prompt(escape_prompt(source)) == tree(*([source] if source else []))
         with contextlib.suppress(InputError):
-            assert parse(str(parse(source))) == parse(source)
+            assert parse_prompt(str(parse_prompt(source))) == parse_prompt(source)
 
 
 def test_long_prompts_are_read_at_once():
@@ -185,7 +185,7 @@ def test_long_prompts_are_read_at_once():
     def seconds(source):
         start = time.process_time()
         with contextlib.suppress(InputError):  # too many guesses
-            guesses(parse(str(parse(source))), 0, 1, "words")
+            predictions(parse_prompt(str(parse_prompt(source))), 0, 1, "words")
         return time.process_time() - start
 
     for one in ("frog (x:1.2) ", "[a|b]", "x:", "\\", "AND x ", "a ", "BREAK ", "<lora:", "<"):
@@ -195,19 +195,19 @@ def test_long_prompts_are_read_at_once():
 
 def test_spans_point_at_the_source():
     source = "a \\(big\\) (green [frog:rabbit:0.4]:1.3) AND hybrid(cat, dog)"
-    first, second = parse(source).guesses
-    plain, weighted = first.text
-    assert source[slice(*plain.span)] == "a \\(big\\) " and plain.text == "a (big) "
+    first, second = parse_prompt(source).subprompts
+    plain, weighted = first.content
+    assert source[slice(*plain.span)] == "a \\(big\\) " and plain.content == "a (big) "
     assert source[slice(*weighted.span)] == "(green [frog:rabbit:0.4]:1.3)"
-    assert source[slice(*weighted.text[1].span)] == "[frog:rabbit:0.4]"
-    assert source[slice(*second.text[0].span)] == "hybrid(cat, dog)"
+    assert source[slice(*weighted.content[1].span)] == "[frog:rabbit:0.4]"
+    assert source[slice(*second.content[0].span)] == "hybrid(cat, dog)"
     assert source[slice(*second.span)].strip() == "AND hybrid(cat, dog)"
     source = "a <lora:ink:0.8> frog"
-    assert source[slice(*parse(source).loras[0].span)] == "<lora:ink:0.8>"
+    assert source[slice(*parse_prompt(source).lora_tags[0].span)] == "<lora:ink:0.8>"
 
 
 def test_plain_words_are_all_that_is_said():
-    said = words(parse("a (frog:1.3)s [cat:dog:0.4] [fox|pig] hybrid(lion, bear) AND \\(hat\\) :0.5 NOT x BREAK y"))
+    said = plain_text(parse_prompt("a (frog:1.3)s [cat:dog:0.4] [fox|pig] hybrid(lion, bear) AND \\(hat\\) :0.5 NOT x BREAK y"))
     assert said.split() == ["a", "frog", "s", "cat", "dog", "fox", "pig", "lion", "bear", "(hat)", "x", "y"]
 
 
@@ -215,7 +215,7 @@ def captions(source, step=0, steps=10, hybrid="words"):
     """What is read at a step, without weights: {the words: their share of the whole}."""
     return {
         " BREAK ".join("".join(said for said, _ in chunk) for chunk in caption): weight * share
-        for weight, blend in guesses(parse(source), step, steps, hybrid)
+        for weight, blend in predictions(parse_prompt(source), step, steps, hybrid)
         for share, caption in blend
     }
 
@@ -239,7 +239,7 @@ def test_switches_and_turns_at_their_steps():
 
 
 def test_weights_multiply_and_brackets_part_words():
-    [(_, [(_, [chunk])])] = guesses(parse("a (big (red:0.5) frog:1.2) [hat]s (plain:1)ly"), 0, 1, "words")
+    [(_, [(_, [chunk])])] = predictions(parse_prompt("a (big (red:0.5) frog:1.2) [hat]s (plain:1)ly"), 0, 1, "words")
     assert chunk == (
         ("a ", 1.0), ("big ", 1.2), ("red", 0.6), (" frog", 1.2), (" ", 1.0), ("hat", DOWN), (" s plain ly", 1.0),
     )  # fmt: skip
@@ -257,9 +257,9 @@ def test_hybrids_by_their_methods():
     for method in ("embeddings", "guesses"):
         assert captions(f"a hybrid(frog, rabbit, 0.25, {method}) on stilts") == both
         assert captions("a hybrid(frog, rabbit, 0.25) on stilts", hybrid=method) == both
-    assert len(guesses(parse("hybrid(a, b, guesses)"), 0, 1, "words")) == 2
-    assert len(guesses(parse("hybrid(a, b, embeddings)"), 0, 1, "words")) == 1
-    for method in METHODS:
+    assert len(predictions(parse_prompt("hybrid(a, b, guesses)"), 0, 1, "words")) == 2
+    assert len(predictions(parse_prompt("hybrid(a, b, embeddings)"), 0, 1, "words")) == 1
+    for method in HYBRID_METHODS:
         assert captions(f"hybrid(frog, rabbit, 0, {method})") == {"frog": 1}
         assert captions(f"hybrid(frog, rabbit, 1, {method})") == {"rabbit": 1}
     quarters = captions("(hybrid(a, hybrid(b, c, 0.5, guesses), 0.5, guesses) x:1.2) AND d :-2")
@@ -274,7 +274,7 @@ def test_a_weight_moves_embeddings_about_their_mean():
     heavy = given(model, "a (blue:1.5) rabbit left of a (pizza:0)")
     length = int(plain.mask.sum())
     mean = sum(plain.tokens[0, i] for i in range(length)) / length
-    for place, (start, end) in enumerate(model.tokenizer.spans(source)):
+    for place, (start, end) in enumerate(model.tokenizer.character_spans(source)):
         word = source[start:end].strip()
         weight = {"blue": 1.5, "pizza": 0.0}.get(word, 1.0) if word else 1.0
         inside = [1.5 if 2 <= end - 1 < 6 else 0.0 if end - 1 >= 24 else 1.0][0] if end else 1.0
@@ -285,7 +285,7 @@ def test_a_weight_moves_embeddings_about_their_mean():
 
 
 def given(model, source, hybrid="words", extra=()):
-    blends = [guesses(parse(one), 0, 1, hybrid)[0][1] for one in (source, *extra)]
+    blends = [predictions(parse_prompt(one), 0, 1, hybrid)[0][1] for one in (source, *extra)]
     states = [conditioning.StepState(((1.0,),), ((blend,),)) for blend in blends]
     prepare, model.denoiser.prepare = model.denoiser.prepare, lambda given: given
     try:

@@ -18,19 +18,19 @@ import unspeckle
 from tiny import random_model, saved
 from unspeckle import configuration
 from unspeckle.cli import main
-from unspeckle.corpus import open_corpus, read
+from unspeckle.corpus import open_corpus, read_folder
 from unspeckle.generation.conditioning import denoise_prompts
 from unspeckle.generation.pipeline import Request, resolve
 from unspeckle.model import SamplingSetup, save
-from unspeckle.prompts import escape, parse
+from unspeckle.prompts import escape_prompt, parse_prompt
 from unspeckle.rng import ExampleRNG
-from unspeckle.scoring.distances import kid, neighbours
-from unspeckle.scoring.drawing import drawn
-from unspeckle.scoring.features import Scattering
-from unspeckle.scoring.measure import measure, units
+from unspeckle.scoring.distances import kid, compute_prdc
+from unspeckle.scoring.drawing import generate_images
+from unspeckle.scoring.features import ScatteringFeatures
+from unspeckle.scoring.measure import measure_scores, count_network_calls
 from unspeckle.scoring.scores import Scores
-from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
-from unspeckle.scoring.task import Wishes
+from unspeckle.scoring.sweeps import ReferenceFeatures, network_calls_per_image, guidance_scale_variants, step_count_variants, run_sweep
+from unspeckle.scoring.task import ScoreSettings
 
 SMALL = ["--pictures", "16", "--seeds", "2", "--steps", "2"]
 
@@ -64,9 +64,9 @@ def test_many_captions_in_a_batch_are_drawn_as_draw_draws_each() -> None:
     captions, numbers = ["a frog", "two red frogs", "a blue rabbit left of a pizza"], [7, 3, 11]
     for ask in (Request(), Request(sampler="euler_a", guidance_scale=1.0), Request(sampler="heun", timestep_spacing="karras", steps=4)):
         told: list[int] = []
-        found = drawn(model, captions, numbers, ask, told.append)
-        assert sum(told) == 3 and found.seconds > 0
-        for picture, caption, number in zip(found.pictures, captions, numbers, strict=True):
+        found = generate_images(model, captions, numbers, ask, told.append)
+        assert sum(told) == 3 and found.seconds_per_image > 0
+        for picture, caption, number in zip(found.images, captions, numbers, strict=True):
             (one,) = unspeckle.draw(model, replace(ask, prompt=caption, seed=number))
             difference = np.abs(np.asarray(one).astype(int) - picture.permute(1, 2, 0).numpy())
             assert difference.max() <= 1
@@ -81,19 +81,19 @@ def test_ways_of_drawing_cost_what_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     for sampler, scale, steps in (("dpmpp_2m", 3.0, 4), ("ddim", 1.0, 3), ("heun", 2.0, 3)):
         rows.clear()
         order = resolve(model, Request(sampler=sampler, guidance_scale=scale, steps=steps))
-        drawn(model, ["a frog"] * 5, range(5), Request(sampler=sampler, guidance_scale=scale, steps=steps))
+        generate_images(model, ["a frog"] * 5, range(5), Request(sampler=sampler, guidance_scale=scale, steps=steps))
         spared = 5 * (1 if scale == 1 else 2) * (2 if sampler == "heun" else 0)  # at pure noise and at the picture
-        assert sum(rows) == 5 * calls(order) - spared
+        assert sum(rows) == 5 * network_calls_per_image(order) - spared
 
 
 def test_sweeps_cover_the_model_s_own_way_once() -> None:
     model = random_model(steps=24)
     order = resolve(model, Request(guidance_scale=4.0))
-    steps, scales = steps_of(model, order), scales_of(model, order)
+    steps, scales = step_count_variants(model, order), guidance_scale_variants(model, order)
     assert steps.count(order) == scales.count(order) == 1
     assert {(o.sampler, o.steps) for o in steps if o.sampler == "heun"} == {("heun", n) for n in (2, 4, 8, 12, 24)}
     assert [o.guidance_scale for o in scales] == [1, 2, 3, 4, 5, 7]
-    few = steps_of(model, resolve(random_model(steps=1), Request()))
+    few = step_count_variants(model, resolve(random_model(steps=1), Request()))
     assert {o.steps for o in few} == {1, 2}
 
 
@@ -106,24 +106,24 @@ def test_sweeps_never_mix_a_student_with_its_teacher(alone: bool) -> None:
     model = both.student if alone else both
     for ask in (Request(steps=2), Request(steps=4)):
         order = resolve(model, ask)
-        assert steps_of(model, order) == [replace(order, steps=count) for count in (1, 2, 4)]
-        assert scales_of(model, order) == []
+        assert step_count_variants(model, order) == [replace(order, steps=count) for count in (1, 2, 4)]
+        assert guidance_scale_variants(model, order) == []
     for ask in (Request(), Request(steps=4, guidance_scale=3.0, sampler="ddim", timestep_spacing="shifted"), Request(steps=6, sampler="ddim")):
         order = resolve(both, ask)
-        orders = [*steps_of(both, order), *scales_of(both, order)]
+        orders = [*step_count_variants(both, order), *guidance_scale_variants(both, order)]
         assert orders.count(order) >= 1 and not any(select_network(both, o).card.step_counts for o in orders)
 
 
 def test_a_sweep_s_numbers_are_those_of_its_pictures() -> None:
-    model, features = random_model(), Scattering()
+    model, features = random_model(), ScatteringFeatures()
     held = features(torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8))
     order = resolve(model, Request(steps=2))
     captions, numbers = ["a frog"] * 16, range(16)
-    ((point, shown),) = sweep(model, [order], captions, numbers, Real(features, held), lambda count: None)
-    rows = features(drawn(model, captions, numbers, Request(steps=2)).pictures)
-    near = neighbours(held, rows)
+    ((point, shown),) = run_sweep(model, [order], captions, numbers, ReferenceFeatures(features, held), lambda count: None)
+    rows = features(generate_images(model, captions, numbers, Request(steps=2)).images)
+    near = compute_prdc(held, rows)
     assert (point.kid, point.precision, point.recall) == pytest.approx((kid(held, rows), near.precision, near.recall))
-    assert len(shown) == 8 and point.kid_error is not None and point.kid_error > 0
+    assert len(shown) == 8 and point.kid_standard_error is not None and point.kid_standard_error > 0
 
 
 def test_scores_of_a_corpus(model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,13 +133,13 @@ def test_scores_of_a_corpus(model: Path, folder: Path, tmp_path: Path, capsys: p
     assert said.out.splitlines() == [str(out), str(out.with_suffix(".json"))]
     assert "held out, at 16x16" in said.err and "note: " in said.err and "s left" in said.err
     found = configuration.from_json(Scores, json.loads(out.with_suffix(".json").read_text()), "scores")
-    assert found.hash == random_model().hash and (found.pictures, found.seeds, found.steps) == (16, (0, 1), 2)
-    assert found.corpus is not None and not found.corpus.same and "another corpus" in " ".join(found.warnings)
+    assert found.hash == random_model().hash and (found.images_per_seed, found.seeds, found.steps) == (16, (0, 1), 2)
+    assert found.corpus is not None and not found.corpus.is_training_corpus and "another corpus" in " ".join(found.warnings)
     assert [d.name for d in found.distances] == ["kid", "frechet", "precision", "recall", "density", "coverage"]
-    assert found.loss is not None and found.bits is not None and found.memorisation is not None
-    distance = found.distance("kid")
-    assert distance is not None and distance.drawn.mean > 10 * abs(distance.floor.mean)  # an untrained model
-    assert all(p.kid is not None for p in (*found.by_steps, *found.by_scale))
+    assert found.loss is not None and found.bits_per_dim is not None and found.memorization is not None
+    distance = found.find_distance("kid")
+    assert distance is not None and distance.generated.mean > 10 * abs(distance.floor.mean)  # an untrained model
+    assert all(p.kid is not None for p in (*found.by_steps, *found.by_guidance_scale))
     html = out.read_text()
     assert "How well tiny draws" in html and found.corpus.fingerprint in html
 
@@ -158,28 +158,28 @@ def test_scores_of_a_corpus(model: Path, folder: Path, tmp_path: Path, capsys: p
 
 def test_distances_are_those_of_the_drawn_pictures(folder: Path, tmp_path: Path) -> None:
     model = random_model(steps=2)
-    corpus = open_corpus(read(folder), 16, cache=tmp_path)
+    corpus = open_corpus(read_folder(folder), 16, cache_dir=tmp_path)
     said: list[str] = []
     told: list[int] = []
 
     class Watch:
         stage, tell = staticmethod(said.append), staticmethod(told.append)
 
-    wishes = Wishes(pictures=16, seeds=2)
-    scores, album = measure(model, corpus, "blots", wishes, Watch())
-    assert sum(told) == units(model, corpus, wishes)
+    wishes = ScoreSettings(images_per_seed=16, seed_count=2)
+    scores, album = measure_scores(model, corpus, "blots", wishes, Watch())
+    assert sum(told) == count_network_calls(model, corpus, wishes)
     assert len(said) == len(set(said)) == 9 and scores.corpus is not None
-    held = corpus.heldout.pictures(range(len(corpus.heldout)))
-    assert album.drawn is not None and album.held_out is not None and len(album.drawn) == 16
+    held = corpus.validation.center_crops(range(len(corpus.validation)))
+    assert album.generated_images is not None and album.validation_images is not None and len(album.generated_images) == 16
     places = torch.arange(16) * len(held) // 16
-    assert torch.equal(album.held_out, held[places])
+    assert torch.equal(album.validation_images, held[places])
     for caption, place in zip(album.captions, places.tolist(), strict=True):
-        assert caption in corpus.heldout.wordings[place]
-    expected = drawn(model, album.captions, range(16), Request()).pictures
-    assert (expected.int() - album.drawn.int()).abs().max() <= 1
-    assert album.pairs == sorted(album.pairs, key=lambda p: p.distance)
+        assert caption in corpus.validation.captions[place]
+    expected = generate_images(model, album.captions, range(16), Request()).images
+    assert (expected.int() - album.generated_images.int()).abs().max() <= 1
+    assert album.nearest_pairs == sorted(album.nearest_pairs, key=lambda p: p.distance)
     own = next(p for p in scores.by_steps if (p.sampler, p.steps) == (scores.sampler, scores.steps))
-    other = next(p for p in scores.by_scale if p.scale == scores.scale)
+    other = next(p for p in scores.by_guidance_scale if p.guidance_scale == scores.guidance_scale)
     assert own.kid == pytest.approx(other.kid, rel=1e-6)
 
 
@@ -191,8 +191,8 @@ def test_without_a_corpus(
     said = capsys.readouterr()
     found = configuration.from_json(Scores, json.loads(said.out), "scores")
     assert found.corpus is None and found.distances == () and "--corpus" in found.missing[0]
-    assert all(p.kid is None and p.seconds > 0 for p in (*found.by_steps, *found.by_scale))
-    assert found.seconds > 0
+    assert all(p.kid is None and p.seconds_per_image > 0 for p in (*found.by_steps, *found.by_guidance_scale))
+    assert found.seconds_per_image > 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny-score.html", "tiny-score.json"]
     assert str(tmp_path / "tiny-score.html") in said.err
 
@@ -219,7 +219,7 @@ def test_a_run_s_plan_says_how_captions_were_read(
 
     run = tmp_path / "run"
     run.mkdir()
-    corpus = open_corpus(read(folder, "auto", "a blot"), 16, cache=tmp_path / "cache")
+    corpus = open_corpus(read_folder(folder, "auto", "a blot"), 16, cache_dir=tmp_path / "cache")
     trained = random_model()
     trained.card = replace(trained.card, corpus={"fingerprint": corpus.fingerprint})
     save(trained, run / "model.safetensors")
@@ -267,24 +267,24 @@ def test_stable_diffusions_that_want_to_be_told_more_are_scored(family: str, fol
     pipe = stable.pipeline(family, tmp_path / "scratch")
     pipe.save_pretrained(tmp_path / "pipe")
     model = unspeckle.load(tmp_path / "pipe")
-    corpus = open_corpus(read(folder), 16, cache=tmp_path)
+    corpus = open_corpus(read_folder(folder), 16, cache_dir=tmp_path)
 
     class Watch:
         stage, tell = staticmethod(lambda name: None), staticmethod(lambda units: None)
 
-    wishes = Wishes(pictures=8, seeds=1, ask=Request(steps=1, size=16))
-    scores, _ = measure(model, corpus, "blots", wishes, Watch())
-    assert scores.loss is not None and scores.bits is None and "latents" in scores.missing[0]
-    split, order = corpus.heldout, resolve(model, wishes.ask)
-    x = model.autoencoder.encode(split.pictures(range(len(split))).float() / 127.5 - 1)
+    wishes = ScoreSettings(images_per_seed=8, seed_count=1, request=Request(steps=1, size=16))
+    scores, _ = measure_scores(model, corpus, "blots", wishes, Watch())
+    assert scores.loss is not None and scores.bits_per_dim is None and "latents" in scores.missing[0]
+    split, order = corpus.validation, resolve(model, wishes.request)
+    x = model.autoencoder.encode(split.center_crops(range(len(split))).float() / 127.5 - 1)
     t = torch.tensor(scores.loss.times[5])
     (alpha, sigma), eps = model.denoiser.schedule(t), ExampleRNG(0, torch.arange(len(x))).normal(5, x.shape[1:])
     way = SamplingSetup(torch.tensor([1.0, 0.0]), 1.0, model.denoiser)
-    prompts = [parse(escape(caption)) for caption in split.captions(range(len(split)))]
+    prompts = [parse_prompt(escape_prompt(caption)) for caption in split.first_captions(range(len(split)))]
     complete = partial(model.add_conditioning, guidance_scale=order.guidance_scale, size=order.size)
-    estimate = denoise_prompts(model, prompts, parse(""), way, None, complete)(alpha * x + sigma * eps, t)
+    estimate = denoise_prompts(model, prompts, parse_prompt(""), way, None, complete)(alpha * x + sigma * eps, t)
     share = (estimate - x).square().mean() / x.square().mean()
-    assert scores.loss.shares[5] == pytest.approx(float(share), rel=1e-4)
+    assert scores.loss.relative_errors[5] == pytest.approx(float(share), rel=1e-4)
 
 
 def test_a_run_of_distil_is_scored_as_one_of_train(

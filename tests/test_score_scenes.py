@@ -11,10 +11,10 @@ from test_emoji_corpus import draw_sprites
 from tiny import saved
 from unspeckle import configuration
 from unspeckle.cli import main
-from unspeckle.corpus.emoji.make_corpus import make_emoji
-from unspeckle.prompts import METHODS
+from unspeckle.corpus.emoji.make_corpus import make_emoji_corpus
+from unspeckle.prompts import HYBRID_METHODS
 from unspeckle.scoring.composition import train_detector
-from unspeckle.scoring.composition.questions import CATEGORIES, library_of
+from unspeckle.scoring.composition.questions import CATEGORIES, open_corpus_sprites
 from unspeckle.scoring.scores import Scores
 
 NOUNS = ["frog", "rabbit", "cat", "car", "tree"]
@@ -28,14 +28,14 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_sprites(place / "faces")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        make_emoji(place / "scenes", scenes=40, seed=1, nouns=NOUNS, size=32, sprites=Path("faces"))
+        make_emoji_corpus(place / "scenes", scene_count=40, seed=1, nouns=NOUNS, image_size=32, sprite_folder=Path("faces"))
     return place / "scenes"
 
 
 @pytest.fixture(autouse=True)
 def quick(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A detector that learns next to nothing, into a cache of the tests."""
-    monkeypatch.setattr(train_detector, "PICTURES", 2 * train_detector.BATCH)
+    monkeypatch.setattr(train_detector, "PICTURES", 2 * train_detector.BATCH_SIZE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache of scenes"))
 
 
@@ -45,7 +45,7 @@ def scored(model: Path, scenes: Path, out: Path, *more: str) -> tuple[dict[str, 
 
 
 def test_a_corpus_of_a_folder_given_without_its_path_finds_it_again(scenes: Path) -> None:
-    library, size = library_of(scenes)
+    library, size = open_corpus_sprites(scenes)
     assert library.nouns == NOUNS and size == 32 and Path(library.source).samefile(scenes.parent / "faces")
 
 
@@ -64,7 +64,7 @@ def test_words_and_hybrids_stand_in_the_report(
     assert "3 prompts of each kind, 2 pictures of each; the protocol has 100 by 4" in html
     crossed = found["hybrids"]
     assert crossed["held_out"] >= 1 and len(crossed["pairs"]) == 1 and crossed["seeds"] == 2
-    assert [way["way"] for way in crossed["ways"]] == [*METHODS, "AND"]
+    assert [way["way"] for way in crossed["ways"]] == [*HYBRID_METHODS, "AND"]
     assert all(way["pictures"] == 2 for way in crossed["ways"])
     assert f"1 of {crossed['held_out']} pairs, 2 pictures of each" in html and "Two in one" in html
     assert configuration.to_json(configuration.from_json(Scores, found, "scores")) == found
@@ -88,9 +88,9 @@ def test_without_sprites_or_a_detector_the_rest_is_kept(
     assert "there is no such folder" in html and "What the words say" not in html
     said = capsys.readouterr().err
     assert said.index(f"note: {why}") < said.index("drawing with other steps")  # at once, and again at the end
-    monkeypatch.setattr(train_detector, "PICTURES", 3 * train_detector.BATCH)
-    key = train_detector._key(library_of(scenes)[0], 32)
-    detector = train_detector.cache().parent / "detectors" / f"{key}.safetensors"
+    monkeypatch.setattr(train_detector, "PICTURES", 3 * train_detector.BATCH_SIZE)
+    key = train_detector._cache_key(open_corpus_sprites(scenes)[0], 32)
+    detector = train_detector.image_cache_folder().parent / "detectors" / f"{key}.safetensors"
     detector.parent.mkdir(parents=True, exist_ok=True)
     detector.write_bytes(b"nothing")
     found, html = scored(model, scenes, out, "-q")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from unspeckle.errors import InputError
-from unspeckle.formats.stable_diffusion.noise import ecosystem_noise
+from unspeckle.formats.stable_diffusion.noise import torch_generator_noise
 from unspeckle.rng import ExampleRNG, noise_from_seeds, philox
 
 ONES = 0xFFFFFFFF
@@ -56,7 +56,7 @@ def test_every_seed_step_and_draw_has_other_noise():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
-@pytest.mark.parametrize("source", [noise_from_seeds, ecosystem_noise])
+@pytest.mark.parametrize("source", [noise_from_seeds, torch_generator_noise])
 def test_seeds_out_of_range(seed, source):
     with pytest.raises(InputError, match="out of range"):
         source([seed], (1, 1, 1))
@@ -78,7 +78,7 @@ def test_noise_and_streams_are_standard_normal():
 
 
 def test_the_ecosystems_noise_is_the_ecosystems():
-    source = ecosystem_noise([3, 4], (4, 8, 8))
+    source = torch_generator_noise([3, 4], (4, 8, 8))
     generator = torch.Generator().manual_seed(4)
     for step in (-1, 0, 1):
         assert torch.equal(source(step, 0)[1], torch.randn((1, 4, 8, 8), generator=generator)[0])

@@ -10,11 +10,11 @@ from unspeckle.denoiser import Conditioning
 from unspeckle.formats import rename_tables
 from unspeckle.formats.stable_diffusion import diffusers_names
 from unspeckle.networks.unet import UNet, UNetConfig
-from unspeckle.networks.vae import Vae, VaeConfig
+from unspeckle.networks.vae import VAE, VAEConfig
 
 _S = UNetConfig(
-    channels=4, width=64, blocks=1, depths=(1, 0), sees_itself=(True, True), feed_forward=True, projection="linear",
-    head_width=64, text_width=64, scale_shift=False, clock_scale=1.0,
+    channels=4, base_channels=64, blocks_per_level=1, transformer_depths=(1, 0), self_attention=(True, True), feed_forward=True, transformer_projection="linear",
+    head_width=64, text_width=64, scale_shift=False, time_scale=1.0,
 )  # fmt: skip
 OURS = {
     "1": UNetConfig(**{**vars(_S), "width": 32, "projection": "conv", "heads": 8}),
@@ -54,11 +54,11 @@ class Asked:
         return network(self.x, self.t, self.words, added_cond_kwargs=more, timestep_cond=self.guidance).sample
 
     def of_ours(self, network: UNet) -> torch.Tensor:
-        from unspeckle.networks.layers import sinusoids
+        from unspeckle.networks.layers import sinusoidal_embedding
 
         vector = self.guidance
         if self.sizes is not None:
-            vector = torch.cat([self.pooled, sinusoids(self.sizes.flatten(), 8).view(2, -1)], 1)
+            vector = torch.cat([self.pooled, sinusoidal_embedding(self.sizes.flatten(), 8).view(2, -1)], 1)
         beside = self.x[:, 4:] if self.x.shape[1] > 4 else None
         return network(self.x[:, :4], self.t, Conditioning(self.words, None, vector, beside))
 
@@ -68,12 +68,12 @@ class Asked:
 def test_unet_is_that_of_diffusers(family: str) -> None:
     torch.manual_seed(0)
     theirs, ours = stable.unet(family), UNet(OURS[family]).eval()
-    depths = OURS[family].depths
-    table = rename_tables.names(
-        ours.state_dict(), diffusers_names.UNET, rename_tables.Shape(1, len(depths), tuple(d > 0 for d in depths))
+    depths = OURS[family].transformer_depths
+    table = rename_tables.build_name_table(
+        ours.state_dict(), diffusers_names.UNET, rename_tables.BlockLayout(1, len(depths), tuple(d > 0 for d in depths))
     )
     assert set(table.values()) == set(theirs.state_dict())
-    ours.load_state_dict(rename_tables.taken(table, theirs.state_dict()))
+    ours.load_state_dict(rename_tables.to_our_names(table, theirs.state_dict()))
     asked = Asked(theirs.config)
     answer = asked.of_theirs(theirs)
     assert far(asked.of_ours(ours), answer) <= 1e-4
@@ -91,13 +91,13 @@ def test_unet_is_that_of_diffusers(family: str) -> None:
 def test_autoencoder_is_that_of_diffusers(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     theirs = stable.vae(**changes)
-    ours = Vae(VaeConfig(width=32, multipliers=(1, 2), blocks=1, mixes=not changes, scale=0.7, shift=0.1))
-    table = rename_tables.names(ours.state_dict(), diffusers_names.VAE, rename_tables.Shape(1, 2))
+    ours = VAE(VAEConfig(base_channels=32, channel_multipliers=(1, 2), blocks_per_level=1, use_quant_conv=not changes, scaling_factor=0.7, shift_factor=0.1))
+    table = rename_tables.build_name_table(ours.state_dict(), diffusers_names.VAE, rename_tables.BlockLayout(1, 2))
     assert set(table.values()) == set(theirs.state_dict())
-    ours.load_state_dict(rename_tables.taken(table, theirs.state_dict()))
+    ours.load_state_dict(rename_tables.to_our_names(table, theirs.state_dict()))
     pictures, z = torch.rand(2, 3, 16, 24) * 2 - 1, torch.randn(2, 4, 8, 12)
     mean, deviation = ours.posterior(pictures)
     posterior = theirs.encode(pictures).latent_dist
     assert far(mean, (posterior.mean - 0.1) * 0.7) <= 1e-5 and far(deviation, posterior.std * 0.7) <= 1e-5
     assert far(ours.decode(z), theirs.decode(z / 0.7 + 0.1).sample) <= 1e-5
-    assert torch.equal(ours.encode(pictures), mean) and (ours.channels, ours.factor) == (4, 2)
+    assert torch.equal(ours.encode(pictures), mean) and (ours.latent_channels, ours.downsampling_factor) == (4, 2)

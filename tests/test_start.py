@@ -17,7 +17,7 @@ from tiny import random_model, told_model
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import Request, request_from_metadata, draw, image_fingerprint, draw_prompts, batches_of_request, decode_to_images, resolve, steps
 from unspeckle.model import Model
-from unspeckle.networks import LatentConfig, Latents
+from unspeckle.networks import LatentAutoencoderConfig, LatentAutoencoder
 from unspeckle.output.png import max_pixel_difference, image_metadata
 from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
@@ -37,7 +37,7 @@ def latent_model() -> Model:
     """Random, with a random autoencoder of four pixels a place."""
     model = random_model()
     torch.manual_seed(1)
-    model.autoencoder = Latents(LatentConfig(channels=3, factor=4, widths=(16, 16), blocks=1)).eval()
+    model.autoencoder = LatentAutoencoder(LatentAutoencoderConfig(latent_channels=3, downsampling_factor=4, widths=(16, 16), blocks_per_level=1)).eval()
     model.card = replace(model.card, clamp=False, size=(32, 32))
     return model
 

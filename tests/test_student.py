@@ -15,13 +15,13 @@ from unspeckle.generation.few_step import select_network, with_step_count
 from unspeckle.generation.pipeline import Request, request_from_metadata, draw, resolve, steps
 from unspeckle.model import Model, load, save
 from unspeckle.output.png import max_pixel_difference, image_metadata
-from unspeckle.training.distillation_task import beginner
+from unspeckle.training.distillation_task import init_student
 
 
 def taught() -> Model:
     """A random teacher with a random student."""
     teacher = random_model()
-    network = beginner(teacher)
+    network = init_student(teacher)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
@@ -32,7 +32,7 @@ def taught() -> Model:
 
 def test_a_beginner_computes_what_its_teacher_does_whatever_it_is_told() -> None:
     teacher = random_model()
-    student = teacher.with_network(beginner(teacher), teacher.card)
+    student = teacher.with_network(init_student(teacher), teacher.card)
     x, t = torch.randn(3, 3, 16, 16), torch.tensor([0.2, 0.7, 1.0])
     given = teacher.text_encoder(teacher.tokenizer.encode(["a frog", "two red frogs", ""]))
     told_it = with_step_count(given, torch.tensor([1, 2, 4]))

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from unspeckle.errors import InputError
-from unspeckle.text.text_encoder import TextConfig, TextEncoder
-from unspeckle.text.tokenizer import START, Tokenizer
+from unspeckle.text.text_encoder import TextEncoderConfig, TextEncoder
+from unspeckle.text.tokenizer import START_ID, Tokenizer
 
 CAPTIONS = ["a frog on stilts", "two rabbits left of a frog", "Ein größerer Hase", "a frog wearing a hat", "12 cats"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer.learn(CAPTIONS * 3)
+    return Tokenizer.train(CAPTIONS * 3)
 
 
 def test_captions_come_back(tokenizer: Tokenizer) -> None:
     for caption in CAPTIONS:
-        ids = [int(i) for i in tokenizer.encode([caption])[0] if i > START]
+        ids = [int(i) for i in tokenizer.encode([caption])[0] if i > START_ID]
         assert tokenizer.bpe.decode(ids).replace("1 2", "12") == caption.lower()  # digits stand alone
 
 
@@ -35,7 +35,7 @@ def test_special_tokens_cannot_be_typed(tokenizer: Tokenizer) -> None:
     for again in (tokenizer, Tokenizer.from_json(tokenizer.to_json())):
         row = again.encode(["frog <pad> frog <start>"])[0]
         words = row[row != 0]
-        assert (row[: len(words)] != 0).all() and (words == START).sum() == 1
+        assert (row[: len(words)] != 0).all() and (words == START_ID).sum() == 1
 
 
 def test_learning_is_the_same_in_another_process() -> None:
@@ -46,7 +46,7 @@ def test_learning_is_the_same_in_another_process() -> None:
         "print(hashlib.md5(Tokenizer.learn(hanzi).to_json().encode()).hexdigest())"
     )
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
-    learnt = Tokenizer.learn(hanzi)
+    learnt = Tokenizer.train(hanzi)
     assert hashlib.md5(learnt.to_json().encode()).hexdigest() == other
     assert (learnt.encode(hanzi) == 2).sum() == 0  # no character is unknown
 
@@ -61,7 +61,7 @@ def test_a_tokenizer_survives_its_json(tokenizer: Tokenizer) -> None:
     again = Tokenizer.from_json(tokenizer.to_json())
     prompts = [*CAPTIONS, "", "zebra 🦓 \u0000"]
     assert torch.equal(again.encode(prompts), tokenizer.encode(prompts))
-    assert again.unknown("a zebra frog") == ["zebra"]
+    assert again.unknown_words("a zebra frog") == ["zebra"]
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"bpe": 1, "length": 3, "known": []}', '{"bpe": {}, "length": "x"}'])
@@ -71,34 +71,34 @@ def test_damaged_tokenizers_are_refused(text: str) -> None:
 
 
 def test_learning_is_the_same_in_any_order() -> None:
-    assert Tokenizer.learn(CAPTIONS).to_json() == Tokenizer.learn(reversed(CAPTIONS)).to_json()
+    assert Tokenizer.train(CAPTIONS).to_json() == Tokenizer.train(reversed(CAPTIONS)).to_json()
 
 
 def test_the_longest_caption_fits_and_a_longer_one_is_cut(tokenizer: Tokenizer) -> None:
-    assert tokenizer.cut(CAPTIONS) == [False] * len(CAPTIONS)
-    assert tokenizer.cut(["frog " * 100]) == [True]
-    assert tokenizer.encode(["frog " * 100]).shape == (1, tokenizer.length)
+    assert tokenizer.are_truncated(CAPTIONS) == [False] * len(CAPTIONS)
+    assert tokenizer.are_truncated(["frog " * 100]) == [True]
+    assert tokenizer.encode(["frog " * 100]).shape == (1, tokenizer.context_length)
 
 
 def test_words_that_were_never_heard_are_named_once_in_order(tokenizer: Tokenizer) -> None:
-    assert tokenizer.unknown("A zebra on Stilts, zebra and yak's") == ["zebra", "and", "yak's"]
+    assert tokenizer.unknown_words("A zebra on Stilts, zebra and yak's") == ["zebra", "and", "yak's"]
 
 
 def test_no_captions_is_an_input_error() -> None:
     with pytest.raises(InputError, match="--caption"):
-        Tokenizer.learn([])
+        Tokenizer.train([])
 
 
 def test_encoder_ignores_padding_and_the_rest_of_the_batch(tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
-    encoder = TextEncoder(TextConfig(tokenizer.size, tokenizer.length, 32, 2, 16)).eval()
+    encoder = TextEncoder(TextEncoderConfig(tokenizer.vocab_size, tokenizer.context_length, 32, 2, 16)).eval()
     for parameter in encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     ids = tokenizer.encode(["a frog", "two rabbits left of a frog"])
     with torch.no_grad():
         both, alone = encoder(ids), encoder(ids[:1])
-        short = TextEncoder(TextConfig(tokenizer.size, 4, 32, 2, 16)).eval()
-        short.load_state_dict({**encoder.state_dict(), "place": encoder.place[:4]})
+        short = TextEncoder(TextEncoderConfig(tokenizer.vocab_size, 4, 32, 2, 16)).eval()
+        short.load_state_dict({**encoder.state_dict(), "place": encoder.position_embedding[:4]})
         less = short(ids[:1, :4])
     torch.testing.assert_close(both.tokens[:1], alone.tokens)
     torch.testing.assert_close(less.tokens[:, :3], alone.tokens[:, :3])
@@ -108,4 +108,4 @@ def test_encoder_ignores_padding_and_the_rest_of_the_batch(tokenizer: Tokenizer)
 
 
 def test_an_empty_caption_still_has_something_to_attend_to(tokenizer: Tokenizer) -> None:
-    assert tokenizer.encode([""])[0].tolist() == [START] + [0] * (tokenizer.length - 1)
+    assert tokenizer.encode([""])[0].tolist() == [START_ID] + [0] * (tokenizer.context_length - 1)

@@ -13,13 +13,13 @@ from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import request_from_metadata, steps
 from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model, save
-from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
+from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig, LatentAutoencoder
 from unspeckle.output.png import read_png, image_metadata
 
 
 def spread(model: Model, **changes: object) -> list[float]:
     """How far each estimate of a strongly guided drawing reaches, as a share of the bounds."""
-    low, high = model.autoencoder.bounds
+    low, high = model.autoencoder.latent_bounds
     ask = replace(Request("a frog", seed=3, guidance_scale=30.0, steps=4), **changes)
     moved = ((step.denoised - (low + high) / 2) / ((high - low) / 2) for step in steps(model, ask))
     return [float((x.abs() > 0.999).float().mean()) for x in moved]
@@ -59,7 +59,7 @@ def test_a_threshold_that_is_no_share_is_refused(share: object) -> None:
 
 def test_where_there_are_no_bounds_it_is_refused_in_a_line() -> None:
     model = random_model()
-    latent = replace(model, autoencoder=Latents(LatentConfig(channels=3)))
+    latent = replace(model, autoencoder=LatentAutoencoder(LatentAutoencoderConfig(latent_channels=3)))
     for one in (latent, replace(model, card=replace(model.card, clamp=False))):
         with pytest.raises(InputError, match="threshold: this model draws latents, which have no bounds") as caught:
             resolve(one, Request(dynamic_threshold=0.995, size=64))

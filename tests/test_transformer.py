@@ -14,13 +14,13 @@ from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import Request, draw
 from unspeckle.model import load, save
 from unspeckle.networks import UNetConfig
-from unspeckle.networks.layers import padded
-from unspeckle.networks.transformer import Attention, FeedForward, Seen, Transformer, TransformerConfig, turned, turns
+from unspeckle.networks.layers import pad_tokens
+from unspeckle.networks.transformer import JointAttention, ConvFeedForward, AttentionContext, Transformer, TransformerConfig, apply_rotary, rotary_cos_sin
 from unspeckle.presets import PRESETS
 from unspeckle.schedule import Flow
 from unspeckle.training import plan as plans
 
-SMALL = TransformerConfig(patch=2, widths=(12, 16), layers=(1, 2), head_width=8, text_width=12, vector_width=6)
+SMALL = TransformerConfig(patch_size=2, widths=(12, 16), depths=(1, 2), head_width=8, text_width=12, vector_width=6)
 CLOCK = torch.tensor([0.2, 0.9])
 
 
@@ -45,18 +45,18 @@ def given(rows: int = 2) -> Conditioning:
 )  # fmt: skip
 def test_presets_to_the_parameter(name: str, parameters: int) -> None:
     with torch.device("meta"):
-        network = Transformer(PRESETS[name].at((64, 64)))
+        network = Transformer(PRESETS[name].for_size((64, 64)))
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 
 def places(high: int, wide: int, width: int) -> tuple[Tensor, Tensor]:
-    return turns(high, wide, width, torch.zeros((), dtype=torch.float64))
+    return rotary_cos_sin(high, wide, width, torch.zeros((), dtype=torch.float64))
 
 
 def test_a_score_knows_two_places_only_by_the_way_between_them() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(2, 16, dtype=torch.float64)
-    everywhere = [turned(a.expand(1, 30, 1, 1, 16), *places(5, 6, 16)).view(5, 6, 16) for a in (query, key)]
+    everywhere = [apply_rotary(a.expand(1, 30, 1, 1, 16), *places(5, 6, 16)).view(5, 6, 16) for a in (query, key)]
     scores = torch.einsum("hwc,ijc->hwij", *everywhere)
     ways: dict[tuple[int, int], float] = {}
     for h, w, i, j in torch.cartesian_prod(*map(torch.arange, scores.shape)).tolist():
@@ -67,13 +67,13 @@ def test_a_score_knows_two_places_only_by_the_way_between_them() -> None:
     assert ways[0, 0] == pytest.approx(float(query @ key), abs=1e-5)
 
 
-def attention_by_complex_numbers(layer: Attention, x: Tensor, words: Tensor, mask: Tensor, row: int) -> Tensor:
+def attention_by_complex_numbers(layer: JointAttention, x: Tensor, words: Tensor, mask: Tensor, row: int) -> Tensor:
     """One picture's attention, head by head and place by place, the rotations as products of complex numbers."""
     _, high, wide, width = x.shape
     size, count = layer.head_width, layer.head_width // 4
     speed = 100.0 ** -(torch.arange(count, dtype=x.dtype) / count)
-    query, key, value = layer.enter(x[row].reshape(-1, width)).chunk(3, dim=1)
-    word_key, word_value = layer.words(words[row][mask[row]]).chunk(2, dim=1)
+    query, key, value = layer.to_qkv(x[row].reshape(-1, width)).chunk(3, dim=1)
+    word_key, word_value = layer.text_to_kv(words[row][mask[row]]).chunk(2, dim=1)
     out = torch.empty_like(query)
     for head in range(layer.heads):
         mine = slice(head * size, (head + 1) * size)
@@ -90,17 +90,17 @@ def attention_by_complex_numbers(layer: Attention, x: Tensor, words: Tensor, mas
         a = (a - a.mean(1, keepdim=True)) / (a.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
         scores = sides[0] @ torch.cat([sides[1], a]).T / size**0.5
         out[:, mine] = scores.softmax(1) @ torch.cat([value[:, mine], word_value[:, mine]])
-    return layer.out(out).view(high, wide, width)
+    return layer.to_out(out).view(high, wide, width)
 
 
 def test_attention_is_what_complex_numbers_say() -> None:
     torch.manual_seed(0)
-    layer = Attention(16, SMALL).double()
-    nn.init.normal_(layer.out.weight)
+    layer = JointAttention(16, SMALL).double()
+    nn.init.normal_(layer.to_out.weight)
     x, words = torch.randn(2, 3, 5, 16, dtype=torch.float64), torch.randn(2, 4, 12, dtype=torch.float64)
     mask = given().mask
-    seen = Seen(
-        layer.keys_values(words), torch.cat([torch.ones(2, 15, dtype=torch.bool), mask], dim=1), *places(3, 5, 8)
+    seen = AttentionContext(
+        layer.project_keys_values(words), torch.cat([torch.ones(2, 15, dtype=torch.bool), mask], dim=1), *places(3, 5, 8)
     )
     expected = torch.stack([attention_by_complex_numbers(layer, x, words, mask, row) for row in range(2)])
     torch.testing.assert_close(layer(x, seen), expected)  # explicit products, as in training
@@ -110,11 +110,11 @@ def test_attention_is_what_complex_numbers_say() -> None:
 
 def test_a_new_feed_forward_layer_looks_only_at_its_own_place() -> None:
     torch.manual_seed(0)
-    layer = FeedForward(12, SMALL)
-    nn.init.normal_(layer.out.weight)
+    layer = ConvFeedForward(12, SMALL)
+    nn.init.normal_(layer.proj_out.weight)
     x = torch.randn(2, 4, 5, 12)
-    gate, value = layer.enter(x).chunk(2, dim=3)
-    torch.testing.assert_close(layer(x), layer.out(nn.functional.silu(gate) * value))
+    gate, value = layer.proj_in(x).chunk(2, dim=3)
+    torch.testing.assert_close(layer(x), layer.proj_out(nn.functional.silu(gate) * value))
 
 
 def test_prepared_keys_and_values_change_nothing() -> None:
@@ -151,9 +151,9 @@ def test_no_mask_means_that_every_word_is_seen(count: int) -> None:
 
 def test_words_are_padded_to_whole_vectors_and_what_is_added_is_masked() -> None:
     words = given()
-    more = padded(words)
+    more = pad_tokens(words)
     assert more.tokens.shape == (2, 32, 12) and more.mask.sum(1).tolist() == [3, 1]
-    assert torch.equal(more.tokens[:, :4], words.tokens) and padded(more) is more
+    assert torch.equal(more.tokens[:, :4], words.tokens) and pad_tokens(more) is more
 
 
 def test_rows_of_a_batch_do_not_meet() -> None:
@@ -174,7 +174,7 @@ def test_untrained_network_says_nothing() -> None:
 def test_every_place_sees_every_pixel_and_its_own_most(widths: tuple[int, ...], size: tuple[int, int]) -> None:
     network = awake(replace(SMALL, widths=widths, layers=(1,) * len(widths)))
     high, wide = size
-    assert high % network.config.factor == wide % network.config.factor == 0
+    assert high % network.config.size_multiple == wide % network.config.size_multiple == 0
     x = torch.randn(1, 3, high, wide, requires_grad=True)
     network(x, CLOCK[:1], given(1))[0, 0, 9, 12].backward()
     reach = x.grad[0].abs().amax(0)
@@ -184,8 +184,8 @@ def test_every_place_sees_every_pixel_and_its_own_most(widths: tuple[int, ...], 
 
 def test_without_attention_a_larger_picture_is_the_smaller_one_and_more() -> None:
     network = awake()
-    for reader in network.readers():
-        nn.init.zeros_(reader.out.weight)
+    for reader in network.text_attention_layers():
+        nn.init.zeros_(reader.to_out.weight)
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         whole = network(x, CLOCK[:1], given(1))
@@ -213,10 +213,10 @@ def test_plans_hold_either_kind_and_those_from_before_are_u_nets(tmp_path: Path)
     for name in ("micro", "t-tiny"):
         made = plan(name)
         made.save(tmp_path)
-        assert plans.load(tmp_path) == made
-    assert isinstance(plan("micro").network, UNetConfig)
+        assert plans.load_plan(tmp_path) == made
+    assert isinstance(plan("micro").network_config, UNetConfig)
     values = json.loads((tmp_path / "plan.json").read_text())
     values["network"]["wings"] = 2
     (tmp_path / "plan.json").write_text(json.dumps(values))
     with pytest.raises(InputError, match="'network': unknown field 'wings'"):
-        plans.load(tmp_path)
+        plans.load_plan(tmp_path)

@@ -25,7 +25,7 @@ from unspeckle.formats.lora import lora_file
 from unspeckle.generation.pipeline import Request, steps
 from unspeckle.training import cached_latents, checkpoint, lora_task
 from unspeckle.training import plan as plans
-from unspeckle.training.lora_task import FILE, Tuner
+from unspeckle.training.lora_task import OUTPUT_FILE, LoraUpdater
 from unspeckle.training.options import LoraOptions, TrainOptions
 from unspeckle.training.plan import LoraPlan
 
@@ -72,38 +72,38 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def options(folder: Path, out: Path, origin: Path, **changes: Any) -> LoraOptions:
-    asked = LoraOptions(folder, out, origin, steps=6, size="16", batch=4, quiet=True, precision="float32", rank=4)
+    asked = LoraOptions(folder, out, origin, steps=6, size="16", batch_size=4, quiet=True, precision="float32", rank=4)
     return replace(asked, **changes)
 
 
 def final(run: Path) -> dict[str, torch.Tensor]:
-    found = checkpoint.latest(run / "checkpoints")
+    found = checkpoint.load_latest_checkpoint(run / "checkpoints")
     assert found is not None
-    return {**found.tensors, **load_file(run / FILE)}
+    return {**found.tensors, **load_file(run / OUTPUT_FILE)}
 
 
 @pytest.mark.parametrize(("family", "changes"), [("1", {}), ("2", {"precision": "bfloat16"}), ("xl", {"words": True})])
 def test_stopped_and_resumed_is_bit_for_bit_the_same(
     family: str, changes: dict[str, Any], folder: Path, base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, whole, out = Tuner.step, tmp_path / "whole", tmp_path / "run"
-    assert tune.run(options(folder, whole, base(family), **changes)) == 0
+    real, whole, out = LoraUpdater.step, tmp_path / "whole", tmp_path / "run"
+    assert tune.run_lora_training(options(folder, whole, base(family), **changes)) == 0
 
-    def step(self: Tuner, batch: Any, number: int) -> Any:
-        if number == 3 and self.plan.warmup < 10**9:
+    def step(self: LoraUpdater, batch: Any, number: int) -> Any:
+        if number == 3 and self.plan.warmup_steps < 10**9:
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, batch, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tuner, "step", step)
-        assert tune.run(options(folder, out, base(family), **changes)) == 130
-    assert not (out / FILE).exists()
-    assert tune.run(options(folder, out, base(family), **changes)) == 0
+        patch.setattr(LoraUpdater, "step", step)
+        assert tune.run_lora_training(options(folder, out, base(family), **changes)) == 130
+    assert not (out / OUTPUT_FILE).exists()
+    assert tune.run_lora_training(options(folder, out, base(family), **changes)) == 0
     assert equal(final(out), final(whole))
     assert (whole / "samples" / "step-00000006.png").exists()
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 6 and len(lines[-1]["held_out_shares"]) == 8
-    parts = {key.split(".")[0].split("_")[1] for key in load_file(whole / FILE)}
+    parts = {key.split(".")[0].split("_")[1] for key in load_file(whole / OUTPUT_FILE)}
     assert parts == ({"unet", "te1", "te2"} if changes.get("words") else {"unet"})
 
 
@@ -112,7 +112,7 @@ def test_diffusers_draws_the_same_with_it(family: str, layout: str, folder: Path
     pytest.importorskip("peft", reason="peft is not installed: no peer to draw with the LoRA")
     out = tmp_path / "run"
     asked = options(folder, out, base(family), layout=layout, learning_rate=0.02, steps=12)
-    assert tune.run(asked) == 0
+    assert tune.run_lora_training(asked) == 0
     pipe, model = stable.loaded(base(family)), unspeckle.load(base(family))
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     said = {"num_inference_steps": 5, "height": 16, "width": 16, "guidance_scale": 4.0, "output_type": "latent"}
@@ -121,9 +121,9 @@ def test_diffusers_draws_the_same_with_it(family: str, layout: str, folder: Path
         return pipe("red", negative_prompt="blue", generator=torch.Generator().manual_seed(7), **said).images
 
     plain = theirs()
-    pipe.load_lora_weights(out / FILE)
+    pipe.load_lora_weights(out / OUTPUT_FILE)
     expected = theirs()
-    lora_file.read(out / FILE, model).merge(model.modules())
+    lora_file.read_lora(out / OUTPUT_FILE, model).merge(model.modules())
     *_, last = steps(model, Request("red", "blue", seed=7, steps=5, sampler="ddim", timestep_spacing="leading", size=16, guidance_scale=4.0))
     assert (last.x - expected).norm() <= 1e-3 * expected.norm()
     assert (expected - plain).norm() >= 0.02 * plain.norm()
@@ -134,7 +134,7 @@ def test_it_learns(folder: Path, base: Any, tmp_path: Path) -> None:
     found = []
     for count, rate in ((1, 1e-9), (60, 5e-3)):
         out = tmp_path / f"run{count}"
-        assert tune.run(options(folder, out, base("1"), steps=count, learning_rate=rate)) == 0
+        assert tune.run_lora_training(options(folder, out, base("1"), steps=count, learning_rate=rate)) == 0
         found.append([json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]["held_out"])
     assert found[1] < 0.9 * found[0]
 
@@ -144,7 +144,7 @@ def test_the_loss_is_that_of_diffusers(folder: Path, base: Any) -> None:
     for family, prediction in (("1", "eps"), ("2", "v")):
         model, pipe = unspeckle.load(base(family)), stable.loaded(base(family))
         plan = a_plan(model)
-        tuner = Tuner(plan, model)
+        tuner = LoraUpdater(plan, model)
         x, captions = torch.randn(4, 4, 8, 8), ["a frog", "red", "", "blue frog"]
         batch = cached_latents.LatentBatch(x, captions, torch.arange(4))
         with torch.no_grad():
@@ -164,27 +164,27 @@ def test_the_loss_is_that_of_diffusers(folder: Path, base: Any) -> None:
 
 def a_plan(model: Any) -> LoraPlan:
     return LoraPlan(
-        asked={}, corpus="", size=(16, 16), preset="", network=model.network.config, text=model.text.config, steps=1,
-        batch=4, seed=0, device="cpu", precision="float32", compile=False, threads=1, parameters=0, rate=0, seconds=0,
-        memory=0, disk=0, autoencoder=model.autoencoder.config, averages=(), drop=0.0,
+        options={}, corpus_fingerprint="", size=(16, 16), preset="", network_config=model.network.config, text_config=model.text.config, steps=1,
+        batch_size=4, seed=0, device="cpu", precision="float32", compile=False, threads=1, parameter_count=0, images_per_second=0, total_seconds=0,
+        memory_bytes=0, disk_bytes=0, autoencoder_config=model.autoencoder.config, ema_widths=(), caption_dropout=0.0,
     )  # fmt: skip
 
 
 def test_pictures_are_encoded_once(folder: Path, base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
-    assert tune.run(options(folder, out, base("1"))) == 0
-    held = load_file(out / cached_latents.FILE)
+    assert tune.run_lora_training(options(folder, out, base("1"))) == 0
+    held = load_file(out / cached_latents.LATENTS_FILE)
     model = unspeckle.load(base("1"))
     assert len(held["training"]) + len(held["heldout"]) == 30
-    (out / FILE).unlink()
+    (out / OUTPUT_FILE).unlink()
     monkeypatch.setattr(cached_latents, "encoded", None)  # would be called
     before = final_checkpoint(out)
-    assert tune.run(options(folder, out, base("1"))) == 0 and equal(final_checkpoint(out), before)
+    assert tune.run_lora_training(options(folder, out, base("1"))) == 0 and equal(final_checkpoint(out), before)
     assert model.autoencoder.decode(held["training"][:1]).shape == (1, 3, 16, 16)
 
 
 def final_checkpoint(run: Path) -> dict[str, torch.Tensor]:
-    found = checkpoint.latest(run / "checkpoints")
+    found = checkpoint.load_latest_checkpoint(run / "checkpoints")
     assert found is not None
     return found.tensors
 
@@ -198,8 +198,8 @@ def test_what_cannot_be_is_named_with_its_mend(folder: Path, base: Any, tmp_path
         ({"from_model": base("1-lcm")}, "consistency model"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=says):
-            tune.run(replace(options(folder, out, base("1")), **changes))
-    assert not (out / plans.FILE).exists()
+            tune.run_lora_training(replace(options(folder, out, base("1")), **changes))
+    assert not (out / plans.PLAN_FILE).exists()
     common = ["train", str(folder), "--out", str(out), "--steps", "1"]
     for given, says in (
         (["--lora"], "name it with --from"), (["--rank", "3"], "--rank: is only for --lora"),
@@ -211,7 +211,7 @@ def test_what_cannot_be_is_named_with_its_mend(folder: Path, base: Any, tmp_path
 def test_a_finished_run_is_no_model(folder: Path, tmp_path: Path, capsys: Any) -> None:
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    for name in ("plan.json", FILE):
+    for name in ("plan.json", OUTPUT_FILE):
         (run / name).touch()
     more = ["--out", str(tmp_path / "new"), "--steps", "1"]
     for words, option in (
@@ -223,7 +223,7 @@ def test_a_finished_run_is_no_model(folder: Path, tmp_path: Path, capsys: Any) -
         assert main(words) == 2
         assert capsys.readouterr().err == (
             f"unspeckle: {option}{run}: this run holds a LoRA, which changes a model but is none; "
-            f"draw with it by --model CHECKPOINT --lora {run / FILE}\n"
+            f"draw with it by --model CHECKPOINT --lora {run / OUTPUT_FILE}\n"
         )
 
 
@@ -235,14 +235,14 @@ def test_a_run_is_kept_to_what_it_began_with(folder: Path, base: Any, tmp_path: 
     planned = json.loads(capsys.readouterr().out)
     assert planned["rank"] == 2 and planned["parameters"] > 0 and planned["prediction"] == "eps"
     assert main([*asked, "--quiet"]) == 0
-    assert capsys.readouterr().out.strip() == str(out / FILE)
+    assert capsys.readouterr().out.strip() == str(out / OUTPUT_FILE)
     assert main(asked) == 0 and "this run is finished" in capsys.readouterr().err
     assert main([*asked[:-1], str(out), "--rank", "3"]) == 2 and "began with --rank 2" in capsys.readouterr().err
     with pytest.raises(InputError, match="plan of a run of `train --lora`"):
-        plans.load(out)
-    drawn = ["draw", "red", "--model", str(base("1")), "--lora", str(out / FILE), "--steps", "2", "--size", "16"]
+        plans.load_plan(out)
+    drawn = ["draw", "red", "--model", str(base("1")), "--lora", str(out / OUTPUT_FILE), "--steps", "2", "--size", "16"]
     assert main([*drawn, "--out", str(tmp_path / "drawn"), "--quiet"]) == 0
     from unspeckle.training import command
 
     with pytest.raises(InputError, match="train --lora"):
-        command.run(TrainOptions(folder, out, steps=1))
+        command.run_training(TrainOptions(folder, out, steps=1))

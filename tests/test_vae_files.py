@@ -37,7 +37,7 @@ def place(tmp_path_factory: Any) -> Path:
     assert found is not None
     for file in (root / "pipe" / "tokenizer").iterdir():
         shutil.copy(file, root / file.name)
-    writing.single(found, root / "whole.safetensors")
+    writing.write_single_file(found, root / "whole.safetensors")
     tiny().save_pretrained(root / "tiny")
     return root
 
@@ -86,10 +86,10 @@ def test_every_layout(layout: str, place: Path, tmp_path: Path) -> None:
         "file beside its config": place / "other" / "diffusion_pytorch_model.safetensors",
     }.get(layout, made)  # fmt: skip
     before = model.hash
-    add_ons.add(model, autoencoder=path)
+    add_ons.apply_add_ons(model, autoencoder=path)
     theirs = diffusers.AutoencoderKL.from_pretrained(place / "other")
     assert_same(model.autoencoder, theirs, 0.18215)
-    assert model.hash == add_ons.add(unspeckle.load(place / "pipe"), autoencoder=place / "other").hash != before
+    assert model.hash == add_ons.apply_add_ons(unspeckle.load(place / "pipe"), autoencoder=place / "other").hash != before
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_every_layout(layout: str, place: Path, tmp_path: Path) -> None:
 )
 def test_a_tiny_one_is_that_of_diffusers(layout: str, levels: int, place: Path, tmp_path: Path) -> None:
     model = unspeckle.load(place / "pipe")
-    model.autoencoder.factor = 2 ** (levels - 1)
+    model.autoencoder.downsampling_factor = 2 ** (levels - 1)
     theirs = tiny(levels)
     if layout == "diffusers":
         theirs.save_pretrained(tmp_path / "tiny")
@@ -106,7 +106,7 @@ def test_a_tiny_one_is_that_of_diffusers(layout: str, levels: int, place: Path, 
         path = originals(theirs, tmp_path / "files")
         if layout == "decoder alone":
             (tmp_path / "files" / "taesd_encoder.safetensors").unlink()
-    ours = vae_files.read(path, model)
+    ours = vae_files.read_vae(path, model)
     assert_same(ours, theirs, 1.0, encodes=layout != "decoder alone")
     if layout == "decoder alone":
         with pytest.raises(InputError, match="only decodes"):
@@ -119,7 +119,7 @@ def test_a_drawing_through_a_tiny_one_is_that_of_diffusers(place: Path) -> None:
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     asked = {"num_inference_steps": 5, "height": 16, "width": 16, "guidance_scale": 4.0, "output_type": "np"}
     expected = pipe("a frog", generator=torch.Generator().manual_seed(7), **asked).images[0]
-    shown = replace(model, autoencoder=add_ons.preview(model, place / "tiny"))
+    shown = replace(model, autoencoder=add_ons.read_preview_autoencoder(model, place / "tiny"))
     *_, last = steps(model, Request("a frog", seed=7, steps=5, sampler="ddim", size=16, guidance_scale=4.0))
     found = torch.frombuffer(bytearray(decode_to_images(shown, last.x)[0].tobytes()), dtype=torch.uint8).view(16, 16, 3)
     assert (found / 255 - torch.from_numpy(expected)).abs().mean() <= 1 / 255 and expected.std() > 0.05
@@ -127,8 +127,8 @@ def test_a_drawing_through_a_tiny_one_is_that_of_diffusers(place: Path) -> None:
 
 def test_a_drawing_through_a_tiny_one_in_bfloat16(place: Path) -> None:
     """It has no normalisation, so all of it is packed."""
-    exact = add_ons.add(unspeckle.load(place / "pipe"), autoencoder=place / "tiny").autoencoder
-    low = set_precision(add_ons.add(unspeckle.load(place / "pipe"), autoencoder=place / "tiny"), "bfloat16").autoencoder
+    exact = add_ons.apply_add_ons(unspeckle.load(place / "pipe"), autoencoder=place / "tiny").autoencoder
+    low = set_precision(add_ons.apply_add_ons(unspeckle.load(place / "pipe"), autoencoder=place / "tiny"), "bfloat16").autoencoder
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for one, other in ((low.decode(z), exact.decode(z)), (low.encode(z[:, :3]), exact.encode(z[:, :3]))):
@@ -177,7 +177,7 @@ def test_what_does_not_fit_is_one_line(place: Path, tmp_path: Path) -> None:
     for says, held in files.items():
         save_file(held, tmp_path / "vae.safetensors")
         with pytest.raises(InputError, match=says) as error:
-            vae_files.read(tmp_path / "vae.safetensors", model)
+            vae_files.read_vae(tmp_path / "vae.safetensors", model)
         assert "\n" not in str(error.value)
     for says, path in {
         "config.json beside it": lone,
@@ -185,7 +185,7 @@ def test_what_does_not_fit_is_one_line(place: Path, tmp_path: Path) -> None:
         "config.json: is not": tmp_path,
     }.items():
         with pytest.raises(InputError, match=says):
-            vae_files.read(path, model)
+            vae_files.read_vae(path, model)
     for key, junk in {
         "num_decoder_blocks": [1, -1],
         "act_fn": "mish",
@@ -194,11 +194,11 @@ def test_what_does_not_fit_is_one_line(place: Path, tmp_path: Path) -> None:
     }.items():
         (odd / "config.json").write_text(json.dumps({**said, key: junk}))
         with pytest.raises(InputError):
-            vae_files.read(odd, model)
-    model.autoencoder.factor = 8
+            vae_files.read_vae(odd, model)
+    model.autoencoder.downsampling_factor = 8
     with pytest.raises(InputError, match="has 4 channels at 1/2 of a side"):
-        vae_files.read(place / "other", model)
+        vae_files.read_vae(place / "other", model)
     with pytest.raises(InputError, match="--vae: is for Stable Diffusion, and 'tiny' is none"):
         from tiny import random_model
 
-        add_ons.add(random_model(), autoencoder=place / "other")
+        add_ons.apply_add_ons(random_model(), autoencoder=place / "other")

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.model import ModelCard, Model, save
-from unspeckle.networks import Identity, IdentityConfig, UNet, UNetConfig
-from unspeckle.presets import preset
+from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, UNet, UNetConfig
+from unspeckle.presets import get_preset
 from unspeckle.schedule import Flow
-from unspeckle.text.text_encoder import TextConfig, TextEncoder
+from unspeckle.text.text_encoder import TextEncoderConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.plan import Plan
 
@@ -19,15 +19,15 @@ CAPTIONS = ("a frog on stilts", "a blue rabbit left of a pizza", "two red frogs"
 
 def random_model(steps: int = 4) -> Model:
     """A U-Net with random weights everywhere, 16 px, so that every part of it matters to the picture."""
-    tokenizer = Tokenizer.learn(CAPTIONS, size=120)
+    tokenizer = Tokenizer.train(CAPTIONS, vocab_size=120)
     torch.manual_seed(0)
-    config = UNetConfig(patch=2, width=16, blocks=1, head_width=16, text_width=32, groups=8)
-    network, text = UNet(config), TextEncoder(TextConfig(tokenizer.size, tokenizer.length, 32, layers=1))
+    config = UNetConfig(patch_size=2, base_channels=16, blocks_per_level=1, head_width=16, text_width=32, norm_groups=8)
+    network, text = UNet(config), TextEncoder(TextEncoderConfig(tokenizer.vocab_size, tokenizer.context_length, 32, layers=1))
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.1)
-    identity = Identity(IdentityConfig((0.1, 0.0, -0.1), (0.5, 0.4, 0.6)))
+    identity = PixelAutoencoder(PixelAutoencoderConfig((0.1, 0.0, -0.1), (0.5, 0.4, 0.6)))
     card = ModelCard(name="tiny", license="CC0", steps=steps, size=(16, 16), vocabulary=("frog",), corpus={"pictures": 3})
     return Model(Denoiser(network, Flow(), "v"), tokenizer, text, identity, card)
 
@@ -40,11 +40,11 @@ def saved(folder: Path, dtype: str = "float32") -> Path:
 
 def plan(name: str = "micro", batch: int = 64, precision: str = "float32") -> Plan:
     """A plan at 64 px that nobody measured."""
-    network = preset(name).at((64, 64))
+    network = get_preset(name).for_size((64, 64))
     return Plan(
-        asked={}, corpus="", size=(64, 64), preset=name, network=network, text=TextConfig(500, 8, network.text_width),
-        steps=1, batch=batch, seed=0, device="cpu", precision=precision, compile=False, threads=1,
-        parameters=1_500_000, rate=0, seconds=0, memory=0, disk=0, autoencoder=IdentityConfig(),
+        options={}, corpus_fingerprint="", size=(64, 64), preset=name, network_config=network, text_config=TextEncoderConfig(500, 8, network.text_width),
+        steps=1, batch_size=batch, seed=0, device="cpu", precision=precision, compile=False, threads=1,
+        parameter_count=1_500_000, images_per_second=0, total_seconds=0, memory_bytes=0, disk_bytes=0, autoencoder_config=PixelAutoencoderConfig(),
     )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class Told(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = UNetConfig(patch=1, multipliers=(1, 2))  # its factor is 2
+        self.config = UNetConfig(patch_size=1, channel_multipliers=(1, 2))  # its factor is 2
         self.one = nn.Parameter(torch.ones(()))
         self.rows: list[int] = []
         self.prepared = 0
@@ -90,4 +90,4 @@ class Numbers:
 def told_model() -> Model:
     """Draws a picture that is one grey, whose x is the number that is its prompt."""
     card = ModelCard(name="told", steps=5, size=(16, 16), guidance_scale=1.0)
-    return Model(Denoiser(Told(), Flow(), "x"), Numbers(), Words(), Identity(IdentityConfig()), card)  # type: ignore[arg-type]
+    return Model(Denoiser(Told(), Flow(), "x"), Numbers(), Words(), PixelAutoencoder(PixelAutoencoderConfig()), card)  # type: ignore[arg-type]

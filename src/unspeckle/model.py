@@ -23,11 +23,11 @@ from unspeckle.denoiser import TIME_CONDITIONINGS, Denoiser, Conditioning
 from unspeckle.errors import InputError
 from unspeckle.model_io import weight_dtypes
 from unspeckle.model_io.safetensors_io import check_tensors, read_safetensors
-from unspeckle.networks import AUTOENCODERS, KINDS
+from unspeckle.networks import AUTOENCODERS, NETWORKS
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.prompts import Lora
+from unspeckle.prompts import LoraTag
 from unspeckle.rng import Noise, noise_from_seeds
-from unspeckle.text.text_encoder import TextConfig, TextEncoder
+from unspeckle.text.text_encoder import TextEncoderConfig, TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.timesteps import timesteps
 
@@ -37,7 +37,7 @@ FORMAT = 1
 METADATA_KEY = "unspeckle"
 MODEL_FILE = "model.safetensors"  # in a RUN
 LORA_FILE = "lora.safetensors"  # in a RUN of train --lora
-TEXT_ENCODERS: Kinds = {"transformer": (TextConfig, TextEncoder)}
+TEXT_ENCODERS: Kinds = {"transformer": (TextEncoderConfig, TextEncoder)}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Model:
     student: "Model | None" = None
     precision: str = "float32"
     stored_hash: str | None = None
-    loras: tuple[Lora, ...] = ()
+    loras: tuple[LoraTag, ...] = ()
 
     def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Noise:
         """The noise of drawings with those seeds, of x's shape."""
@@ -212,7 +212,7 @@ def load(
 
     foreign = detect.read_foreign(path, prediction, trust_pickle)
     if foreign is not None:
-        return detect.model(foreign, device, precisions.resolve_precision(precision, str(device)))
+        return detect.build_stable_diffusion_model(foreign, device, precisions.resolve_precision(precision, str(device)))
     file = find_model_file(Path(path))
     said, tensors = _read_model_file(file)
     try:
@@ -248,7 +248,7 @@ def model_metadata(model: Model) -> dict[str, Any]:
         raise InputError(f"a clock that is a function cannot be stored; choose one of {', '.join(TIME_CONDITIONINGS)}")
     metadata = {
         "format": FORMAT,
-        "network": _configured(model.network, KINDS),
+        "network": _configured(model.network, NETWORKS),
         "schedule": configuration.kind_to_json(schedule.SCHEDULES, denoiser.schedule),
         "prediction": denoiser.prediction,
         "clock": denoiser.clock,
@@ -258,7 +258,7 @@ def model_metadata(model: Model) -> dict[str, Any]:
         "card": configuration.to_json(model.card),
     }
     if student is not None:
-        metadata["student"] = {"network": _configured(student.network, KINDS), "card": configuration.to_json(student.card)}
+        metadata["student"] = {"network": _configured(student.network, NETWORKS), "card": configuration.to_json(student.card)}
     return metadata
 
 
@@ -284,7 +284,7 @@ def _read_model_file(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Model:
-    parts: dict[str, Kinds] = {"network": KINDS, "text": TEXT_ENCODERS, "autoencoder": AUTOENCODERS}
+    parts: dict[str, Kinds] = {"network": NETWORKS, "text": TEXT_ENCODERS, "autoencoder": AUTOENCODERS}
     missing = [name for name in (*parts, "schedule", "prediction", "clock", "tokenizer", "card") if name not in metadata]
     if missing:
         raise InputError(f"{file}: its metadata lack {', '.join(missing)}; copy or train it again")
@@ -303,7 +303,7 @@ def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Pat
         card=configuration.from_json(ModelCard, metadata["card"], f"{file}: card"),
     )
     if "student" in metadata:
-        network = _build_part(metadata["student"]["network"], KINDS, tensors, "student", file)
+        network = _build_part(metadata["student"]["network"], NETWORKS, tensors, "student", file)
         card = configuration.from_json(ModelCard, metadata["student"]["card"], f"{file}: student's card")
         model.student = model.with_network(network, card)
     return model

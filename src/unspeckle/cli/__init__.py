@@ -103,9 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ran_out(error: Exception) -> bool:
     if "torch" in sys.modules:  # which has words of its own for it
-        from unspeckle.training.memory import ran_out
+        from unspeckle.training.memory import is_out_of_memory
 
-        return ran_out(error)
+        return is_out_of_memory(error)
     return isinstance(error, MemoryError)
 
 

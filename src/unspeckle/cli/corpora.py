@@ -20,9 +20,9 @@ def check(
 ) -> int:
     """Look through a folder of captioned pictures before training on it."""
     sides = quantities.parse_size(size)
-    from unspeckle.commands.check import run
+    from unspeckle.commands.check import run_check
 
-    return run(folder, captions, caption, template, sides, json)
+    return run_check(folder, captions, caption, template, sides, json)
 
 
 def emoji(
@@ -41,6 +41,6 @@ def emoji(
     chosen = None if nouns is None else [noun.strip() for noun in nouns.split(",") if noun.strip()]
     if chosen == []:
         raise InputError(f"--nouns {nouns!r}: names none; write it like frog,rabbit,pizza")
-    from unspeckle.commands.make_corpus import run
+    from unspeckle.commands.make_corpus import run_make_corpus
 
-    return run(out, many, seed, chosen, size, sprites, quiet)
+    return run_make_corpus(out, many, seed, chosen, size, sprites, quiet)

@@ -77,21 +77,21 @@ def train(
     if lora and from_model is None:
         raise InputError("--lora: wants the Stable Diffusion that it is for; name it with --from")
     if lora:
-        from unspeckle.commands.tune import run as tune
+        from unspeckle.commands.tune import run_lora_training as tune
         from unspeckle.training.options import LoraOptions
 
         options = LoraOptions(
-            **common, rank=8 if rank is None else rank, words=text_encoder, layout=layout or "kohya",
+            **common, rank=8 if rank is None else rank, train_text_encoder=text_encoder, layout=layout or "kohya",
             prediction=prediction, trust_pickle=trust_pickle,
         )  # fmt: skip
         return tune(options)
-    from unspeckle.training.command import run
+    from unspeckle.training.command import run_training
     from unspeckle.training.options import TrainOptions
 
     chosen = TrainOptions(
-        **common, preset=preset, space=space, optimizer=optimizer, compile=compile, mirror=mirror, balance=balance
+        **common, preset=preset, space=space, optimizer=optimizer, compile=compile, flip=mirror, balance=balance
     )  # fmt: skip
-    return run(chosen)
+    return run_training(chosen)
 
 
 def distil(
@@ -127,20 +127,20 @@ def distil(
         out=out or _few(model),
         corpus=corpus,
         seconds=None if for_ is None else quantities.parse_duration(for_),
-        pictures=None if pictures is None else quantities.parse_count(pictures, "--pictures"),
+        images=None if pictures is None else quantities.parse_count(pictures, "--pictures"),
         steps=None if steps is None else quantities.parse_count(steps, "--steps"),
-        scale=scale,
+        guidance_scale=scale,
         seed=seed,
-        batch=batch,
+        batch_size=batch,
         device=device,
         precision=precision,
         plan_only=plan,
         json=json,
         quiet=quiet,
     )
-    from unspeckle.commands.distil import run
+    from unspeckle.commands.distil import run_distillation
 
-    return run(options)
+    return run_distillation(options)
 
 
 def _few(model: Path) -> Path:

@@ -48,11 +48,11 @@ def score(
     Without --corpus only what needs no real pictures.
     """
     share_the_cores()
-    from unspeckle.commands.score import ScoreOptions, run
+    from unspeckle.commands.score import ScoreOptions, score_model
     from unspeckle.generation.pipeline import Request
 
     ask = Request(steps=steps, sampler=sampler, timestep_spacing=grid, guidance_scale=scale)
-    return run(
+    return score_model(
         ScoreOptions(
             model,
             corpus,

@@ -10,7 +10,7 @@ from unspeckle import model
 from unspeckle.errors import InputError
 from unspeckle.formats.export import unet_folder
 from unspeckle.formats.stable_diffusion import writing
-from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
+from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
 from unspeckle.model_io import detect, hub
 
 SAME, DIFFERENT = 0, 1
@@ -24,19 +24,19 @@ def run(source: str | None, target: Path, to: str | None, prediction: str | None
         from unspeckle.commands import export
 
         runtime = export.find_runtime(to)
-        writing.empty(target)
+        writing.require_empty_folder(target)
         worst = export.run(open_source(source, prediction, trust_pickle), target, runtime)
         return SAME if worst <= export.TOLERANCE else DIFFERENT
     if source is None:
         raise InputError("convert: wants A and B; the model inside is written with --to onnx or --to openvino")
     read = open_source(source, prediction, trust_pickle)
-    if not isinstance(read, Checkpoint):
-        worst = unet_folder.write(read, source, target)
+    if not isinstance(read, StableDiffusionCheckpoint):
+        worst = unet_folder.write_unet_folder(read, source, target)
         print(target.absolute())
         return SAME if worst <= 1e-5 else DIFFERENT
     if target.exists() and target.resolve() == Path(source).resolve():
         raise InputError(f"{target}: is the source itself; give another name")
-    (writing.single if target.suffix == ".safetensors" else writing.folder)(read, target)
+    (writing.write_single_file if target.suffix == ".safetensors" else writing.write_diffusers_folder)(read, target)
     again = detect.read_foreign(target, vocabulary=read.tokenizer.bpe)
     assert again is not None
     print(target.absolute())
@@ -44,7 +44,7 @@ def run(source: str | None, target: Path, to: str | None, prediction: str | None
     return SAME if worst <= 1e-5 else DIFFERENT
 
 
-def open_source(source: str | None, prediction: str | None, trust_pickle: bool) -> Checkpoint | model.Model:
+def open_source(source: str | None, prediction: str | None, trust_pickle: bool) -> StableDiffusionCheckpoint | model.Model:
     if source is None:
         return model.load()
     if not Path(source).exists() and not hub.is_hub_name(source):
@@ -52,14 +52,14 @@ def open_source(source: str | None, prediction: str | None, trust_pickle: bool) 
     return detect.read_foreign(source, prediction, trust_pickle) or model.load(source)
 
 
-def report_differences(one: Checkpoint, other: Checkpoint) -> list[float]:
+def report_differences(one: StableDiffusionCheckpoint, other: StableDiffusionCheckpoint) -> list[float]:
     """Says of each part how far the two are apart, relative to what the first computes."""
     equal = sum(is_bit_equal(tensor, other.tensors.get(name)) for name, tensor in one.tensors.items())
     print(f"{equal} of {len(one.tensors)} tensors bit-equal when read back", file=sys.stderr)
     errors = []
     theirs = sample_outputs(other)
     for name, expected in sample_outputs(one).items():
-        errors.append(writing.apart(theirs[name], expected))
+        errors.append(writing.relative_difference(theirs[name], expected))
         print(f"{name}: relative difference {errors[-1]:.1e}", file=sys.stderr)
     return errors
 
@@ -69,14 +69,14 @@ def is_bit_equal(one: Tensor, other: Tensor | None) -> bool:
 
 
 @torch.no_grad()
-def sample_outputs(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def sample_outputs(checkpoint: StableDiffusionCheckpoint) -> dict[str, Tensor]:
     """What each part makes of the same small question, in float32."""
-    model = detect.model(checkpoint)
+    model = detect.build_stable_diffusion_model(checkpoint)
     generator = torch.Generator().manual_seed(0)
-    sides = [8 * checkpoint.unet.factor] * 2
-    x = torch.randn(1, checkpoint.unet.channels, *sides, generator=generator)
+    sides = [8 * checkpoint.unet_config.size_multiple] * 2
+    x = torch.randn(1, checkpoint.unet_config.channels, *sides, generator=generator)
     words = model.text_encoder(model.tokenizer.encode(["a photograph of an astronaut riding a horse"]))
-    wide = sides[0] * model.autoencoder.factor
+    wide = sides[0] * model.autoencoder.downsampling_factor
     given = model.add_conditioning(words, positive=True, guidance_scale=7.0, size=(wide, wide))
     return {
         "text": words.tokens,

@@ -10,20 +10,20 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from unspeckle.corpus.decoding import FORMATS, LARGEST_FILE, Undecodable, whole
-from unspeckle.corpus.decoding import quiet as quiet_decoders
+from unspeckle.corpus.decoding import IMAGE_FORMATS, MAX_FILE_BYTES, ImageDecodeError, decode_full_size
+from unspeckle.corpus.decoding import suppress_decoder_warnings as quiet_decoders
 from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.generation.few_step import why_not_student
 from unspeckle.generation.pipeline import Request, batches_of_request, decode_to_images, images_with_metadata, steps
 from unspeckle.generation.request import ignored_options
 from unspeckle.model import Model, load
 from unspeckle.model_io.precision import resolve_precision, keep_freed_memory, check_precision, set_precision
-from unspeckle.networks.latent_preview import sketch
-from unspeckle.networks.vae import Vae
+from unspeckle.networks.latent_preview import fit_latent_preview
+from unspeckle.networks.vae import VAE
 from unspeckle.output.film_strip import FilmStrip
 from unspeckle.output.png import save_new_png, image_metadata, attach_metadata
 from unspeckle.output.terminal import TerminalView
-from unspeckle.prompts import Lora, parse, words
+from unspeckle.prompts import LoraTag, parse_prompt, plain_text
 from unspeckle.samplers import Step
 
 
@@ -33,7 +33,7 @@ class AddOns(NamedTuple):
     loras: Sequence[str] = ()
     embeddings: Sequence[Path] = ()
     vae: Path | None = None
-    tags: Sequence[Lora] = ()  # of the prompt
+    tags: Sequence[LoraTag] = ()  # of the prompt
 
 
 NO_ADD_ONS = AddOns()
@@ -48,7 +48,7 @@ def run(
     check_output_folder(out)
     request = replace(request, image=open_input_image(image, "--image"), mask=open_input_image(mask, "--mask"))
     keep_freed_memory()
-    add_ons = add_ons._replace(tags=parse(request.prompt).loras)
+    add_ons = add_ons._replace(tags=parse_prompt(request.prompt).lora_tags)
     loaded = load_with_add_ons(model, resolve_device(device), prediction, trust_pickle, add_ons, precision)
     preview_model = None if preview is None else with_preview_decoder(loaded, preview)
     if guide_model is not None:
@@ -60,7 +60,7 @@ def run(
     batches = batches_of_request(loaded, request)
     total, done = sum(order.total_steps for order in batches), 0
     with TerminalView(quiet=quiet) as show:
-        unknown_words = loaded.tokenizer.unknown(words(parse(request.prompt)))
+        unknown_words = loaded.tokenizer.unknown_words(plain_text(parse_prompt(request.prompt)))
         if unknown_words:
             show.note(f"words the model never saw: {', '.join(unknown_words)}")
         if why := why_not_student(loaded, request):
@@ -98,7 +98,7 @@ def load_with_add_ons(
         return made
     from unspeckle.formats.stable_diffusion import add_ons as stable
 
-    made = stable.add(made, *add_ons, near=path)
+    made = stable.apply_add_ons(made, *add_ons, model_path=path)
     return set_precision(made, resolve_precision(precision, str(device)))
 
 
@@ -113,13 +113,13 @@ def with_preview_decoder(model: Model, path: Path) -> Model:
     """The model as it is shown on the way, decoded by the autoencoder at the path."""
     from unspeckle.formats.stable_diffusion import add_ons as stable
 
-    return replace(model, autoencoder=stable.preview(model, path))
+    return replace(model, autoencoder=stable.read_preview_autoencoder(model, path))
 
 
 def with_fitted_preview(model: Model) -> Model:
     """The model as it is shown on the way by itself: Stable Diffusion's decoder is more work than a step."""
     coder = model.autoencoder
-    return replace(model, autoencoder=sketch(coder, model.device)) if isinstance(coder, Vae) else model
+    return replace(model, autoencoder=fit_latent_preview(coder, model.device)) if isinstance(coder, VAE) else model
 
 
 def open_input_image(path: Path | None, option: str) -> Image.Image | None:
@@ -127,14 +127,14 @@ def open_input_image(path: Path | None, option: str) -> Image.Image | None:
     if path is None:
         return None
     if not path.is_file():
-        raise InputError(f"{option} {path}: no such picture; give one as {', '.join(FORMATS)}")
-    if path.stat().st_size > LARGEST_FILE:
+        raise InputError(f"{option} {path}: no such picture; give one as {', '.join(IMAGE_FORMATS)}")
+    if path.stat().st_size > MAX_FILE_BYTES:
         raise InputError(f"{option} {path}: is too large a file; save it smaller")
     try:
         with quiet_decoders():
-            return whole(path.read_bytes())
-    except Undecodable as e:
-        raise InputError(f"{option} {path}: cannot be read ({e}); give one as {', '.join(FORMATS)}") from e
+            return decode_full_size(path.read_bytes())
+    except ImageDecodeError as e:
+        raise InputError(f"{option} {path}: cannot be read ({e}); give one as {', '.join(IMAGE_FORMATS)}") from e
 
 
 def resolve_device(device: str | None) -> str:

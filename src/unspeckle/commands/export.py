@@ -9,10 +9,10 @@ from torch import Tensor
 from unspeckle.atomic import create_folder
 from unspeckle.errors import InputError
 from unspeckle.formats.export import model_graphs
-from unspeckle.formats.export.runtimes import RUNTIMES, Runtime, answers, write
-from unspeckle.formats.export.stable_diffusion_graphs import Graph, stable
+from unspeckle.formats.export.runtimes import RUNTIMES, Runtime, run_module, write_graph
+from unspeckle.formats.export.stable_diffusion_graphs import ExportGraph, build_stable_diffusion_graphs
 from unspeckle.formats.stable_diffusion import writing
-from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
+from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
 from unspeckle.model import Model
 
 TOLERANCE = 1e-4  # relative, of each part
@@ -23,29 +23,29 @@ def find_runtime(name: str) -> Runtime:
     """The runtime of that name. InputError where there is none, or what it needs is not installed."""
     if name not in RUNTIMES:
         raise InputError(f"--to {name}: unknown; choose one of {', '.join(RUNTIMES)}")
-    return RUNTIMES[name].ready()
+    return RUNTIMES[name].require_installed()
 
 
-def run(source: Checkpoint | Model, target: Path, to: Runtime) -> float:
+def run(source: StableDiffusionCheckpoint | Model, target: Path, to: Runtime) -> float:
     """Write the new folder `target`, whole or not at all, then ask each graph another question than the one that it was
     traced with. Returns the largest relative difference from what the model answers; one line says each part's."""
     expected: dict[str, list[Tensor]] = {}
     with create_folder(target) as place:
-        if isinstance(source, Checkpoint):
-            index, configs = writing.described(source)
-            graphs = stable(source, configs)
-            writing.around(source, place, onnx_pipeline_index(index) if to.name == "onnx" else index)
+        if isinstance(source, StableDiffusionCheckpoint):
+            index, configs = writing.build_diffusers_configs(source)
+            graphs = build_stable_diffusion_graphs(source, configs)
+            writing.write_pipeline_files(source, place, onnx_pipeline_index(index) if to.name == "onnx" else index)
         else:
-            graphs = model_graphs.own(source)
+            graphs = model_graphs.build_model_graphs(source)
             (place / "tokenizer").mkdir()
             source.tokenizer.bpe.save(str(place / "tokenizer" / "tokenizer.json"))
-            writing.json_file(place / DESCRIPTION, model_graphs.told(source))
+            writing.write_json_file(place / DESCRIPTION, model_graphs.describe_for_runtime(source))
         for graph in graphs:
-            module = graph.make()
-            expected[graph.name] = answers(module, graph.example(True))
-            write(graph, module, place / graph.name, to)
-            if graph.said:
-                writing.json_file(place / graph.name / "config.json", graph.said)
+            module = graph.build_module()
+            expected[graph.name] = run_module(module, graph.example_inputs(True))
+            write_graph(graph, module, place / graph.name, to)
+            if graph.config:
+                writing.write_json_file(place / graph.name / "config.json", graph.config)
             del module
             gc.collect()  # exported programs hold on to weights in circles
     print(target.absolute())
@@ -59,8 +59,8 @@ def onnx_pipeline_index(index: dict[str, object]) -> dict[str, object]:
     return rest | {key: ["diffusers", "OnnxRuntimeModel"] for key in (*parts, "vae_decoder", "vae_encoder")}
 
 
-def report_difference(graph: Graph, expected: list[Tensor], target: Path, to: Runtime) -> float:
-    told = to.answer(target / graph.name, list(graph.inputs), graph.example(True))
-    error = max(writing.apart(one, other) for one, other in zip(told, expected, strict=True))
+def report_difference(graph: ExportGraph, expected: list[Tensor], target: Path, to: Runtime) -> float:
+    told = to.run_graph(target / graph.name, list(graph.inputs), graph.example_inputs(True))
+    error = max(writing.relative_difference(one, other) for one, other in zip(told, expected, strict=True))
     print(f"{graph.name}: relative difference {error:.1e}", file=sys.stderr)
     return error

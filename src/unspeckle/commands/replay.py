@@ -14,7 +14,7 @@ from unspeckle.model import Model
 from unspeckle.model import load as read_model
 from unspeckle.output.png import max_pixel_difference, read_png, image_metadata
 from unspeckle.output.terminal import TerminalView
-from unspeckle.prompts import parse
+from unspeckle.prompts import parse_prompt
 
 SAME, DIFFERENT = 0, 1
 
@@ -37,7 +37,7 @@ def run(
     load = partial(
         read_model, device=resolve_device(device), prediction=prediction, trust_pickle=trust_pickle, precision=precision
     )
-    add_ons = add_ons._replace(tags=parse(request.prompt).loras)
+    add_ons = add_ons._replace(tags=parse_prompt(request.prompt).lora_tags)
     loaded = load_with_add_ons(model, resolve_device(device), prediction, trust_pickle, add_ons, precision)
     check_same_model(path, metadata.get("model"), loaded, "model")
     if "guide" in metadata:

@@ -8,141 +8,141 @@ from pathlib import Path
 from typing import Any
 
 from unspeckle.corpus import decoding
-from unspeckle.corpus.cache import Progress
-from unspeckle.corpus.captions import Listing, named
-from unspeckle.corpus.parallel import in_order
+from unspeckle.corpus.cache import ProgressCallback
+from unspeckle.corpus.captions import FolderListing, summarize_names
+from unspeckle.corpus.parallel import map_in_order
 
-DECODED_MOST = 20_000  # of a larger folder so many pictures, evenly spread, are decoded; of the rest the header is read
-LONG_CAPTION = 60  # words
-NARROW = 3  # the long side is more than this many times the short one
+MAX_DECODED = 20_000  # of a larger folder so many pictures, evenly spread, are decoded; of the rest the header is read
+LONG_CAPTION_WORDS = 60  # words
+NARROW_ASPECT_RATIO = 3  # the long side is more than this many times the short one
 
 
 @dataclass(frozen=True)
-class Finding:
+class CorpusIssue:
     """One kind of fault: how many pictures (or captions) have it, and the names of a few."""
 
     kind: str
     count: int
-    says: str
+    description: str
     examples: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Findings:
+class CorpusReport:
     """All faults that `check` found; true where there are any."""
 
-    pictures: int
-    decoded: int
-    found: tuple[Finding, ...]
+    image_count: int
+    decoded_count: int
+    issues: tuple[CorpusIssue, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.found)
+        return bool(self.issues)
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         """For a person, a line a finding."""
-        whole = f"{self.pictures:,} pictures with captions checked"
-        if self.decoded < self.pictures:
-            whole += f", {self.decoded:,} of them decoded whole"
-        told = [f"{item.kind}: {item.count:,} {item.says} ({named(item.examples)})" for item in self.found]
-        return [whole, *(told or ["nothing wrong was found"])]
+        summary = f"{self.image_count:,} pictures with captions checked"
+        if self.decoded_count < self.image_count:
+            summary += f", {self.decoded_count:,} of them decoded whole"
+        issue_lines = [f"{issue.kind}: {issue.count:,} {issue.description} ({summarize_names(issue.examples)})" for issue in self.issues]
+        return [summary, *(issue_lines or ["nothing wrong was found"])]
 
     def to_json(self) -> dict[str, Any]:
         """For a program: {"pictures": …, "decoded": …, "found": [{kind, count, says, examples}, …]}."""
-        return {**asdict(self), "found": [{**asdict(item), "examples": list(item.examples)} for item in self.found]}
+        return {**asdict(self), "found": [{**asdict(issue), "examples": list(issue.examples)} for issue in self.issues]}
 
 
 @dataclass(frozen=True)
-class _Look:
-    why: str = ""  # why it cannot be read
-    size: tuple[int, int] = (0, 0)
+class _InspectedFile:
+    error: str = ""  # why it cannot be read
+    image_size: tuple[int, int] = (0, 0)
     digest: bytes = b""
 
 
-def check(listing: Listing, size: int | tuple[int, int] = 64, progress: Progress | None = None) -> Findings:
+def check_corpus(listing: FolderListing, size: int | tuple[int, int] = 64, progress: ProgressCallback | None = None) -> CorpusReport:
     """Look for files that cannot be read, copies, and pictures and captions that will train badly at `size` (W, H).
 
     Reads every file, and decodes up to 20,000. `progress(done, total)` is called from this thread.
     """
     width, height = (size, size) if isinstance(size, int) else size
-    paths = [picture.path for picture in listing.pictures]
-    looks: dict[str, _Look] = {}
-    lengths = [_length(listing.folder / path) for path in paths]
-    alike = Counter(lengths)
-    step = -(-len(paths) // DECODED_MOST)
+    paths = [image.path for image in listing.images]
+    files: dict[str, _InspectedFile] = {}
+    file_sizes = [_file_size(listing.folder / path) for path in paths]
+    size_counts = Counter(file_sizes)
+    step = -(-len(paths) // MAX_DECODED)
 
-    def look(i: int) -> _Look:
-        return _look(listing.folder / paths[i], decode=i % step == 0, digest=alike[lengths[i]] > 1)
+    def inspect_file(i: int) -> _InspectedFile:
+        return _inspect_file(listing.folder / paths[i], should_decode=i % step == 0, should_hash=size_counts[file_sizes[i]] > 1)
 
-    with decoding.quiet():
-        for i, seen in enumerate(in_order(look, len(paths))):
-            looks[paths[i]] = seen
+    with decoding.suppress_decoder_warnings():
+        for i, file in enumerate(map_in_order(inspect_file, len(paths))):
+            files[paths[i]] = file
             if progress is not None:
                 progress(i + 1, len(paths))
-    read = {path: seen for path, seen in looks.items() if not seen.why}
-    unread = [f"{path}: {seen.why}" for path, seen in looks.items() if seen.why]
-    small = [path for path, seen in read.items() if seen.size[0] < width or seen.size[1] < height]
-    narrow = [path for path, seen in read.items() if max(seen.size) > NARROW * min(seen.size)]
-    found = [
-        _finding("unreadable", unread, "cannot be decoded and will be left out"),
-        _finding("small", small, f"are smaller than {width}x{height} and will be enlarged"),
-        _finding("narrow", narrow, f"are over {NARROW} times as long as wide; most of each will never be seen"),
-        _finding("duplicates", _copies(read), "are exact copies of another picture"),
-        *_about_captions(listing),
+    readable = {path: file for path, file in files.items() if not file.error}
+    unreadable = [f"{path}: {file.error}" for path, file in files.items() if file.error]
+    small_images = [path for path, file in readable.items() if file.image_size[0] < width or file.image_size[1] < height]
+    narrow_images = [path for path, file in readable.items() if max(file.image_size) > NARROW_ASPECT_RATIO * min(file.image_size)]
+    issues = [
+        _make_issue("unreadable", unreadable, "cannot be decoded and will be left out"),
+        _make_issue("small", small_images, f"are smaller than {width}x{height} and will be enlarged"),
+        _make_issue("narrow", narrow_images, f"are over {NARROW_ASPECT_RATIO} times as long as wide; most of each will never be seen"),
+        _make_issue("duplicates", _find_duplicates(readable), "are exact copies of another picture"),
+        *_caption_issues(listing),
     ]
-    return Findings(len(paths), len(range(0, len(paths), step)), tuple(item for item in found if item.count))
+    return CorpusReport(len(paths), len(range(0, len(paths), step)), tuple(issue for issue in issues if issue.count))
 
 
-def _about_captions(listing: Listing) -> list[Finding]:
-    long = [p.path for p in listing.pictures if any(len(words.split()) > LONG_CAPTION for words in p.captions)]
-    first = listing.pictures[0].captions
-    given = listing.pictures[0].source == "caption"
-    alike = len(listing.pictures) > 1 and not given and all(p.captions == first for p in listing.pictures)
-    skipped = [f"{path}: {why}" for path, why in listing.skipped]
+def _caption_issues(listing: FolderListing) -> list[CorpusIssue]:
+    long_captions = [image.path for image in listing.images if any(len(caption.split()) > LONG_CAPTION_WORDS for caption in image.captions)]
+    first_captions = listing.images[0].captions
+    has_shared_caption = listing.images[0].source == "caption"
+    all_same = len(listing.images) > 1 and not has_shared_caption and all(image.captions == first_captions for image in listing.images)
+    skipped = [f"{path}: {reason}" for path, reason in listing.skipped]
     return [
-        _finding("uncaptioned", listing.uncaptioned, "have no caption and will be left out"),
-        _finding("missing", listing.missing, "are named by metadata but are not there"),
-        _finding("skipped", skipped, "were passed over"),
-        _finding("long captions", long, f"have a caption of over {LONG_CAPTION} words; its end may be cut off"),
-        _finding(
+        _make_issue("uncaptioned", listing.uncaptioned, "have no caption and will be left out"),
+        _make_issue("missing", listing.missing_files, "are named by metadata but are not there"),
+        _make_issue("skipped", skipped, "were passed over"),
+        _make_issue("long captions", long_captions, f"have a caption of over {LONG_CAPTION_WORDS} words; its end may be cut off"),
+        _make_issue(
             "same caption",
-            [p.path for p in listing.pictures] if alike else [],
+            [image.path for image in listing.images] if all_same else [],
             "all have the same words; a model will not learn to tell anything apart by them",
         ),
     ]
 
 
-def _finding(kind: str, examples: Iterable[str], says: str) -> Finding:
+def _make_issue(kind: str, examples: Iterable[str], description: str) -> CorpusIssue:
     names = list(examples)
-    return Finding(kind, len(names), says, tuple(names[:10]))
+    return CorpusIssue(kind, len(names), description, tuple(names[:10]))
 
 
-def _copies(read: dict[str, _Look]) -> list[str]:
-    first: dict[bytes, str] = {}
-    copies: list[str] = []
-    for path, seen in read.items():
-        if seen.digest and first.setdefault(seen.digest, path) != path:
-            copies.append(f"{path} = {first[seen.digest]}")
-    return copies
+def _find_duplicates(files: dict[str, _InspectedFile]) -> list[str]:
+    first_path: dict[bytes, str] = {}
+    duplicates: list[str] = []
+    for path, file in files.items():
+        if file.digest and first_path.setdefault(file.digest, path) != path:
+            duplicates.append(f"{path} = {first_path[file.digest]}")
+    return duplicates
 
 
-def _length(path: Path) -> int:
+def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
         return -1
 
 
-def _look(path: Path, *, decode: bool, digest: bool) -> _Look:
+def _inspect_file(path: Path, *, should_decode: bool, should_hash: bool) -> _InspectedFile:
     try:
-        if path.stat().st_size > decoding.LARGEST_FILE:
-            return _Look("file too large")
-        if not (decode or digest):
+        if path.stat().st_size > decoding.MAX_FILE_BYTES:
+            return _InspectedFile("file too large")
+        if not (should_decode or should_hash):
             with path.open("rb") as file:
-                return _Look(size=decoding.upright_size(decoding.open_header(file)))
+                return _InspectedFile(image_size=decoding.upright_size(decoding.open_image_header(file)))
         raw = path.read_bytes()
-        size = decoding.decode(raw, (8, 8))[1]
-    except decoding.Undecodable as error:
-        return _Look(str(error))
+        size = decoding.decode_image(raw, (8, 8))[1]
+    except decoding.ImageDecodeError as error:
+        return _InspectedFile(str(error))
     except OSError as error:
-        return _Look(error.strerror or "cannot be read")
-    return _Look("", size, hashlib.blake2b(raw, digest_size=16).digest() if digest else b"")
+        return _InspectedFile(error.strerror or "cannot be read")
+    return _InspectedFile("", size, hashlib.blake2b(raw, digest_size=16).digest() if should_hash else b"")

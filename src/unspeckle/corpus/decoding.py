@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # and no other decoder, whatever a file pretends to be
-LARGEST_FILE = 1 << 29
-LARGEST_PICTURE = 178_956_970  # pixels; beyond it is a bomb
-LONGEST = 2  # the long side is kept up to this many times what a crop needs
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # and no other decoder, whatever a file pretends to be
+MAX_FILE_BYTES = 1 << 29
+MAX_PIXELS = 178_956_970  # pixels; beyond it is a bomb
+MAX_LONG_SIDE_FACTOR = 2  # the long side is kept up to this many times what a crop needs
 
-_TRANSPOSE = {
+_EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -27,124 +27,124 @@ _TRANSPOSE = {
 }
 
 
-class Undecodable(Exception):
+class ImageDecodeError(Exception):
     """The file is no picture that can be read; the message says why in a few words."""
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_decoder_warnings() -> Iterator[None]:
     """Decoders warn about odd files on stderr; what matters is said once, by name. Not for worker threads to enter."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def open_header(file: BinaryIO) -> Image.Image:
+def open_image_header(file: BinaryIO) -> Image.Image:
     """Open without decoding the pixels. Raises Undecodable: not a picture, or too large."""
     try:
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
-        raise Undecodable("too many pixels") from error
+        raise ImageDecodeError("too many pixels") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, … on hostile bytes
-        raise Undecodable("not a picture, or damaged") from error
-    if image.width * image.height > LARGEST_PICTURE:
-        raise Undecodable("too many pixels")
+        raise ImageDecodeError("not a picture, or damaged") from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageDecodeError("too many pixels")
     if image.width * image.height == 0:
-        raise Undecodable("no pixels")
+        raise ImageDecodeError("no pixels")
     return image
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(w, h) after the turn that EXIF asks for, from the header."""
-    return image.size[::-1] if _orientation(image) >= 5 else image.size
+    return image.size[::-1] if _exif_orientation(image) >= 5 else image.size
 
 
-def decode(raw: bytes, size: tuple[int, int]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+def decode_image(raw: bytes, crop_size: tuple[int, int]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decode, turn upright, put on white and shrink (Lanczos) until `size` (W, H) is just covered.
 
     Returns the picture (h, w, 3), h and w at most twice what `size` asks (the middle is kept), and the upright
     size in the file (w, h). Raises Undecodable.
     """
     if not raw:
-        raise Undecodable("empty file")
-    image = open_header(io.BytesIO(raw))
+        raise ImageDecodeError("empty file")
+    image = open_image_header(io.BytesIO(raw))
     try:
-        full = image.size
+        full_size = image.size
         if image.format in ("JPEG", "MPO"):
-            scale = max(*size) / min(full)
-            image.draft(None, (int(full[0] * scale * 2), int(full[1] * scale * 2)))
+            scale = max(*crop_size) / min(full_size)
+            image.draft(None, (int(full_size[0] * scale * 2), int(full_size[1] * scale * 2)))
         image.load()
-        turn = _orientation(image)
-        swapped = turn >= 5
-        width, height = size[::-1] if swapped else size
-        image = _shrink(_rgb(image), width, height)
-        if turn in _TRANSPOSE:
-            image = image.transpose(_TRANSPOSE[turn])
-        return np.asarray(image), full[::-1] if swapped else full
+        orientation = _exif_orientation(image)
+        is_rotated = orientation >= 5
+        width, height = crop_size[::-1] if is_rotated else crop_size
+        image = _shrink_to_cover(_to_rgb(image), width, height)
+        if orientation in _EXIF_TRANSPOSE:
+            image = image.transpose(_EXIF_TRANSPOSE[orientation])
+        return np.asarray(image), full_size[::-1] if is_rotated else full_size
     except MemoryError as error:
-        raise Undecodable("does not fit into memory") from error
+        raise ImageDecodeError("does not fit into memory") from error
     except Exception as error:
-        truncated = "truncated" in str(error)
-        raise Undecodable("truncated" if truncated else f"damaged ({type(error).__name__})") from error
+        is_truncated = "truncated" in str(error)
+        raise ImageDecodeError("truncated" if is_truncated else f"damaged ({type(error).__name__})") from error
 
 
-def whole(raw: bytes) -> Image.Image:
+def decode_full_size(raw: bytes) -> Image.Image:
     """The picture at its own size, RGB, upright, on white. Raises Undecodable."""
-    image = open_header(io.BytesIO(raw))
+    image = open_image_header(io.BytesIO(raw))
     try:
-        turn = _orientation(image)
-        upright = _rgb(image)
+        orientation = _exif_orientation(image)
+        rgb = _to_rgb(image)
     except Exception as error:
-        raise Undecodable(f"damaged ({type(error).__name__})") from error
-    return upright.transpose(_TRANSPOSE[turn]) if turn in _TRANSPOSE else upright
+        raise ImageDecodeError(f"damaged ({type(error).__name__})") from error
+    return rgb.transpose(_EXIF_TRANSPOSE[orientation]) if orientation in _EXIF_TRANSPOSE else rgb
 
 
-def covering(full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def covering_size(full_size: tuple[int, int], crop_size: tuple[int, int]) -> tuple[int, int]:
     """The (w, h) at which a picture of `full` (w, h) is kept so that `size` (W, H) is just covered."""
-    scale = max(size[0] / full[0], size[1] / full[1])
-    width = min(max(size[0], round(full[0] * scale)), LONGEST * size[0])
-    height = min(max(size[1], round(full[1] * scale)), LONGEST * size[1])
+    scale = max(crop_size[0] / full_size[0], crop_size[1] / full_size[1])
+    width = min(max(crop_size[0], round(full_size[0] * scale)), MAX_LONG_SIDE_FACTOR * crop_size[0])
+    height = min(max(crop_size[1], round(full_size[1] * scale)), MAX_LONG_SIDE_FACTOR * crop_size[1])
     return width, height
 
 
-def _shrink(image: Image.Image, width: int, height: int) -> Image.Image:
+def _shrink_to_cover(image: Image.Image, width: int, height: int) -> Image.Image:
     scale = max(width / image.width, height / image.height)
-    kept = covering(image.size, (width, height))
-    across = min(image.width, kept[0] / scale)
-    down = min(image.height, kept[1] / scale)
-    left, top = (image.width - across) / 2, (image.height - down) / 2
-    box = (left, top, left + across, top + down)
-    if kept == image.size and box == (0, 0, *image.size):
+    target_size = covering_size(image.size, (width, height))
+    crop_width = min(image.width, target_size[0] / scale)
+    crop_height = min(image.height, target_size[1] / scale)
+    left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
+    box = (left, top, left + crop_width, top + crop_height)
+    if target_size == image.size and box == (0, 0, *image.size):
         return image
-    return image.resize(kept, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    return image.resize(target_size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
-def _orientation(image: Image.Image) -> int:
+def _exif_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(0x0112, 1))
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, KeyError):
         return 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        return _deep_grey(image)
+        return _high_bit_depth_to_rgb(image)
     if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        alpha = image.convert("RGBA")
-        white = Image.new("RGBA", alpha.size, "white")
-        return Image.alpha_composite(white, alpha).convert("RGB")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
 
-def _deep_grey(image: Image.Image) -> Image.Image:
+def _high_bit_depth_to_rgb(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and float grey to 8 bits by the range of its kind."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
-    top = float(values.max())
-    if image.mode == "F" and top <= 1:
-        white = 1.0
-    elif image.mode == "F" and top <= 255:
-        white = 255.0
+    maximum = float(values.max())
+    if image.mode == "F" and maximum <= 1:
+        white_level = 1.0
+    elif image.mode == "F" and maximum <= 255:
+        white_level = 255.0
     else:
-        white = 65535.0 if top <= 65535 else top
-    grey = np.clip(values * (255 / white) + 0.5, 0, 255).astype(np.uint8)
-    return Image.fromarray(grey).convert("RGB")
+        white_level = 65535.0 if maximum <= 65535 else maximum
+    gray = np.clip(values * (255 / white_level) + 0.5, 0, 255).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB")

@@ -7,20 +7,20 @@ from pathlib import Path
 
 from unspeckle.errors import InputError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderScan:
     """What a walk through a folder met; every path is relative to it, with forward slashes, sorted."""
 
-    pictures: tuple[str, ...]
-    texts: frozenset[str]  # .txt files
-    metadata: tuple[str, ...]  # metadata.jsonl and metadata.csv
+    images: tuple[str, ...]
+    txt_files: frozenset[str]  # .txt files
+    metadata_files: tuple[str, ...]  # metadata.jsonl and metadata.csv
     skipped: tuple[tuple[str, str], ...]  # (path, why): broken links, pipes, folders that may not be entered
 
 
-def find(folder: Path) -> Found:
+def scan_folder(folder: Path) -> FolderScan:
     """Walk through `folder`, following links but entering no folder twice; hidden files and folders stay out.
 
     Raises InputError where `folder` is not a folder that can be read.
@@ -29,48 +29,48 @@ def find(folder: Path) -> Found:
         raise InputError(f"{folder}: no such folder; give the folder that holds the pictures")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file; give the folder that holds the pictures")
-    pictures: list[str] = []
-    texts: set[str] = set()
-    metadata: list[str] = []
+    images: list[str] = []
+    txt_files: set[str] = set()
+    metadata_files: list[str] = []
     skipped: list[tuple[str, str]] = []
-    entered: set[tuple[int, int]] = set()
-    links: list[str] = []  # folders behind links wait until every real folder was entered under its own name
-    waiting = [""]
-    while waiting or links:
-        here = waiting.pop() if waiting else links.pop(0)
+    visited: set[tuple[int, int]] = set()
+    linked_folders: list[str] = []  # folders behind links wait until every real folder was entered under its own name
+    pending_folders = [""]
+    while pending_folders or linked_folders:
+        subfolder = pending_folders.pop() if pending_folders else linked_folders.pop(0)
         try:
-            about = (folder / here).stat()
-            if (about.st_dev, about.st_ino) in entered:
+            status = (folder / subfolder).stat()
+            if (status.st_dev, status.st_ino) in visited:
                 continue
-            entered.add((about.st_dev, about.st_ino))
-            entries = sorted(os.scandir(folder / here), key=lambda entry: entry.name)
+            visited.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(folder / subfolder), key=lambda entry: entry.name)
         except OSError as error:
-            if not here:
+            if not subfolder:
                 raise InputError(f"{folder}: cannot be read ({error.strerror}); mend its permissions") from error
-            skipped.append((here, error.strerror or "cannot be entered"))
+            skipped.append((subfolder, error.strerror or "cannot be entered"))
             continue
         for entry in entries:
             name = entry.name
             if name.startswith(".") or name == "__MACOSX":
                 continue
-            path = f"{here}/{name}" if here else name
+            path = f"{subfolder}/{name}" if subfolder else name
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million names: Path is ten times slower
             if entry.is_dir():
-                (links if entry.is_symlink() else waiting).append(path)
-            elif suffix in SUFFIXES:
-                why = _unusable(entry)
-                if why:
-                    skipped.append((path, why))
+                (linked_folders if entry.is_symlink() else pending_folders).append(path)
+            elif suffix in IMAGE_SUFFIXES:
+                reason = _unusable_reason(entry)
+                if reason:
+                    skipped.append((path, reason))
                 else:
-                    pictures.append(path)
+                    images.append(path)
             elif name.lower() in ("metadata.jsonl", "metadata.csv"):
-                metadata.append(path)
+                metadata_files.append(path)
             elif suffix == ".txt":
-                texts.add(path)
-    return Found(tuple(sorted(pictures)), frozenset(texts), tuple(sorted(metadata)), tuple(sorted(skipped)))
+                txt_files.add(path)
+    return FolderScan(tuple(sorted(images)), frozenset(txt_files), tuple(sorted(metadata_files)), tuple(sorted(skipped)))
 
 
-def _unusable(entry: os.DirEntry[str]) -> str:
+def _unusable_reason(entry: os.DirEntry[str]) -> str:
     try:
         mode = entry.stat().st_mode
     except OSError:

@@ -10,17 +10,17 @@ from typing import Any
 
 from unspeckle.errors import InputError
 
-COLUMNS = ("text", "texts", "caption", "captions")
+CAPTION_COLUMNS = ("text", "texts", "caption", "captions")
 
 
-def decode(raw: bytes) -> str:
+def decode_text(raw: bytes) -> str:
     """Text from bytes: UTF-8, or UTF-16 with its mark. Raises UnicodeDecodeError."""
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return raw.decode("utf-16")
     return raw.decode("utf-8-sig")
 
 
-def rows(folder: Path, path: str) -> Iterator[tuple[str, list[str]]]:
+def read_metadata(folder: Path, path: str) -> Iterator[tuple[str, list[str]]]:
     """Yield (picture's path relative to `folder`, its captions as written) for each row of `folder / path`.
 
     Captions stand in `text` or `caption` (a string or a list) and `texts` or `captions`; several rows may name one
@@ -28,66 +28,66 @@ def rows(folder: Path, path: str) -> Iterator[tuple[str, list[str]]]:
     row cannot be read or leads out of the folder.
     """
     try:
-        text = decode((folder / path).read_bytes())
+        text = decode_text((folder / path).read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); mend it or take it away") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    read = _csv_rows if path.lower().endswith(".csv") else _json_rows
-    for line, row in read(text, path):
-        yield _picture(row, path, line), _captions(row, path, line)
+    read_rows = _read_csv_rows if path.lower().endswith(".csv") else _read_json_rows
+    for line, row in read_rows(text, path):
+        yield _image_path(row, path, line), _row_captions(row, path, line)
 
 
-def _json_rows(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, entry in enumerate(text.split("\n"), start=1):
-        if not entry.strip():
+def _read_json_rows(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, text_line in enumerate(text.split("\n"), start=1):
+        if not text_line.strip():
             continue
         try:
-            row = json.loads(entry)
+            row = json.loads(text_line)
         except (ValueError, RecursionError) as error:
-            why = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "unreadable"
-            raise InputError(f"{path} line {line}: not JSON ({why}); mend or delete the line") from error
+            reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "unreadable"
+            raise InputError(f"{path} line {line}: not JSON ({reason}); mend or delete the line") from error
         if not isinstance(row, dict):
             raise InputError(f'{path} line {line}: not an object like {{"file_name": "a.jpg", "text": "a frog"}}')
         yield line, row
 
 
-def _csv_rows(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    head = text.split("\n", 1)[0]
-    delimiter = next((sign for sign in (",", ";", "\t") if sign in head), ",")
+def _read_csv_rows(text: str, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    first_line = text.split("\n", 1)[0]
+    delimiter = next((candidate for candidate in (",", ";", "\t") if candidate in first_line), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     line = 1
     try:
         for row in reader:
-            first, line = line, reader.line_num + 1
+            row_line, line = line, reader.line_num + 1
             if not row:
                 continue
             if header is None:
                 header = [name.strip() for name in row]
                 continue
             if len(row) > len(header):
-                mend = "put captions that hold a comma in double quotes"
-                raise InputError(f"{path} line {first}: {len(row)} fields under {len(header)} headings; {mend}")
-            yield first, dict(zip(header, row, strict=False))
+                hint = "put captions that hold a comma in double quotes"
+                raise InputError(f"{path} line {row_line}: {len(row)} fields under {len(header)} headings; {hint}")
+            yield row_line, dict(zip(header, row, strict=False))
     except csv.Error as error:
         raise InputError(f"{path} line {line}: {error}; mend the quotes there") from error
 
 
-def _picture(row: dict[str, Any], path: str, line: int) -> str:
+def _image_path(row: dict[str, Any], path: str, line: int) -> str:
     name = row.get("file_name")
     if not isinstance(name, str) or not name.strip():
         raise InputError(f"{path} line {line}: no file_name; give the picture's path relative to {path}")
     name = name.replace("\\", "/")
-    joined = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
-    if name.startswith("/") or name[1:3] == ":/" or joined.split("/")[0] == "..":
+    image_path = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
+    if name.startswith("/") or name[1:3] == ":/" or image_path.split("/")[0] == "..":
         raise InputError(f"{path} line {line}: file_name {name!r} leads out of the folder; give a path inside it")
-    return joined
+    return image_path
 
 
-def _captions(row: dict[str, Any], path: str, line: int) -> list[str]:
+def _row_captions(row: dict[str, Any], path: str, line: int) -> list[str]:
     captions: list[str] = []
-    for column in COLUMNS:
+    for column in CAPTION_COLUMNS:
         value = row.get(column)
         for entry in value if isinstance(value, list) else [value]:
             if isinstance(entry, str):

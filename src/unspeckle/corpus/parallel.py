@@ -8,23 +8,23 @@ from itertools import islice
 from typing import TypeVar
 
 Result = TypeVar("Result")
-_CHUNK = 8
+_CHUNK_SIZE = 8
 
 
-def in_order(work: Callable[[int], Result], count: int) -> Iterator[Result]:
+def map_in_order(function: Callable[[int], Result], count: int) -> Iterator[Result]:
     """Yield work(0), …, work(count - 1), some chunks ahead of the consumer and no further."""
-    workers = min(16, os.cpu_count() or 1)
+    worker_count = min(16, os.cpu_count() or 1)
 
-    def chunk(start: int) -> list[Result]:
-        return [work(i) for i in range(start, min(start + _CHUNK, count))]
+    def run_chunk(start: int) -> list[Result]:
+        return [function(i) for i in range(start, min(start + _CHUNK_SIZE, count))]
 
-    starts = iter(range(0, count, _CHUNK))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+    starts = iter(range(0, count, _CHUNK_SIZE))
+    pool = ThreadPoolExecutor(worker_count, thread_name_prefix="pictures")
     try:
-        ahead: deque[Future[list[Result]]] = deque(pool.submit(chunk, start) for start in islice(starts, 3 * workers))
-        while ahead:
-            ready = ahead.popleft().result()
-            ahead.extend(pool.submit(chunk, start) for start in islice(starts, 1))
-            yield from ready
+        pending: deque[Future[list[Result]]] = deque(pool.submit(run_chunk, start) for start in islice(starts, 3 * worker_count))
+        while pending:
+            results = pending.popleft().result()
+            pending.extend(pool.submit(run_chunk, start) for start in islice(starts, 1))
+            yield from results
     finally:
         pool.shutdown(cancel_futures=True)

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unspeckle.corpus.cache import Progress, Store, open_store
-from unspeckle.corpus.captions import Listing, named
+from unspeckle.corpus.cache import ProgressCallback, ImageStore, open_image_store
+from unspeckle.corpus.captions import FolderListing, summarize_names
 from unspeckle.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HELD_OUT_SHARE = 0.05
-HELD_OUT_MOST = 2000
-_SIDED = re.compile(
+VALIDATION_FRACTION = 0.05
+MAX_VALIDATION_IMAGES = 2000
+_SIDE_WORDS = re.compile(
     r"(?<![^\W_])(?:left|right|half)[\-_ ]?(?:most|hand|handed|hander|ward|wards|side|sided)?(?![^\W_])", re.IGNORECASE
 )
 
@@ -31,62 +31,62 @@ _SIDED = re.compile(
 class Split:
     """Pictures with their wordings, in the order of their contents' hashes."""
 
-    store: Store
-    places: NDArray[np.int64]  # of each picture in the store's records
-    wordings: tuple[tuple[str, ...], ...]
+    store: ImageStore
+    record_indices: NDArray[np.int64]  # of each picture in the store's records
+    captions: tuple[tuple[str, ...], ...]
     size: tuple[int, int]  # (W, H)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.record_indices)
 
-    def pictures(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Tensor:
+    def center_crops(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Tensor:
         """The middles of these pictures: uint8 (B, 3, H, W), channels last in memory."""
-        chosen = np.asarray(indices, np.int64)
-        tall, wide = self.spare(chosen)
-        return self.crops(chosen, tall // 2, wide // 2, np.zeros(len(chosen), np.bool_))
+        image_indices = np.asarray(indices, np.int64)
+        extra_heights, extra_widths = self.crop_margins(image_indices)
+        return self.crop_images(image_indices, extra_heights // 2, extra_widths // 2, np.zeros(len(image_indices), np.bool_))
 
-    def captions(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> list[str]:
+    def first_captions(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> list[str]:
         """The first wording of each of these pictures."""
-        return [self.wordings[i][0] for i in np.asarray(indices, np.int64)]
+        return [self.captions[i][0] for i in np.asarray(indices, np.int64)]
 
-    def spare(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def crop_margins(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """By how many pixels each picture is taller and wider than a crop: (B,), (B,)."""
-        records = self.store.records[self.places[indices]]
+        records = self.store.records[self.record_indices[indices]]
         width, height = self.size
         return records["height"].astype(np.int64) - height, records["width"].astype(np.int64) - width
 
-    def crops(
+    def crop_images(
         self,
         indices: NDArray[np.int64],
         tops: NDArray[np.int64],
         lefts: NDArray[np.int64],
-        mirrored: NDArray[np.bool_],
+        flip: NDArray[np.bool_],
     ) -> Tensor:
         """Cut each picture at (top, left), mirrored where asked: uint8 (B, 3, H, W), channels last in memory."""
         import torch
 
-        records = self.store.records[self.places[indices]]
+        records = self.store.records[self.record_indices[indices]]
         width, height = self.size
-        out = np.empty((len(indices), height, width, 3), np.uint8)
+        crops = np.empty((len(indices), height, width, 3), np.uint8)
         pixels = self.store.pixels
-        places = zip(
+        positions = zip(
             records["offset"].tolist(),
             records["height"].tolist(),
             records["width"].tolist(),
             tops.tolist(),
             lefts.tolist(),
-            mirrored.tolist(),
+            flip.tolist(),
             strict=True,
         )
-        for row, (offset, tall, wide, top, left, mirror) in zip(out, places, strict=True):
-            picture = pixels[offset : offset + tall * wide * 3].reshape(tall, wide, 3)
-            crop = picture[top : top + height, left : left + width]
-            row[...] = crop[:, ::-1] if mirror else crop
-        return torch.from_numpy(out).permute(0, 3, 1, 2)  # (B, 3, H, W)
+        for crop_out, (offset, image_height, image_width, top, left, should_flip) in zip(crops, positions, strict=True):
+            image = pixels[offset : offset + image_height * image_width * 3].reshape(image_height, image_width, 3)
+            crop = image[top : top + height, left : left + width]
+            crop_out[...] = crop[:, ::-1] if should_flip else crop
+        return torch.from_numpy(crops).permute(0, 3, 1, 2)  # (B, 3, H, W)
 
-    def mirrorable(self) -> NDArray[np.bool_]:
+    def flippable(self) -> NDArray[np.bool_]:
         """(N,) False where any wording says left, right or half."""
-        return np.array([not any(map(_SIDED.search, words)) for words in self.wordings], np.bool_)
+        return np.array([not any(map(_SIDE_WORDS.search, captions)) for captions in self.captions], np.bool_)
 
 
 @dataclass(frozen=True)
@@ -94,29 +94,29 @@ class Corpus:
     """A decoded listing. `fingerprint` follows from the files' bytes, their wordings and the size alone."""
 
     training: Split
-    heldout: Split
+    validation: Split
     fingerprint: str
     summary: dict[str, Any]  # JSON: counts and sizes, no paths
-    unread: tuple[tuple[str, str], ...]  # (path, why) of the pictures that were left out
+    unreadable: tuple[tuple[str, str], ...]  # (path, why) of the pictures that were left out
 
-    def captions(self) -> Iterator[str]:
+    def training_captions(self) -> Iterator[str]:
         """Every wording of every picture to train on."""
-        return (caption for words in self.training.wordings for caption in words)
+        return (caption for captions in self.training.captions for caption in captions)
 
     def describe(self) -> list[str]:
         """What was decoded, in words: lines for a person."""
         width, height = self.training.size
-        lines = [f"{len(self.training):,} pictures to train on, {len(self.heldout):,} held out, at {width}x{height}"]
+        lines = [f"{len(self.training):,} pictures to train on, {len(self.validation):,} held out, at {width}x{height}"]
         if self.summary["enlarged"]:
             lines.append(f"{self.summary['enlarged']:,} of them are smaller than that and were enlarged")
-        if self.unread:
-            some = named([f"{path}: {why}" for path, why in self.unread])
-            lines.append(f"left out, cannot be read: {len(self.unread):,} ({some})")
+        if self.unreadable:
+            examples = summarize_names([f"{path}: {reason}" for path, reason in self.unreadable])
+            lines.append(f"left out, cannot be read: {len(self.unreadable):,} ({examples})")
         return lines
 
 
 def open_corpus(
-    listing: Listing, size: int | tuple[int, int], *, cache: str | Path, progress: Progress | None = None
+    listing: FolderListing, size: int | tuple[int, int], *, cache_dir: str | Path, progress: ProgressCallback | None = None
 ) -> Corpus:
     """Decode the listing's pictures once into a memory map below the folder `cache`, or find them there.
 
@@ -128,67 +128,67 @@ def open_corpus(
     width, height = (size, size) if isinstance(size, int) else size
     if not (1 <= width <= 8192 and 1 <= height <= 8192):
         raise InputError(f"--size {width}x{height}: out of range; give 1 to 8192 pixels a side")
-    paths = [picture.path for picture in listing.pictures]
-    store = open_store(listing.folder, paths, (width, height), Path(cache), progress)
-    unread = tuple((paths[entry.listed], entry.why) for entry in store.unread)
+    paths = [image.path for image in listing.images]
+    store = open_image_store(listing.folder, paths, (width, height), Path(cache_dir), progress)
+    unreadable = tuple((paths[entry.path_index], entry.reason) for entry in store.unreadable)
     if len(store.records) == 0:
-        some = named([f"{path}: {why}" for path, why in unread])
-        raise InputError(f"{listing.folder}: none of {len(paths):,} pictures can be read ({some}); mend the files")
+        examples = summarize_names([f"{path}: {reason}" for path, reason in unreadable])
+        raise InputError(f"{listing.folder}: none of {len(paths):,} pictures can be read ({examples}); mend the files")
     digests = store.records["digest"]
-    keys = np.ascontiguousarray(digests).view(">u8").astype(np.uint64)  # (N, 2)
-    words = [listing.pictures[i].captions for i in store.records["listed"]]
+    hashes = np.ascontiguousarray(digests).view(">u8").astype(np.uint64)  # (N, 2)
+    captions = [listing.images[i].captions for i in store.records["listed"]]
     # copies with other words: by the words, so that the order never hangs on a file's name
-    ranks = {caption: rank for rank, caption in enumerate(sorted(set(words)))}
-    order = np.lexsort((np.array([ranks[w] for w in words]), keys[:, 1], keys[:, 0]))
-    out = held_out(keys[order, 0])
+    rank_by_captions = {image_captions: rank for rank, image_captions in enumerate(sorted(set(captions)))}
+    order = np.lexsort((np.array([rank_by_captions[image_captions] for image_captions in captions]), hashes[:, 1], hashes[:, 0]))
+    is_validation = validation_mask(hashes[order, 0])
 
-    def split(mine: NDArray[np.bool_]) -> Split:
-        places = order[mine].astype(np.int64)
-        return Split(store, places, tuple(words[i] for i in places), (width, height))
+    def make_split(mask: NDArray[np.bool_]) -> Split:
+        record_indices = order[mask].astype(np.int64)
+        return Split(store, record_indices, tuple(captions[i] for i in record_indices), (width, height))
 
-    training, heldout = split(~out), split(out)
-    fingerprint = _fingerprint(digests[order], [words[i] for i in order], (width, height))
-    return Corpus(training, heldout, fingerprint, _summary(listing, training, heldout, fingerprint), unread)
+    training, validation = make_split(~is_validation), make_split(is_validation)
+    fingerprint = _fingerprint(digests[order], [captions[i] for i in order], (width, height))
+    return Corpus(training, validation, fingerprint, _summary(listing, training, validation, fingerprint), unreadable)
 
 
-def held_out(keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+def validation_mask(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """(N,) which of the pictures with these hashes (N,) are kept out of training.
 
     About 5 % and 2,000 at most; at least one hash of 8 pictures or more, unless copies of one make up over a quarter.
     """
-    if len(keys) < 8:
-        return np.zeros(len(keys), np.bool_)
-    share = min(HELD_OUT_SHARE, HELD_OUT_MOST / len(keys))
-    out = keys < np.uint64(int(share * 2**64))
-    if not 0 < out.sum() <= len(keys) // 4:
-        hashes, counts = np.unique(keys, return_counts=True)
-        rare = hashes[counts <= len(keys) // 4]
-        out = keys == rare[0] if len(rare) else np.zeros(len(keys), np.bool_)
-    return np.asarray(out, np.bool_)
+    if len(hashes) < 8:
+        return np.zeros(len(hashes), np.bool_)
+    fraction = min(VALIDATION_FRACTION, MAX_VALIDATION_IMAGES / len(hashes))
+    is_validation = hashes < np.uint64(int(fraction * 2**64))
+    if not 0 < is_validation.sum() <= len(hashes) // 4:
+        hashes, counts = np.unique(hashes, return_counts=True)
+        rare_hashes = hashes[counts <= len(hashes) // 4]
+        is_validation = hashes == rare_hashes[0] if len(rare_hashes) else np.zeros(len(hashes), np.bool_)
+    return np.asarray(is_validation, np.bool_)
 
 
-def _fingerprint(digests: NDArray[np.uint8], words: Sequence[Sequence[str]], size: tuple[int, int]) -> str:
-    whole = hashlib.blake2b(f"{size[0]}x{size[1]}".encode(), digest_size=16)
-    for digest, captions in zip(digests, words, strict=True):
-        whole.update(digest.tobytes() + "\n".join(captions).encode() + b"\0")
-    return whole.hexdigest()
+def _fingerprint(digests: NDArray[np.uint8], captions: Sequence[Sequence[str]], size: tuple[int, int]) -> str:
+    fingerprint = hashlib.blake2b(f"{size[0]}x{size[1]}".encode(), digest_size=16)
+    for image_digest, image_captions in zip(digests, captions, strict=True):
+        fingerprint.update(image_digest.tobytes() + "\n".join(image_captions).encode() + b"\0")
+    return fingerprint.hexdigest()
 
 
-def _summary(listing: Listing, training: Split, heldout: Split, fingerprint: str) -> dict[str, Any]:
-    wordings = [words for split in (training, heldout) for words in split.wordings]
-    counts = Counter(len(words) for words in wordings)
+def _summary(listing: FolderListing, training: Split, validation: Split, fingerprint: str) -> dict[str, Any]:
+    all_captions = [captions for split in (training, validation) for captions in split.captions]
+    counts = Counter(len(captions) for captions in all_captions)
     return {
-        "pictures": len(wordings),
+        "pictures": len(all_captions),
         "training": len(training),
-        "held_out": len(heldout),
-        "captions": sum(map(len, wordings)),
-        "different_captions": len({caption for words in wordings for caption in words}),
-        "captions_per_picture": {str(number): counts[number] for number in sorted(counts)},
+        "held_out": len(validation),
+        "captions": sum(map(len, all_captions)),
+        "different_captions": len({caption for captions in all_captions for caption in captions}),
+        "captions_per_picture": {str(caption_count): counts[caption_count] for caption_count in sorted(counts)},
         "size": list(training.size),
         "enlarged": int(training.store.records["enlarged"].sum()),
-        "unreadable": len(training.store.unread),
+        "unreadable": len(training.store.unreadable),
         "uncaptioned": len(listing.uncaptioned),
-        "missing": len(listing.missing),
-        "sources": dict(listing.sources),
+        "missing": len(listing.missing_files),
+        "sources": dict(listing.source_counts),
         "fingerprint": fingerprint,
     }

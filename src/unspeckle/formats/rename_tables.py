@@ -14,78 +14,78 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Pairs = Sequence[tuple[str, str]]
-Rows = Sequence[tuple[str, str, Pairs]]
-Names = dict[str, str]  # ours to theirs#how
+LeafRenames = Sequence[tuple[str, str]]
+RenameRules = Sequence[tuple[str, str, LeafRenames]]
+NameTable = dict[str, str]  # ours to theirs#how
 
 
 @dataclass(frozen=True)
-class Shape:
+class BlockLayout:
     """What turns a count of blocks into levels: blocks at each level on the way down, how many levels, and at which
     levels, the finest first, a transformer follows each block."""
 
-    blocks: int = 1
+    blocks_per_level: int = 1
     levels: int = 1
-    followed: tuple[bool, ...] = ()
+    has_transformer: tuple[bool, ...] = ()
 
 
-def names(ours: Iterable[str], rows: Rows, shape: Shape, prefix: str = "") -> Names:
+def build_name_table(our_names: Iterable[str], rules: RenameRules, layout: BlockLayout, prefix: str = "") -> NameTable:
     """Every name of ours with theirs. ValueError where the table has no row for one."""
-    return {name: prefix + _theirs(name, rows, shape) for name in ours}
+    return {name: prefix + _their_name(name, rules, layout) for name in our_names}
 
 
-def _theirs(name: str, rows: Rows, shape: Shape) -> str:
-    for ours, theirs, leaves in rows:
-        found = re.match(re.escape(ours).replace(r"\{i\}", r"(\d+)") + r"(?:\.|$)", name)
-        if found:
-            rest = name[found.end() :]
-            for mine, other in leaves:
-                rest = re.sub(rf"(?<![^.]){re.escape(mine)}(?![^.])", other, rest)
-            counted = _counted(ours, int(found[1]), shape) if found.lastindex else {}
-            return ".".join(part for part in (theirs.format(**counted), rest) if part)
+def _their_name(name: str, rules: RenameRules, layout: BlockLayout) -> str:
+    for our_pattern, their_pattern, leaf_renames in rules:
+        match = re.match(re.escape(our_pattern).replace(r"\{i\}", r"(\d+)") + r"(?:\.|$)", name)
+        if match:
+            rest = name[match.end() :]
+            for our_leaf, their_leaf in leaf_renames:
+                rest = re.sub(rf"(?<![^.]){re.escape(our_leaf)}(?![^.])", their_leaf, rest)
+            indices = _block_indices(our_pattern, int(match[1]), layout) if match.lastindex else {}
+            return ".".join(part for part in (their_pattern.format(**indices), rest) if part)
     raise ValueError(f"no row for {name}")
 
 
-def _counted(ours: str, i: int, shape: Shape) -> dict[str, int]:
-    whole = shape.blocks + 1
-    if "shrink" in ours:
-        return {"level": i, "n": (i + 1) * whole}
-    if "grow" in ours:
-        back = shape.levels - 1 - i
-        k = 2 if shape.followed and shape.followed[back] else 1
-        return {"level": i, "back": back, "n": (i + 1) * whole - 1, "k": k}
-    if "up" in ours.split("."):
-        level, block = divmod(i, whole)
-        return {"level": level, "back": shape.levels - 1 - level, "block": block, "n": i}
-    level, block = divmod(i, shape.blocks)
+def _block_indices(our_pattern: str, i: int, layout: BlockLayout) -> dict[str, int]:
+    modules_per_level = layout.blocks_per_level + 1
+    if "shrink" in our_pattern:
+        return {"level": i, "n": (i + 1) * modules_per_level}
+    if "grow" in our_pattern:
+        reverse_level = layout.levels - 1 - i
+        k = 2 if layout.has_transformer and layout.has_transformer[reverse_level] else 1
+        return {"level": i, "back": reverse_level, "n": (i + 1) * modules_per_level - 1, "k": k}
+    if "up" in our_pattern.split("."):
+        level, block = divmod(i, modules_per_level)
+        return {"level": level, "back": layout.levels - 1 - level, "block": block, "n": i}
+    level, block = divmod(i, layout.blocks_per_level)
     return {"level": level, "block": block, "n": i + level + 1, "i": i}
 
 
-def taken(table: Names, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_our_names(table: NameTable, their_tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors as ours, where they are there."""
-    ours = {}
-    for mine, said in table.items():
-        theirs, _, how = said.partition("#")
-        if theirs in held:
-            tensor = held[theirs]
-            if how.isdigit() and tensor.ndim and len(tensor) % 3 == 0:
-                tensor = tensor.chunk(3)[int(how)]
-            ours[mine] = tensor.T if how == "T" and tensor.ndim == 2 else tensor
-            if how == "conv" and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
-                ours[mine] = tensor[:, :, 0, 0]
-    return ours
+    our_tensors = {}
+    for our_name, stored_as in table.items():
+        their_name, _, transform = stored_as.partition("#")
+        if their_name in their_tensors:
+            tensor = their_tensors[their_name]
+            if transform.isdigit() and tensor.ndim and len(tensor) % 3 == 0:
+                tensor = tensor.chunk(3)[int(transform)]
+            our_tensors[our_name] = tensor.T if transform == "T" and tensor.ndim == 2 else tensor
+            if transform == "conv" and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+                our_tensors[our_name] = tensor[:, :, 0, 0]
+    return our_tensors
 
 
-def given(table: Names, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_their_names(table: NameTable, our_tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors as theirs, contiguous."""
-    theirs: dict[str, Tensor] = {}
-    thirds: dict[str, list[Tensor]] = {}
-    for mine, said in table.items():
-        name, _, how = said.partition("#")
-        tensor = ours[mine]
-        if how.isdigit():
-            thirds.setdefault(name, []).append(tensor)  # in the order query, key, value
+    their_tensors: dict[str, Tensor] = {}
+    qkv_parts: dict[str, list[Tensor]] = {}
+    for our_name, stored_as in table.items():
+        their_name, _, transform = stored_as.partition("#")
+        tensor = our_tensors[our_name]
+        if transform.isdigit():
+            qkv_parts.setdefault(their_name, []).append(tensor)  # in the order query, key, value
             continue
-        tensor = tensor[:, :, None, None] if how == "conv" else tensor.T if how == "T" else tensor
-        theirs[name] = tensor.contiguous()
-    return theirs | {name: torch.cat(parts) for name, parts in thirds.items()}
+        tensor = tensor[:, :, None, None] if transform == "conv" else tensor.T if transform == "T" else tensor
+        their_tensors[their_name] = tensor.contiguous()
+    return their_tensors | {name: torch.cat(parts) for name, parts in qkv_parts.items()}

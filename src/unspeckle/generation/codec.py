@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unspeckle.generation.tiling import map_tiles
 from unspeckle.model import Model
-from unspeckle.networks.autoencoder import finite
+from unspeckle.networks.autoencoder import run_without_overflow
 
 
 @torch.no_grad()
@@ -24,9 +24,9 @@ def decode_latents(model: Model, x: Tensor, tiles: int = 0) -> Tensor:
     coder = model.autoencoder
 
     def decode(latents: Tensor) -> Tensor:
-        return map_tiles(coder.decode, latents, tiles // coder.factor, 1, coder.factor)
+        return map_tiles(coder.decode, latents, tiles // coder.downsampling_factor, 1, coder.downsampling_factor)
 
-    return finite(coder, decode, x.float())
+    return run_without_overflow(coder, decode, x.float())
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def encode_images(model: Model, images: Tensor, noise: Callable[[], Tensor], til
         return torch.cat(coder.posterior(part), 1)
 
     def encode(whole: Tensor) -> Tensor:
-        return map_tiles(moments, whole, tiles // coder.factor, coder.factor, 1)
+        return map_tiles(moments, whole, tiles // coder.downsampling_factor, coder.downsampling_factor, 1)
 
-    mean, deviation = finite(coder, encode, images).chunk(2, dim=1)
+    mean, deviation = run_without_overflow(coder, encode, images).chunk(2, dim=1)
     return mean if not deviation.any() else mean + deviation * noise()

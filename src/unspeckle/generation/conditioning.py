@@ -14,7 +14,7 @@ from torch import Tensor
 from unspeckle.denoiser import Denoise, Conditioning
 from unspeckle.guidance import GuidanceRule, guided_denoise, concatenate, composed
 from unspeckle.model import Model, SamplingSetup
-from unspeckle.prompts import Blend, Caption, Chunk, Guesses, Prompt, guesses
+from unspeckle.prompts import PromptBlend, ChunkedPrompt, PromptChunk, WeightedPredictions, Prompt, predictions
 
 Shares = tuple[tuple[float, ...], ...]
 
@@ -23,7 +23,7 @@ class StepState(NamedTuple):
     """What a step asks for: shares[0] of the guesses are wanted, shares[1] unwanted; each has a blend for every row."""
 
     weights: Shares
-    captions: tuple[tuple[Blend, ...], ...]
+    captions: tuple[tuple[PromptBlend, ...], ...]
 
 
 def denoise_prompts(
@@ -63,9 +63,9 @@ def prediction_weights(model: Model, prompt: Prompt, steps: int) -> tuple[tuple[
     return tuple(tuple(weight for weight, _ in _predictions(model, prompt, step, steps)) for step in range(steps))
 
 
-def _predictions(model: Model, prompt: Prompt, step: int, steps: int) -> Guesses:
+def _predictions(model: Model, prompt: Prompt, step: int, steps: int) -> WeightedPredictions:
     trained = "hybrid" in getattr(model.tokenizer, "known", ())
-    return guesses(prompt, step, steps, "words" if trained else "guesses")
+    return predictions(prompt, step, steps, "words" if trained else "guesses")
 
 
 def step_state(
@@ -91,7 +91,7 @@ def remaining_weight(weights: Sequence[float]) -> float:
     return 0.0 if abs(rest) < 1e-9 else rest
 
 
-def conditioning_reader(model: Model, states: Sequence[StepState]) -> Callable[[tuple[Blend, ...]], Conditioning]:
+def conditioning_reader(model: Model, states: Sequence[StepState]) -> Callable[[tuple[PromptBlend, ...]], Conditioning]:
     """What the states' blends become as rows of a Given. Each is encoded and prepared alone and once, so that it does
     not depend on the batch; shorter ones are filled up to the longest's tokens."""
     blends = dict.fromkeys(blend for state in states for rows in state.captions for blend in rows)
@@ -105,7 +105,7 @@ def conditioning_reader(model: Model, states: Sequence[StepState]) -> Callable[[
         for blend in blends
     }
 
-    def given(rows: tuple[Blend, ...]) -> Conditioning:
+    def given(rows: tuple[PromptBlend, ...]) -> Conditioning:
         places = {blend: place for place, blend in enumerate(dict.fromkeys(rows))}
         each = concatenate([prepared[blend] for blend in places])
         at = torch.tensor([places[blend] for blend in rows], device=each.tokens.device)
@@ -115,7 +115,7 @@ def conditioning_reader(model: Model, states: Sequence[StepState]) -> Callable[[
     return given
 
 
-def encode_caption(model: Model, caption: Caption) -> Conditioning:
+def encode_caption(model: Model, caption: ChunkedPrompt) -> Conditioning:
     """The caption's chunks side by side, (1, L of all, D); their vectors' mean."""
     chunks = [encode_chunk(model, chunk) for chunk in caption]
     if len(chunks) == 1:
@@ -125,13 +125,13 @@ def encode_caption(model: Model, caption: Caption) -> Conditioning:
     return Conditioning(torch.cat([given.tokens for given in chunks], 1), mask, vector)
 
 
-def encode_chunk(model: Model, chunk: Chunk) -> Conditioning:
+def encode_chunk(model: Model, chunk: PromptChunk) -> Conditioning:
     text = "".join(said for said, _ in chunk)
     conditioning: Conditioning = model.text_encoder(model.tokenizer.encode([text]).to(model.device))
     if all(weight == 1 for _, weight in chunk):
         return conditioning
     character_weights = [weight for said, weight in chunk for _ in said]
-    spans = model.tokenizer.spans(text)
+    spans = model.tokenizer.character_spans(text)
     weights = conditioning.tokens.new_tensor([character_weights[end - 1] if end > start else 1.0 for start, end in spans])
     visible = conditioning.tokens.new_ones(len(spans)) if conditioning.mask is None else conditioning.mask[0].to(conditioning.tokens.dtype)
     mean = (conditioning.tokens * visible[:, None]).sum(1, keepdim=True) / visible.sum()

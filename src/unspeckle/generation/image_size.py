@@ -39,7 +39,7 @@ def choose_size(
 def size_unit(model: Model) -> tuple[int, int]:
     """What a side in pixels must be a multiple of, and its least."""
     config: Any = model.network.config
-    unit = int(config.factor) * model.autoencoder.factor
+    unit = int(config.factor) * model.autoencoder.downsampling_factor
     return unit, -(-16 // unit) * unit
 
 

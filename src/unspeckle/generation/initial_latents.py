@@ -73,8 +73,8 @@ def hires_latents(model: Model, resolved: ResolvedRequest, seeds: Sequence[int],
 
 
 def drawing_noise(model: Model, size: tuple[int, int], seeds: Sequence[int]) -> tuple[Noise, tuple[int, int, int]]:
-    width, height = (side // model.autoencoder.factor for side in size)
-    shape = (model.autoencoder.channels, height, width)
+    width, height = (side // model.autoencoder.downsampling_factor for side in size)
+    shape = (model.autoencoder.latent_channels, height, width)
     return model.noise(seeds, shape), shape
 
 

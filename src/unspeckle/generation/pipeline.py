@@ -22,7 +22,7 @@ from unspeckle.generation.inpainting import inpainting_denoise, paste_original, 
 from unspeckle.generation.request import Request, ResolvedRequest, ignored_options, resolve
 from unspeckle.model import Model
 from unspeckle.output.png import attach_metadata
-from unspeckle.prompts import Prompt, parse
+from unspeckle.prompts import Prompt, parse_prompt
 from unspeckle.samplers import SAMPLERS, Step
 from unspeckle.version import installed_version
 
@@ -71,7 +71,7 @@ def steps(model: Model, request: Request) -> Iterator[Step]:
     InputError at once, before the first step, where the ask cannot be drawn.
     """
     resolved = resolve(model, request)
-    return batch_steps(model, resolved, [parse(resolved.prompt)] * resolved.count, *resolved.seeds())
+    return batch_steps(model, resolved, [parse_prompt(resolved.prompt)] * resolved.count, *resolved.seeds())
 
 
 @torch.no_grad()
@@ -96,8 +96,8 @@ def sample(model: Model, resolved: ResolvedRequest, prompts: Sequence[Prompt], i
 
 
 def build_denoise(model: Model, resolved: ResolvedRequest, prompts: Sequence[Prompt], initial: InitialLatents) -> Denoise:
-    rule, negative_prompt = guidance_rule(resolved, model.cfg_scale(resolved.guidance_scale)), parse(resolved.negative_prompt)
-    size = (initial.x.shape[3] * model.autoencoder.factor, initial.x.shape[2] * model.autoencoder.factor)
+    rule, negative_prompt = guidance_rule(resolved, model.cfg_scale(resolved.guidance_scale)), parse_prompt(resolved.negative_prompt)
+    size = (initial.x.shape[3] * model.autoencoder.downsampling_factor, initial.x.shape[2] * model.autoencoder.downsampling_factor)
 
     def complete(one: Model, given: Conditioning, wanted: bool) -> Conditioning:
         if one.takes_mask and initial.mask_conditioning is not None:
@@ -112,7 +112,7 @@ def build_denoise(model: Model, resolved: ResolvedRequest, prompts: Sequence[Pro
         denoise = read(model, rule)
     else:
         denoise = guidance.autoguidance(read(model, None), read(resolved.guide_model.with_clip_skip(resolved.clip_skip), None), rule)
-    bounds: Any = model.autoencoder.bounds if model.card.clamp_denoised else None
+    bounds: Any = model.autoencoder.latent_bounds if model.card.clamp_denoised else None
     if resolved.dynamic_threshold is not None:
         return guidance.dynamic_threshold(denoise, bounds[0], bounds[1], resolved.dynamic_threshold)
     return denoise if bounds is None else guidance.clamp_denoised(denoise, *bounds)
@@ -145,7 +145,7 @@ def draw_prompts(model: Model, prompts: Sequence[str], seeds: Sequence[int], req
     groups: dict[Any, list[tuple[int, Prompt]]] = {}
     for place, words in enumerate(prompts):
         resolved = resolve(model, replace(request or Request(), prompt=words, seed=seeds[place], count=1))
-        prompt = parse(words)
+        prompt = parse_prompt(words)
         kind = tuple(conditioning.prediction_weights(model, prompt, count) for count in resolved.steps_per_pass)
         groups.setdefault(kind, []).append((place, prompt))
     images: dict[int, Image.Image] = {}

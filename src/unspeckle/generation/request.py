@@ -13,7 +13,7 @@ from unspeckle.errors import InputError
 from unspeckle.generation import conditioning, image_size
 from unspeckle.generation.few_step import GUIDANCE_DEFAULTS, select_network
 from unspeckle.model import Model
-from unspeckle.prompts import Lora, parse
+from unspeckle.prompts import LoraTag, parse_prompt
 from unspeckle.samplers import SAMPLERS
 from unspeckle.timesteps import TIMESTEP_SPACINGS
 
@@ -126,7 +126,7 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     card = model.card
     sampler = check_choice("sampler", card.sampler if request.sampler is None else request.sampler, SAMPLERS)
     for name, text in (("prompt", request.prompt), ("negative", request.negative_prompt)):
-        check_loras(model, parse(text, name).loras, name)
+        check_loras(model, parse_prompt(text, name).lora_tags, name)
     scale = card.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if not is_number(scale):
         raise InputError(f"scale {scale!r}: must be a finite number; 1 is no guidance, 3 to 7 is usual")
@@ -174,12 +174,12 @@ def ignored_options(model: Model, resolved: ResolvedRequest) -> list[str]:
         return []
     names = [name for name, usual in GUIDANCE_DEFAULTS.items() if getattr(resolved, name) != usual]
     if resolved.negative_prompt:
-        weights = map(sum, conditioning.prediction_weights(model, parse(resolved.prompt), resolved.steps))
+        weights = map(sum, conditioning.prediction_weights(model, parse_prompt(resolved.prompt), resolved.steps))
         names += ["negative"] if all(abs(1 - weight) < 1e-9 for weight in weights) else []
     return names
 
 
-def check_loras(model: Model, tags: tuple[Lora, ...], name: str) -> None:
+def check_loras(model: Model, tags: tuple[LoraTag, ...], name: str) -> None:
     """InputError where a text names adapters that the model has not."""
     if tags and name == "negative":
         raise InputError(f"negative: {tags[0]}: counts for the whole drawing; write it in the prompt")
@@ -246,7 +246,7 @@ def check_guide_model(model: Model, request: Request) -> Model | None:
 def check_threshold(model: Model, share: Any) -> float:
     if not is_number(share) or not 0 < share <= 1:
         raise InputError(f"threshold {share!r}: must be over 0 and at most 1; 0.995 is usual")
-    if model.autoencoder.bounds is None or not model.card.clamp_denoised:
+    if model.autoencoder.latent_bounds is None or not model.card.clamp_denoised:
         raise InputError("threshold: this model draws latents, which have no bounds as pixels have; leave it out")
     return float(share)
 
@@ -273,7 +273,7 @@ def check_strength(request: Request) -> float:
 
 
 def check_tile_size(model: Model, tiles: Any) -> int:
-    least = 16 * model.autoencoder.factor
+    least = 16 * model.autoencoder.downsampling_factor
     if type(tiles) is not int or not (tiles == 0 or least <= tiles <= image_size.MAX_PIXELS):
         raise InputError(f"tiles {tiles!r}: must be a side of at least {least} pixels, 512 is usual; 0 is the whole")
     return tiles

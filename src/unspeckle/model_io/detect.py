@@ -11,19 +11,19 @@ from torch import Tensor
 
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import diffusers_folder, single_file
-from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
-from unspeckle.formats.stable_diffusion.model import model
+from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
+from unspeckle.formats.stable_diffusion.model import build_stable_diffusion_model
 from unspeckle.model import METADATA_KEY
 from unspeckle.model_io import hub
 from unspeckle.model_io.safetensors_io import read_safetensors, is_pickle, read_metadata
 
-__all__ = ["model", "read_foreign"]
+__all__ = ["build_stable_diffusion_model", "read_foreign"]
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
 def read_foreign(
     path: str | Path, prediction: str | None = None, trust_pickle: bool = False, vocabulary: BPE | None = None
-) -> Checkpoint | None:
+) -> StableDiffusionCheckpoint | None:
     """The checkpoint that lies at the path, or has that name on the hub; None where it is not foreign. vocabulary: for
     a single file, which has none; None = it is looked for.
     InputError, one line, where it is foreign and cannot be read."""
@@ -33,13 +33,13 @@ def read_foreign(
     if not place.exists() and hub.is_hub_name(str(path)):
         place = hub.download_snapshot(Path(path).as_posix())
     try:
-        if (place / diffusers_folder.INDEX).is_file():
-            return diffusers_folder.read(place, prediction)
+        if (place / diffusers_folder.MODEL_INDEX).is_file():
+            return diffusers_folder.read_diffusers_folder(place, prediction)
         if place.is_file():
             if not is_pickle(place) and METADATA_KEY in read_metadata(place, "download"):
                 return None
             said, tensors = read_single_file(place, trust_pickle)
-            return single_file.read(tensors, said, place, prediction, vocabulary)
+            return single_file.read_single_file(tensors, said, place, prediction, vocabulary)
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
         raise InputError(f"{place}: makes no model ({type(e).__name__}: {str(e)[:100]})") from e
     return None

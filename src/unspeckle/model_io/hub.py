@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unspeckle.errors import InputError
-from unspeckle.formats.stable_diffusion.diffusers_folder import INDEX, described, parsed, stored
+from unspeckle.formats.stable_diffusion.diffusers_folder import MODEL_INDEX, read_model_index, read_json_object, find_tensor_files
 
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _VOCABULARIES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
@@ -26,7 +26,7 @@ def download_snapshot(name: str) -> Path:
     except ImportError as e:
         raise InputError(f"{name}: no such file; for a name on the hub: pip install 'unspeckle[hub]'") from e
     try:  # named alone, as a client that knows a repository's files misses any that are asked for and were never wanted
-        here = Path(snapshot_download(name, local_files_only=True, allow_patterns=[INDEX]))
+        here = Path(snapshot_download(name, local_files_only=True, allow_patterns=[MODEL_INDEX]))
         lacks = missing_part(here)
         if not lacks:
             return here
@@ -37,9 +37,9 @@ def download_snapshot(name: str) -> Path:
         raise InputError(f"{name}: no such file, and {held} (HF_HUB_OFFLINE is set)")
     try:
         files = files_to_download(HfApi().list_repo_files(name))
-        if INDEX not in files:
-            raise InputError(f"{name}: is on the hub without a {INDEX}; only folders of diffusers are read from there")
-        described(Path(snapshot_download(name, allow_patterns=[INDEX])))  # before the rest, which is gigabytes
+        if MODEL_INDEX not in files:
+            raise InputError(f"{name}: is on the hub without a {MODEL_INDEX}; only folders of diffusers are read from there")
+        read_model_index(Path(snapshot_download(name, allow_patterns=[MODEL_INDEX])))  # before the rest, which is gigabytes
         return Path(snapshot_download(name, allow_patterns=[glob.escape(file) for file in files]))
     except InputError:
         raise
@@ -54,7 +54,7 @@ def files_to_download(files: Iterable[str]) -> list[str]:
     parts: dict[str, list[str]] = {}
     for file in files:
         part = file.rpartition("/")[0]
-        if file == INDEX or (
+        if file == MODEL_INDEX or (
             part in _PARTS and re.search(r"\.(json|txt|safetensors)$", file) and "non_ema" not in file
         ):
             parts.setdefault(part, []).append(file)
@@ -79,13 +79,13 @@ def file_variant(file: str) -> str:
 def missing_part(here: Path) -> str:
     """The first thing that a snapshot lacks of the parts that it says it has, if one does."""
     try:
-        index = parsed(here / INDEX)
+        index = read_json_object(here / MODEL_INDEX)
         for part in (part for part in _PARTS if index.get(part) not in (None, [None, None])):
             if part == "scheduler":
-                parsed(here / part / "scheduler_config.json")
+                read_json_object(here / part / "scheduler_config.json")
             elif part.startswith("text") or part in ("unet", "vae"):
-                parsed(here / part / "config.json")
-                stored(here / part)
+                read_json_object(here / part / "config.json")
+                find_tensor_files(here / part)
             elif not any(all((here / part / name).is_file() for name in names) for names in _VOCABULARIES):
                 return f"{part} is not there"
     except InputError as e:

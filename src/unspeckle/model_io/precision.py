@@ -8,9 +8,9 @@ import time
 import torch
 
 from unspeckle.errors import InputError
-from unspeckle.kernels.packed_layers import lowered
+from unspeckle.kernels.packed_layers import cast_for_inference
 from unspeckle.model import Model
-from unspeckle.quantization.int8_layers import quantisable, quantised
+from unspeckle.quantization.int8_layers import can_quantize, quantize_layers
 
 AUTO = "auto"
 INT8 = "int8"  # of the network's large products, see networks/quantised.py; all else is then bfloat16
@@ -23,7 +23,7 @@ def check_precision(name: str, device: str) -> str:
         raise InputError(f"--precision {name!r}: unknown; choose one of {AUTO}, {', '.join(PRECISIONS)}")
     if name == INT8 and device != "cpu":
         raise InputError(f"--precision {INT8}: is for processors, not for {device}; choose bfloat16, or --device cpu")
-    if name == INT8 and not quantisable():
+    if name == INT8 and not can_quantize():
         raise InputError(
             f"--precision {INT8}: needs a processor with AVX-512 VNNI, and oneDNN in torch; choose bfloat16"
         )
@@ -49,10 +49,10 @@ def set_precision(model: Model, name: str) -> Model:
     for one in (model, model.student):
         if one is not None:
             if name == INT8:
-                quantised(one.network)
-            lowered(one.network, PRECISIONS[name])
+                quantize_layers(one.network)
+            cast_for_inference(one.network, PRECISIONS[name])
     if next(model.autoencoder.parameters(), None) is not None:
-        lowered(model.autoencoder, PRECISIONS[name])
+        cast_for_inference(model.autoencoder, PRECISIONS[name])
     return model
 
 

@@ -2,16 +2,16 @@
 
 from torch import nn
 
-from unspeckle.networks.autoencoder import Identity, IdentityConfig
-from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
+from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
+from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig, LatentAutoencoder
 from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 
-Config = UNetConfig | TransformerConfig
-KINDS = {"unet": (UNetConfig, UNet), "transformer": (TransformerConfig, Transformer)}
-AUTOENCODERS = {"identity": (IdentityConfig, Identity), "latents": (LatentConfig, Latents)}
+NetworkConfig = UNetConfig | TransformerConfig
+NETWORKS = {"unet": (UNetConfig, UNet), "transformer": (TransformerConfig, Transformer)}
+AUTOENCODERS = {"identity": (PixelAutoencoderConfig, PixelAutoencoder), "latents": (LatentAutoencoderConfig, LatentAutoencoder)}
 
 
-def build(config: Config) -> nn.Module:
+def build_network(config: NetworkConfig) -> nn.Module:
     """The untrained network of that configuration."""
     return UNet(config) if isinstance(config, UNetConfig) else Transformer(config)

@@ -12,59 +12,59 @@ from torch import Tensor, nn
 from unspeckle.denoiser import Conditioning
 from unspeckle.networks.layers import Attention, GatedFeedForward
 
-SIDE = 8  # places of a side
+COARSE_SIZE = 8  # places of a side
 
 
-class DraftLayer(nn.Module):
+class CoarsePredictorLayer(nn.Module):
     """Places look at the words, then at one another."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
-        self.words, self.itself = Attention(width, heads), Attention(width, heads)
-        self.feed = GatedFeedForward(width)
+        self.cross_attn, self.self_attn = Attention(width, heads), Attention(width, heads)
+        self.feed_forward = GatedFeedForward(width)
 
-    def forward(self, x: Tensor, given: Conditioning) -> Tensor:
-        x = x + self.words(self.norm1(x), self.words.keys_values(given.tokens), given.mask)
+    def forward(self, x: Tensor, conditioning: Conditioning) -> Tensor:
+        x = x + self.cross_attn(self.norm1(x), self.cross_attn.project_keys_values(conditioning.tokens), conditioning.mask)
         h = self.norm2(x)
-        x = x + self.itself(h, self.itself.keys_values(h))
-        out: Tensor = x + self.feed(self.norm3(x))
+        x = x + self.self_attn(h, self.self_attn.project_keys_values(h))
+        out: Tensor = x + self.feed_forward(self.norm3(x))
         return out
 
 
-class Draft(nn.Module):
+class CoarseImagePredictor(nn.Module):
     """Words (B, L, text_width) to the mean of x over SIDE × SIDE parts of the picture, (B, channels, SIDE, SIDE)."""
 
-    def __init__(self, channels: int, text_width: int, layers: int, head_width: int = 32) -> None:
+    def __init__(self, channels: int, text_width: int, num_layers: int, head_width: int = 32) -> None:
         super().__init__()
-        self.places = nn.Parameter(torch.empty(SIDE**2, text_width))
+        self.position_embedding = nn.Parameter(torch.empty(COARSE_SIZE**2, text_width))
         heads = max(1, text_width // head_width)
-        self.layers = nn.ModuleList(DraftLayer(text_width, heads) for _ in range(layers))
-        self.norm, self.out = nn.LayerNorm(text_width), nn.Linear(text_width, channels)
-        nn.init.normal_(self.places, std=0.5)
-        mixing(self)
+        self.layers = nn.ModuleList(CoarsePredictorLayer(text_width, heads) for _ in range(num_layers))
+        self.norm_out, self.proj_out = nn.LayerNorm(text_width), nn.Linear(text_width, channels)
+        nn.init.normal_(self.position_embedding, std=0.5)
+        init_output_projections(self)
 
-    def forward(self, given: Conditioning) -> Tensor:
-        x = self.places.expand(given.tokens.shape[0], -1, -1)  # (B, N, D)
+    def forward(self, conditioning: Conditioning) -> Tensor:
+        x = self.position_embedding.expand(conditioning.tokens.shape[0], -1, -1)  # (B, N, D)
         for layer in self.layers:
-            x = layer(x, given)
-        out: Tensor = self.out(self.norm(x))
-        return out.transpose(1, 2).reshape(out.shape[0], -1, SIDE, SIDE)
+            x = layer(x, conditioning)
+        coarse: Tensor = self.proj_out(self.norm_out(x))
+        return coarse.transpose(1, 2).reshape(coarse.shape[0], -1, COARSE_SIZE, COARSE_SIZE)
 
-    def loss(self, drafts: Tensor, x: Tensor) -> Tensor:
+    def loss(self, coarse_images: Tensor, x: Tensor) -> Tensor:
         """The mean squared error (B,) of drafts of the pictures x (B, C, H, W)."""
-        return (drafts.float() - F.adaptive_avg_pool2d(x, SIDE)).square().mean((1, 2, 3))
+        return (coarse_images.float() - F.adaptive_avg_pool2d(x, COARSE_SIZE)).square().mean((1, 2, 3))
 
 
-def joined(x: Tensor, draft: Tensor) -> Tensor:
+def concat_coarse_image(x: Tensor, coarse_image: Tensor) -> Tensor:
     """x (B, C, H, W) and behind it a draft of it (B, C, SIDE, SIDE), as (B, 2·C, H, W). What it costs to denoise
     teaches the draft nothing: it is to stay the mean picture."""
     size = (x.shape[2], x.shape[3])
-    return torch.cat([x, F.interpolate(draft.detach().to(x.dtype), size, mode="bilinear", align_corners=False)], dim=1)
+    return torch.cat([x, F.interpolate(coarse_image.detach().to(x.dtype), size, mode="bilinear", align_corners=False)], dim=1)
 
 
-def mixing(module: nn.Module) -> None:
+def init_output_projections(module: nn.Module) -> None:
     """Let the branches within begin as what mixes at random, not as nothing: order shows in what mixes."""
-    for part in module.modules():
-        if isinstance(part, Attention | GatedFeedForward):
-            nn.init.normal_(part.out.weight, std=part.out.weight.shape[1] ** -0.5)
+    for layer in module.modules():
+        if isinstance(layer, Attention | GatedFeedForward):
+            nn.init.normal_(layer.to_out.weight, std=layer.to_out.weight.shape[1] ** -0.5)

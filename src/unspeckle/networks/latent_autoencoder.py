@@ -8,28 +8,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.layers import norm, silenced
+from unspeckle.networks.layers import make_norm, zero_init
 
 
 @dataclass(frozen=True)
-class LatentConfig:
+class LatentAutoencoderConfig:
     """channels of the latents; factor, the pixels of a side that one place stands for (4 or 8); the widths at 1/2, 1/4
     (and 1/8) of the pictures' side; blocks at each of these."""
 
-    channels: int = 8
-    factor: int = 4
+    latent_channels: int = 8
+    downsampling_factor: int = 4
     widths: tuple[int, ...] = (48, 96)
-    blocks: int = 2
+    blocks_per_level: int = 2
 
 
-class Block(nn.Module):
+class LatentResBlock(nn.Module):
     """Two convolutions beside a skip (He et al. 2016)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = norm(width, 0), norm(width, 0)
+        self.norm1, self.norm2 = make_norm(width, 0), make_norm(width, 0)
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.conv2 = silenced(nn.Conv2d(width, width, 3, padding=1))
+        self.conv2 = zero_init(nn.Conv2d(width, width, 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -37,49 +37,49 @@ class Block(nn.Module):
         return out
 
 
-class Latents(Autoencoder):
+class LatentAutoencoder(Autoencoder):
     """Encoder and decoder, with a normalisation between them whose running mean and variance are the latents' own."""
 
-    def __init__(self, config: LatentConfig) -> None:
+    def __init__(self, config: LatentAutoencoderConfig) -> None:
         super().__init__()
-        self.config, self.channels, self.factor = config, config.channels, config.factor
-        if config.factor != 2 ** len(config.widths):
-            raise ValueError(f"factor {config.factor} wants a width for each of its halvings, not {config.widths}")
-        wide, blocks = config.widths, config.blocks
-        self.enter = nn.Conv2d(12, wide[0], 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        for level, width in enumerate(wide):
+        self.config, self.latent_channels, self.downsampling_factor = config, config.latent_channels, config.downsampling_factor
+        if config.downsampling_factor != 2 ** len(config.widths):
+            raise ValueError(f"factor {config.downsampling_factor} wants a width for each of its halvings, not {config.widths}")
+        widths, blocks_per_level = config.widths, config.blocks_per_level
+        self.conv_in = nn.Conv2d(12, widths[0], 3, padding=1)
+        self.encoder_layers, self.decoder_layers = nn.ModuleList(), nn.ModuleList()
+        for level, width in enumerate(widths):
             if level:
-                self.down.append(nn.Conv2d(4 * wide[level - 1], width, 1))
-            self.down.extend(Block(width) for _ in range(1 if level + 1 < len(wide) else blocks))
-        self.narrow = nn.Conv2d(wide[-1], config.channels, 1)
-        self.standard = nn.BatchNorm2d(config.channels, affine=False, momentum=0.01)
-        self.widen = nn.Conv2d(config.channels, wide[-1], 3, padding=1)
-        for level in reversed(range(len(wide))):
-            self.up.extend(Block(wide[level]) for _ in range(blocks))
+                self.encoder_layers.append(nn.Conv2d(4 * widths[level - 1], width, 1))
+            self.encoder_layers.extend(LatentResBlock(width) for _ in range(1 if level + 1 < len(widths) else blocks_per_level))
+        self.to_latents = nn.Conv2d(widths[-1], config.latent_channels, 1)
+        self.latent_norm = nn.BatchNorm2d(config.latent_channels, affine=False, momentum=0.01)
+        self.from_latents = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        for level in reversed(range(len(widths))):
+            self.decoder_layers.extend(LatentResBlock(widths[level]) for _ in range(blocks_per_level))
             if level:
-                self.up.append(nn.Conv2d(wide[level], 4 * wide[level - 1], 1))
-        self.leave = nn.Conv2d(wide[0], 12, 3, padding=1)
+                self.decoder_layers.append(nn.Conv2d(widths[level], 4 * widths[level - 1], 1))
+        self.conv_out = nn.Conv2d(widths[0], 12, 3, padding=1)
 
-    def at(self, dtype: torch.dtype) -> "Latents":
-        lower = copy.deepcopy(self).to(dtype)
-        lower.standard = self.standard  # what standardises stays as exact as it is
-        return lower
+    def with_dtype(self, dtype: torch.dtype) -> "LatentAutoencoder":
+        clone = copy.deepcopy(self).to(dtype)
+        clone.latent_norm = self.latent_norm  # what standardises stays as exact as it is
+        return clone
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        h = self.enter(_rows(F.pixel_unshuffle(pictures, 2), self.enter))
-        for layer in self.down:
-            h = layer(h if isinstance(layer, Block) else F.pixel_unshuffle(h, 2))
-        out: Tensor = self.standard(self.narrow(h).float())
+    def encode(self, images: Tensor) -> Tensor:
+        h = self.conv_in(_to_layer_format(F.pixel_unshuffle(images, 2), self.conv_in))
+        for layer in self.encoder_layers:
+            h = layer(h if isinstance(layer, LatentResBlock) else F.pixel_unshuffle(h, 2))
+        out: Tensor = self.latent_norm(self.to_latents(h).float())
         return out
 
     def decode(self, latents: Tensor) -> Tensor:
-        h = self.widen(_rows(latents, self.widen))
-        for layer in self.up:
-            h = layer(h) if isinstance(layer, Block) else F.pixel_shuffle(layer(h), 2)
-        return F.pixel_shuffle(self.leave(h), 2).float()
+        h = self.from_latents(_to_layer_format(latents, self.from_latents))
+        for layer in self.decoder_layers:
+            h = layer(h) if isinstance(layer, LatentResBlock) else F.pixel_shuffle(layer(h), 2)
+        return F.pixel_shuffle(self.conv_out(h), 2).float()
 
 
-def _rows(x: Tensor, layer: nn.Conv2d) -> Tensor:
+def _to_layer_format(x: Tensor, layer: nn.Conv2d) -> Tensor:
     """x as the layer wants it: its precision, and channels-last memory."""
     return x.to(layer.weight.dtype).contiguous(memory_format=torch.channels_last)

@@ -11,20 +11,20 @@ from unspeckle.networks.autoencoder import Autoencoder
 
 
 @dataclass(frozen=True)
-class TinyVaeConfig:
+class TinyAutoencoderConfig:
     """Sizes; blocks at each level of the encoder, the finest first, and of the decoder, the coarsest first. Latents are
     (what the encoder says - shift) · scale."""
 
-    latents: int = 4
-    width: int = 64
-    down: tuple[int, ...] = (1, 3, 3, 3)
-    up: tuple[int, ...] = (3, 3, 3, 1)
-    scale: float = 1.0
-    shift: float = 0.0
-    encodes: bool = True  # else only the decoder is there
+    latent_channels: int = 4
+    base_channels: int = 64
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+    has_encoder: bool = True  # else only the decoder is there
 
 
-class TinyBlock(nn.Module):
+class TinyResBlock(nn.Module):
     """Three convolutions beside a skip."""
 
     def __init__(self, width: int) -> None:
@@ -36,29 +36,29 @@ class TinyBlock(nn.Module):
         return F.relu(x + self.conv(x))
 
 
-class TinyVae(Autoencoder):
+class TinyAutoencoder(Autoencoder):
     """Pictures to latents and back, by convolutions without a normalisation."""
 
-    def __init__(self, config: TinyVaeConfig) -> None:
+    def __init__(self, config: TinyAutoencoderConfig) -> None:
         super().__init__()
-        self.config, self.channels, self.factor = config, config.latents, 1 << (len(config.up) - 1)
-        width, levels = config.width, len(config.down)
-        down: list[nn.Module] = []
-        for level, count in enumerate(config.down if config.encodes else ()):
-            enters = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
-            down += [enters if level else nn.Conv2d(3, width, 3, padding=1), *(TinyBlock(width) for _ in range(count))]
-        self.encoder = nn.Sequential(*down, *([nn.Conv2d(width, config.latents, 3, padding=1)] if down else []))
-        up: list[nn.Module] = [nn.Conv2d(config.latents, width, 3, padding=1), nn.ReLU()]
-        for level, count in enumerate(config.up):
-            up += [TinyBlock(width) for _ in range(count)]
-            if level < levels - 1:
-                up += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
-        self.decoder = nn.Sequential(*up, nn.Conv2d(width, 3, 3, padding=1))
+        self.config, self.latent_channels, self.downsampling_factor = config, config.latent_channels, 1 << (len(config.decoder_blocks) - 1)
+        width, num_levels = config.base_channels, len(config.encoder_blocks)
+        encoder_layers: list[nn.Module] = []
+        for level, num_blocks in enumerate(config.encoder_blocks if config.has_encoder else ()):
+            downsample = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
+            encoder_layers += [downsample if level else nn.Conv2d(3, width, 3, padding=1), *(TinyResBlock(width) for _ in range(num_blocks))]
+        self.encoder = nn.Sequential(*encoder_layers, *([nn.Conv2d(width, config.latent_channels, 3, padding=1)] if encoder_layers else []))
+        decoder_layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 3, padding=1), nn.ReLU()]
+        for level, num_blocks in enumerate(config.decoder_blocks):
+            decoder_layers += [TinyResBlock(width) for _ in range(num_blocks)]
+            if level < num_levels - 1:
+                decoder_layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
+        self.decoder = nn.Sequential(*decoder_layers, nn.Conv2d(width, 3, 3, padding=1))
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         if not self.config.encodes:
             raise InputError("this tiny autoencoder only decodes; put its taesd_encoder.safetensors beside the decoder")
-        x = ((pictures + 1) / 2).to(self._dtype).contiguous(memory_format=torch.channels_last)
+        x = ((images + 1) / 2).to(self._dtype).contiguous(memory_format=torch.channels_last)
         out: Tensor = (self.encoder(x).float() - self.config.shift) * self.config.scale
         return out
 

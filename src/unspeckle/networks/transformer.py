@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Conditioning
-from unspeckle.networks.coarse_predictor import Draft, joined
-from unspeckle.networks.layers import attend, padded, silenced, sinusoids
+from unspeckle.networks.coarse_predictor import CoarseImagePredictor, concat_coarse_image
+from unspeckle.networks.layers import multi_head_attention, pad_tokens, zero_init, sinusoidal_embedding
 
-SLOWEST = 100.0  # the rotations' periods go from 2π to nearly this many times 2π places
-WAVES = 256  # of the time
+ROTARY_BASE = 100.0  # the rotations' periods go from 2π to nearly this many times 2π places
+TIME_FEATURES = 256  # of the time
 
 
 @dataclass(frozen=True)
@@ -26,132 +26,132 @@ class TransformerConfig:
     """Sizes of a U-shaped transformer. Level 0 is the finest; only the last level has attention."""
 
     channels: int = 3  # of x
-    beside: int = 0  # channels joined to the input only
-    patch: int = 4  # pixels folded into channels at the entry, unfolded at the exit
+    concat_channels: int = 0  # channels joined to the input only
+    patch_size: int = 4  # pixels folded into channels at the entry, unfolded at the exit
     widths: tuple[int, ...] = (128, 256)
-    layers: tuple[int, ...] = (2, 8)  # at each level, on the way down and again on the way up; the last only once
-    stretch: int = 2  # width inside a feed-forward layer, in widths
+    depths: tuple[int, ...] = (2, 8)  # at each level, on the way down and again on the way up; the last only once
+    mlp_ratio: int = 2  # width inside a feed-forward layer, in widths
     head_width: int = 64  # a multiple of 4: a pair of numbers for each angle, as many angles for rows as for columns
     text_width: int = 192  # of given.tokens
     vector_width: int = 0  # of given.vector
-    clock_scale: float = 1000.0  # makes the clock span the sinusoids' periods
-    draft: int = 0  # layers of the Draft whose mean picture of the words is joined to the input; 0 = there is none
+    time_scale: float = 1000.0  # makes the clock span the sinusoids' periods
+    coarse_predictor_layers: int = 0  # layers of the Draft whose mean picture of the words is joined to the input; 0 = there is none
 
     @property
-    def factor(self) -> int:
+    def size_multiple(self) -> int:
         """Height and width of x must be multiples of this."""
-        return self.patch << (len(self.widths) - 1)
+        return self.patch_size << (len(self.widths) - 1)
 
 
-def turns(high: int, wide: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+def rotary_cos_sin(height: int, width: int, head_width: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines (high·wide, 1, 1, width) that rotate heads by their places: the first half of the angles
     by rows, the second by columns (Su et al. 2021, over two axes)."""
-    count = width // 4
-    speed = SLOWEST ** -(torch.arange(count, device=like.device) / count)  # radians a place
-    rows, columns = (torch.arange(side, device=like.device)[:, None] * speed for side in (high, wide))
-    angles = torch.cat([rows[:, None].expand(-1, wide, -1), columns.expand(high, -1, -1)], dim=2)  # (H, W, width / 2)
-    angles = angles.reshape(high * wide, 1, 1, 2 * count)
+    num_angles = head_width // 4
+    frequencies = ROTARY_BASE ** -(torch.arange(num_angles, device=like.device) / num_angles)  # radians a place
+    row_angles, column_angles = (torch.arange(size, device=like.device)[:, None] * frequencies for size in (height, width))
+    angles = torch.cat([row_angles[:, None].expand(-1, width, -1), column_angles.expand(height, -1, -1)], dim=2)  # (H, W, width / 2)
+    angles = angles.reshape(height * width, 1, 1, 2 * num_angles)
     cos, sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
     return torch.cat([cos, cos], dim=3), torch.cat([-sin, sin], dim=3)
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Heads (B, N, …, width) rotated: number i and number i + width/2 are the pair of angle i."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-class Seen(NamedTuple):
+class AttentionContext(NamedTuple):
     """What an attention is given beside the picture."""
 
-    words: Tensor  # (B, L, 2·C), their keys and values
+    text_keys_values: Tensor  # (B, L, 2·C), their keys and values
     mask: Tensor | None  # (B, N + L): places and words
     cos: Tensor  # of `turns`
     sin: Tensor
 
 
-class Attention(nn.Module):
+class JointAttention(nn.Module):
     """The picture's places look at one another and at the words, in one softmax; queries and keys are of one length
     (Henry et al. 2020; a LayerNorm, which here costs a fifth of an RMSNorm), and rotated by their place."""
 
     def __init__(self, width: int, config: TransformerConfig) -> None:
         super().__init__()
         self.heads, self.head_width = width // config.head_width, config.head_width
-        self.enter = nn.Linear(width, 3 * width, bias=False)  # to queries, keys, values
-        self.words = nn.Linear(config.text_width, 2 * width, bias=False)  # to keys, values
-        self.out = silenced(nn.Linear(width, width, bias=False))
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)  # to queries, keys, values
+        self.text_to_kv = nn.Linear(config.text_width, 2 * width, bias=False)  # to keys, values
+        self.to_out = zero_init(nn.Linear(width, width, bias=False))
 
-    def keys_values(self, words: Tensor) -> Tensor:
+    def project_keys_values(self, tokens: Tensor) -> Tensor:
         """(B, L, text_width) -> (B, L, 2·C)."""
-        key, value = self.words(words).view(*words.shape[:2], 2, self.heads, self.head_width).unbind(2)
+        key, value = self.text_to_kv(tokens).view(*tokens.shape[:2], 2, self.heads, self.head_width).unbind(2)
         return torch.cat([F.layer_norm(key, (self.head_width,)).flatten(2), value.flatten(2)], dim=2)
 
-    def forward(self, x: Tensor, seen: Seen) -> Tensor:
-        batch, high, wide, width = x.shape
-        both, value = self.enter(x).view(batch, high * wide, -1).split([2 * width, width], dim=2)
-        both = both.unflatten(2, (2, self.heads, self.head_width))
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        batch_size, height, width, channels = x.shape
+        query_key, value = self.to_qkv(x).view(batch_size, height * width, -1).split([2 * channels, channels], dim=2)
+        query_key = query_key.unflatten(2, (2, self.heads, self.head_width))
         query, key = (
-            turned(F.layer_norm(both, (self.head_width,)), seen.cos, seen.sin).flatten(3).unbind(2)
+            apply_rotary(F.layer_norm(query_key, (self.head_width,)), context.cos, context.sin).flatten(3).unbind(2)
         )  # (B, N, C) each
-        word_key, word_value = seen.words.chunk(2, dim=2)
-        key, value = torch.cat([key, word_key], dim=1), torch.cat([value, word_value], dim=1)
-        out: Tensor = self.out(attend(query, key, value, self.heads, seen.mask))
-        return out.view(batch, high, wide, width)
+        text_key, text_value = context.text_keys_values.chunk(2, dim=2)
+        key, value = torch.cat([key, text_key], dim=1), torch.cat([value, text_value], dim=1)
+        out: Tensor = self.to_out(multi_head_attention(query, key, value, self.heads, context.mask))
+        return out.view(batch_size, height, width, channels)
 
 
-class FeedForward(nn.Module):
+class ConvFeedForward(nn.Module):
     """SwiGLU (Shazeer 2020) behind a 3 × 3 look at the neighbours, channel by channel."""
 
     def __init__(self, width: int, config: TransformerConfig) -> None:
         super().__init__()
-        self.near = nn.Parameter(torch.zeros(width, 1, 3, 3))  # no matrix: not for Muon
-        self.enter = nn.Linear(width, 2 * config.stretch * width, bias=False)
-        self.out = silenced(nn.Linear(config.stretch * width, width, bias=False))
-        nn.init.dirac_(self.near, groups=width)
+        self.depthwise_weight = nn.Parameter(torch.zeros(width, 1, 3, 3))  # no matrix: not for Muon
+        self.proj_in = nn.Linear(width, 2 * config.mlp_ratio * width, bias=False)
+        self.proj_out = zero_init(nn.Linear(config.mlp_ratio * width, width, bias=False))
+        nn.init.dirac_(self.depthwise_weight, groups=width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = rows(F.conv2d(maps(x), self.near, padding=1, groups=len(self.near)))
-        gate, value = self.enter(x).chunk(2, dim=3)
-        out: Tensor = self.out(F.silu(gate) * value)
+        x = to_bhwc(F.conv2d(to_bchw(x), self.depthwise_weight, padding=1, groups=len(self.depthwise_weight)))
+        gate, value = self.proj_in(x).chunk(2, dim=3)
+        out: Tensor = self.proj_out(F.silu(gate) * value)
         return out
 
 
-class Layer(nn.Module):
+class HDiTLayer(nn.Module):
     """A transformer layer; without attention where places are many."""
 
-    def __init__(self, width: int, attends: bool, config: TransformerConfig) -> None:
+    def __init__(self, width: int, has_attention: bool, config: TransformerConfig) -> None:
         super().__init__()
-        self.attention = Attention(width, config) if attends else None
-        self.feed = FeedForward(width, config)
-        self.moved = nn.Parameter(torch.zeros(4 * width if attends else 2 * width))  # its own part of the modulation
+        self.joint_attn = JointAttention(width, config) if has_attention else None
+        self.feed_forward = ConvFeedForward(width, config)
+        self.modulation_bias = nn.Parameter(torch.zeros(4 * width if has_attention else 2 * width))  # its own part of the modulation
 
-    def forward(self, x: Tensor, told: Tensor, seen: Seen | None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, context: AttentionContext | None) -> Tensor:
         """told (B, 2·C or 4·C): what the level's layers share of the modulation."""
-        told = (told + self.moved)[:, None, None]
-        if self.attention is not None and seen is not None:
-            told, own = told.chunk(2, dim=3)
-            x = x + self.attention(modulated(x, own), seen)
-        out: Tensor = x + self.feed(modulated(x, told))
+        modulation = (modulation + self.modulation_bias)[:, None, None]
+        if self.joint_attn is not None and context is not None:
+            modulation, attn_modulation = modulation.chunk(2, dim=3)
+            x = x + self.joint_attn(modulate(x, attn_modulation), context)
+        out: Tensor = x + self.feed_forward(modulate(x, modulation))
         return out
 
 
-def modulated(x: Tensor, told: Tensor) -> Tensor:
+def modulate(x: Tensor, modulation: Tensor) -> Tensor:
     """x (B, H, W, C) normalised at each place, then scaled and shifted by told (B, 1, 1, 2·C)."""
-    scale, shift = told.chunk(2, dim=3)
+    scale, shift = modulation.chunk(2, dim=3)
     return torch.addcmul(shift, F.layer_norm(x, x.shape[3:]), 1 + scale)
 
 
-class Level(nn.Module):
+class HDiTLevel(nn.Module):
     """Layers of one width, and the modulation by time and text that they share."""
 
-    def __init__(self, width: int, count: int, attends: bool, config: TransformerConfig) -> None:
+    def __init__(self, width: int, num_layers: int, has_attention: bool, config: TransformerConfig) -> None:
         super().__init__()
-        self.tell = silenced(nn.Linear(config.widths[-1], 4 * width if attends else 2 * width))
-        self.layers = nn.ModuleList(Layer(width, attends, config) for _ in range(count))
+        self.to_modulation = zero_init(nn.Linear(config.widths[-1], 4 * width if has_attention else 2 * width))
+        self.layers = nn.ModuleList(HDiTLayer(width, has_attention, config) for _ in range(num_layers))
 
-    def forward(self, x: Tensor, time: Tensor, seen: Sequence[Seen] | None = None) -> Tensor:
-        told = self.tell(time)
+    def forward(self, x: Tensor, time_embed: Tensor, contexts: Sequence[AttentionContext] | None = None) -> Tensor:
+        modulation = self.to_modulation(time_embed)
         for i, layer in enumerate(self.layers):
-            x = layer(x, told, None if seen is None else seen[i])
+            x = layer(x, modulation, None if contexts is None else contexts[i])
         return x
 
 
@@ -162,84 +162,84 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.compiled_trunk: Callable[..., Tensor] | None = None
-        *outer, inner = config.widths
-        self.time1, self.time2 = nn.Linear(WAVES, inner), nn.Linear(inner, inner)
+        *outer_widths, inner_width = config.widths
+        self.time_embed_1, self.time_embed_2 = nn.Linear(TIME_FEATURES, inner_width), nn.Linear(inner_width, inner_width)
         if config.vector_width:
-            self.vector1, self.vector2 = nn.Linear(config.vector_width, inner), nn.Linear(inner, inner)
-        if config.draft and config.beside:
+            self.vector_embed_1, self.vector_embed_2 = nn.Linear(config.vector_width, inner_width), nn.Linear(inner_width, inner_width)
+        if config.coarse_predictor_layers and config.concat_channels:
             raise ValueError("a draft stands where other channels beside x would; take one of the two")
-        self.draft = Draft(config.channels, config.text_width, config.draft) if config.draft else None
-        beside = config.channels if config.draft else config.beside
-        self.enter = nn.Conv2d((config.channels + beside) * config.patch**2, config.widths[0], 3, padding=1)
-        steps = list(zip(config.widths, config.widths[1:], strict=False))
-        levels = list(zip(outer, config.layers, strict=False))
-        self.down = nn.ModuleList(Level(width, count, False, config) for width, count in levels)
-        self.merge = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2, bias=False) for fine, coarse in steps)
-        self.middle = Level(inner, config.layers[-1], True, config)
-        self.split = nn.ModuleList(nn.Linear(coarse, 4 * fine, bias=False) for fine, coarse in steps)
-        self.up = nn.ModuleList(Level(width, count, False, config) for width, count in reversed(levels))
-        self.tell = silenced(nn.Linear(inner, 2 * config.widths[0]))
-        self.leave = silenced(nn.Conv2d(config.widths[0], config.channels * config.patch**2, 3, padding=1))
+        self.coarse_predictor = CoarseImagePredictor(config.channels, config.text_width, config.coarse_predictor_layers) if config.coarse_predictor_layers else None
+        concat_channels = config.channels if config.coarse_predictor_layers else config.concat_channels
+        self.conv_in = nn.Conv2d((config.channels + concat_channels) * config.patch_size**2, config.widths[0], 3, padding=1)
+        width_pairs = list(zip(config.widths, config.widths[1:], strict=False))
+        outer_levels = list(zip(outer_widths, config.depths, strict=False))
+        self.down_blocks = nn.ModuleList(HDiTLevel(width, depth, False, config) for width, depth in outer_levels)
+        self.downsamplers = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2, bias=False) for fine, coarse in width_pairs)
+        self.mid_block = HDiTLevel(inner_width, config.depths[-1], True, config)
+        self.upsamplers = nn.ModuleList(nn.Linear(coarse, 4 * fine, bias=False) for fine, coarse in width_pairs)
+        self.up_blocks = nn.ModuleList(HDiTLevel(width, depth, False, config) for width, depth in reversed(outer_levels))
+        self.out_modulation = zero_init(nn.Linear(inner_width, 2 * config.widths[0]))
+        self.conv_out = zero_init(nn.Conv2d(config.widths[0], config.channels * config.patch_size**2, 3, padding=1))
 
-    def readers(self) -> list[Attention]:
+    def text_attention_layers(self) -> list[JointAttention]:
         """Every attention, in the order in which forward meets them."""
-        return [layer.attention for layer in self.middle.layers]  # type: ignore[misc]
+        return [layer.attention for layer in self.mid_block.layers]  # type: ignore[misc]
 
-    def prepare(self, given: Conditioning) -> Conditioning:
+    def prepare(self, conditioning: Conditioning) -> Conditioning:
         """What does not depend on the time: the keys and values of all layers, joined in tokens (B, L, Σ 2·C), and the
         draft, in beside."""
-        beside = given.concat if self.draft is None else self.draft(given)
-        given = padded(given)
-        keys_values = [reader.keys_values(given.tokens) for reader in self.readers()]
-        return given._replace(tokens=torch.cat(keys_values, dim=2), beside=beside, prepared=True)
+        concat = conditioning.concat if self.coarse_predictor is None else self.coarse_predictor(conditioning)
+        conditioning = pad_tokens(conditioning)
+        keys_values = [attention.project_keys_values(conditioning.tokens) for attention in self.text_attention_layers()]
+        return conditioning._replace(tokens=torch.cat(keys_values, dim=2), beside=concat, prepared=True)
 
-    def embed(self, clock: Tensor, given: Conditioning) -> Tensor:
+    def embed_time(self, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
         """What every level is told: the time, and the given vector, as (B, C)."""
-        wave = sinusoids(clock * self.config.clock_scale, WAVES).to(self.time1.weight.dtype)
-        time: Tensor = self.time2(F.silu(self.time1(wave)))
+        time_features = sinusoidal_embedding(c_noise * self.config.time_scale, TIME_FEATURES).to(self.time_embed_1.weight.dtype)
+        time_embed: Tensor = self.time_embed_2(F.silu(self.time_embed_1(time_features)))
         if self.config.vector_width:
-            if given.vector is None:
+            if conditioning.vector is None:
                 raise ValueError(f"this network wants given.vector of {self.config.vector_width} values a picture")
-            time = time + self.vector2(F.silu(self.vector1(given.vector.to(wave.dtype))))
-        return F.silu(time)
+            time_embed = time_embed + self.vector_embed_2(F.silu(self.vector_embed_1(conditioning.vector.to(time_features.dtype))))
+        return F.silu(time_embed)
 
-    def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
-        if not given.prepared:
-            given = self.prepare(given)
-        if given.concat is not None:
-            x = joined(x, given.concat) if self.draft else torch.cat([x, given.concat.to(x.dtype)], dim=1)
+    def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
+        if not conditioning.prepared:
+            conditioning = self.prepare(conditioning)
+        if conditioning.concat is not None:
+            x = concat_coarse_image(x, conditioning.concat) if self.coarse_predictor else torch.cat([x, conditioning.concat.to(x.dtype)], dim=1)
         trunk = self.compiled_trunk or self.trunk
-        return trunk(x, self.embed(clock, given), given.tokens, given.mask)
+        return trunk(x, self.embed_time(c_noise, conditioning), conditioning.tokens, conditioning.mask)
 
-    def trunk(self, x: Tensor, time: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
+    def trunk(self, x: Tensor, time_embed: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
         """Down, through the middle and up again. time (B, C); keys_values (B, L, Σ 2·C) of all layers of the middle."""
-        x = F.pixel_unshuffle(x, self.config.patch)
-        h = rows(self.enter(x.contiguous(memory_format=torch.channels_last)))
-        kept = []
-        for level, merge in zip(self.down, self.merge, strict=True):
-            kept.append(level(h, time))
-            h = rows(merge(maps(kept[-1])))
-        h = self.middle(h, time, self.seen(h, keys_values, mask))
-        for level, split in zip(self.up, reversed(self.split), strict=True):
-            h = rows(F.pixel_shuffle(maps(split(F.layer_norm(h, h.shape[3:]))), 2))
-            h = level(kept.pop() + h, time)
-        h = modulated(h, self.tell(time)[:, None, None])
-        return F.pixel_shuffle(self.leave(maps(h)), self.config.patch)
+        x = F.pixel_unshuffle(x, self.config.patch_size)
+        h = to_bhwc(self.conv_in(x.contiguous(memory_format=torch.channels_last)))
+        skips = []
+        for level, downsample in zip(self.down_blocks, self.downsamplers, strict=True):
+            skips.append(level(h, time_embed))
+            h = to_bhwc(downsample(to_bchw(skips[-1])))
+        h = self.mid_block(h, time_embed, self.attention_contexts(h, keys_values, mask))
+        for level, upsample in zip(self.up_blocks, reversed(self.upsamplers), strict=True):
+            h = to_bhwc(F.pixel_shuffle(to_bchw(upsample(F.layer_norm(h, h.shape[3:]))), 2))
+            h = level(skips.pop() + h, time_embed)
+        h = modulate(h, self.out_modulation(time_embed)[:, None, None])
+        return F.pixel_shuffle(self.conv_out(to_bchw(h)), self.config.patch_size)
 
-    def seen(self, h: Tensor, keys_values: Tensor, mask: Tensor | None) -> list[Seen]:
+    def attention_contexts(self, h: Tensor, keys_values: Tensor, mask: Tensor | None) -> list[AttentionContext]:
         """What the attention of each layer of the middle is given beside h (B, H, W, C)."""
-        batch, high, wide, _ = h.shape
-        turn = turns(high, wide, self.config.head_width, h)
+        batch_size, height, width, _ = h.shape
+        cos_sin = rotary_cos_sin(height, width, self.config.head_width, h)
         if mask is not None:
-            mask = torch.cat([mask.new_ones(batch, high * wide), mask], dim=1)  # (B, N + L)
-        return [Seen(words, mask, *turn) for words in keys_values.chunk(self.config.layers[-1], dim=2)]
+            mask = torch.cat([mask.new_ones(batch_size, height * width), mask], dim=1)  # (B, N + L)
+        return [AttentionContext(text_keys_values, mask, *cos_sin) for text_keys_values in keys_values.chunk(self.config.depths[-1], dim=2)]
 
 
-def maps(x: Tensor) -> Tensor:
+def to_bchw(x: Tensor) -> Tensor:
     """(B, H, W, C) as a channels-last (B, C, H, W): a view."""
     return x.permute(0, 3, 1, 2)
 
 
-def rows(x: Tensor) -> Tensor:
+def to_bhwc(x: Tensor) -> Tensor:
     """A channels-last (B, C, H, W) as (B, H, W, C): a view."""
     return x.permute(0, 2, 3, 1)

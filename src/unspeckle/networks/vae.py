@@ -7,149 +7,149 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.layers import Growing, activated, added, attend
+from unspeckle.networks.layers import UpsampleConv, norm_silu_conv, apply_with_residual, multi_head_attention
 
 
 @dataclass(frozen=True)
-class VaeConfig:
+class VAEConfig:
     """Sizes; latents are (what the encoder says - shift) · scale, which has about unit variance."""
 
-    latents: int = 4
-    width: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    blocks: int = 2  # at each level of the encoder; the decoder has one more
-    groups: int = 32
-    mixes: bool = True  # 1 × 1 convolutions on both sides of the latents
-    scale: float = 0.18215
-    shift: float = 0.0
+    latent_channels: int = 4
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    blocks_per_level: int = 2  # at each level of the encoder; the decoder has one more
+    norm_groups: int = 32
+    use_quant_conv: bool = True  # 1 × 1 convolutions on both sides of the latents
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
 
     @property
-    def channels(self) -> int:
-        return self.latents
+    def latent_channels(self) -> int:
+        return self.latent_channels
 
     @property
-    def factor(self) -> int:
-        return 1 << (len(self.multipliers) - 1)
+    def downsampling_factor(self) -> int:
+        return 1 << (len(self.channel_multipliers) - 1)
 
 
-class VaeBlock(nn.Module):
+class VAEResBlock(nn.Module):
     """Two convolutions (He et al. 2016)."""
 
-    def __init__(self, enter: int, leave: int, groups: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(groups, enter, 1e-6), nn.GroupNorm(groups, leave, 1e-6)
-        self.conv1, self.conv2 = nn.Conv2d(enter, leave, 3, padding=1), nn.Conv2d(leave, leave, 3, padding=1)
-        self.skip = nn.Conv2d(enter, leave, 1) if enter != leave else nn.Identity()
+        self.norm1, self.norm2 = nn.GroupNorm(groups, in_channels, 1e-6), nn.GroupNorm(groups, out_channels, 1e-6)
+        self.conv1, self.conv2 = nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        out: Tensor = self.skip(x) + self.conv2(F.silu(self.norm2(h)))
+        out: Tensor = self.shortcut(x) + self.conv2(F.silu(self.norm2(h)))
         return out
 
 
-class VaeAttention(nn.Module):
+class VAEAttention(nn.Module):
     """Every place sees every other, with one head."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width, 1e-6)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
-        h = attend(self.query(h), self.key(h), self.value(h), 1)
-        h = added(self.out, h, x.permute(0, 2, 3, 1).flatten(1, 2))
+        h = multi_head_attention(self.to_q(h), self.to_k(h), self.to_v(h), 1)
+        h = apply_with_residual(self.to_out, h, x.permute(0, 2, 3, 1).flatten(1, 2))
         return h.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-class Middle(nn.Sequential):
+class VAEMidBlock(nn.Sequential):
     """What both halves do at the coarsest level."""
 
     def __init__(self, width: int, groups: int) -> None:
-        super().__init__(VaeBlock(width, width, groups), VaeAttention(width, groups), VaeBlock(width, width, groups))
+        super().__init__(VAEResBlock(width, width, groups), VAEAttention(width, groups), VAEResBlock(width, width, groups))
 
 
-class Encoder(nn.Module):
+class VAEEncoder(nn.Module):
     """Pictures (B, 3, H, W) to mean and log-variance (B, 2 · latents, H / factor, W / factor)."""
 
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        widths = [config.width * m for m in config.multipliers]
-        self.blocks = config.blocks
-        self.enter = nn.Conv2d(3, widths[0], 3, padding=1)
-        self.down, self.shrink, now = nn.ModuleList(), nn.ModuleList(), widths[0]
+        widths = [config.base_channels * m for m in config.channel_multipliers]
+        self.blocks_per_level = config.blocks_per_level
+        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.down_blocks, self.downsamplers, channels = nn.ModuleList(), nn.ModuleList(), widths[0]
         for level, width in enumerate(widths):
-            for _ in range(config.blocks):
-                self.down.append(VaeBlock(now, width, config.groups))
-                now = width
+            for _ in range(config.blocks_per_level):
+                self.down_blocks.append(VAEResBlock(channels, width, config.norm_groups))
+                channels = width
             if level < len(widths) - 1:
-                self.shrink.append(nn.Conv2d(now, now, 3, stride=2))
-        self.middle = Middle(now, config.groups)
-        self.norm = nn.GroupNorm(config.groups, now, 1e-6)
-        self.leave = nn.Conv2d(now, 2 * config.latents, 3, padding=1)
+                self.downsamplers.append(nn.Conv2d(channels, channels, 3, stride=2))
+        self.mid_block = VAEMidBlock(channels, config.norm_groups)
+        self.norm_out = nn.GroupNorm(config.norm_groups, channels, 1e-6)
+        self.conv_out = nn.Conv2d(channels, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.enter(x.contiguous(memory_format=torch.channels_last))
-        for i, block in enumerate(self.down, 1):
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        for i, block in enumerate(self.down_blocks, 1):
             h = block(h)
-            if i % self.blocks == 0 and i < len(self.down):
-                h = self.shrink[i // self.blocks - 1](F.pad(h, (0, 1, 0, 1)))
-        return activated(self.leave, self.norm, self.middle(h))
+            if i % self.blocks_per_level == 0 and i < len(self.down_blocks):
+                h = self.downsamplers[i // self.blocks_per_level - 1](F.pad(h, (0, 1, 0, 1)))
+        return norm_silu_conv(self.conv_out, self.norm_out, self.mid_block(h))
 
 
-class Decoder(nn.Module):
+class VAEDecoder(nn.Module):
     """Latents (B, latents, h, w) to pictures (B, 3, h · factor, w · factor)."""
 
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        widths = [config.width * m for m in reversed(config.multipliers)]
-        self.blocks = config.blocks + 1
-        self.enter = nn.Conv2d(config.latents, widths[0], 3, padding=1)
-        self.middle = Middle(widths[0], config.groups)
-        self.up, self.grow, now = nn.ModuleList(), nn.ModuleList(), widths[0]
+        widths = [config.base_channels * m for m in reversed(config.channel_multipliers)]
+        self.blocks_per_level = config.blocks_per_level + 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = VAEMidBlock(widths[0], config.norm_groups)
+        self.up_blocks, self.upsamplers, channels = nn.ModuleList(), nn.ModuleList(), widths[0]
         for level, width in enumerate(widths):
-            for _ in range(self.blocks):
-                self.up.append(VaeBlock(now, width, config.groups))
-                now = width
+            for _ in range(self.blocks_per_level):
+                self.up_blocks.append(VAEResBlock(channels, width, config.norm_groups))
+                channels = width
             if level < len(widths) - 1:
-                self.grow.append(Growing(now))
-        self.norm = nn.GroupNorm(config.groups, now, 1e-6)
-        self.leave = nn.Conv2d(now, 3, 3, padding=1)
+                self.upsamplers.append(UpsampleConv(channels))
+        self.norm_out = nn.GroupNorm(config.norm_groups, channels, 1e-6)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.middle(self.enter(z.contiguous(memory_format=torch.channels_last)))
-        for i, block in enumerate(self.up, 1):
+        h = self.mid_block(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        for i, block in enumerate(self.up_blocks, 1):
             h = block(h)
-            if i % self.blocks == 0 and i < len(self.up):
-                h = self.grow[i // self.blocks - 1](h)
-        return activated(self.leave, self.norm, h)
+            if i % self.blocks_per_level == 0 and i < len(self.up_blocks):
+                h = self.upsamplers[i // self.blocks_per_level - 1](h)
+        return norm_silu_conv(self.conv_out, self.norm_out, h)
 
 
-class Vae(Autoencoder):
+class VAE(Autoencoder):
     """A Gaussian of latents for each picture; standardised at this border."""
 
-    def __init__(self, config: VaeConfig) -> None:
+    def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        self.config, self.channels, self.factor = config, config.channels, config.factor
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
-        self.mix = nn.Conv2d(2 * config.latents, 2 * config.latents, 1) if config.mixes else nn.Identity()
-        self.unmix = nn.Conv2d(config.latents, config.latents, 1) if config.mixes else nn.Identity()
+        self.config, self.latent_channels, self.downsampling_factor = config, config.latent_channels, config.downsampling_factor
+        self.encoder, self.decoder = VAEEncoder(config), VAEDecoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1) if config.use_quant_conv else nn.Identity()
 
-    def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the standardised latents."""
-        mean, log_variance = self.mix(self.encoder(pictures.to(self._dtype))).float().chunk(2, dim=1)
-        deviation = (log_variance.clamp(-30, 20) / 2).exp()
-        return (mean - self.config.shift) * self.config.scale, deviation * self.config.scale
+        mean, log_variance = self.quant_conv(self.encoder(images.to(self._dtype))).float().chunk(2, dim=1)
+        std = (log_variance.clamp(-30, 20) / 2).exp()
+        return (mean - self.config.shift) * self.config.scale, std * self.config.scale
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """The posterior's mean."""
-        return self.posterior(pictures)[0]
+        return self.posterior(images)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         z = (latents / self.config.scale + self.config.shift).to(self._dtype)
-        out: Tensor = self.decoder(self.unmix(z)).float()
+        out: Tensor = self.decoder(self.post_quant_conv(z)).float()
         return out
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.decoder.norm.weight.dtype
+        return self.decoder.norm_out.weight.dtype

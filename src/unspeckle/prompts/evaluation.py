@@ -7,124 +7,124 @@ from typing import TypeAlias
 from unspeckle.prompts.syntax_tree import (
     Break,
     Hybrid,
-    Piece,
+    PromptNode,
     Prompt,
-    Switch,
-    Text,
-    Turns,
-    Weighted,
-    Words,
-    beside,
-    merged,
+    PromptEdit,
+    PromptNodes,
+    Alternation,
+    Emphasis,
+    PlainText,
+    separate_words,
+    merge_plain_text,
 )
 
-Chunk: TypeAlias = tuple[tuple[str, float], ...]  # runs of text, with the weight of their words
-Caption: TypeAlias = tuple[Chunk, ...]  # chunks, each read by itself
-Blend: TypeAlias = tuple[tuple[float, Caption], ...]  # shares of the captions' embeddings; they sum to 1
-Guesses: TypeAlias = tuple[tuple[float, Blend], ...]  # the weights with which guesses are summed
+PromptChunk: TypeAlias = tuple[tuple[str, float], ...]  # runs of text, with the weight of their words
+ChunkedPrompt: TypeAlias = tuple[PromptChunk, ...]  # chunks, each read by itself
+PromptBlend: TypeAlias = tuple[tuple[float, ChunkedPrompt], ...]  # shares of the captions' embeddings; they sum to 1
+WeightedPredictions: TypeAlias = tuple[tuple[float, PromptBlend], ...]  # the weights with which guesses are summed
 
 
-def guesses(prompt: Prompt, step: int, steps: int, hybrid: str) -> Guesses:
+def predictions(prompt: Prompt, step: int, steps: int, default_hybrid_method: str) -> WeightedPredictions:
     """Of the step, counted from 0, of so many. hybrid: the method (of METHODS) of those that name none."""
-    found = []
-    for guess in prompt.guesses:
-        settled = _settled(guess.text, step, steps, hybrid)
-        for share, text in _branches(settled, "guesses"):
-            blend = tuple((part, _caption(one)) for part, one in _branches(text, "embeddings"))
-            found.append((guess.weight * share, blend))
-    return tuple(found)
+    result = []
+    for subprompt in prompt.subprompts:
+        nodes = _resolve_nodes(subprompt.content, step, steps, default_hybrid_method)
+        for share, branch in _expand_hybrids(nodes, "guesses"):
+            blend = tuple((blend_share, _to_chunks(nodes_of_part)) for blend_share, nodes_of_part in _expand_hybrids(branch, "embeddings"))
+            result.append((subprompt.weight * share, blend))
+    return tuple(result)
 
 
-def _settled(text: Text, step: int, steps: int, hybrid: str) -> Text:
+def _resolve_nodes(nodes: PromptNodes, step: int, steps: int, default_method: str) -> PromptNodes:
     """The text at this step: switches and turns are gone, of hybrids those of mixed embeddings and guesses are left."""
 
-    def settle(text: Text) -> Text:
-        return merged([after for piece in text for after in now(piece)])
+    def resolve(nodes: PromptNodes) -> PromptNodes:
+        return merge_plain_text([resolved for node in nodes for resolved in resolve_node(node)])
 
-    def now(piece: Piece) -> Text:
-        match piece:
-            case Weighted(inner):
-                return (replace(piece, text=settle(inner)),)
-            case Switch(first, second, at, counted):
-                return settle(first if step < (at if counted else round(at * steps)) else second)
-            case Turns(choices):
-                return settle(choices[step % len(choices)])
+    def resolve_node(node: PromptNode) -> PromptNodes:
+        match node:
+            case Emphasis(content):
+                return (replace(node, text=resolve(content)),)
+            case PromptEdit(before, after, when, in_steps):
+                return resolve(before if step < (when if in_steps else round(when * steps)) else after)
+            case Alternation(choices):
+                return resolve(choices[step % len(choices)])
             case Hybrid():
-                return _both(
-                    replace(piece, first=settle(piece.first), second=settle(piece.second)), step, steps, hybrid
+                return _resolve_hybrid(
+                    replace(node, first=resolve(node.first), second=resolve(node.second)), step, steps, default_method
                 )
-        return (piece,)
+        return (node,)
 
-    return settle(text)
+    return resolve(nodes)
 
 
-def _both(piece: Hybrid, step: int, steps: int, hybrid: str) -> Text:
+def _resolve_hybrid(node: Hybrid, step: int, steps: int, default_method: str) -> PromptNodes:
     """A hybrid by its method."""
-    method = piece.method or hybrid
-    if piece.share in (0, 1):
-        return piece.second if piece.share else piece.first
+    method = node.method or default_method
+    if node.ratio in (0, 1):
+        return node.second if node.ratio else node.first
     if method == "words":  # as the captions of `make-corpus emoji` say it
-        return (*piece.first, Words("-"), *_without_article(piece.second), Words(" hybrid"))
+        return (*node.first, PlainText("-"), *_without_article(node.second), PlainText(" hybrid"))
     if method == "switch":
-        return piece.first if step < round((1 - piece.share) * steps) else piece.second
+        return node.first if step < round((1 - node.ratio) * steps) else node.second
     if method == "turns":
-        return piece.second if int((step + 1) * piece.share) > int(step * piece.share) else piece.first
-    return (replace(piece, method=method),)
+        return node.second if int((step + 1) * node.ratio) > int(step * node.ratio) else node.first
+    return (replace(node, method=method),)
 
 
-def _without_article(text: Text) -> Text:
-    match text:
-        case (Words(said), *rest):
-            article, _, noun = said.partition(" ")
-            return (Words(noun if article.lower() in ("a", "an", "the") else said), *rest)
-    return text
+def _without_article(nodes: PromptNodes) -> PromptNodes:
+    match nodes:
+        case (PlainText(text), *rest):
+            article, _, noun = text.partition(" ")
+            return (PlainText(noun if article.lower() in ("a", "an", "the") else text), *rest)
+    return nodes
 
 
-def _branches(text: Text, method: str) -> list[tuple[float, Text]]:
+def _expand_hybrids(nodes: PromptNodes, method: str) -> list[tuple[float, PromptNodes]]:
     """The texts, with their shares, that hybrids of this method are mixed from."""
-    found: list[tuple[float, list[Piece]]] = [(1.0, [])]
-    for piece in text:
-        choices = _choices(piece, method)
+    branches: list[tuple[float, list[PromptNode]]] = [(1.0, [])]
+    for node in nodes:
+        choices = _expand_node(node, method)
         if len(choices) == 1:
-            for _, done in found:
-                done += choices[0][1]
+            for _, branch in branches:
+                branch += choices[0][1]
             continue
-        found = [(share * part, [*done, *more]) for share, done in found for part, more in choices]
-    return [(share, merged(done)) for share, done in found]
+        branches = [(share * choice_share, [*branch, *choice]) for share, branch in branches for choice_share, choice in choices]
+    return [(share, merge_plain_text(branch)) for share, branch in branches]
 
 
-def _choices(piece: Piece, method: str) -> list[tuple[float, Text]]:
-    match piece:
-        case Weighted(text):
-            return [(share, (replace(piece, text=one),)) for share, one in _branches(text, method)]
-        case Hybrid(first, second, share, own):
-            left, right = _branches(first, method), _branches(second, method)
-            if own == method:
-                return [((1 - share) * part, one) for part, one in left] + [(share * part, one) for part, one in right]
-            return [(a * b, (replace(piece, first=one, second=other),)) for a, one in left for b, other in right]
-    return [(1.0, (piece,))]
+def _expand_node(node: PromptNode, method: str) -> list[tuple[float, PromptNodes]]:
+    match node:
+        case Emphasis(content):
+            return [(ratio, (replace(node, text=branch),)) for ratio, branch in _expand_hybrids(content, method)]
+        case Hybrid(first, second, share, own_method):
+            left, right = _expand_hybrids(first, method), _expand_hybrids(second, method)
+            if own_method == method:
+                return [((1 - share) * branch_share, branch) for branch_share, branch in left] + [(share * branch_share, branch) for branch_share, branch in right]
+            return [(left_share * right_share, (replace(node, first=left_branch, second=right_branch),)) for left_share, left_branch in left for right_share, right_branch in right]
+    return [(1.0, (node,))]
 
 
-def _caption(text: Text) -> Caption:
+def _to_chunks(nodes: PromptNodes) -> ChunkedPrompt:
     chunks: list[list[tuple[str, float]]] = [[]]
-    for said, weight in _runs(text, 1.0):
-        if said is None:
+    for text, weight in _weighted_runs(nodes, 1.0):
+        if text is None:
             chunks.append([])
             continue
         runs = chunks[-1]
-        said = beside(runs[-1][0] if runs else "", said)
+        text = separate_words(runs[-1][0] if runs else "", text)
         if runs and runs[-1][1] == weight:
-            said = runs.pop()[0] + said
-        runs.append((said, weight))
-    return tuple(tuple(runs) for runs in chunks if any(said.strip() for said, _ in runs)) or ((),)
+            text = runs.pop()[0] + text
+        runs.append((text, weight))
+    return tuple(tuple(runs) for runs in chunks if any(text.strip() for text, _ in runs)) or ((),)
 
 
-def _runs(text: Text, weight: float) -> Iterator[tuple[str | None, float]]:
-    for piece in text:
-        match piece:
-            case Words(said):
-                yield said, weight
-            case Weighted(inner, more):
-                yield from _runs(inner, weight * more)
+def _weighted_runs(nodes: PromptNodes, weight: float) -> Iterator[tuple[str | None, float]]:
+    for node in nodes:
+        match node:
+            case PlainText(literal):
+                yield literal, weight
+            case Emphasis(content, emphasis):
+                yield from _weighted_runs(content, weight * emphasis)
             case Break():
                 yield None, weight

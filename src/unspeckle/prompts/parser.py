@@ -6,65 +6,65 @@ from typing import NamedTuple, NoReturn
 
 from unspeckle.errors import InputError
 from unspeckle.prompts.syntax_tree import (
-    DOWN,
-    METHODS,
-    UP,
+    DEEMPHASIS_WEIGHT,
+    HYBRID_METHODS,
+    EMPHASIS_WEIGHT,
     Break,
-    Guess,
+    Subprompt,
     Hybrid,
-    Lora,
-    Piece,
+    LoraTag,
+    PromptNode,
     Prompt,
-    Switch,
-    Text,
-    Turns,
-    Weighted,
-    Words,
-    merged,
+    PromptEdit,
+    PromptNodes,
+    Alternation,
+    Emphasis,
+    PlainText,
+    merge_plain_text,
 )
 
-LONGEST = 100_000  # characters: more would not be read back from a PNG
-HEAVIEST = 5.0  # weight of words
-STRONGEST = 20.0  # weight of a guess
-DEEPEST = 40  # brackets within brackets
-GUESSES, HYBRIDS = 8, 4  # in a prompt: each hybrid can double the work
-LORAS, MOST = 16, 100.0  # in a prompt; the weight of one, either way
+MAX_CHARACTERS = 100_000  # characters: more would not be read back from a PNG
+MAX_EMPHASIS = 5.0  # weight of words
+MAX_SUBPROMPT_WEIGHT = 20.0  # weight of a guess
+MAX_DEPTH = 40  # brackets within brackets
+MAX_SUBPROMPTS, MAX_HYBRIDS = 8, 4  # in a prompt: each hybrid can double the work
+MAX_LORAS, MAX_LORA_WEIGHT = 16, 100.0  # in a prompt; the weight of one, either way
 
 
-def parse(source: str, name: str = "prompt") -> Prompt:
+def parse_prompt(source: str, name: str = "prompt") -> Prompt:
     """The tree of a prompt. InputError, naming `name` and showing the place, where it cannot be read."""
-    if not isinstance(source, str) or len(source) > LONGEST:
-        raise InputError(f"{name}: must be text of at most {LONGEST} characters")
+    if not isinstance(source, str) or len(source) > MAX_CHARACTERS:
+        raise InputError(f"{name}: must be text of at most {MAX_CHARACTERS} characters")
     if any("\ud800" <= c <= "\udfff" for c in source):
         raise InputError(f"{name}: is not valid Unicode; write it as UTF-8")
-    return _Parser(source, name).prompt()
+    return _Parser(source, name).parse_all()
 
 
-_TOKEN = re.compile(
+_TOKEN_PATTERN = re.compile(
     r"\\(?P<escaped>[\\()\[\]:|,]|(?:AND|NOT|BREAK)\b|hybrid(?=\()|<(?=lora))"
     r"|(?P<mark>\b(?:AND|NOT|BREAK)\b|\bhybrid\(|[()\[\]:|,]|<lora:[^<>\n]*>?)"
     r"|(?P<plain>(?:(?!\b(?:AND|NOT|BREAK)\b|\bhybrid\(|<lora:)[^\\()\[\]:|,])+|\\)",
     re.DOTALL,
 )
-_NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*", re.ASCII)
+_NUMBER_PATTERN = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*", re.ASCII)
 
 
 class _Token(NamedTuple):
     text: str
-    mark: bool
+    is_syntax: bool
     start: int
     end: int
 
 
-class _Part(NamedTuple):
+class _Segment(NamedTuple):
     """Text between two marks, the mark before it, and how it was written."""
 
-    mark: _Token | None
-    text: Text
+    separator: _Token | None
+    nodes: PromptNodes
     source: str
 
-    def number(self) -> float | None:
-        return float(self.source) if _NUMBER.fullmatch(self.source) else None
+    def as_number(self) -> float | None:
+        return float(self.source) if _NUMBER_PATTERN.fullmatch(self.source) else None
 
 
 class _Parser:
@@ -72,193 +72,193 @@ class _Parser:
 
     def __init__(self, source: str, name: str) -> None:
         self.source, self.name = source, name
-        self.at = self.depth = self.hybrids = 0
-        self.loras: list[Lora] = []
+        self.at = self.depth = self.hybrid_count = 0
+        self.lora_tags: list[LoraTag] = []
         self.tokens = [
-            _Token(found["escaped"] or found["mark"] or found["plain"], found["mark"] is not None, *found.span())
-            for found in _TOKEN.finditer(source)
+            _Token(match["escaped"] or match["mark"] or match["plain"], match["mark"] is not None, *match.span())
+            for match in _TOKEN_PATTERN.finditer(source)
         ]
 
-    def refuse(self, message: str, start: int) -> NoReturn:
+    def fail(self, message: str, start: int) -> NoReturn:
         before, after = self.source[:start], self.source[start:]
         before = before if len(before) <= 24 else f"…{before[-22:]}"
         after = after if len(after) <= 32 else f"{after[:30]}…"
-        place = " ".join(f"{before}>>>{after}".split())
-        raise InputError(f"{self.name}: {message} at character {start + 1}: {place}")
+        excerpt = " ".join(f"{before}>>>{after}".split())
+        raise InputError(f"{self.name}: {message} at character {start + 1}: {excerpt}")
 
-    def prompt(self) -> Prompt:
-        groups = _groups(self.parts(None, (":", "AND", "NOT")), "AND", "NOT")
+    def parse_all(self) -> Prompt:
+        groups = _split_segments(self.parse_segments(None, (":", "AND", "NOT")), "AND", "NOT")
         if len(groups) == 1:
-            text = _joined(groups[0])
-            text = _stripped(text) if self.loras else text
-            return Prompt((Guess(text, 1.0, (0, len(self.source))),), tuple(self.loras))
-        guesses = tuple(guess for place in range(len(groups)) for guess in self.guess(groups, place))
-        if len(guesses) > GUESSES:
-            self.refuse(f"more than {GUESSES} guesses", guesses[GUESSES].span[0])
-        return Prompt(guesses, tuple(self.loras))
+            nodes = _join_segments(groups[0])
+            nodes = _strip_nodes(nodes) if self.lora_tags else nodes
+            return Prompt((Subprompt(nodes, 1.0, (0, len(self.source))),), tuple(self.lora_tags))
+        subprompts = tuple(subprompt for index in range(len(groups)) for subprompt in self.parse_subprompt(groups, index))
+        if len(subprompts) > MAX_SUBPROMPTS:
+            self.fail(f"more than {MAX_SUBPROMPTS} guesses", subprompts[MAX_SUBPROMPTS].span[0])
+        return Prompt(subprompts, tuple(self.lora_tags))
 
-    def guess(self, groups: "list[list[_Part]]", place: int) -> list[Guess]:
+    def parse_subprompt(self, groups: "list[list[_Segment]]", index: int) -> list[Subprompt]:
         """The guess of a group, or none where nothing stands before NOT."""
-        *parts, last = groups[place]
-        mark, weight = groups[place][0].mark, last.number()
-        if not parts or weight is None:
-            parts, weight = [*parts, last], 1.0
-        text = _stripped(_joined(parts))
-        behind = groups[place + 1][0].mark if place + 1 < len(groups) else None
-        if not text and last is groups[place][0] and behind is not None and behind.text == "NOT":
+        *segments, last = groups[index]
+        operator, weight = groups[index][0].separator, last.as_number()
+        if not segments or weight is None:
+            segments, weight = [*segments, last], 1.0
+        nodes = _strip_nodes(_join_segments(segments))
+        next_operator = groups[index + 1][0].separator if index + 1 < len(groups) else None
+        if not nodes and last is groups[index][0] and next_operator is not None and next_operator.text == "NOT":
             return []
-        start, away = (0, False) if mark is None else (mark.start, mark.text == "NOT")
-        if not text:
-            self.refuse("nothing to draw beside AND or NOT", start)
-        if abs(weight) > STRONGEST or (away and weight <= 0):
-            self.refuse(f"a guess has a weight up to {STRONGEST:g}, behind NOT above 0 (a plain colon is \\:)", start)
-        return [Guess(text, -weight if away else weight, (start, len(self.source) if behind is None else behind.start))]
+        start, is_negative = (0, False) if operator is None else (operator.start, operator.text == "NOT")
+        if not nodes:
+            self.fail("nothing to draw beside AND or NOT", start)
+        if abs(weight) > MAX_SUBPROMPT_WEIGHT or (is_negative and weight <= 0):
+            self.fail(f"a guess has a weight up to {MAX_SUBPROMPT_WEIGHT:g}, behind NOT above 0 (a plain colon is \\:)", start)
+        return [Subprompt(nodes, -weight if is_negative else weight, (start, len(self.source) if next_operator is None else next_operator.start))]
 
-    def parts(self, opened: _Token | None, marks: tuple[str, ...]) -> list[_Part]:
+    def parse_segments(self, opening: _Token | None, separators: tuple[str, ...]) -> list[_Segment]:
         """What stands up to the bracket that closes the opened one, or to the end, cut at the marks."""
-        closer = None if opened is None else "]" if opened.text == "[" else ")"
-        found: list[_Part] = []
-        pieces: list[Piece] = []
-        mark, begin = None, 0 if opened is None else opened.end
+        closing = None if opening is None else "]" if opening.text == "[" else ")"
+        segments: list[_Segment] = []
+        nodes: list[PromptNode] = []
+        separator, start = None, 0 if opening is None else opening.end
         while self.at < len(self.tokens):
             token = self.tokens[self.at]
             self.at += 1
-            if not token.mark:
-                pieces.append(Words(self.rejoined(token, pieces), (token.start, token.end)))
+            if not token.is_syntax:
+                nodes.append(PlainText(self.spaced_text(token, nodes), (token.start, token.end)))
             elif token.text.startswith("<"):
-                self.lora(token, opened)
-            elif token.text == closer or token.text in marks:
-                found.append(_Part(mark, merged(pieces), self.between(begin, token.start)))
-                if token.text == closer:
-                    return found
-                mark, pieces, begin = token, [], token.end
+                self.parse_lora_tag(token, opening)
+            elif token.text == closing or token.text in separators:
+                segments.append(_Segment(separator, merge_plain_text(nodes), self.source_without_loras(start, token.start)))
+                if token.text == closing:
+                    return segments
+                separator, nodes, start = token, [], token.end
             elif token.text in ("(", "[", "hybrid("):
-                pieces += [Words(" ")] if self.rejoined(token, pieces) != token.text else []
-                pieces.append(self.bracket(token))
+                nodes += [PlainText(" ")] if self.spaced_text(token, nodes) != token.text else []
+                nodes.append(self.parse_bracket(token))
             elif token.text == "BREAK":
-                pieces.append(Break((token.start, token.end)))
+                nodes.append(Break((token.start, token.end)))
             elif token.text in ("AND", "NOT"):
-                self.refuse(
+                self.fail(
                     f"{token.text} inside a bracket; write it outside, or \\{token.text} for the word", token.start
                 )
             else:  # a mark that means nothing here
-                pieces.append(Words(token.text, (token.start, token.end)))
-        if opened is not None:
-            self.refuse(f'unclosed "{opened.text}" (a plain bracket is \\{opened.text[-1]})', opened.start)
-        return [*found, _Part(mark, merged(pieces), self.between(begin, len(self.source)))]
+                nodes.append(PlainText(token.text, (token.start, token.end)))
+        if opening is not None:
+            self.fail(f'unclosed "{opening.text}" (a plain bracket is \\{opening.text[-1]})', opening.start)
+        return [*segments, _Segment(separator, merge_plain_text(nodes), self.source_without_loras(start, len(self.source)))]
 
-    def lora(self, token: _Token, opened: _Token | None) -> None:
+    def parse_lora_tag(self, token: _Token, opening: _Token | None) -> None:
         """Take a tag out: it counts for the whole drawing."""
-        plain = "a plain one is \\<lora:"
+        escape_hint = "a plain one is \\<lora:"
         if not token.text.endswith(">"):
-            self.refuse(f'unclosed "<lora:" ({plain})', token.start)
-        if opened is not None:
-            self.refuse(
-                f"a LoRA inside a bracket; write it outside, as it counts for the whole drawing ({plain})", token.start
+            self.fail(f'unclosed "<lora:" ({escape_hint})', token.start)
+        if opening is not None:
+            self.fail(
+                f"a LoRA inside a bracket; write it outside, as it counts for the whole drawing ({escape_hint})", token.start
             )
-        name, colon, said = token.text[len("<lora:") : -1].partition(":")
+        name, colon, weight_text = token.text[len("<lora:") : -1].partition(":")
         try:
-            weight = float(said) if colon else 1.0
+            weight = float(weight_text) if colon else 1.0
         except ValueError:
             weight = float("nan")
-        if not name.strip() or not abs(weight) <= MOST:
-            self.refuse(
-                f"a LoRA is <lora:name> or <lora:name:weight>, with one weight up to {MOST:g} ({plain})", token.start
+        if not name.strip() or not abs(weight) <= MAX_LORA_WEIGHT:
+            self.fail(
+                f"a LoRA is <lora:name> or <lora:name:weight>, with one weight up to {MAX_LORA_WEIGHT:g} ({escape_hint})", token.start
             )
         if re.search(r"[/\\]|\A\s*\.", name):
-            self.refuse("a LoRA's name is that of its file, without folders", token.start)
-        if len(self.loras) == LORAS:
-            self.refuse(f"more than {LORAS} LoRA", token.start)
-        self.loras.append(Lora(" ".join(name.split()), weight + 0.0, (token.start, token.end)))
+            self.fail("a LoRA's name is that of its file, without folders", token.start)
+        if len(self.lora_tags) == MAX_LORAS:
+            self.fail(f"more than {MAX_LORAS} LoRA", token.start)
+        self.lora_tags.append(LoraTag(" ".join(name.split()), weight + 0.0, (token.start, token.end)))
 
-    def rejoined(self, token: _Token, before: list[Piece]) -> str:
+    def spaced_text(self, token: _Token, nodes: list[PromptNode]) -> str:
         """The token's text. Where a tag stood before it: without a second space, and apart from the word before."""
-        if not self.loras or self.loras[-1].span[1] != token.start:
+        if not self.lora_tags or self.lora_tags[-1].span[1] != token.start:
             return token.text
-        said = before[-1].text if before and isinstance(before[-1], Words) else ""
-        if said[-1:].isspace():
+        previous_text = nodes[-1].text if nodes and isinstance(nodes[-1], PlainText) else ""
+        if previous_text[-1:].isspace():
             return token.text.lstrip()
-        return " " + token.text if re.fullmatch(r"\w\w", said[-1:] + token.text[:1]) else token.text
+        return " " + token.text if re.fullmatch(r"\w\w", previous_text[-1:] + token.text[:1]) else token.text
 
-    def between(self, start: int, end: int) -> str:
+    def source_without_loras(self, start: int, end: int) -> str:
         """That much of the source, without the tags in it."""
-        said, at = "", start
-        for lora in self.loras:
-            if start <= lora.span[0] < end:
-                said, at = said + self.source[at : lora.span[0]], lora.span[1]
-        return said + self.source[at:end]
+        text, position = "", start
+        for tag in self.lora_tags:
+            if start <= tag.span[0] < end:
+                text, position = text + self.source[position : tag.span[0]], tag.span[1]
+        return text + self.source[position:end]
 
-    def bracket(self, opened: _Token) -> Piece:
+    def parse_bracket(self, opening: _Token) -> PromptNode:
         self.depth += 1
-        if self.depth > DEEPEST:
-            self.refuse(f"brackets more than {DEEPEST} deep", opened.start)
-        read = {"(": self.weighted, "[": self.square, "hybrid(": self.hybrid}[opened.text]
-        piece = read(opened)
+        if self.depth > MAX_DEPTH:
+            self.fail(f"brackets more than {MAX_DEPTH} deep", opening.start)
+        parse_content = {"(": self.parse_emphasis, "[": self.parse_square_bracket, "hybrid(": self.parse_hybrid}[opening.text]
+        node = parse_content(opening)
         self.depth -= 1
-        return replace(piece, span=(opened.start, self.tokens[self.at - 1].end))
+        return replace(node, span=(opening.start, self.tokens[self.at - 1].end))
 
-    def weighted(self, opened: _Token) -> Piece:
-        parts = self.parts(opened, (":",))
-        weight = parts[-1].number() if len(parts) > 1 else None
+    def parse_emphasis(self, opening: _Token) -> PromptNode:
+        segments = self.parse_segments(opening, (":",))
+        weight = segments[-1].as_number() if len(segments) > 1 else None
         if weight is None:
-            return Weighted(_joined(parts), UP)
-        if not 0 <= weight <= HEAVIEST:
-            self.refuse(f"words have a weight from 0 to {HEAVIEST:g} (a plain colon is \\:)", opened.start)
-        return Weighted(_joined(parts[:-1]), abs(weight))
+            return Emphasis(_join_segments(segments), EMPHASIS_WEIGHT)
+        if not 0 <= weight <= MAX_EMPHASIS:
+            self.fail(f"words have a weight from 0 to {MAX_EMPHASIS:g} (a plain colon is \\:)", opening.start)
+        return Emphasis(_join_segments(segments[:-1]), abs(weight))
 
-    def square(self, opened: _Token) -> Piece:
-        parts = self.parts(opened, (":", "|"))
-        choices = _groups(parts, "|")
-        when = parts[-1].number() if len(parts) > 1 else None
+    def parse_square_bracket(self, opening: _Token) -> PromptNode:
+        segments = self.parse_segments(opening, (":", "|"))
+        choices = _split_segments(segments, "|")
+        when = segments[-1].as_number() if len(segments) > 1 else None
         if len(choices) > 1:
-            return Turns(tuple(map(_joined, choices)))
+            return Alternation(tuple(map(_join_segments, choices)))
         if when is None:
-            return Weighted(_joined(parts), DOWN)
-        counted = "." not in parts[-1].source
-        if len(parts) > 3 or when < 0 or when > (1000 if counted else 1):
-            self.refuse("a switch is [one:other:when], when a share such as 0.4 or a whole step", opened.start)
-        return Switch(parts[0].text if len(parts) == 3 else (), parts[-2].text, abs(when), counted)
+            return Emphasis(_join_segments(segments), DEEMPHASIS_WEIGHT)
+        in_steps = "." not in segments[-1].source
+        if len(segments) > 3 or when < 0 or when > (1000 if in_steps else 1):
+            self.fail("a switch is [one:other:when], when a share such as 0.4 or a whole step", opening.start)
+        return PromptEdit(segments[0].nodes if len(segments) == 3 else (), segments[-2].nodes, abs(when), in_steps)
 
-    def hybrid(self, opened: _Token) -> Piece:
-        self.hybrids += 1
-        if self.hybrids > HYBRIDS:
-            self.refuse(f"more than {HYBRIDS} hybrids", opened.start)
-        parts = self.parts(opened, (",",))
-        first, second, *_ = (*(_stripped(part.text) for part in parts), (), ())
-        told = parts[2:]
-        share = told.pop(0).number() if told and told[0].number() is not None else 0.5
-        method = told.pop(0).source.strip() if told else ""
-        if not first or not second or told or share is None or not 0 <= share <= 1 or method not in ("", *METHODS):
-            known = ", ".join(METHODS)
-            self.refuse(f"a hybrid is hybrid(one, other), then a share from 0 to 1, then one of {known}", opened.start)
-        return Hybrid(first, second, abs(share), method)
+    def parse_hybrid(self, opening: _Token) -> PromptNode:
+        self.hybrid_count += 1
+        if self.hybrid_count > MAX_HYBRIDS:
+            self.fail(f"more than {MAX_HYBRIDS} hybrids", opening.start)
+        segments = self.parse_segments(opening, (",",))
+        first, second, *_ = (*(_strip_nodes(segment.nodes) for segment in segments), (), ())
+        arguments = segments[2:]
+        ratio = arguments.pop(0).as_number() if arguments and arguments[0].as_number() is not None else 0.5
+        method = arguments.pop(0).source.strip() if arguments else ""
+        if not first or not second or arguments or ratio is None or not 0 <= ratio <= 1 or method not in ("", *HYBRID_METHODS):
+            methods = ", ".join(HYBRID_METHODS)
+            self.fail(f"a hybrid is hybrid(one, other), then a share from 0 to 1, then one of {methods}", opening.start)
+        return Hybrid(first, second, abs(ratio), method)
 
 
-def _groups(parts: list[_Part], *marks: str) -> list[list[_Part]]:
+def _split_segments(segments: list[_Segment], *separators: str) -> list[list[_Segment]]:
     """The parts cut at some of the marks."""
-    groups: list[list[_Part]] = [[]]
-    for part in parts:
-        if part.mark is not None and part.mark.text in marks:
+    groups: list[list[_Segment]] = [[]]
+    for segment in segments:
+        if segment.separator is not None and segment.separator.text in separators:
             groups.append([])
-        groups[-1].append(part)
+        groups[-1].append(segment)
     return groups
 
 
-def _joined(parts: list[_Part]) -> Text:
+def _join_segments(segments: list[_Segment]) -> PromptNodes:
     """The parts as one text, with the marks between them as plain words."""
-    pieces: list[Piece] = []
-    for place, part in enumerate(parts):
-        if place and part.mark is not None:
-            pieces.append(Words(part.mark.text, (part.mark.start, part.mark.end)))
-        pieces += part.text
-    return merged(pieces)
+    nodes: list[PromptNode] = []
+    for index, segment in enumerate(segments):
+        if index and segment.separator is not None:
+            nodes.append(PlainText(segment.separator.text, (segment.separator.start, segment.separator.end)))
+        nodes += segment.nodes
+    return merge_plain_text(nodes)
 
 
-def _stripped(text: Text) -> Text:
+def _strip_nodes(nodes: PromptNodes) -> PromptNodes:
     """Without the space around it."""
-    pieces = list(text)
-    if pieces and isinstance(pieces[0], Words):
-        pieces[0] = replace(pieces[0], text=pieces[0].text.lstrip())
-    if pieces and isinstance(pieces[-1], Words):
-        pieces[-1] = replace(pieces[-1], text=pieces[-1].text.rstrip())
-    return tuple(piece for piece in pieces if piece != Words(""))
+    stripped = list(nodes)
+    if stripped and isinstance(stripped[0], PlainText):
+        stripped[0] = replace(stripped[0], text=stripped[0].text.lstrip())
+    if stripped and isinstance(stripped[-1], PlainText):
+        stripped[-1] = replace(stripped[-1], text=stripped[-1].text.rstrip())
+    return tuple(node for node in stripped if node != PlainText(""))

@@ -7,79 +7,79 @@ from decimal import Decimal
 from itertools import groupby
 from typing import TypeAlias
 
-UP, DOWN = 1.1, 1 / 1.1
-METHODS = ("words", "embeddings", "guesses", "switch", "turns")  # of drawing a hybrid: see meaning.py
+EMPHASIS_WEIGHT, DEEMPHASIS_WEIGHT = 1.1, 1 / 1.1
+HYBRID_METHODS = ("words", "embeddings", "guesses", "switch", "turns")  # of drawing a hybrid: see meaning.py
 
 Span = tuple[int, int]  # characters of the source, from and to
-_span: Span = field(default=(0, 0), compare=False)
+_SPAN: Span = field(default=(0, 0), compare=False)
 
 
 @dataclass(frozen=True)
-class Words:
+class PlainText:
     text: str
-    span: Span = _span
+    span: Span = _SPAN
 
 
 @dataclass(frozen=True)
-class Weighted:
-    text: "Text"
+class Emphasis:
+    content: "PromptNodes"
     weight: float
-    span: Span = _span
+    span: Span = _SPAN
 
 
 @dataclass(frozen=True)
-class Switch:
+class PromptEdit:
     """first, then second: after the share `at` of the steps, or where `counted` after so many steps."""
 
-    first: "Text"
-    second: "Text"
-    at: float
-    counted: bool
-    span: Span = _span
+    before: "PromptNodes"
+    after: "PromptNodes"
+    when: float
+    in_steps: bool
+    span: Span = _SPAN
 
 
 @dataclass(frozen=True)
-class Turns:
-    choices: "tuple[Text, ...]"
-    span: Span = _span
+class Alternation:
+    choices: "tuple[PromptNodes, ...]"
+    span: Span = _SPAN
 
 
 @dataclass(frozen=True)
 class Hybrid:
     """share 0 is the first alone, 1 the second. method: one of METHODS, "" = what suits the model best."""
 
-    first: "Text"
-    second: "Text"
-    share: float = 0.5
+    first: "PromptNodes"
+    second: "PromptNodes"
+    ratio: float = 0.5
     method: str = ""
-    span: Span = _span
+    span: Span = _SPAN
 
 
 @dataclass(frozen=True)
 class Break:
-    span: Span = _span
+    span: Span = _SPAN
 
 
-Piece: TypeAlias = Words | Weighted | Switch | Turns | Hybrid | Break
-Text: TypeAlias = tuple[Piece, ...]
+PromptNode: TypeAlias = PlainText | Emphasis | PromptEdit | Alternation | Hybrid | Break
+PromptNodes: TypeAlias = tuple[PromptNode, ...]
 
 
 @dataclass(frozen=True)
-class Guess:
+class Subprompt:
     """What is guessed by itself; of negative weight after NOT."""
 
-    text: Text
+    content: PromptNodes
     weight: float = 1.0
-    span: Span = _span
+    span: Span = _SPAN
 
 
 @dataclass(frozen=True)
-class Lora:
+class LoraTag:
     """Adapters of that name, for the whole drawing."""
 
     name: str
     weight: float = 1.0
-    span: Span = _span
+    span: Span = _SPAN
 
     def __str__(self) -> str:
         return f"<lora:{self.name}{'' if self.weight == 1 else ':' + repr(self.weight).removesuffix('.0')}>"
@@ -89,105 +89,105 @@ class Lora:
 class Prompt:
     """The tree. str(prompt) is its canonical text: parse(str(prompt)) == prompt."""
 
-    guesses: tuple[Guess, ...]
-    loras: tuple[Lora, ...] = ()
+    subprompts: tuple[Subprompt, ...]
+    lora_tags: tuple[LoraTag, ...] = ()
 
     @property
-    def composed(self) -> bool:
-        return len(self.guesses) > 1 or self.guesses[0].weight != 1
+    def is_composed(self) -> bool:
+        return len(self.subprompts) > 1 or self.subprompts[0].weight != 1
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self._words(), *map(str, self.loras))))
+        return " ".join(filter(None, (self._text_without_loras(), *map(str, self.lora_tags))))
 
-    def _words(self) -> str:
-        if not self.composed:
-            return _text(self.guesses[0].text, "")
-        said = ""
-        for place, guess in enumerate(self.guesses):
-            word = "NOT" if guess.weight < 0 else "AND" if place else ""
-            weight = "" if abs(guess.weight) == 1 else f":{_number(abs(guess.weight))}"
-            said = " ".join(part for part in (said, word, _text(guess.text, ":"), weight) if part)
-        return said
+    def _text_without_loras(self) -> str:
+        if not self.is_composed:
+            return _format_nodes(self.subprompts[0].content, "")
+        text = ""
+        for index, subprompt in enumerate(self.subprompts):
+            operator = "NOT" if subprompt.weight < 0 else "AND" if index else ""
+            weight_suffix = "" if abs(subprompt.weight) == 1 else f":{_format_number(abs(subprompt.weight))}"
+            text = " ".join(part for part in (text, operator, _format_nodes(subprompt.content, ":"), weight_suffix) if part)
+        return text
 
 
-def escape(text: str) -> str:
+def escape_prompt(text: str) -> str:
     """The prompt that says just this text, whatever is in it."""
-    return _text((Words(text),), "")
+    return _format_nodes((PlainText(text),), "")
 
 
-def words(prompt: Prompt) -> str:
+def plain_text(prompt: Prompt) -> str:
     """All that the prompt says in plain words, without its syntax."""
-    return " ".join(_words(guess.text) for guess in prompt.guesses)
+    return " ".join(_nodes_plain_text(subprompt.content) for subprompt in prompt.subprompts)
 
 
-def _words(text: Text) -> str:
-    said = ""
-    for piece in text:
-        match piece:
-            case Words(more):
-                said += more
+def _nodes_plain_text(nodes: PromptNodes) -> str:
+    text = ""
+    for node in nodes:
+        match node:
+            case PlainText(literal):
+                text += literal
             case Break():
-                said += " "
-            case Weighted(inner):
-                said += beside(said, _words(inner) + " ")
-            case Turns(choices):
-                said += " ".join(map(_words, choices))
-            case Switch(first, second) | Hybrid(first, second):
-                said += f"{_words(first)} {_words(second)}"
-    return said
+                text += " "
+            case Emphasis(content):
+                text += separate_words(text, _nodes_plain_text(content) + " ")
+            case Alternation(choices):
+                text += " ".join(map(_nodes_plain_text, choices))
+            case PromptEdit(first, second) | Hybrid(first, second):
+                text += f"{_nodes_plain_text(first)} {_nodes_plain_text(second)}"
+    return text
 
 
-def beside(before: str, said: str) -> str:
+def separate_words(before: str, text: str) -> str:
     """said, with a space where it would run into a word before it: "frog(green)" is two words."""
-    return f" {said}" if before[-1:].isalnum() and said[:1].isalnum() else said
+    return f" {text}" if before[-1:].isalnum() and text[:1].isalnum() else text
 
 
-def merged(pieces: Iterable[Piece]) -> Text:
+def merge_plain_text(nodes: Iterable[PromptNode]) -> PromptNodes:
     """Words that stand together as one piece, without the space beside BREAK."""
-    groups = [list(group) for _, group in groupby(pieces, type)]
-    found: list[Piece] = []
-    for place, group in enumerate(groups):
-        if isinstance(group[0], Words):
-            said = "".join(piece.text for piece in group if isinstance(piece, Words))
-            said = said.lstrip() if place and isinstance(groups[place - 1][0], Break) else said
-            said = said.rstrip() if place + 1 < len(groups) and isinstance(groups[place + 1][0], Break) else said
-            group = [Words(said, (group[0].span[0], group[-1].span[1]))] if said else []
-        found += group
-    return tuple(found)
+    groups = [list(group) for _, group in groupby(nodes, type)]
+    result: list[PromptNode] = []
+    for index, group in enumerate(groups):
+        if isinstance(group[0], PlainText):
+            text = "".join(node.text for node in group if isinstance(node, PlainText))
+            text = text.lstrip() if index and isinstance(groups[index - 1][0], Break) else text
+            text = text.rstrip() if index + 1 < len(groups) and isinstance(groups[index + 1][0], Break) else text
+            group = [PlainText(text, (group[0].span[0], group[-1].span[1]))] if text else []
+        result += group
+    return tuple(result)
 
 
-def _number(value: float) -> str:
-    said = format(Decimal(repr(value)), "f")
-    return said.removesuffix(".0")
+def _format_number(value: float) -> str:
+    digits = format(Decimal(repr(value)), "f")
+    return digits.removesuffix(".0")
 
 
-def _text(text: Text, marks: str) -> str:
+def _format_nodes(nodes: PromptNodes, special: str) -> str:
     """Canonical; `marks` are the characters that would mean something where the text stands."""
-    said: list[str] = [""]
-    for piece in text:
-        one = _piece(piece, marks)
-        if one.startswith("(") and re.search(r"\bhybrid\Z", said[-1][-7:]):  # no call: words before a bracket
-            said[-1] = f"{said[-1][:-6]}\\hybrid"
-        said.append(one)
-    return "".join(said)
+    parts: list[str] = [""]
+    for node in nodes:
+        formatted = _format_node(node, special)
+        if formatted.startswith("(") and re.search(r"\bhybrid\Z", parts[-1][-7:]):  # no call: words before a bracket
+            parts[-1] = f"{parts[-1][:-6]}\\hybrid"
+        parts.append(formatted)
+    return "".join(parts)
 
 
-def _piece(piece: Piece, marks: str) -> str:
-    match piece:
-        case Words(text):
-            return re.sub(rf"[\\()\[\]{marks}]|\b(?:AND|NOT|BREAK)\b|<(?=lora(?::|\Z))", r"\\\g<0>", text)
+def _format_node(node: PromptNode, special: str) -> str:
+    match node:
+        case PlainText(content):
+            return re.sub(rf"[\\()\[\]{special}]|\b(?:AND|NOT|BREAK)\b|<(?=lora(?::|\Z))", r"\\\g<0>", content)
         case Break():
             return " BREAK "
-        case Weighted(text, weight) if weight == DOWN:
-            return f"[{_text(text, ':|')}]"
-        case Weighted(text, weight):
-            return f"({_text(text, ':')}{'' if weight == UP else ':' + _number(weight)})"
-        case Switch(first, second, at, counted):
-            start = f"{_text(first, ':|')}:" if first else ""
-            when = f"{at:.0f}" if counted else format(Decimal(repr(at)), "f")
-            return f"[{start}{_text(second, ':|')}:{when}]"
-        case Turns(choices):
-            return f"[{'|'.join(_text(choice, ':|') for choice in choices)}]"
-        case Hybrid(first, second, share, method):
-            rest = ([_number(share)] if share != 0.5 else []) + ([method] if method else [])
-            return f"hybrid({', '.join([_text(first, ','), _text(second, ','), *rest])})"
+        case Emphasis(content, weight) if weight == DEEMPHASIS_WEIGHT:
+            return f"[{_format_nodes(content, ':|')}]"
+        case Emphasis(content, weight):
+            return f"({_format_nodes(content, ':')}{'' if weight == EMPHASIS_WEIGHT else ':' + _format_number(weight)})"
+        case PromptEdit(first, second, when_text, in_steps):
+            before_text = f"{_format_nodes(first, ':|')}:" if first else ""
+            when_text = f"{when_text:.0f}" if in_steps else format(Decimal(repr(when_text)), "f")
+            return f"[{before_text}{_format_nodes(second, ':|')}:{when_text}]"
+        case Alternation(choices):
+            return f"[{'|'.join(_format_nodes(choice, ':|') for choice in choices)}]"
+        case Hybrid(first, second, ratio, method):
+            arguments = ([_format_number(ratio)] if ratio != 0.5 else []) + ([method] if method else [])
+            return f"hybrid({', '.join([_format_nodes(first, ','), _format_nodes(second, ','), *arguments])})"

@@ -15,154 +15,154 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.kernels import quantize
-from unspeckle.kernels.compiling import processor
-from unspeckle.kernels.quantize import Rows
+from unspeckle.kernels.compiling import cpu_features
+from unspeckle.kernels.quantize import QuantizedRows
 from unspeckle.networks import layers, transformer, unet
-from unspeckle.networks.coarse_predictor import Draft
-from unspeckle.networks.lora import Adapted
+from unspeckle.networks.coarse_predictor import CoarseImagePredictor
+from unspeckle.networks.lora import AdaptedLayer
 
-_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {  # whose linear layers and convolutions of that name
+_QUANTIZED_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {  # whose linear layers and convolutions of that name
     unet.ResBlock: ("conv1", "conv2"),
     unet.SpatialTransformer: ("enter", "leave"),
     layers.Attention: ("query", "out"),
-    transformer.Attention: ("enter", "out"),
-    transformer.FeedForward: ("enter", "out"),
+    transformer.JointAttention: ("enter", "out"),
+    transformer.ConvFeedForward: ("enter", "out"),
 }
 
 
-def quantisable() -> bool:
+def can_quantize() -> bool:
     """Whether torch multiplies bytes here by the processor's own instructions, and not by a reference."""
-    ready = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.onednn, "qlinear_pointwise")  # type: ignore[no-untyped-call]
-    return ready and "avx512_vnni" in processor()
+    has_onednn = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.onednn, "qlinear_pointwise")  # type: ignore[no-untyped-call]
+    return has_onednn and "avx512_vnni" in cpu_features()
 
 
 @torch.no_grad()
-def quantised(module: nn.Module) -> nn.Module:
+def quantize_layers(module: nn.Module) -> nn.Module:
     """The module, changed in place; all that is left in it is for `packing.lowered`. Layers with live adapters stay."""
-    drafts = {layer for one in module.modules() if isinstance(one, Draft) for layer in one.modules()}
-    for layer in (one for one in module.modules() if isinstance(one, unet.Layer) and one not in drafts):
-        if layer.sees_itself and type(layer.itself) is layers.Attention and not _adapted(layer.itself):
-            layer.itself = QuantisedAttention(layer.itself)  # type: ignore[assignment]
-    parts = [part for part in module.modules() if part not in drafts]
+    coarse_predictor_layers = {layer for submodule in module.modules() if isinstance(submodule, CoarseImagePredictor) for layer in submodule.modules()}
+    for layer in (submodule for submodule in module.modules() if isinstance(submodule, unet.TransformerLayer) and submodule not in coarse_predictor_layers):
+        if layer.has_self_attn and type(layer.self_attn) is layers.Attention and not _has_adapters(layer.self_attn):
+            layer.self_attn = QuantizedAttention(layer.self_attn)  # type: ignore[assignment]
+    parts = [part for part in module.modules() if part not in coarse_predictor_layers]
     while parts:
         part = parts.pop()  # leaves first, and what was replaced is let go
-        for name in _LAYERS.get(type(part), ()):
-            if (made := _made(getattr(part, name, None))) is not None:
-                setattr(part, name, made)
+        for name in _QUANTIZED_LAYERS.get(type(part), ()):
+            if (quantized_layer := _quantize_layer(getattr(part, name, None))) is not None:
+                setattr(part, name, quantized_layer)
         for name, child in part.named_children():
-            if isinstance(child, layers.GatedFeedForward) and not _adapted(child):
-                setattr(part, name, QuantisedFeedForward(child))
+            if isinstance(child, layers.GatedFeedForward) and not _has_adapters(child):
+                setattr(part, name, QuantizedFeedForward(child))
     return module
 
 
-def _adapted(module: nn.Module) -> bool:
-    return any(isinstance(one, Adapted) for one in module.modules())
+def _has_adapters(module: nn.Module) -> bool:
+    return any(isinstance(submodule, AdaptedLayer) for submodule in module.modules())
 
 
-def _made(layer: Any) -> nn.Module | None:
+def _quantize_layer(layer: Any) -> nn.Module | None:
     if type(layer) is nn.Linear or (type(layer) is nn.Conv2d and layer.kernel_size == (1, 1)):
-        return QuantisedLinear(layer.weight, layer.bias)
-    return QuantisedConv(layer) if type(layer) is nn.Conv2d else None
+        return QuantizedLinear(layer.weight, layer.bias)
+    return QuantizedConv(layer) if type(layer) is nn.Conv2d else None
 
 
-def _bytes(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight (O, …) as int8 of its shape, and its channels' scales (O,)."""
     weight = weight.detach().float()
-    most = weight.flatten(1).abs().amax(1)
-    scales = torch.where(most == 0, 1.0, most / 127)
-    whole = (weight / scales.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8)
-    return whole.contiguous(), scales
+    largest = weight.flatten(1).abs().amax(1)
+    scales = torch.where(largest == 0, 1.0, largest / 127)
+    values = (weight / scales.view(-1, *[1] * (weight.ndim - 1))).round().to(torch.int8)
+    return values.contiguous(), scales
 
 
-def _kept(bias: Tensor | None) -> Tensor | None:
+def _float32_copy(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.detach().float().clone()
 
 
-class Product:
+class Int8MatMul:
     """rows · weight, in bfloat16, still to be multiplied by the rows' scales."""
 
     def __init__(self, weight: Tensor) -> None:
-        whole, self.scales = _bytes(weight)
-        self.weight: Tensor = torch.ops.onednn.qlinear_prepack(whole, [4096, whole.shape[1]])
-        self.zeros = torch.zeros(len(whole), dtype=torch.int32)
+        values, self.scales = _quantize_weight(weight)
+        self.weight: Tensor = torch.ops.onednn.qlinear_prepack(values, [4096, values.shape[1]])
+        self.zero_points = torch.zeros(len(values), dtype=torch.int32)
 
-    def __call__(self, rows: Rows) -> Tensor:
+    def __call__(self, rows: QuantizedRows) -> Tensor:
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
-            rows.bytes, 1.0, quantize.ZERO, self.weight, self.scales, self.zeros, None, 1.0, 0, torch.bfloat16,
+            rows.values, 1.0, quantize.ZERO_POINT, self.weight, self.scales, self.zero_points, None, 1.0, 0, torch.bfloat16,
             "none", [], "",
         )  # fmt: skip
         return out
 
 
-class QuantisedLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """A linear layer, or a 1 × 1 convolution, which is the same product of (B, C, H, W)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.maps = weight.ndim == 4
+        self.is_conv = weight.ndim == 4
         self.out_features, self.in_features = weight.shape[:2]
-        self.product, self.own = Product(weight.flatten(1)), _kept(bias)
+        self.matmul, self.bias = Int8MatMul(weight.flatten(1)), _float32_copy(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        last = x.permute(0, 2, 3, 1) if self.maps else x
-        out = self.of(quantize.rows(last.reshape(-1, self.in_features))).view(*last.shape[:-1], self.out_features)
-        return out.permute(0, 3, 1, 2) if self.maps else out
+        x_last = x.permute(0, 2, 3, 1) if self.is_conv else x
+        out = self.forward_rows(quantize.quantize_rows(x_last.reshape(-1, self.in_features))).view(*x_last.shape[:-1], self.out_features)
+        return out.permute(0, 3, 1, 2) if self.is_conv else out
 
-    def of(self, rows: Rows) -> Tensor:
+    def forward_rows(self, rows: QuantizedRows) -> Tensor:
         """(N, in) to (N, out)."""
-        return quantize.scaled(self.product(rows), rows.scales, self.own)
+        return quantize.scale_rows_(self.matmul(rows), rows.scales, self.bias)
 
 
-class QuantisedAttention(nn.Module):
+class QuantizedAttention(nn.Module):
     """An Attention to what it sees itself: queries, keys and values are one product."""
 
-    def __init__(self, one: layers.Attention) -> None:
+    def __init__(self, attention: layers.Attention) -> None:
         super().__init__()
-        self.heads, self.out = one.heads, QuantisedLinear(one.out.weight, one.out.bias)
-        self.three = QuantisedLinear(torch.cat([one.query.weight, one.key.weight, one.value.weight]), None)
+        self.heads, self.to_out = attention.heads, QuantizedLinear(attention.to_out.weight, attention.to_out.bias)
+        self.to_qkv = QuantizedLinear(torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]), None)
 
-    def within(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
-        query, key, value = self.three(x).chunk(3, dim=2)
-        return layers.added(self.out, layers.attend(query, key, value, self.heads), beside)
+    def forward_self(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        query, key, value = self.to_qkv(x).chunk(3, dim=2)
+        return layers.apply_with_residual(self.to_out, layers.multi_head_attention(query, key, value, self.heads), residual)
 
 
-class QuantisedFeedForward(nn.Module):
+class QuantizedFeedForward(nn.Module):
     """A GatedFeedForward; what lies between its products is bytes only."""
 
-    def __init__(self, feed: layers.GatedFeedForward) -> None:
+    def __init__(self, feed_forward: layers.GatedFeedForward) -> None:
         super().__init__()
-        self.enter, self.own = Product(feed.enter.weight), feed.enter.bias.detach().float().clone()
-        self.out = QuantisedLinear(feed.out.weight, feed.out.bias)
+        self.proj_in, self.bias = Int8MatMul(feed_forward.proj_in.weight), feed_forward.proj_in.bias.detach().float().clone()
+        self.proj_out = QuantizedLinear(feed_forward.proj_out.weight, feed_forward.proj_out.bias)
 
-    def forward(self, x: Tensor, beside: Tensor | None = None) -> Tensor:
-        rows = quantize.rows(x.reshape(-1, x.shape[-1]))
-        out = self.out.of(quantize.gated(self.enter(rows), rows.scales, self.own)).view(x.shape)
-        return out if beside is None else beside + out
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        rows = quantize.quantize_rows(x.reshape(-1, x.shape[-1]))
+        out = self.proj_out.forward_rows(quantize.quantize_geglu(self.proj_in(rows), rows.scales, self.bias)).view(x.shape)
+        return out if residual is None else residual + out
 
 
-class QuantisedConv(nn.Module):
+class QuantizedConv(nn.Module):
     """A convolution."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
         padding: Any = layer.padding
         self.padding, self.stride = list(padding), list(layer.stride)
-        whole, self.scales = _bytes(layer.weight)
+        values, self.scales = _quantize_weight(layer.weight)
         self.weight: Tensor = torch.ops.onednn.qconv_prepack(
-            whole, self.scales, 1.0, quantize.ZERO, self.stride, self.padding, [1, 1], 1,
+            values, self.scales, 1.0, quantize.ZERO_POINT, self.stride, self.padding, [1, 1], 1,
             [2, layer.in_channels, 32, 32],
         )  # fmt: skip
-        self.zeros, self.own = torch.zeros(len(whole), dtype=torch.int32), _kept(layer.bias)
+        self.zero_points, self.bias = torch.zeros(len(values), dtype=torch.int32), _float32_copy(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
-        each = [self._one(x[place : place + 1]) for place in range(len(x))]
-        return torch.cat(each) if len(each) > 1 else each[0]
+        outputs = [self._forward_image(x[i : i + 1]) for i in range(len(x))]
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
-    def _one(self, picture: Tensor) -> Tensor:
-        whole, scale, zero = quantize.whole(picture)
+    def _forward_image(self, image: Tensor) -> Tensor:
+        values, scale, zero_point = quantize.quantize_tensor(image)
         out: Tensor = torch.ops.onednn.qconv2d_pointwise.tensor(
-            whole, scale, zero, self.weight, self.scales, self.zeros, self.own, self.stride, self.padding, [1, 1], 1,
+            values, scale, zero_point, self.weight, self.scales, self.zero_points, self.bias, self.stride, self.padding, [1, 1], 1,
             1.0, 0, torch.bfloat16, "none", [], "",
         )  # fmt: skip
         return out

@@ -10,27 +10,27 @@ from torch import Tensor
 
 from unspeckle.generation.pipeline import Request, draw_prompts, resolve, images_per_batch
 from unspeckle.model import Model
-from unspeckle.prompts import escape
+from unspeckle.prompts import escape_prompt
 
-Tell = Callable[[int], None]  # so many pictures more are done
+AdvanceCallback = Callable[[int], None]  # so many pictures more are done
 
 
-class Drawn(NamedTuple):
+class GeneratedImages(NamedTuple):
     """pictures: uint8 (N, 3, H, W) on the CPU; seconds: that one of them took, in batches."""
 
-    pictures: Tensor
-    seconds: float
+    images: Tensor
+    seconds_per_image: float
 
 
-def drawn(model: Model, captions: Sequence[str], numbers: Sequence[int], ask: Request, tell: Tell | None = None) -> Drawn:
+def generate_images(model: Model, captions: Sequence[str], seeds: Sequence[int], request: Request, advance: AdvanceCallback | None = None) -> GeneratedImages:
     """Picture i is of captions[i] with the seed numbers[i], as `draw` would draw it but for the rounding of float32;
     the ask gives the rest. A caption is no prompt: it is read word by word, as in training."""
-    most = images_per_batch(model, resolve(model, ask))
-    begun, parts = time.perf_counter(), list[Tensor]()
-    for first in range(0, len(captions), most):
-        prompts = [escape(caption) for caption in captions[first : first + most]]
-        images = draw_prompts(model, prompts, numbers[first : first + most], ask)
-        parts.append(torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2))
-        if tell is not None:
-            tell(len(images))
-    return Drawn(torch.cat(parts), (time.perf_counter() - begun) / max(1, len(captions)))
+    batch_size = images_per_batch(model, resolve(model, request))
+    start_time, batches = time.perf_counter(), list[Tensor]()
+    for first in range(0, len(captions), batch_size):
+        prompts = [escape_prompt(caption) for caption in captions[first : first + batch_size]]
+        images = draw_prompts(model, prompts, seeds[first : first + batch_size], request)
+        batches.append(torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2))
+        if advance is not None:
+            advance(len(images))
+    return GeneratedImages(torch.cat(batches), (time.perf_counter() - start_time) / max(1, len(captions)))

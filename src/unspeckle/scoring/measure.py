@@ -12,216 +12,216 @@ from unspeckle.denoiser import Denoise
 from unspeckle.generation.few_step import select_network
 from unspeckle.generation.pipeline import resolve
 from unspeckle.model import Model
-from unspeckle.networks.autoencoder import Identity
+from unspeckle.networks.autoencoder import PixelAutoencoder
 from unspeckle.scoring import likelihood
-from unspeckle.scoring.distances import cmmd, frechet, kid, neighbours
-from unspeckle.scoring.features import Features, Scattering, Whitened
-from unspeckle.scoring.likelihood import Bits, bits
-from unspeckle.scoring.memorisation import Memorisation, memorisation, nearest
-from unspeckle.scoring.pretrained import Clip, pretrained
-from unspeckle.scoring.scores import CorpusFacts, Distance, FeatureFacts, Loss, Point, Scores, interval, warnings
-from unspeckle.scoring.sweeps import Real, calls, scales_of, steps_of, sweep
-from unspeckle.scoring.task import Album, Drawn, Pair, Task, Watch, Wishes, captions_of, spread
-from unspeckle.training.validation import LEVELS, HeldOut
+from unspeckle.scoring.distances import cmmd, frechet_distance, kid, compute_prdc
+from unspeckle.scoring.features import FeatureExtractor, ScatteringFeatures, WhitenedFeatures
+from unspeckle.scoring.likelihood import BitsPerDim, measure_bits_per_dim
+from unspeckle.scoring.memorisation import MemorizationScore, measure_memorization, find_nearest_images
+from unspeckle.scoring.pretrained import ClipFeatures, load_pretrained_features
+from unspeckle.scoring.scores import CorpusInfo, Distance, FeatureInfo, LossScore, SweepPoint, Scores, confidence_interval, find_warnings
+from unspeckle.scoring.sweeps import ReferenceFeatures, network_calls_per_image, guidance_scale_variants, step_count_variants, run_sweep
+from unspeckle.scoring.task import ReportImages, GeneratedSet, NearestPair, ScoringRun, Progress, ScoreSettings, pick_captions, evenly_spaced_indices
+from unspeckle.training.validation import NOISE_LEVELS, ValidationLoss
 from unspeckle.version import installed_version
 
-LEAST = 20  # held-out pictures, below which nothing is compared with them
-SWEPT = 128  # pictures of each way of drawing
-LOSSES = 256  # held-out pictures whose loss is measured
-COUNTED = 128  # held-out pictures whose bits are counted
-COMPARED = 1000  # held-out pictures that drawn ones are compared with
-SCALED_BY = 2000  # training pictures that set the scale of the features
-HELD_AT_ONCE = 1 << 28  # bytes of pictures: fewer are taken where they are large
-SHOWN = 40  # pictures of the grid
-PAIRS = 24
-BOUNDS = {"precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0), "frechet": (0.0,), "density": (0.0,)}
+MIN_VALIDATION_IMAGES = 20  # held-out pictures, below which nothing is compared with them
+SWEEP_IMAGES = 128  # pictures of each way of drawing
+LOSS_IMAGES = 256  # held-out pictures whose loss is measured
+BITS_IMAGES = 128  # held-out pictures whose bits are counted
+MAX_VALIDATION_IMAGES = 1000  # held-out pictures that drawn ones are compared with
+WHITENING_IMAGES = 2000  # training pictures that set the scale of the features
+MAX_IMAGE_BYTES = 1 << 28  # bytes of pictures: fewer are taken where they are large
+GALLERY_IMAGES = 40  # pictures of the grid
+NEAREST_PAIRS = 24
+DISTANCE_BOUNDS = {"precision": (0.0, 1.0), "recall": (0.0, 1.0), "coverage": (0.0, 1.0), "frechet": (0.0,), "density": (0.0,)}
 
 
-def units(model: Model, corpus: Corpus | None, wishes: Wishes) -> int:
+def count_network_calls(model: Model, corpus: Corpus | None, settings: ScoreSettings) -> int:
     """How much there is to do, as a Watch hears it."""
-    order = resolve(model, wishes.ask)
-    total = min(SWEPT, wishes.pictures) * sum(calls(o) for o in [*steps_of(model, order), *scales_of(model, order)])
-    if corpus is not None and len(corpus.heldout) >= LEAST:
-        held = len(corpus.heldout)
-        total += wishes.pictures * wishes.seeds * calls(order)
-        total += 0 if model.card.step_counts else 2 * LEVELS * min(LOSSES, held)
-        if isinstance(model.autoencoder, Identity) and not model.card.step_counts:
-            total += likelihood.LEVELS * min(COUNTED, held)
+    resolved = resolve(model, settings.request)
+    total = min(SWEEP_IMAGES, settings.images_per_seed) * sum(network_calls_per_image(variant) for variant in [*step_count_variants(model, resolved), *guidance_scale_variants(model, resolved)])
+    if corpus is not None and len(corpus.validation) >= MIN_VALIDATION_IMAGES:
+        validation_count = len(corpus.validation)
+        total += settings.images_per_seed * settings.seed_count * network_calls_per_image(resolved)
+        total += 0 if model.card.step_counts else 2 * NOISE_LEVELS * min(LOSS_IMAGES, validation_count)
+        if isinstance(model.autoencoder, PixelAutoencoder) and not model.card.step_counts:
+            total += likelihood.NOISE_LEVELS * min(BITS_IMAGES, validation_count)
     return total
 
 
-def measure(model: Model, corpus: Corpus | None, name: str, wishes: Wishes, watch: Watch) -> tuple[Scores, Album]:
+def measure_scores(model: Model, corpus: Corpus | None, corpus_name: str, settings: ScoreSettings, progress: Progress) -> tuple[Scores, ReportImages]:
     """All scores but those of words. name: the corpus's, for the report. InputError where the wishes cannot be met."""
-    task = Task(model, wishes, resolve(model, wishes.ask), watch, Album())
-    order = task.order
+    run = ScoringRun(model, settings, resolve(model, settings.request), progress, ReportImages())
+    resolved = run.resolved
     scores = Scores(
-        model=model.card.name, hash=model.hash, version=installed_version(), device=str(model.device), sampler=order.sampler,
-        grid=order.timestep_spacing, steps=order.steps, scale=order.guidance_scale, size=order.size, pictures=wishes.pictures,
-        seeds=tuple(range(wishes.seeds)), licence=model.card.license, precision=model.precision,
-        corpus=None if corpus is None else _facts(model, corpus, name),
+        model=model.card.name, hash=model.hash, version=installed_version(), device=str(model.device), sampler=resolved.sampler,
+        timestep_spacing=resolved.timestep_spacing, steps=resolved.steps, guidance_scale=resolved.guidance_scale, size=resolved.size, images_per_seed=settings.images_per_seed,
+        seeds=tuple(range(settings.seed_count)), license=model.card.license, precision=model.precision,
+        corpus=None if corpus is None else _corpus_info(model, corpus, corpus_name),
     )  # fmt: skip
-    count = min(SWEPT, wishes.pictures)
-    if corpus is not None and len(corpus.heldout) >= LEAST:
-        scores, real = _with_corpus(scores, task, corpus)
-        scores = _with_sweeps(scores, task, captions_of(corpus.heldout, count, 0), real)
+    count = min(SWEEP_IMAGES, settings.images_per_seed)
+    if corpus is not None and len(corpus.validation) >= MIN_VALIDATION_IMAGES:
+        scores, reference = _measure_with_corpus(scores, run, corpus)
+        scores = _measure_sweeps(scores, run, pick_captions(corpus.validation, count, 0), reference)
     else:
         prompts = list(model.card.vocabulary) or [""]  # the words that the card suggests
-        scores = _with_sweeps(scores, task, [prompts[7 * i % len(prompts)] for i in range(count)], None)
-        scores = replace(scores, missing=(_why(corpus),))
-    said = warnings(scores)
-    if select_network(model, order) is not model and scores.loss is not None:
-        said = ("a student draws, but held-out loss and bits are its teacher's: only the teacher is a denoiser", *said)
-    return replace(scores, warnings=said), task.album
+        scores = _measure_sweeps(scores, run, [prompts[7 * i % len(prompts)] for i in range(count)], None)
+        scores = replace(scores, missing=(_missing_reason(corpus),))
+    messages = find_warnings(scores)
+    if select_network(model, resolved) is not model and scores.loss is not None:
+        messages = ("a student draws, but held-out loss and bits are its teacher's: only the teacher is a denoiser", *messages)
+    return replace(scores, warnings=messages), run.report_images
 
 
-def _why(corpus: Corpus | None) -> str:
+def _missing_reason(corpus: Corpus | None) -> str:
     if corpus is None:
         return "without --corpus there are no distances, no held-out loss, no bits, no memorisation and no words"
     return (
-        f"the corpus holds out {len(corpus.heldout)} pictures, and {LEAST} are the least that anything is compared "
+        f"the corpus holds out {len(corpus.validation)} pictures, and {MIN_VALIDATION_IMAGES} are the least that anything is compared "
         "with: no distances, no held-out loss, no bits, no memorisation"
     )
 
 
-def _with_corpus(scores: Scores, task: Task, corpus: Corpus) -> tuple[Scores, Real]:
-    watch, wishes = task.watch, task.wishes
-    watch.stage("features of real pictures")
-    held = corpus.heldout.pictures(spread(len(corpus.heldout), _most(corpus.heldout, COMPARED)))
-    features, floors = _features(task, corpus.training)
-    real = Real(features, features(held))
-    sets, seconds = [], 0.0
-    for seed in range(wishes.seeds):
-        watch.stage(f"drawing, seed {seed + 1} of {wishes.seeds}")
-        some, took = task.draw(corpus.heldout, seed)
-        sets.append(some)
-        seconds += took / wishes.seeds
-    _show(task.album, sets[0], corpus.heldout)
-    watch.stage("distances")
-    distances = _distances(real, sets, corpus.training, floors)
-    watch.stage("nearest training pictures")
-    copied = _memorised(sets, held, corpus.training, task.album)
-    loss, counted, missing = None, None, list[str]()
-    if task.model.card.step_counts:
+def _measure_with_corpus(scores: Scores, run: ScoringRun, corpus: Corpus) -> tuple[Scores, ReferenceFeatures]:
+    progress, settings = run.progress, run.settings
+    progress.start_stage("features of real pictures")
+    validation_images = corpus.validation.center_crops(evenly_spaced_indices(len(corpus.validation), _max_images(corpus.validation, MAX_VALIDATION_IMAGES)))
+    features, floor_indices = _build_features(run, corpus.training)
+    reference = ReferenceFeatures(features, features(validation_images))
+    generated_sets, seconds_per_image = [], 0.0
+    for seed_index in range(settings.seed_count):
+        progress.start_stage(f"drawing, seed {seed_index + 1} of {settings.seed_count}")
+        generated, seconds = run.generate_set(corpus.validation, seed_index)
+        generated_sets.append(generated)
+        seconds_per_image += seconds / settings.seed_count
+    _fill_gallery(run.report_images, generated_sets[0], corpus.validation)
+    progress.start_stage("distances")
+    distances = _measure_distances(reference, generated_sets, corpus.training, floor_indices)
+    progress.start_stage("nearest training pictures")
+    memorization = _measure_copies(generated_sets, validation_images, corpus.training, run.report_images)
+    loss, bits_per_dim, missing = None, None, list[str]()
+    if run.model.card.step_counts:
         missing += ["a student's estimates are not those of a denoiser: no held-out loss and no bits per dimension"]
     else:
-        watch.stage("held-out loss")
-        loss = _loss(task, corpus)
-        watch.stage("bits per dimension")
-        counted = _bits(task, corpus.heldout)
-        missing += [] if counted else ["the model draws latents: no bits per dimension of pictures"]
-    facts = FeatureFacts(features.name, features.hash, real.held_out.shape[1])
+        progress.start_stage("held-out loss")
+        loss = _measure_loss(run, corpus)
+        progress.start_stage("bits per dimension")
+        bits_per_dim = _measure_bits(run, corpus.validation)
+        missing += [] if bits_per_dim else ["the model draws latents: no bits per dimension of pictures"]
+    feature_info = FeatureInfo(features.name, features.hash, reference.features.shape[1])
     scores = replace(
-        scores, seconds=seconds, features=facts, compared=len(held), floor_pictures=len(floors[0]), distances=distances,
-        loss=loss, memorisation=copied, bits=counted, missing=tuple(missing),
+        scores, seconds=seconds_per_image, features=feature_info, compared=len(validation_images), floor_pictures=len(floor_indices[0]), distances=distances,
+        loss=loss, memorisation=memorization, bits=bits_per_dim, missing=tuple(missing),
     )  # fmt: skip
-    return scores, real
+    return scores, reference
 
 
-def _with_sweeps(scores: Scores, task: Task, captions: Sequence[str], real: Real | None) -> Scores:
-    found: dict[str, tuple[Point, ...]] = {}
-    order, album = task.order, task.album
-    for name, orders, shown in (
-        ("steps", steps_of(task.model, order), album.by_steps),
-        ("guidance scales", scales_of(task.model, order), album.by_scale),
+def _measure_sweeps(scores: Scores, run: ScoringRun, captions: Sequence[str], reference: ReferenceFeatures | None) -> Scores:
+    points_by_sweep: dict[str, tuple[SweepPoint, ...]] = {}
+    resolved, report_images = run.resolved, run.report_images
+    for name, variants, sweep_images in (
+        ("steps", step_count_variants(run.model, resolved), report_images.by_steps),
+        ("guidance scales", guidance_scale_variants(run.model, resolved), report_images.by_guidance_scale),
     ):
-        if not orders:
+        if not variants:
             continue
-        task.watch.stage(f"drawing with other {name}")
+        run.progress.start_stage(f"drawing with other {name}")
         points = []
-        for point, some in sweep(task.model, orders, captions, task.numbers(len(captions)), real, task.watch.tell):
+        for point, images in run_sweep(run.model, variants, captions, run.image_seeds(len(captions)), reference, run.progress.advance):
             points.append(point)
-            shown.append(some)
-        found[name] = tuple(points)
-    own = next(p.seconds for p in found["steps"] if (p.sampler, p.steps) == (order.sampler, order.steps))
+            sweep_images.append(images)
+        points_by_sweep[name] = tuple(points)
+    own_seconds = next(p.seconds_per_image for p in points_by_sweep["steps"] if (p.sampler, p.steps) == (resolved.sampler, resolved.steps))
     return replace(
-        scores, by_steps=found["steps"], by_scale=found.get("guidance scales", ()), seconds=scores.seconds or own
+        scores, by_steps=points_by_sweep["steps"], by_scale=points_by_sweep.get("guidance scales", ()), seconds=scores.seconds_per_image or own_seconds
     )
 
 
-def _features(task: Task, training: Split) -> tuple[Features, list[Tensor]]:
+def _build_features(run: ScoringRun, training: Split) -> tuple[FeatureExtractor, list[Tensor]]:
     """The features, and for each seed which training pictures make a floor; where there are enough, none of those
     that set the features' scale."""
-    kind, _, where = task.wishes.features.partition(":")
-    pictures, seeds = task.wishes.pictures, task.wishes.seeds
-    rest = torch.arange(len(training))  # in the order of hashes, which is none
-    if kind == "scattering":
-        count = min(_most(training, SCALED_BY), max(len(training) - pictures * seeds, len(training) // 2))
-        features: Features = Whitened(Scattering(), training.pictures(rest[:count]))
-        rest = rest[count:]
+    extractor_name, _, source = run.settings.features.partition(":")
+    images_per_seed, seed_count = run.settings.images_per_seed, run.settings.seed_count
+    remaining = torch.arange(len(training))  # in the order of hashes, which is none
+    if extractor_name == "scattering":
+        count = min(_max_images(training, WHITENING_IMAGES), max(len(training) - images_per_seed * seed_count, len(training) // 2))
+        features: FeatureExtractor = WhitenedFeatures(ScatteringFeatures(), training.center_crops(remaining[:count]))
+        remaining = remaining[count:]
     else:
-        features = pretrained(kind, where, str(task.model.device))
-    each = min(pictures, len(rest))
-    starts = [(len(rest) - each) * i // max(1, seeds - 1) for i in range(seeds)]  # they overlap where there are too few
-    return features, [rest[start : start + each] for start in starts]
+        features = load_pretrained_features(extractor_name, source, str(run.model.device))
+    floor_size = min(images_per_seed, len(remaining))
+    starts = [(len(remaining) - floor_size) * i // max(1, seed_count - 1) for i in range(seed_count)]  # they overlap where there are too few
+    return features, [remaining[start : start + floor_size] for start in starts]
 
 
-def _most(split: Split, wanted: int) -> int:
+def _max_images(split: Split, limit: int) -> int:
     """So many pictures of the split as memory should hold."""
     width, height = split.size
-    return min(len(split), wanted, HELD_AT_ONCE // (3 * width * height))
+    return min(len(split), limit, MAX_IMAGE_BYTES // (3 * width * height))
 
 
-def _show(album: Album, some: Drawn, split: Split) -> None:
-    count = len(some.captions)
-    chosen = spread(count, min(SHOWN, count))
-    album.drawn, album.captions = some.pictures[chosen], [some.captions[i] for i in chosen.tolist()]
-    album.held_out = split.pictures(spread(len(split), count)[chosen])
+def _fill_gallery(report_images: ReportImages, generated: GeneratedSet, split: Split) -> None:
+    count = len(generated.captions)
+    indices = evenly_spaced_indices(count, min(GALLERY_IMAGES, count))
+    report_images.generated_images, report_images.captions = generated.images[indices], [generated.captions[i] for i in indices.tolist()]
+    report_images.validation_images = split.center_crops(evenly_spaced_indices(len(split), count)[indices])
 
 
-def _distances(real: Real, sets: Sequence[Drawn], training: Split, floors: Sequence[Tensor]) -> tuple[Distance, ...]:
-    found = [_compared(real, *some) for some in sets]
-    floor = [_compared(real, training.pictures(places), training.captions(places)) for places in floors]
+def _measure_distances(reference: ReferenceFeatures, generated_sets: Sequence[GeneratedSet], training: Split, floor_indices: Sequence[Tensor]) -> tuple[Distance, ...]:
+    generated_values = [_compute_distances(reference, *generated) for generated in generated_sets]
+    floor_values = [_compute_distances(reference, training.center_crops(indices), training.first_captions(indices)) for indices in floor_indices]
     return tuple(
-        Distance(name, *(interval([values[name] for values in some], *BOUNDS.get(name, ())) for some in (found, floor)))
-        for name in found[0]
+        Distance(name, *(confidence_interval([values[name] for values in set_values], *DISTANCE_BOUNDS.get(name, ())) for set_values in (generated_values, floor_values)))
+        for name in generated_values[0]
     )
 
 
-def _compared(real: Real, pictures: Tensor, captions: list[str]) -> dict[str, float]:
-    a, b = real.held_out, real.features(pictures)
-    found = {"kid": kid(a, b), "frechet": frechet(a, b), **neighbours(a, b)._asdict()}
-    if isinstance(real.features, Clip):
-        found |= {"cmmd": cmmd(a, b), "clip_score": Clip.score(b, real.features.captions(captions))}
-    return found
+def _compute_distances(reference: ReferenceFeatures, images: Tensor, captions: list[str]) -> dict[str, float]:
+    real_features, image_features = reference.features, reference.extractor(images)
+    distances = {"kid": kid(real_features, image_features), "frechet": frechet_distance(real_features, image_features), **compute_prdc(real_features, image_features)._asdict()}
+    if isinstance(reference.extractor, ClipFeatures):
+        distances |= {"cmmd": cmmd(real_features, image_features), "clip_score": ClipFeatures.clip_score(image_features, reference.extractor.embed_captions(captions))}
+    return distances
 
 
-def _memorised(sets: Sequence[Drawn], held: Tensor, training: Split, album: Album) -> Memorisation:
-    pictures = torch.cat([some.pictures for some in sets])
-    captions = [caption for some in sets for caption in some.captions]
-    near = nearest(pictures, training)
-    for place in near.distance.argsort()[:PAIRS].tolist():
-        twin = training.pictures([int(near.which[place])])[0]
-        album.pairs.append(Pair(pictures[place], twin, captions[place], float(near.distance[place])))
-    return memorisation(near, nearest(held, training), len(training))
+def _measure_copies(generated_sets: Sequence[GeneratedSet], validation_images: Tensor, training: Split, report_images: ReportImages) -> MemorizationScore:
+    images = torch.cat([generated.images for generated in generated_sets])
+    captions = [caption for generated in generated_sets for caption in generated.captions]
+    nearest_images = find_nearest_images(images, training)
+    for index in nearest_images.distance.argsort()[:NEAREST_PAIRS].tolist():
+        training_image = training.center_crops([int(nearest_images.index[index])])[0]
+        report_images.nearest_pairs.append(NearestPair(images[index], training_image, captions[index], float(nearest_images.distance[index])))
+    return measure_memorization(nearest_images, find_nearest_images(validation_images, training), len(training))
 
 
-def _loss(task: Task, corpus: Corpus) -> Loss:
+def _measure_loss(run: ScoringRun, corpus: Corpus) -> LossScore:
     """Of held-out pictures, and of as many training pictures."""
-    found, model, count = [], task.model, min(LOSSES, len(corpus.heldout))
-    for split in (corpus.heldout, corpus.training):
-        objective, schedule = task.wishes.objective, model.denoiser.schedule
-        held = HeldOut(split, model.tokenizer, model.autoencoder, objective, model.device, count, schedule)
-        found.append(held(model.denoiser, model.text_encoder, task.complete))
-        task.watch.tell(LEVELS * count)
-    out, seen = found
-    return Loss(out.total, seen.total, out.times, out.shares, seen.shares, count)
+    results, model, count = [], run.model, min(LOSS_IMAGES, len(corpus.validation))
+    for split in (corpus.validation, corpus.training):
+        objective, schedule = run.settings.objective, model.denoiser.schedule
+        evaluate_loss = ValidationLoss(split, model.tokenizer, model.autoencoder, objective, model.device, count, schedule)
+        results.append(evaluate_loss(model.denoiser, model.text_encoder, run.complete_conditioning))
+        run.progress.advance(NOISE_LEVELS * count)
+    validation_result, training_result = results
+    return LossScore(validation_result.total, training_result.total, validation_result.times, validation_result.shares, training_result.shares, count)
 
 
-def _bits(task: Task, split: Split) -> Bits | None:
+def _measure_bits(run: ScoringRun, split: Split) -> BitsPerDim | None:
     """None where the network draws latents: their density is not the pictures'."""
-    model, places = task.model, spread(len(split), min(COUNTED, len(split)))
-    if not isinstance(model.autoencoder, Identity):
+    model, indices = run.model, evenly_spaced_indices(len(split), min(BITS_IMAGES, len(split)))
+    if not isinstance(model.autoencoder, PixelAutoencoder):
         return None
-    captions, bounds = split.captions(places), model.autoencoder.bounds
+    captions, bounds = split.first_captions(indices), model.autoencoder.latent_bounds
 
-    def rows(first: int, last: int) -> Denoise:
-        given = model.denoiser.prepare(model.text_encoder(model.tokenizer.encode(captions[first:last]).to(model.device)))
-        given = task.complete(given)
-        return guidance.clamp_denoised(lambda x_t, t: model.denoiser(x_t, t, given), *bounds)  # type: ignore[arg-type]
+    def bind_denoiser(first: int, last: int) -> Denoise:
+        conditioning = model.denoiser.prepare(model.text_encoder(model.tokenizer.encode(captions[first:last]).to(model.device)))
+        conditioning = run.complete_conditioning(conditioning)
+        return guidance.clamp_denoised(lambda x_t, t: model.denoiser(x_t, t, conditioning), *bounds)  # type: ignore[arg-type]
 
-    return bits(split.pictures(places), model.autoencoder, model.denoiser.schedule, rows, task.watch.tell)
+    return measure_bits_per_dim(split.center_crops(indices), model.autoencoder, model.denoiser.schedule, bind_denoiser, run.progress.advance)
 
 
-def _facts(model: Model, corpus: Corpus, name: str) -> CorpusFacts:
-    same = model.card.corpus.get("fingerprint") == corpus.fingerprint
-    return CorpusFacts(name, corpus.fingerprint, len(corpus.training), len(corpus.heldout), same)
+def _corpus_info(model: Model, corpus: Corpus, corpus_name: str) -> CorpusInfo:
+    is_training_corpus = model.card.corpus.get("fingerprint") == corpus.fingerprint
+    return CorpusInfo(corpus_name, corpus.fingerprint, len(corpus.training), len(corpus.validation), is_training_corpus)

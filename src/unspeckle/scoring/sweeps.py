@@ -9,83 +9,83 @@ from torch import Tensor
 from unspeckle.generation.few_step import select_network
 from unspeckle.generation.pipeline import Request, ResolvedRequest
 from unspeckle.model import Model
-from unspeckle.scoring.distances import kid, neighbours
-from unspeckle.scoring.drawing import drawn
-from unspeckle.scoring.features import Features
-from unspeckle.scoring.scores import Point
+from unspeckle.scoring.distances import kid, compute_prdc
+from unspeckle.scoring.drawing import generate_images
+from unspeckle.scoring.features import FeatureExtractor
+from unspeckle.scoring.scores import SweepPoint
 
-SHARES = (1 / 6, 1 / 3, 2 / 3, 1, 2)  # of the model's steps
-SAMPLERS = ("ddim", "heun")  # beside the model's own
-SCALES = (1.0, 2.0, 3.0, 5.0, 7.0)  # beside the model's own
-SHOWN = 8  # pictures of each way that are kept
-BLOCKS = 8  # of the jackknife
-TWICE = ("heun", "dpmpp_sde")  # two calls of the network a step
+STEP_FRACTIONS = (1 / 6, 1 / 3, 2 / 3, 1, 2)  # of the model's steps
+EXTRA_SAMPLERS = ("ddim", "heun")  # beside the model's own
+EXTRA_GUIDANCE_SCALES = (1.0, 2.0, 3.0, 5.0, 7.0)  # beside the model's own
+SHOWN_IMAGES = 8  # pictures of each way that are kept
+JACKKNIFE_BLOCKS = 8  # of the jackknife
+TWO_CALL_SAMPLERS = ("heun", "dpmpp_sde")  # two calls of the network a step
 
 
 @dataclass(frozen=True)
-class Real:
+class ReferenceFeatures:
     """What sweeps are measured against: features of held-out pictures (N, D), by the same features."""
 
-    features: Features
-    held_out: Tensor
+    extractor: FeatureExtractor
+    features: Tensor
 
 
-def calls(order: ResolvedRequest) -> int:
+def network_calls_per_image(resolved: ResolvedRequest) -> int:
     """Of the network, for one picture; the two halves of guidance count as two."""
-    return order.steps * (2 if order.sampler in TWICE else 1) * (1 if order.guidance_scale == 1 else 2)
+    return resolved.steps * (2 if resolved.sampler in TWO_CALL_SAMPLERS else 1) * (1 if resolved.guidance_scale == 1 else 2)
 
 
-def steps_of(model: Model, order: ResolvedRequest) -> list[ResolvedRequest]:
+def step_count_variants(model: Model, resolved: ResolvedRequest) -> list[ResolvedRequest]:
     """The model's sampler and two others at fewer and more steps; a sampler of two calls a step takes half of them.
     Of a student, the counts of steps that it knows; of its teacher, none that the student would draw."""
-    if few := select_network(model, order).card.step_counts:
-        return [replace(order, steps=steps) for steps in few]
-    counts = sorted({min(1000, max(1, round(order.steps * share))) for share in SHARES})
-    found = []
-    for sampler in dict.fromkeys((order.sampler, *SAMPLERS)):
-        for count in counts:
-            half = sampler in TWICE and order.sampler not in TWICE
-            found.append(replace(order, sampler=sampler, steps=max(1, count // 2) if half else count))
-    return _alike(model, dict.fromkeys(found))
+    if student_steps := select_network(model, resolved).card.step_counts:
+        return [replace(resolved, steps=steps) for steps in student_steps]
+    step_counts = sorted({min(1000, max(1, round(resolved.steps * share))) for share in STEP_FRACTIONS})
+    variants = []
+    for sampler in dict.fromkeys((resolved.sampler, *EXTRA_SAMPLERS)):
+        for step_count in step_counts:
+            is_two_call_sampler = sampler in TWO_CALL_SAMPLERS and resolved.sampler not in TWO_CALL_SAMPLERS
+            variants.append(replace(resolved, sampler=sampler, steps=max(1, step_count // 2) if is_two_call_sampler else step_count))
+    return _without_student_requests(model, dict.fromkeys(variants))
 
 
-def scales_of(model: Model, order: ResolvedRequest) -> list[ResolvedRequest]:
+def guidance_scale_variants(model: Model, resolved: ResolvedRequest) -> list[ResolvedRequest]:
     """The same with other guidance scales; none for a student, which has but the one that it learnt."""
-    if select_network(model, order).card.step_counts:
+    if select_network(model, resolved).card.step_counts:
         return []
-    return _alike(model, [replace(order, scale=scale) for scale in sorted({*SCALES, order.guidance_scale})])
+    return _without_student_requests(model, [replace(resolved, scale=guidance_scale) for guidance_scale in sorted({*EXTRA_GUIDANCE_SCALES, resolved.guidance_scale})])
 
 
-def _alike(model: Model, orders: Iterable[ResolvedRequest]) -> list[ResolvedRequest]:
+def _without_student_requests(model: Model, resolved_requests: Iterable[ResolvedRequest]) -> list[ResolvedRequest]:
     """Those that the model draws itself."""
-    return [order for order in orders if not select_network(model, order).card.step_counts]
+    return [resolved for resolved in resolved_requests if not select_network(model, resolved).card.step_counts]
 
 
-def sweep(
-    model: Model, orders: Sequence[ResolvedRequest], captions: Sequence[str], numbers: Sequence[int], real: Real | None,
-    tell: Callable[[int], None],
-) -> Iterator[tuple[Point, Tensor]]:  # fmt: skip
+def run_sweep(
+    model: Model, resolved_requests: Sequence[ResolvedRequest], captions: Sequence[str], seeds: Sequence[int], reference: ReferenceFeatures | None,
+    advance: Callable[[int], None],
+) -> Iterator[tuple[SweepPoint, Tensor]]:  # fmt: skip
     """Each order's point, and its first pictures. tell: how many calls of the network were made."""
-    for order in orders:
-        ask = Request(**{name: getattr(order, name) for name in ("sampler", "grid", "steps", "scale", "size", "negative")})
-        cost = calls(order)
-        found = drawn(model, captions, numbers, ask, lambda count, cost=cost: tell(count * cost))  # type: ignore[misc]
-        point = Point(order.sampler, order.steps, order.guidance_scale, found.seconds)
-        if real is not None:
-            point = _judged(point, real.held_out, real.features(found.pictures))
-        yield point, found.pictures[:SHOWN]
+    for resolved in resolved_requests:
+        request = Request(**{name: getattr(resolved, name) for name in ("sampler", "grid", "steps", "scale", "size", "negative")})
+        calls_per_image = network_calls_per_image(resolved)
+        generated = generate_images(model, captions, seeds, request, lambda count, calls_per_image=calls_per_image: advance(count * calls_per_image))  # type: ignore[misc]
+        point = SweepPoint(resolved.sampler, resolved.steps, resolved.guidance_scale, generated.seconds_per_image)
+        if reference is not None:
+            point = _with_distances(point, reference.features, reference.extractor(generated.images))
+        yield point, generated.images[:SHOWN_IMAGES]
 
 
-def _judged(point: Point, held_out: Tensor, features: Tensor) -> Point:
-    near = neighbours(held_out, features)
+def _with_distances(point: SweepPoint, reference_features: Tensor, generated_features: Tensor) -> SweepPoint:
+    prdc = compute_prdc(reference_features, generated_features)
     return replace(
-        point, kid=kid(held_out, features), kid_error=_error(held_out, features), precision=near.precision,
-        recall=near.recall, coverage=near.coverage,
+        point, kid=kid(reference_features, generated_features), kid_error=_kid_standard_error(reference_features, generated_features), precision=prdc.precision,
+        recall=prdc.recall, coverage=prdc.coverage,
     )  # fmt: skip
 
 
-def _error(held_out: Tensor, features: Tensor) -> float:
+def _kid_standard_error(reference_features: Tensor, generated_features: Tensor) -> float:
     """The standard error of KID over the drawn pictures: the jackknife over blocks of them (Efron & Stein 1981)."""
-    places = torch.arange(len(features)) % BLOCKS
-    without = torch.tensor([kid(held_out, features[places != block]) for block in range(BLOCKS)], dtype=torch.float64)
-    return float(((BLOCKS - 1) / BLOCKS * (without - without.mean()).square().sum()).sqrt())
+    block_of_image = torch.arange(len(generated_features)) % JACKKNIFE_BLOCKS
+    kid_without_block = torch.tensor([kid(reference_features, generated_features[block_of_image != block]) for block in range(JACKKNIFE_BLOCKS)], dtype=torch.float64)
+    return float(((JACKKNIFE_BLOCKS - 1) / JACKKNIFE_BLOCKS * (kid_without_block - kid_without_block.mean()).square().sum()).sqrt())

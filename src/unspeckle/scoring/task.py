@@ -11,94 +11,94 @@ from unspeckle.denoiser import Conditioning
 from unspeckle.generation.pipeline import Request, ResolvedRequest
 from unspeckle.model import Model
 from unspeckle.objective import Objective
-from unspeckle.scoring.drawing import drawn
-from unspeckle.scoring.sweeps import calls
+from unspeckle.scoring.drawing import generate_images
+from unspeckle.scoring.sweeps import network_calls_per_image
 from unspeckle.training.plan import Plan
 
 
-class Watch(Protocol):
+class Progress(Protocol):
     """Hears what is being done, and how much of it: units are calls of the network for one picture, or as much."""
 
-    def stage(self, name: str) -> None: ...
-    def tell(self, units: int) -> None: ...
+    def start_stage(self, name: str) -> None: ...
+    def advance(self, units: int) -> None: ...
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ScoreSettings:
     """What a person chose: pictures for each seed, seeds, features, and the ask that all drawings share."""
 
-    pictures: int = 500
-    seeds: int = 4
+    images_per_seed: int = 500
+    seed_count: int = 4
     features: str = "scattering"
-    ask: Request = field(default_factory=Request)
+    request: Request = field(default_factory=Request)
     objective: Objective = field(
-        default_factory=lambda: Objective("logit_normal", *Plan.times)
+        default_factory=lambda: Objective("logit_normal", *Plan.time_mean_std)
     )  # whose loss is measured
 
 
-class Pair(NamedTuple):
+class NearestPair(NamedTuple):
     """A drawn picture and the training picture nearest to it, `distance` levels away."""
 
-    drawn: Tensor
-    training: Tensor
+    generated_image: Tensor
+    training_image: Tensor
     caption: str
     distance: float
 
 
 @dataclass
-class Album:
+class ReportImages:
     """Pictures for the report, uint8 (N, 3, H, W)."""
 
-    drawn: Tensor | None = None
+    generated_images: Tensor | None = None
     captions: list[str] = field(default_factory=list)
-    held_out: Tensor | None = None  # of the same captions
-    pairs: list[Pair] = field(default_factory=list)
+    validation_images: Tensor | None = None  # of the same captions
+    nearest_pairs: list[NearestPair] = field(default_factory=list)
     by_steps: list[Tensor] = field(default_factory=list)  # of each Point
-    by_scale: list[Tensor] = field(default_factory=list)
+    by_guidance_scale: list[Tensor] = field(default_factory=list)
     hybrids: list[Tensor] = field(default_factory=list)  # of each way, one of each pair
 
 
-class Drawn(NamedTuple):
+class GeneratedSet(NamedTuple):
     """Pictures (N, 3, H, W) and what they were drawn from."""
 
-    pictures: Tensor
+    images: Tensor
     captions: list[str]
 
 
 @dataclass(frozen=True)
-class Task:
+class ScoringRun:
     """What all measurements share."""
 
     model: Model
-    wishes: Wishes
-    order: ResolvedRequest
-    watch: Watch
-    album: Album
+    settings: ScoreSettings
+    resolved: ResolvedRequest
+    progress: Progress
+    report_images: ReportImages
 
-    def draw(self, split: Split, seed: int) -> tuple[Drawn, float]:
+    def generate_set(self, split: Split, seed_index: int) -> tuple[GeneratedSet, float]:
         """Captions of the split drawn, and the seconds for one of them."""
-        captions = captions_of(split, self.wishes.pictures, seed)
-        cost = calls(self.order)
-        numbers = self.numbers(len(captions), seed)
-        found = drawn(self.model, captions, numbers, self.wishes.ask, lambda count: self.watch.tell(count * cost))
-        return Drawn(found.pictures, captions), found.seconds
+        captions = pick_captions(split, self.settings.images_per_seed, seed_index)
+        calls_per_image = network_calls_per_image(self.resolved)
+        seeds = self.image_seeds(len(captions), seed_index)
+        generated = generate_images(self.model, captions, seeds, self.settings.request, lambda count: self.progress.advance(count * calls_per_image))
+        return GeneratedSet(generated.images, captions), generated.seconds_per_image
 
-    def complete(self, given: Conditioning) -> Conditioning:
+    def complete_conditioning(self, conditioning: Conditioning) -> Conditioning:
         """What the captions' pictures are denoised with."""
-        return self.model.add_conditioning(given, positive=True, guidance_scale=self.order.guidance_scale, size=self.order.size)
+        return self.model.add_conditioning(conditioning, positive=True, guidance_scale=self.resolved.guidance_scale, size=self.resolved.size)
 
-    def numbers(self, count: int, seed: int = 0) -> range:
+    def image_seeds(self, count: int, seed_index: int = 0) -> range:
         """The seeds of the pictures."""
-        first = self.order.seed + seed * self.wishes.pictures
-        return range(first, first + count)
+        first_seed = self.resolved.seed + seed_index * self.settings.images_per_seed
+        return range(first_seed, first_seed + count)
 
 
-def spread(count: int, wanted: int) -> Tensor:
+def evenly_spaced_indices(count: int, sample_count: int) -> Tensor:
     """(wanted,) places among `count`, spread evenly; all of them again and again where more are wanted."""
-    return torch.arange(wanted) * count // wanted if wanted <= count else torch.arange(wanted) % count
+    return torch.arange(sample_count) * count // sample_count if sample_count <= count else torch.arange(sample_count) % count
 
 
-def captions_of(split: Split, wanted: int, seed: int) -> list[str]:
+def pick_captions(split: Split, sample_count: int, seed_index: int) -> list[str]:
     """A wording of each, another one for another seed."""
-    found = [split.wordings[i] for i in spread(len(split), wanted).tolist()]
-    return [wordings[(i + seed) % len(wordings)] for i, wordings in enumerate(found)]
+    captions_by_image = [split.captions[i] for i in evenly_spaced_indices(len(split), sample_count).tolist()]
+    return [captions[(i + seed_index) % len(captions)] for i, captions in enumerate(captions_by_image)]

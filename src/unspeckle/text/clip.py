@@ -11,126 +11,126 @@ from unspeckle.denoiser import Conditioning
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class CLIPTextConfig:
     """Sizes of one encoder, and which of its layers is read."""
 
     width: int = 768
     layers: int = 12
     heads: int = 12
-    inner: int = 3072
-    vocabulary: int = 49408
-    length: int = 77  # tokens a row, start and end included
-    end: int = 49407  # the id whose first place is pooled
-    quick: bool = True  # x · sigmoid(1.702 x) (OpenAI) in place of gelu (OpenCLIP)
-    projection: int = 0  # width of the pooled vector's projection; 0 = the vector as it is
-    skip: int = 0  # how many of the last layers the tokens do without ("clip skip", less one)
-    final_norm: bool = True  # normalise the tokens; the pooled vector always is
+    feed_forward_width: int = 3072
+    vocab_size: int = 49408
+    context_length: int = 77  # tokens a row, start and end included
+    eos_token_id: int = 49407  # the id whose first place is pooled
+    quick_gelu: bool = True  # x · sigmoid(1.702 x) (OpenAI) in place of gelu (OpenCLIP)
+    projection_width: int = 0  # width of the pooled vector's projection; 0 = the vector as it is
+    skipped_layers: int = 0  # how many of the last layers the tokens do without ("clip skip", less one)
+    normalize_tokens: bool = True  # normalise the tokens; the pooled vector always is
 
 
-class ClipLayer(nn.Module):
+class CLIPEncoderLayer(nn.Module):
     """A pre-norm transformer layer in which a token sees itself and those before it."""
 
-    def __init__(self, config: ClipConfig) -> None:
+    def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
-        self.heads, self.quick = config.heads, config.quick
+        self.heads, self.quick_gelu = config.heads, config.quick_gelu
         self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
-        self.query, self.key, self.value, self.out = (nn.Linear(config.width, config.width) for _ in range(4))
-        self.inner, self.leave = nn.Linear(config.width, config.inner), nn.Linear(config.inner, config.width)
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(config.width, config.width) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(config.width, config.feed_forward_width), nn.Linear(config.feed_forward_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm1(x)
         query, key, value = (
-            one(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for one in (self.query, self.key, self.value)
+            projection(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for projection in (self.to_q, self.to_k, self.to_v)
         )
-        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.out(seen.transpose(1, 2).flatten(2))
-        h = self.inner(self.norm2(x))
-        out: Tensor = x + self.leave(h * torch.sigmoid(1.702 * h) if self.quick else F.gelu(h))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.to_out(attended.transpose(1, 2).flatten(2))
+        h = self.fc1(self.norm2(x))
+        out: Tensor = x + self.fc2(h * torch.sigmoid(1.702 * h) if self.quick_gelu else F.gelu(h))
         return out
 
 
-class ClipEncoder(nn.Module):
+class CLIPTextEncoder(nn.Module):
     """ids (B, length) int64 to tokens (B, length, width) and the pooled vector (B, projection or width)."""
 
-    def __init__(self, config: ClipConfig) -> None:
+    def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.config = config
-        self.as_stored = False  # weights lie as a file has them, and are cast to float32 a layer at a time
-        none = torch.zeros(config.vocabulary, config.width)  # to be loaded; random ones would import a second of torch
-        self.token = nn.Embedding(config.vocabulary, config.width, _weight=none)
-        self.place = nn.Parameter(torch.zeros(config.length, config.width))
-        self.layers = nn.ModuleList(ClipLayer(config) for _ in range(config.layers))
-        self.norm = nn.LayerNorm(config.width)
-        self.project = nn.Linear(config.width, config.projection, bias=False) if config.projection else nn.Identity()
+        self.casts_on_use = False  # weights lie as a file has them, and are cast to float32 a layer at a time
+        zeros = torch.zeros(config.vocab_size, config.width)  # to be loaded; random ones would import a second of torch
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width, _weight=zeros)
+        self.position_embedding = nn.Parameter(torch.zeros(config.context_length, config.width))
+        self.layers = nn.ModuleList(CLIPEncoderLayer(config) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(config.width)
+        self.text_projection = nn.Linear(config.width, config.projection_width, bias=False) if config.projection_width else nn.Identity()
 
-    def forward(self, ids: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
+    def forward(self, ids: Tensor, skipped_layers: int = 0) -> tuple[Tensor, Tensor]:
         """skip: how many layers more the tokens do without."""
-        x = self._cast(self.token(ids)) + self._cast(self.place[: ids.shape[1]])
-        read = x
+        x = self._tensor_for_use(self.token_embedding(ids)) + self._tensor_for_use(self.position_embedding[: ids.shape[1]])
+        hidden = x
         for count, layer in enumerate(self.layers, 1):
-            x = self._own(layer)(x)
-            if count == self.config.layers - self.config.skip - skip:
-                read = x
-        tokens = self._own(self.norm)(read) if self.config.final_norm else read
-        ends = (ids == self.config.end).int().argmax(1)
-        vector = self._own(self.norm)(x[torch.arange(x.shape[0], device=x.device), ends])
-        return tokens, self._own(self.project)(vector)
+            x = self._module_for_use(layer)(x)
+            if count == self.config.layers - self.config.skipped_layers - skipped_layers:
+                hidden = x
+        tokens = self._module_for_use(self.final_norm)(hidden) if self.config.normalize_tokens else hidden
+        eos_positions = (ids == self.config.eos_token_id).int().argmax(1)
+        vector = self._module_for_use(self.final_norm)(x[torch.arange(x.shape[0], device=x.device), eos_positions])
+        return tokens, self._module_for_use(self.text_projection)(vector)
 
-    def _cast(self, x: Tensor) -> Tensor:
-        return x.float() if self.as_stored else x
+    def _tensor_for_use(self, x: Tensor) -> Tensor:
+        return x.float() if self.casts_on_use else x
 
-    def _own(self, module: nn.Module) -> nn.Module:
+    def _module_for_use(self, module: nn.Module) -> nn.Module:
         """The module, or a copy in float32 for this call alone: an encoder runs once a drawing, and else its weights
         would lie in memory all the while."""
-        return deepcopy(module).float() if self.as_stored else module
+        return deepcopy(module).float() if self.casts_on_use else module
 
 
 @dataclass(frozen=True)
-class ClipTextsConfig:
+class CLIPTextEncodersConfig:
     """One or two encoders side by side, as Stable Diffusion reads them."""
 
-    encoders: tuple[ClipConfig, ...] = (ClipConfig(),)
-    pooled: bool = False  # give the last encoder's pooled vector too
-    zeros: bool = False  # no words at all are zeros, not the encoding of an empty prompt (XL)
+    encoders: tuple[CLIPTextConfig, ...] = (CLIPTextConfig(),)
+    use_pooled: bool = False  # give the last encoder's pooled vector too
+    zero_empty_prompts: bool = False  # no words at all are zeros, not the encoding of an empty prompt (XL)
 
     @property
-    def length(self) -> int:
+    def context_length(self) -> int:
         """Tokens of a chunk."""
-        return self.encoders[0].length
+        return self.encoders[0].context_length
 
 
-class ClipTexts(nn.Module):
+class CLIPTextEncoders(nn.Module):
     """ids (B, encoders, chunks · length) to a Given: each chunk is read alone, their tokens stand one behind the other,
     those of two encoders in one row; the pooled vector is the first chunk's."""
 
-    def __init__(self, config: ClipTextsConfig) -> None:
+    def __init__(self, config: CLIPTextEncodersConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoders = nn.ModuleList(ClipEncoder(one) for one in config.encoders)
+        self.encoders = nn.ModuleList(CLIPTextEncoder(encoder_config) for encoder_config in config.encoders)
 
-    def forward(self, ids: Tensor, skip: int = 0) -> Conditioning:
+    def forward(self, ids: Tensor, skipped_layers: int = 0) -> Conditioning:
         """skip: how many of the last layers the tokens do without, beside those that they always do."""
-        read, vector = [], None
-        for encoder, config, rows in zip(self.encoders, self.config.encoders, ids.unbind(1), strict=True):
-            chunks = rows.view(len(rows), -1, config.length)
-            tokens, vector = encoder(chunks.flatten(0, 1), skip)
-            read.append(tokens.view(len(ids), -1, config.width))
+        encoder_tokens, vector = [], None
+        for encoder, config, encoder_ids in zip(self.encoders, self.config.encoders, ids.unbind(1), strict=True):
+            chunks = encoder_ids.view(len(encoder_ids), -1, config.context_length)
+            tokens, vector = encoder(chunks.flatten(0, 1), skipped_layers)
+            encoder_tokens.append(tokens.view(len(ids), -1, config.width))
             vector = vector.view(len(ids), chunks.shape[1], -1)[:, 0]
-        tokens, vector = torch.cat(read, 2), vector if self.config.pooled else None
-        if self.config.zeros:
-            words = (ids[:, 0, 1] != self.config.encoders[0].end).to(tokens.dtype)
-            tokens = tokens * words[:, None, None]
-            vector = None if vector is None else vector * words[:, None]
+        tokens, vector = torch.cat(encoder_tokens, 2), vector if self.config.use_pooled else None
+        if self.config.zero_empty_prompts:
+            has_words = (ids[:, 0, 1] != self.config.encoders[0].eos_token_id).to(tokens.dtype)
+            tokens = tokens * has_words[:, None, None]
+            vector = None if vector is None else vector * has_words[:, None]
         return Conditioning(tokens, None, vector)
 
 
-class Skipping(nn.Module):
+class CLIPSkipEncoder(nn.Module):
     """ClipTexts whose tokens do without so many more of the last layers ("clip skip", less one)."""
 
-    def __init__(self, texts: ClipTexts, skip: int) -> None:
+    def __init__(self, text_encoders: CLIPTextEncoders, skipped_layers: int) -> None:
         super().__init__()
-        self.texts, self.skip = texts, skip
+        self.text_encoders, self.skipped_layers = text_encoders, skipped_layers
 
     def forward(self, ids: Tensor) -> Conditioning:
-        given: Conditioning = self.texts(ids, self.skip)
-        return given
+        conditioning: Conditioning = self.text_encoders(ids, self.skipped_layers)
+        return conditioning

@@ -6,58 +6,58 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Conditioning
-from unspeckle.networks.coarse_predictor import mixing
+from unspeckle.networks.coarse_predictor import init_output_projections
 from unspeckle.networks.layers import Attention, GatedFeedForward
-from unspeckle.text.tokenizer import PAD
+from unspeckle.text.tokenizer import PAD_ID
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class TextEncoderConfig:
     """Sizes of a text encoder: vocabulary ids, length tokens a row, layers of width channels."""
 
-    vocabulary: int
-    length: int
+    vocab_size: int
+    context_length: int
     width: int = 192
     layers: int = 2
     head_width: int = 32
 
 
-class TextLayer(nn.Module):
+class TextEncoderLayer(nn.Module):
     """A pre-norm transformer layer (Xiong et al. 2020)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.itself, self.feed = Attention(width, heads), GatedFeedForward(width)
+        self.self_attn, self.feed_forward = Attention(width, heads), GatedFeedForward(width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         h = self.norm1(x)
-        x = x + self.itself(h, self.itself.keys_values(h), mask)
-        out: Tensor = x + self.feed(self.norm2(x))
+        x = x + self.self_attn(h, self.self_attn.project_keys_values(h), mask)
+        out: Tensor = x + self.feed_forward(self.norm2(x))
         return out
 
 
 class TextEncoder(nn.Module):
     """ids (B, L) int64 -> Given with tokens (B, L, width), mask (B, L) and vector (B, width), their mean."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.token = nn.Embedding(config.vocabulary, config.width)
-        self.place = nn.Parameter(torch.empty(config.length, config.width))
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position_embedding = nn.Parameter(torch.empty(config.context_length, config.width))
         self.layers = nn.ModuleList(
-            TextLayer(config.width, config.width // config.head_width) for _ in range(config.layers)
+            TextEncoderLayer(config.width, config.width // config.head_width) for _ in range(config.layers)
         )
-        self.norm = nn.LayerNorm(config.width)
-        nn.init.normal_(self.token.weight, std=0.5)
-        nn.init.normal_(self.place, std=0.5)
-        mixing(self)
+        self.final_norm = nn.LayerNorm(config.width)
+        nn.init.normal_(self.token_embedding.weight, std=0.5)
+        nn.init.normal_(self.position_embedding, std=0.5)
+        init_output_projections(self)
 
     def forward(self, ids: Tensor) -> Conditioning:
-        mask = ids != PAD
-        x = self.token(ids) + self.place
+        mask = ids != PAD_ID
+        x = self.token_embedding(ids) + self.position_embedding
         for layer in self.layers:
             x = layer(x, mask)
-        tokens = self.norm(x)
-        share = mask[:, :, None].to(tokens.dtype)
-        return Conditioning(tokens, mask, (tokens * share).sum(1) / share.sum(1))
+        tokens = self.final_norm(x)
+        weights = mask[:, :, None].to(tokens.dtype)
+        return Conditioning(tokens, mask, (tokens * weights).sum(1) / weights.sum(1))

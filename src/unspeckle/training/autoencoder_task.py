@@ -12,157 +12,157 @@ from torch import Tensor
 from unspeckle import atomic
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.errors import InputError
-from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
+from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig, LatentAutoencoder
 from unspeckle.rng import ExampleRNG
 from unspeckle.training import checkpoint
-from unspeckle.training.master_weights import Masters, Outcome
+from unspeckle.training.master_weights import MasterWeights, StepStats
 from unspeckle.training.plan import Plan
-from unspeckle.training.reconstruction_loss import COARSE_EVERY, reconstruction
-from unspeckle.training.stage import Look, Report, keep, walk
+from unspeckle.training.reconstruction_loss import COARSE_LOSS_EVERY, reconstruction_loss
+from unspeckle.training.stage import Inspection, ProgressReport, save_checkpoint_or_raise, training_loop
 
-FOLDER = "autoencoder"  # of a RUN: its checkpoints, the last of which is the autoencoder, and its log
-NOISE = 0.1  # largest deviation of what is added to latents, so that a denoiser's small errors do not show
-MEASURED = 1024  # pictures that say how the latents are to be standardised
-SHOWN = 16  # held-out pictures beside their reconstructions
+AUTOENCODER_FOLDER = "autoencoder"  # of a RUN: its checkpoints, the last of which is the autoencoder, and its log
+MAX_LATENT_NOISE_STD = 0.1  # largest deviation of what is added to latents, so that a denoiser's small errors do not show
+STANDARDIZATION_IMAGES = 1024  # pictures that say how the latents are to be standardised
+RECONSTRUCTION_IMAGES = 16  # held-out pictures beside their reconstructions
 _LEVEL, _NOISE = 0, 1  # a Stream's purposes
 
 
-class LatentLearner(Masters):
+class AutoencoderUpdater(MasterWeights):
     """Of the autoencoder. The latents' running mean and variance are kept in float32, shared by masters and workers."""
 
-    weights: Latents
-    working: Latents
+    weights: LatentAutoencoder
+    compute_module: LatentAutoencoder
 
-    def __init__(self, plan: Plan, weights: Latents) -> None:
+    def __init__(self, plan: Plan, weights: LatentAutoencoder) -> None:
         super().__init__(plan, weights)
-        self.working.standard = self.weights.standard
+        self.compute_module.latent_norm = self.weights.latent_norm
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """What is lost on the way there and back, with noise between."""
-        stream = ExampleRNG(self.plan.seed, batch.indices.to(self.device))
-        pictures = batch.pictures.to(self.device).float() / 127.5 - 1
-        deviation = NOISE * stream.uniform(_LEVEL).view(-1, 1, 1, 1)
+        rng = ExampleRNG(self.plan.seed, batch.example_indices.to(self.device))
+        images = batch.images.to(self.device).float() / 127.5 - 1
+        noise_std = MAX_LATENT_NOISE_STD * rng.uniform(_LEVEL).view(-1, 1, 1, 1)
 
-        def noised(latents: Tensor) -> Tensor:
-            return latents + deviation * stream.normal(_NOISE, latents.shape[1:])
+        def add_noise(latents: Tensor) -> Tensor:
+            return latents + noise_std * rng.normal(_NOISE, latents.shape[1:])
 
-        return reconstruction(self.working, pictures, noised, coarse=step % COARSE_EVERY == 0)
+        return reconstruction_loss(self.compute_module, images, add_noise, with_coarse_loss=step % COARSE_LOSS_EVERY == 0)
 
-    def step(self, batch: Batch, step: int) -> Outcome:
+    def step(self, batch: Batch, step: int) -> StepStats:
         """Learn from a batch as step 1…plan.steps."""
-        return self.descend(self.loss(batch, step), step)
+        return self.backward_and_update(self.loss(batch, step), step)
 
-    def tensors_by_name(self) -> dict[str, Tensor]:
+    def state_tensors(self) -> dict[str, Tensor]:
         """Every tensor that going on needs: the very ones, to save or to copy into."""
-        held = {f"weights.{name}": tensor for name, tensor in self.weights.state_dict().items()}
-        return held | {f"optimizer.{name}": tensor for name, tensor in self.optimizer.memory().items()}
+        tensors = {f"weights.{name}": tensor for name, tensor in self.weights.state_dict().items()}
+        return tensors | {f"optimizer.{name}": tensor for name, tensor in self.optimizer.state_tensors().items()}
 
 
 @dataclass
-class LatentTraining:
+class AutoencoderTask:
     """All that the autoencoder's part of a run holds in memory."""
 
     plan: Plan  # of the whole run
-    run: Path
+    run_folder: Path
     corpus: Corpus
-    autoencoder: Latents
-    stop: Callable[[], bool] = lambda: False
-    skipped: int = 0
-    learner: LatentLearner = field(init=False)
+    autoencoder: LatentAutoencoder
+    should_stop: Callable[[], bool] = lambda: False
+    skipped_steps: int = 0
+    updater: AutoencoderUpdater = field(init=False)
 
     def __post_init__(self) -> None:
-        steps = self.plan.latent_steps
+        steps = self.plan.autoencoder_steps
         self.plan = replace(self.plan, steps=steps, warmup=max(1, min(100, steps // 10)), word_steps=0, work=0.0)
-        self.learner = LatentLearner(self.plan, self.autoencoder)
+        self.updater = AutoencoderUpdater(self.plan, self.autoencoder)
 
-    def step(self, batch: Batch, step: int) -> Outcome:
-        return self.learner.step(batch, step)
+    def step(self, batch: Batch, step: int) -> StepStats:
+        return self.updater.step(batch, step)
 
-    def look(self, step: int) -> Look:
-        return Look(samples=self.shown(step))
+    def inspect(self, step: int) -> Inspection:
+        return Inspection(samples_path=self.save_reconstructions(step))
 
-    def save(self, step: int) -> Path:
-        return keep(self.run / FOLDER / "checkpoints", step, self.learner.tensors_by_name(), {"skipped": self.skipped})
+    def save_checkpoint(self, step: int) -> Path:
+        return save_checkpoint_or_raise(self.run_folder / AUTOENCODER_FOLDER / "checkpoints", step, self.updater.state_tensors(), {"skipped": self.skipped_steps})
 
     def resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the steps done."""
-        found = checkpoint.latest(self.run / FOLDER / "checkpoints")
-        if found is None:
+        saved_checkpoint = checkpoint.load_latest_checkpoint(self.run_folder / AUTOENCODER_FOLDER / "checkpoints")
+        if saved_checkpoint is None:
             return 0
         try:
             with torch.no_grad():
-                checkpoint.restore(self.learner.tensors_by_name(), found.tensors)
+                checkpoint.restore_tensors(self.updater.state_tensors(), saved_checkpoint.tensors)
         except (KeyError, RuntimeError) as error:
-            raise InputError(f"{self.run / FOLDER}: does not fit the plan ({error}); give another --out") from error
-        self.learner.refresh()
-        self.skipped = int(found.counters["skipped"])
-        return found.step
+            raise InputError(f"{self.run_folder / AUTOENCODER_FOLDER}: does not fit the plan ({error}); give another --out") from error
+        self.updater.refresh_compute_module()
+        self.skipped_steps = int(saved_checkpoint.counters["skipped"])
+        return saved_checkpoint.step
 
     @torch.no_grad()
-    def standardise(self) -> None:
+    def standardize_latents(self) -> None:
         """Make the latents' mean 0 and variance 1 over training pictures, as the finished encoder sees them."""
-        split, normal = self.corpus.training, self.autoencoder.standard
-        normal.reset_running_stats()
-        normal.momentum = None  # the plain mean of all batches
+        split, norm_layer = self.corpus.training, self.autoencoder.latent_norm
+        norm_layer.reset_running_stats()
+        norm_layer.momentum = None  # the plain mean of all batches
         self.autoencoder.train()
-        chosen = np.arange(min(MEASURED, len(split))) * len(split) // min(MEASURED, len(split))
-        for some in np.array_split(chosen, -(-len(chosen) // 64)):
-            self.autoencoder.encode(split.pictures(some).to(self.learner.device).float() / 127.5 - 1)
+        indices = np.arange(min(STANDARDIZATION_IMAGES, len(split))) * len(split) // min(STANDARDIZATION_IMAGES, len(split))
+        for chunk in np.array_split(indices, -(-len(indices) // 64)):
+            self.autoencoder.encode(split.center_crops(chunk).to(self.updater.device).float() / 127.5 - 1)
 
     @torch.no_grad()
-    def shown(self, step: int) -> Path:
+    def save_reconstructions(self, step: int) -> Path:
         """Held-out pictures above what comes back of them, as a PNG."""
-        split = self.corpus.heldout if len(self.corpus.heldout) else self.corpus.training
-        pixels = split.pictures(np.arange(min(SHOWN, len(split)))).to(self.learner.device)
+        split = self.corpus.validation if len(self.corpus.validation) else self.corpus.training
+        pixels = split.center_crops(np.arange(min(RECONSTRUCTION_IMAGES, len(split)))).to(self.updater.device)
         self.autoencoder.eval()
-        back = self.autoencoder.decode(self.autoencoder.encode(pixels.float() / 127.5 - 1))
+        reconstructions = self.autoencoder.decode(self.autoencoder.encode(pixels.float() / 127.5 - 1))
         self.autoencoder.train()
-        back = ((back.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        rows = torch.cat([pixels, back]).view(2, -1, *pixels.shape[1:]).permute(0, 3, 1, 4, 2)  # (2, H, N, W, 3)
-        path = self.run / "samples" / f"autoencoder-{step:08d}.png"
-        with atomic.replace_file(path) as beside:
-            Image.fromarray(rows.flatten(2, 3).flatten(0, 1).contiguous().cpu().numpy()).save(beside, "PNG")
+        reconstructions = ((reconstructions.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        grid = torch.cat([pixels, reconstructions]).view(2, -1, *pixels.shape[1:]).permute(0, 3, 1, 4, 2)  # (2, H, N, W, 3)
+        path = self.run_folder / "samples" / f"autoencoder-{step:08d}.png"
+        with atomic.replace_file(path) as temporary:
+            Image.fromarray(grid.flatten(2, 3).flatten(0, 1).contiguous().cpu().numpy()).save(temporary, "PNG")
         return path
 
 
-def learn(training: LatentTraining) -> Iterator[Report]:
+def train_autoencoder(task: AutoencoderTask) -> Iterator[ProgressReport]:
     """Take the autoencoder through its steps, from its newest checkpoint; where it comes to the end, it is fixed."""
-    plan, done = training.plan, training.resume()
-    begin = done * plan.batch
-    data = batches(training.corpus.training, plan.batch, seed=plan.seed, start=begin, flips=plan.mirror)
-    for report in walk(training, data, done):
-        last = report.step == plan.steps
-        yield replace(report, samples=training.shown(report.step)) if last else report
-    if training.stop() and checkpoint.steps_done(training.run / FOLDER / "checkpoints") < plan.steps:
+    plan, steps_done = task.plan, task.resume()
+    first_index = steps_done * plan.batch_size
+    training_batches = batches(task.corpus.training, plan.batch_size, seed=plan.seed, start=first_index, flip=plan.flip)
+    for report in training_loop(task, training_batches, steps_done):
+        is_last = report.step == plan.steps
+        yield replace(report, samples=task.save_reconstructions(report.step)) if is_last else report
+    if task.should_stop() and checkpoint.latest_step(task.run_folder / AUTOENCODER_FOLDER / "checkpoints") < plan.steps:
         return
-    training.standardise()
-    training.autoencoder.eval().requires_grad_(False)
+    task.standardize_latents()
+    task.autoencoder.eval().requires_grad_(False)
 
 
-def unlearnt(seed: int, config: LatentConfig | None = None) -> Latents:
+def init_autoencoder(seed: int, config: LatentAutoencoderConfig | None = None) -> LatentAutoencoder:
     """An autoencoder that knows nothing yet, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Latents(config or LatentConfig())
+        return LatentAutoencoder(config or LatentAutoencoderConfig())
 
 
-def lost(run: Path) -> InputError:
+def missing_autoencoder_error(run_folder: Path) -> InputError:
     """What is said of a run whose network has learnt from latents of an autoencoder that is no more."""
     return InputError(
-        f"{run / FOLDER}: the autoencoder that this run learnt with is gone; put it back, or give another --out"
+        f"{run_folder / AUTOENCODER_FOLDER}: the autoencoder that this run learnt with is gone; put it back, or give another --out"
     )
 
 
-def settle(run: Path, autoencoder: Latents, given: bool) -> None:
+def save_or_restore_autoencoder(run_folder: Path, autoencoder: LatentAutoencoder, is_trained: bool) -> None:
     """Keep another model's autoencoder for this run, or take up the one that this run kept so; it is fixed. given: this
     one is that model's, and has learnt. InputError where it is not, and none was kept."""
-    found = checkpoint.latest(run / FOLDER / "checkpoints")
-    if found is None and not given:
-        raise lost(run)
-    if found is None:
-        kept = {f"weights.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
-        keep(run / FOLDER / "checkpoints", 0, kept, {"skipped": 0})
+    saved_checkpoint = checkpoint.load_latest_checkpoint(run_folder / AUTOENCODER_FOLDER / "checkpoints")
+    if saved_checkpoint is None and not is_trained:
+        raise missing_autoencoder_error(run_folder)
+    if saved_checkpoint is None:
+        tensors = {f"weights.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
+        save_checkpoint_or_raise(run_folder / AUTOENCODER_FOLDER / "checkpoints", 0, tensors, {"skipped": 0})
     else:
-        weights = {n.removeprefix("weights."): t for n, t in found.tensors.items() if n.startswith("weights.")}
+        weights = {name.removeprefix("weights."): tensor for name, tensor in saved_checkpoint.tensors.items() if name.startswith("weights.")}
         autoencoder.load_state_dict(weights)
     autoencoder.eval().requires_grad_(False)

@@ -15,18 +15,18 @@ from torch import Tensor
 
 from unspeckle.atomic import replace_file
 from unspeckle.corpus import Corpus, Split
-from unspeckle.corpus.batches import permutation, shown, worded
+from unspeckle.corpus.batches import epoch_permutation, select_images, select_captions
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.training.plan import LoraPlan
 
-FILE = "latents.safetensors"  # in a RUN
+LATENTS_FILE = "latents.safetensors"  # in a RUN
 
 
 class CachedLatents(NamedTuple):
     """Of a corpus' two splits, (N, C, H, W) float32 each."""
 
     training: Tensor
-    heldout: Tensor
+    validation: Tensor
 
 
 class LatentBatch(NamedTuple):
@@ -38,40 +38,40 @@ class LatentBatch(NamedTuple):
 
 
 @torch.no_grad()
-def encoded(split: Split, autoencoder: Autoencoder, chosen: range) -> Tensor:
+def encode_images_alone(split: Split, autoencoder: Autoencoder, indices: range) -> Tensor:
     """The latents of the middles of those pictures: the means of what they may be, not mirrored."""
     device = next(autoencoder.parameters()).device
-    each = (split.pictures([i]).to(device).float() / 127.5 - 1 for i in chosen)
-    return torch.cat([autoencoder.encode(pictures).float().cpu().contiguous() for pictures in each])
+    images = (split.center_crops([i]).to(device).float() / 127.5 - 1 for i in indices)
+    return torch.cat([autoencoder.encode(image).float().cpu().contiguous() for image in images])
 
 
-def kept(run: Path, plan: LoraPlan, corpus: Corpus, autoencoder: Autoencoder, console: Console) -> CachedLatents:
+def load_or_encode_latents(run_folder: Path, plan: LoraPlan, corpus: Corpus, autoencoder: Autoencoder, console: Console) -> CachedLatents:
     """The corpus' latents, from the RUN's file where that is theirs, else encoded into it."""
-    path, proof = run / FILE, {"corpus": plan.corpus, "origin": plan.origin}
+    path, metadata = run_folder / LATENTS_FILE, {"corpus": plan.corpus_fingerprint, "origin": plan.base_hash}
     try:
         with safe_open(path, framework="pt") as file:
-            if file.metadata() == proof:
+            if file.metadata() == metadata:
                 return CachedLatents(file.get_tensor("training"), file.get_tensor("heldout"))
     except (SafetensorError, OSError):
         pass
-    found = []
-    for split in (corpus.training, corpus.heldout):
-        parts = [
-            encoded(split, autoencoder, range(i, i + 1))
+    latents = []
+    for split in (corpus.training, corpus.validation):
+        chunks = [
+            encode_images_alone(split, autoencoder, range(i, i + 1))
             for i in track(range(len(split)), "encoding pictures", console=console, transient=True)
         ]
-        width, height = plan.extent
-        found.append(torch.cat(parts) if parts else torch.empty(0, autoencoder.channels, height, width))
-    with replace_file(path) as beside:
-        save_file({"training": found[0], "heldout": found[1]}, beside, proof)
-    return CachedLatents(*found)
+        width, height = plan.input_size
+        latents.append(torch.cat(chunks) if chunks else torch.empty(0, autoencoder.latent_channels, height, width))
+    with replace_file(path) as temporary:
+        save_file({"training": latents[0], "heldout": latents[1]}, temporary, metadata)
+    return CachedLatents(*latents)
 
 
-def batches(latents: Tensor, split: Split, size: int, *, seed: int, start: int) -> Iterator[LatentBatch]:
+def latent_batches(latents: Tensor, split: Split, batch_size: int, *, seed: int, start: int) -> Iterator[LatentBatch]:
     """Batches without end from global position `start`: as those of `corpus.batches`, but neither cut nor mirrored
     otherwise each time."""
     while True:
-        positions = np.arange(start, start + size, dtype=np.int64)
-        chosen = shown(len(split), positions, partial(permutation, len(split), seed))
-        yield LatentBatch(latents[chosen], worded(split, seed, positions, chosen), torch.from_numpy(positions))
-        start += size
+        positions = np.arange(start, start + batch_size, dtype=np.int64)
+        indices = select_images(len(split), positions, partial(epoch_permutation, len(split), seed))
+        yield LatentBatch(latents[indices], select_captions(split, seed, positions, indices), torch.from_numpy(positions))
+        start += batch_size

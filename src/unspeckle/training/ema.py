@@ -7,26 +7,26 @@ import torch
 from torch import Tensor
 
 
-def exponent(width: float) -> float:
+def gamma_from_width(width: float) -> float:
     """The gamma whose average has the relative width sigma_rel, 0 < width < 0.28 (EDM2, eq. 126 and Alg. 2)."""
-    inverse = width**-2
-    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+    inverse_square = width**-2
+    return float(np.roots([1, 7, 16 - inverse_square, 12 - inverse_square]).real.max())
 
 
-class PowerAverage:
+class PowerFunctionEMA:
     """A running average of tensors in which the weights of step s count as s^gamma.
 
     Attributes: width, the relative width; average, the tensors; seen, the step of the last update.
     """
 
     def __init__(self, width: float, tensors: Sequence[Tensor]) -> None:
-        self.width, self.gamma, self.seen = width, exponent(width), 0
-        self.average = [t.detach().clone() for t in tensors]
+        self.width, self.gamma, self.last_step = width, gamma_from_width(width), 0
+        self.averaged_tensors = [t.detach().clone() for t in tensors]
 
     @torch.no_grad()
     def update(self, tensors: Sequence[Tensor], step: int) -> None:
         """Take in the tensors of `step`; the steps since the last update count as if they had held these too."""
-        keep = (self.seen / step) ** (self.gamma + 1)  # EDM2, eq. 123, over several steps at once
-        for average, tensor in zip(self.average, tensors, strict=True):
-            average.lerp_(tensor.to(average.dtype), 1 - keep)
-        self.seen = step
+        decay = (self.last_step / step) ** (self.gamma + 1)  # EDM2, eq. 123, over several steps at once
+        for average, tensor in zip(self.averaged_tensors, tensors, strict=True):
+            average.lerp_(tensor.to(average.dtype), 1 - decay)
+        self.last_step = step

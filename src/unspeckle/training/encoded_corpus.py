@@ -20,8 +20,8 @@ from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.training import memory
 from unspeckle.training.plan import Plan
 
-OFTEN = 4.0  # times that each picture, and each mirrored one, is to be seen, for this to pay
-MOST = 1 << 30  # bytes to keep
+MIN_VIEWS = 4.0  # times that each picture, and each mirrored one, is to be seen, for this to pay
+MAX_CACHE_BYTES = 1 << 30  # bytes to keep
 
 
 @dataclass(frozen=True)
@@ -29,63 +29,63 @@ class EncodedSplit(Split):
     """A split whose crops are latents, (B, C, h, w) float32, and lie where the latents' places do."""
 
     autoencoder: Autoencoder  # fixed, in the precision of the work
-    kept: dict[tuple[int, bool], Tensor] = field(default_factory=dict)  # (C, tall, wide), by place and mirroring
+    latent_cache: dict[tuple[int, bool], Tensor] = field(default_factory=dict)  # (C, tall, wide), by place and mirroring
 
-    def spare(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def crop_margins(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """By how many places the latents of each are taller and wider than a crop: (B,), (B,)."""
-        tall, wide = super().spare(indices)
-        return tall // self.autoencoder.factor, wide // self.autoencoder.factor
+        extra_height, extra_width = super().crop_margins(indices)
+        return extra_height // self.autoencoder.downsampling_factor, extra_width // self.autoencoder.downsampling_factor
 
-    def crops(
+    def crop_images(
         self,
         indices: NDArray[np.int64],
         tops: NDArray[np.int64],
         lefts: NDArray[np.int64],
-        mirrored: NDArray[np.bool_],
+        flip: NDArray[np.bool_],
     ) -> Tensor:
         """Cut the latents of each picture, mirrored before it was encoded where asked, at (top, left) of its places."""
-        width, height = (side // self.autoencoder.factor for side in self.size)
-        where = zip(indices.tolist(), tops.tolist(), lefts.tolist(), mirrored.tolist(), strict=True)
-        cut = [self._whole(i, mirror)[:, y : y + height, x : x + width] for i, y, x, mirror in where]
-        return torch.stack(cut).contiguous(memory_format=torch.channels_last)
+        width, height = (side // self.autoencoder.downsampling_factor for side in self.size)
+        positions = zip(indices.tolist(), tops.tolist(), lefts.tolist(), flip.tolist(), strict=True)
+        crops = [self._cached_image(i, flip)[:, y : y + height, x : x + width] for i, y, x, flip in positions]
+        return torch.stack(crops).contiguous(memory_format=torch.channels_last)
 
-    def _whole(self, index: int, mirror: bool) -> Tensor:
-        found = self.kept.get((index, mirror))
-        if found is None:
-            found = self.kept[index, mirror] = self._encoded(index, mirror)
-        return found
+    def _cached_image(self, index: int, flip: bool) -> Tensor:
+        latents = self.latent_cache.get((index, flip))
+        if latents is None:
+            latents = self.latent_cache[index, flip] = self._encode_image(index, flip)
+        return latents
 
     @torch.no_grad()
-    def _encoded(self, index: int, mirror: bool) -> Tensor:
+    def _encode_image(self, index: int, flip: bool) -> Tensor:
         """The latents of a whole picture, but for the pixels that fill no place, at its right and its foot."""
-        record = self.store.records[self.places[index]]
-        tall, wide, offset = (int(record[name]) for name in ("height", "width", "offset"))
-        unit = self.autoencoder.factor
-        pixels = self.store.pixels[offset : offset + 3 * tall * wide].reshape(tall, wide, 3)
-        whole = pixels[: tall // unit * unit, : wide // unit * unit]
-        picture = torch.from_numpy((whole[:, ::-1] if mirror else whole).copy()).permute(2, 0, 1)[None]
-        return self.autoencoder.encode(picture.float() / 127.5 - 1)[0].float()
+        record = self.store.records[self.record_indices[index]]
+        height, width, offset = (int(record[name]) for name in ("height", "width", "offset"))
+        factor = self.autoencoder.downsampling_factor
+        pixels = self.store.pixels[offset : offset + 3 * height * width].reshape(height, width, 3)
+        cropped = pixels[: height // factor * factor, : width // factor * factor]
+        image = torch.from_numpy((cropped[:, ::-1] if flip else cropped).copy()).permute(2, 0, 1)[None]
+        return self.autoencoder.encode(image.float() / 127.5 - 1)[0].float()
 
 
-def encoded(split: Split, autoencoder: Autoencoder) -> EncodedSplit:
+def encode_split(split: Split, autoencoder: Autoencoder) -> EncodedSplit:
     """The split's pictures as latents."""
-    return EncodedSplit(split.store, split.places, split.wordings, split.size, autoencoder)
+    return EncodedSplit(split.store, split.record_indices, split.captions, split.size, autoencoder)
 
 
-def fits(plan: Plan, once: int, held: int) -> bool:
+def latent_cache_fits(plan: Plan, distinct_images: int, cache_bytes: int) -> bool:
     """Whether the plan sees so many pictures often, and their latents, so many bytes, find room beside its steps."""
-    room = memory.free(plan.device)
-    short = room is not None and memory.needed(plan) + held > memory.SHARE * room
-    return plan.device == "cpu" and plan.pictures >= OFTEN * once and held <= MOST and not short
+    available = memory.free_memory_bytes(plan.device)
+    exceeds_memory = available is not None and memory.training_step_bytes(plan) + cache_bytes > memory.MAX_MEMORY_SHARE * available
+    return plan.device == "cpu" and plan.total_images >= MIN_VIEWS * distinct_images and cache_bytes <= MAX_CACHE_BYTES and not exceeds_memory
 
 
-def pays(pictures: int, once: int, alone: float, spared: float) -> bool:
+def latent_cache_pays(images: int, distinct_images: int, encode_seconds: float, saved_seconds: float) -> bool:
     """Whether so many seconds spared for each picture seen are more than those for each one encoded by itself."""
-    return pictures * spared > once * alone
+    return images * saved_seconds > distinct_images * encode_seconds
 
 
-def size(split: Split, autoencoder: Autoencoder) -> int:
+def latent_cache_bytes(split: Split, autoencoder: Autoencoder) -> int:
     """Bytes that the latents of all pictures take, each once."""
-    records = split.store.records[split.places]
-    pixels = int((records["height"].astype(np.int64) * records["width"].astype(np.int64)).sum())
-    return 4 * autoencoder.channels * math.ceil(pixels / autoencoder.factor**2)
+    records = split.store.records[split.record_indices]
+    pixel_count = int((records["height"].astype(np.int64) * records["width"].astype(np.int64)).sum())
+    return 4 * autoencoder.latent_channels * math.ceil(pixel_count / autoencoder.downsampling_factor**2)

@@ -12,46 +12,46 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unspeckle import quantities
-from unspeckle.corpus import Corpus, Listing, open_corpus
+from unspeckle.corpus import Corpus, FolderListing, open_corpus
 from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.model import Model, load
-from unspeckle.networks.autoencoder import Autoencoder, Identity, IdentityConfig
-from unspeckle.networks.latent_autoencoder import Latents
+from unspeckle.networks.autoencoder import Autoencoder, PixelAutoencoder, PixelAutoencoderConfig
+from unspeckle.networks.latent_autoencoder import LatentAutoencoder
 from unspeckle.text.text_encoder import TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import autoencoder_task, checkpoint
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.plan import Plan
-from unspeckle.training.planner import space
+from unspeckle.training.planner import choose_space
 
-WORDS = "tokenizer.json"  # in a RUN
+TOKENIZER_FILE = "tokenizer.json"  # in a RUN
 
 
-class Materials(NamedTuple):
+class TrainingInputs(NamedTuple):
     """What a plan is made for."""
 
     corpus: Corpus
     tokenizer: Tokenizer
     autoencoder: Autoencoder
-    origin: Model | None
+    base_model: Model | None
 
 
-def own(path: Path) -> Model:
+def load_trainable_model(path: Path) -> Model:
     """The model that training goes on from, or a student's teacher. InputError where it is not one that learns here."""
     model = load(path)
     if model.card.step_counts:
         raise InputError(f"{path}: is a student, which has nothing to teach; name the model that taught it")
-    if not (isinstance(model.text_encoder, TextEncoder) and isinstance(model.autoencoder, Identity | Latents)):
+    if not (isinstance(model.text_encoder, TextEncoder) and isinstance(model.autoencoder, PixelAutoencoder | LatentAutoencoder)):
         raise InputError(f"{path}: was not trained here, and only such models can be distilled or trained further")
     return replace(model, student=None)
 
 
-def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: Console) -> Materials:
+def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None, console: Console) -> TrainingInputs:
     """Decode the pictures, and take or learn the words."""
-    resumed = plan is not None and checkpoint.steps_done(options.out / "checkpoints") > 0
+    is_resumed = plan is not None and checkpoint.latest_step(options.out / "checkpoints") > 0
     with prefix_with_option("--from", options.from_model):
-        origin = None if options.from_model is None or resumed else own(options.from_model)
-    if plan is not None and origin is not None and _parts(origin) != (plan.network, plan.text, plan.autoencoder):
+        base_model = None if options.from_model is None or is_resumed else load_trainable_model(options.from_model)
+    if plan is not None and base_model is not None and _model_configs(base_model) != (plan.network_config, plan.text_config, plan.autoencoder_config):
         raise InputError(f"--from {options.from_model}: changed since {options.out} began; give another --out")
     if plan is None:
         for line in listing.describe():
@@ -61,81 +61,81 @@ def gather(listing: Listing, options: TrainOptions, plan: Plan | None, console: 
     elif options.size is not None:
         size = quantities.parse_size(options.size)
     else:
-        size = origin.card.size if origin is not None else (128, 128) if torch.cuda.is_available() else (64, 64)
-    corpus = decoded(listing, size, console)
+        size = base_model.card.size if base_model is not None else (128, 128) if torch.cuda.is_available() else (64, 64)
+    corpus = decode_corpus(listing, size, console)
     if plan is not None:
-        tokenizer = _kept_tokenizer(options.out)
-        autoencoder = _planned(plan) if origin is None else origin.autoencoder
-    elif origin is not None:
-        tokenizer, autoencoder = origin.tokenizer, origin.autoencoder
+        tokenizer = _load_tokenizer(options.out)
+        autoencoder = _build_autoencoder(plan) if base_model is None else base_model.autoencoder
+    elif base_model is not None:
+        tokenizer, autoencoder = base_model.tokenizer, base_model.autoencoder
     else:
-        learnt = space(options, corpus.training.size) == "latents"
-        tokenizer = Tokenizer.learn(corpus.captions())
-        autoencoder = autoencoder_task.unlearnt(options.seed or 0) if learnt else standard(corpus)
+        use_latents = choose_space(options, corpus.training.size) == "latents"
+        tokenizer = Tokenizer.train(corpus.training_captions())
+        autoencoder = autoencoder_task.init_autoencoder(options.seed or 0) if use_latents else fit_pixel_autoencoder(corpus)
     if plan is None:
         for line in corpus.describe():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
-        _warn_of_cuts(corpus, tokenizer, console)
-    return Materials(corpus, tokenizer, autoencoder, origin)
+        _warn_truncated_captions(corpus, tokenizer, console)
+    return TrainingInputs(corpus, tokenizer, autoencoder, base_model)
 
 
-def decoded(listing: Listing, size: tuple[int, int], console: Console) -> Corpus:
+def decode_corpus(listing: FolderListing, size: tuple[int, int], console: Console) -> Corpus:
     """The listing's pictures, decoded where they were not yet."""
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("decoding pictures")
+        task_id = progress.add_task("decoding pictures")
 
-        def told(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
+        def show_progress(done: int, total: int) -> None:
+            progress.update(task_id, completed=done, total=total)
 
-        return open_corpus(listing, size, cache=cache(), progress=told)
+        return open_corpus(listing, size, cache_dir=image_cache_folder(), progress=show_progress)
 
 
-def _kept_tokenizer(run: Path) -> Tokenizer:
+def _load_tokenizer(run_folder: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_json((run / WORDS).read_text("utf-8"))
+        return Tokenizer.from_json((run_folder / TOKENIZER_FILE).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, InputError) as error:
-        raise InputError(f"{run / WORDS}: cannot be read ({error}); put it back, or give another --out") from error
+        raise InputError(f"{run_folder / TOKENIZER_FILE}: cannot be read ({error}); put it back, or give another --out") from error
 
 
-def _parts(model: Model) -> tuple[Any, Any, Any]:
-    text: Any = model.text_encoder
-    return model.network.config, text.config, model.autoencoder.config
+def _model_configs(model: Model) -> tuple[Any, Any, Any]:
+    text_encoder: Any = model.text_encoder
+    return model.network.config, text_encoder.config, model.autoencoder.config
 
 
-def _planned(plan: Plan) -> Autoencoder:
+def _build_autoencoder(plan: Plan) -> Autoencoder:
     """The plan's autoencoder, its learnt weights still in RUN."""
-    kind = plan.autoencoder
-    return Identity(kind) if isinstance(kind, IdentityConfig) else autoencoder_task.unlearnt(plan.seed, kind)
+    config = plan.autoencoder_config
+    return PixelAutoencoder(config) if isinstance(config, PixelAutoencoderConfig) else autoencoder_task.init_autoencoder(plan.seed, config)
 
 
-def cache() -> Path:
+def image_cache_folder() -> Path:
     """Where decoded pictures lie, for every run to find."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unspeckle" / "pictures"
 
 
-def standard(corpus: Corpus) -> Identity:
+def fit_pixel_autoencoder(corpus: Corpus) -> PixelAutoencoder:
     """Pixel space, standardised by the colours of at most 1,024 training pictures."""
     split = corpus.training
     count = min(len(split), 1024)
-    chosen = np.arange(count) * len(split) // count
-    sums, squares, places = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
-    each = max(1, min(64, (1 << 22) // math.prod(split.size)))
-    for some in np.array_split(chosen, -(-count // each)):
-        pixels = split.pictures(some).double() / 127.5 - 1
+    indices = np.arange(count) * len(split) // count
+    sums, squares, pixel_count = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), 0
+    chunk_size = max(1, min(64, (1 << 22) // math.prod(split.size)))
+    for chunk in np.array_split(indices, -(-count // chunk_size)):
+        pixels = split.center_crops(chunk).double() / 127.5 - 1
         sums += pixels.sum((0, 2, 3))
         squares += pixels.square().sum((0, 2, 3))
-        places += pixels[:, 0].numel()
-    mean = sums / places
-    deviation = (squares / places - mean**2).clamp(min=0).sqrt().clamp(min=0.05)
-    red, green, blue = ([round(float(v), 4) for v in pair] for pair in zip(mean, deviation, strict=True))
-    return Identity(IdentityConfig((red[0], green[0], blue[0]), (red[1], green[1], blue[1])))
+        pixel_count += pixels[:, 0].numel()
+    mean = sums / pixel_count
+    std = (squares / pixel_count - mean**2).clamp(min=0).sqrt().clamp(min=0.05)
+    red, green, blue = ([round(float(value), 4) for value in mean_and_std] for mean_and_std in zip(mean, std, strict=True))
+    return PixelAutoencoder(PixelAutoencoderConfig((red[0], green[0], blue[0]), (red[1], green[1], blue[1])))
 
 
-def _warn_of_cuts(corpus: Corpus, tokenizer: Tokenizer, console: Console) -> None:
-    captions = list(dict.fromkeys(corpus.captions()))
-    cut = [caption for caption, lost in zip(captions, tokenizer.cut(captions), strict=True) if lost]
-    if cut:
+def _warn_truncated_captions(corpus: Corpus, tokenizer: Tokenizer, console: Console) -> None:
+    captions = list(dict.fromkeys(corpus.training_captions()))
+    truncated = [caption for caption, is_truncated in zip(captions, tokenizer.are_truncated(captions), strict=True) if is_truncated]
+    if truncated:
         console.print(
-            f"{len(cut):,} captions are longer than {tokenizer.length - 1} tokens and lose their ends: {cut[0][:100]}…",
+            f"{len(truncated):,} captions are longer than {tokenizer.context_length - 1} tokens and lose their ends: {truncated[0][:100]}…",
             highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip

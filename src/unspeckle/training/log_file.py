@@ -9,57 +9,57 @@ from typing import Any
 from PIL import Image
 
 from unspeckle import atomic
-from unspeckle.training.stage import Report
+from unspeckle.training.stage import ProgressReport
 
 
-def _step(line: str) -> float:
+def _parse_step_number(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf
 
 
-class Log:
+class TrainingLog:
     """Appends. Lines of steps that a killed process did but did not keep, or did not end, are dropped first."""
 
-    def __init__(self, run: Path, done: int) -> None:
-        run.mkdir(parents=True, exist_ok=True)
-        path = run / "log.jsonl"
+    def __init__(self, run_folder: Path, steps_done: int) -> None:
+        run_folder.mkdir(parents=True, exist_ok=True)
+        path = run_folder / "log.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text("utf-8").splitlines() if _step(line) <= done]
-            atomic.write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
+            lines = [line for line in path.read_text("utf-8").splitlines() if _parse_step_number(line) <= steps_done]
+            atomic.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
         self.file = path.open("a", encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self.events: Any = None
+            self.tensorboard: Any = None
         else:
-            self.events = SummaryWriter(str(run / "tensorboard"), purge_step=done + 1)
+            self.tensorboard = SummaryWriter(str(run_folder / "tensorboard"), purge_step=steps_done + 1)
 
-    def write(self, report: Report, pictures: int) -> None:
-        line: dict[str, Any] = {"time": round(time.time(), 1), "step": report.step, "pictures": pictures}
-        numbers = {"loss": report.loss, "norm": report.norm, "rate": report.rate, "skipped": float(report.skipped)}
-        numbers["mfu"] = report.utilisation
-        if report.words:
-            line["words"] = True
-        if report.held is not None:
-            numbers["held_out"] = report.held.total
-            shares = zip(report.held.levels, report.held.shares, strict=True)
-            line["held_out_shares"] = {level: round(share, 5) for level, share in shares}
-        line |= {name: value for name, value in numbers.items() if math.isfinite(value)}
-        self.file.write(json.dumps(line) + "\n")
+    def write_report(self, report: ProgressReport, images_seen: int) -> None:
+        record: dict[str, Any] = {"time": round(time.time(), 1), "step": report.step, "pictures": images_seen}
+        metrics = {"loss": report.loss, "norm": report.grad_norm, "rate": report.images_per_second, "skipped": float(report.skipped_steps)}
+        metrics["mfu"] = report.mfu
+        if report.is_text_stage:
+            record["words"] = True
+        if report.validation is not None:
+            metrics["held_out"] = report.validation.total
+            level_errors = zip(report.validation.levels, report.validation.relative_errors, strict=True)
+            record["held_out_shares"] = {level: round(error, 5) for level, error in level_errors}
+        record |= {name: value for name, value in metrics.items() if math.isfinite(value)}
+        self.file.write(json.dumps(record) + "\n")
         self.file.flush()
-        if self.events is not None:
-            for name, value in numbers.items():
+        if self.tensorboard is not None:
+            for name, value in metrics.items():
                 if math.isfinite(value):
-                    self.events.add_scalar(name, value, report.step)
-            if report.samples is not None:
+                    self.tensorboard.add_scalar(name, value, report.step)
+            if report.samples_path is not None:
                 import numpy as np
 
-                with Image.open(report.samples) as grid:
-                    self.events.add_image("samples", np.asarray(grid.convert("RGB")), report.step, dataformats="HWC")
+                with Image.open(report.samples_path) as grid:
+                    self.tensorboard.add_image("samples", np.asarray(grid.convert("RGB")), report.step, dataformats="HWC")
 
     def close(self) -> None:
         self.file.close()
-        if self.events is not None:
-            self.events.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()

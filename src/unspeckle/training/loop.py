@@ -20,115 +20,115 @@ from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import Request, draw
 from unspeckle.model import MODEL_FILE, ModelCard, Model, save
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.prompts import escape
+from unspeckle.prompts import escape_prompt
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import checkpoint
-from unspeckle.training.ema import PowerAverage
-from unspeckle.training.encoded_corpus import encoded
-from unspeckle.training.master_weights import DTYPES, Learner, Masters, Outcome, Weights, fresh
+from unspeckle.training.ema import PowerFunctionEMA
+from unspeckle.training.encoded_corpus import encode_split
+from unspeckle.training.master_weights import DTYPES, TextToImageUpdater, MasterWeights, StepStats, TrainableModules, init_modules
 from unspeckle.training.plan import Plan
-from unspeckle.training.stage import Failed, Look, Report, keep, walk
-from unspeckle.training.validation import HeldOut, Judged
+from unspeckle.training.stage import TrainingError, Inspection, ProgressReport, save_checkpoint_or_raise, training_loop
+from unspeckle.training.validation import ValidationLoss, ValidationResult
 
-Module = TypeVar("Module", bound=nn.Module)
-HELD_OUT = 128  # pictures
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+VALIDATION_IMAGES = 128  # pictures
 
-Judge = Callable[[Model], Judged]
+Validator = Callable[[Model], ValidationResult]
 
 
 @dataclass
-class Course(ABC):
+class TrainingTask(ABC):
     """All that a run holds in memory, whatever it learns from. file: what it leaves in RUN."""
 
-    file: ClassVar[str] = MODEL_FILE
+    output_file: ClassVar[str] = MODEL_FILE
     plan: Plan
-    run: Path
-    stop: Callable[[], bool] = field(default=lambda: False, kw_only=True)
-    skipped: int = field(default=0, kw_only=True)
-    learner: Masters = field(init=False)
-    averages: list[PowerAverage] = field(init=False)
+    run_folder: Path
+    should_stop: Callable[[], bool] = field(default=lambda: False, kw_only=True)
+    skipped_steps: int = field(default=0, kw_only=True)
+    updater: MasterWeights = field(init=False)
+    emas: list[PowerFunctionEMA] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.learner = self.learns()
-        self.averages = [PowerAverage(width, self.learner.parameters()) for width in self.plan.averages]
+        self.updater = self.create_updater()
+        self.emas = [PowerFunctionEMA(width, self.updater.parameters()) for width in self.plan.ema_widths]
 
     @abstractmethod
-    def learns(self) -> Masters:
+    def create_updater(self) -> MasterWeights:
         """Who learns, from the beginning."""
 
     @abstractmethod
-    def data(self, done: int) -> Iterator[Any]:
+    def batches(self, steps_done: int) -> Iterator[Any]:
         """What the learner is given from the step after `done`, without end: a function of the plan and of `done`."""
 
     @abstractmethod
-    def judge(self) -> Judge:
+    def create_validator(self) -> Validator:
         """The examination that two moments of a run compare by."""
 
     @abstractmethod
-    def model(self, tensors: list[Tensor], precision: str = "float32", weights: str = "") -> Model:
+    def build_model(self, tensors: list[Tensor], precision: str = "float32", weights_name: str = "") -> Model:
         """A model of these tensors, apart from the ones that learn. weights: which ones they are, for its card."""
 
-    def write(self, model: Model) -> None:
+    def save_model(self, model: Model) -> None:
         """Leave in RUN what was learnt, atomically."""
-        save(model, self.run / self.file)
+        save(model, self.run_folder / self.output_file)
 
     @abstractmethod
-    def asks(self) -> list[Request]:
+    def sample_requests(self) -> list[Request]:
         """The samples: fixed prompts and seeds."""
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_tensors(self) -> dict[str, Tensor]:
         """Every tensor that a checkpoint keeps, by name: the very ones, to save or to copy into."""
-        module, names = self.learner.weights, [name for name, _ in self.learner.weights.named_parameters()]
-        kept = {f"weights.{name}": p.data for name, p in module.named_parameters()}
-        kept |= {f"optimizer.{name}": t for name, t in self.learner.optimizer.memory().items()}
-        for average in self.averages:
-            kept |= {f"average-{average.width}.{n}": t for n, t in zip(names, average.average, strict=True)}
-        return kept
+        module, names = self.updater.weights, [name for name, _ in self.updater.weights.named_parameters()]
+        tensors = {f"weights.{name}": p.data for name, p in module.named_parameters()}
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in self.updater.optimizer.state_tensors().items()}
+        for ema in self.emas:
+            tensors |= {f"average-{ema.width}.{name}": tensor for name, tensor in zip(names, ema.averaged_tensors, strict=True)}
+        return tensors
 
-    def step(self, batch: Any, step: int) -> Outcome:
-        outcome = self.learner.step(batch, step)
-        if step % self.plan.average_every == 0 or step == self.plan.steps:
-            for average in self.averages:
-                average.update(self.learner.parameters(), step)
-        return outcome
+    def step(self, batch: Any, step: int) -> StepStats:
+        stats = self.updater.step(batch, step)
+        if step % self.plan.ema_every == 0 or step == self.plan.steps:
+            for ema in self.emas:
+                ema.update(self.updater.parameters(), step)
+        return stats
 
-    def look(self, step: int) -> Look:
-        return Look(self.judged(self.model(self.learner.tensors(), self.plan.precision)), _samples(self, step))
+    def inspect(self, step: int) -> Inspection:
+        return Inspection(self.validate(self.build_model(self.updater.weight_tensors(), self.plan.precision)), _draw_samples(self, step))
 
     @cached_property
-    def judged(self) -> Judge:
-        return self.judge()
+    def validate(self) -> Validator:
+        return self.create_validator()
 
-    def save(self, step: int) -> Path:
-        counters = {"skipped": self.skipped, **{f"seen-{a.width}": a.seen for a in self.averages}}
-        return keep(self.run / "checkpoints", step, self.tensors(), counters)
+    def save_checkpoint(self, step: int) -> Path:
+        counters = {"skipped": self.skipped_steps, **{f"seen-{ema.width}": ema.last_step for ema in self.emas}}
+        return save_checkpoint_or_raise(self.run_folder / "checkpoints", step, self.state_tensors(), counters)
 
     def resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the steps done."""
-        found = checkpoint.latest(self.run / "checkpoints")
-        if found is None:
+        saved_checkpoint = checkpoint.load_latest_checkpoint(self.run_folder / "checkpoints")
+        if saved_checkpoint is None:
             return 0
         try:
             with torch.no_grad():
-                checkpoint.restore(self.tensors(), found.tensors)
+                checkpoint.restore_tensors(self.state_tensors(), saved_checkpoint.tensors)
         except (KeyError, RuntimeError) as error:
             raise InputError(
-                f"{self.run}: its checkpoint does not fit its plan ({error}); give another --out"
+                f"{self.run_folder}: its checkpoint does not fit its plan ({error}); give another --out"
             ) from error
-        self.learner.refresh()
-        self.skipped = int(found.counters["skipped"])
-        for average in self.averages:
-            average.seen = int(found.counters[f"seen-{average.width}"])
-        return found.step
+        self.updater.refresh_compute_module()
+        self.skipped_steps = int(saved_checkpoint.counters["skipped"])
+        for ema in self.emas:
+            ema.last_step = int(saved_checkpoint.counters[f"seen-{ema.width}"])
+        return saved_checkpoint.step
 
-    def candidates(self) -> dict[str, list[Tensor]]:
+    def candidate_weights(self) -> dict[str, list[Tensor]]:
         """The weights a model may end with."""
-        raw = {"raw": self.learner.tensors()}
-        return raw | {f"EMA {a.width:g}": a.average for a in self.averages if a.seen}
+        raw_weights = {"raw": self.updater.weight_tensors()}
+        return raw_weights | {f"EMA {ema.width:g}": ema.averaged_tensors for ema in self.emas if ema.last_step}
 
 
 @dataclass
-class Training(Course):
+class TextToImageTask(TrainingTask):
     """A course on captioned pictures."""
 
     corpus: Corpus
@@ -136,36 +136,36 @@ class Training(Course):
     autoencoder: Autoencoder
     card: ModelCard
     prompts: tuple[str, ...]
-    weights: Weights
+    modules: TrainableModules
 
-    def learns(self) -> Learner:
-        return Learner(self.plan, self.weights, self.tokenizer, self.autoencoder)
+    def create_updater(self) -> TextToImageUpdater:
+        return TextToImageUpdater(self.plan, self.modules, self.tokenizer, self.autoencoder)
 
-    def data(self, done: int) -> Iterator[Batch]:
-        plan, split, learner = self.plan, self.corpus.training, self.learner
-        assert isinstance(learner, Learner)
-        split = encoded(split, learner.encoder) if plan.encode_once else split
-        start = done * plan.batch
-        return batches(split, plan.batch, seed=plan.seed, start=start, flips=plan.mirror, balance=plan.balance)
+    def batches(self, steps_done: int) -> Iterator[Batch]:
+        plan, split, updater = self.plan, self.corpus.training, self.updater
+        assert isinstance(updater, TextToImageUpdater)
+        split = encode_split(split, updater.autoencoder_in_precision) if plan.cache_latents else split
+        first_index = steps_done * plan.batch_size
+        return batches(split, plan.batch_size, seed=plan.seed, start=first_index, flip=plan.flip, balance=plan.balance)
 
-    def judge(self) -> Judge:
-        judged, learner = self.corpus.heldout if len(self.corpus.heldout) else self.corpus.training, self.learner
-        assert isinstance(learner, Learner)
-        schedule = learner.denoiser.schedule
-        held = HeldOut(judged, self.tokenizer, self.autoencoder, learner.objective, learner.device, HELD_OUT, schedule)
-        return lambda model: held(model.denoiser, model.text_encoder)
+    def create_validator(self) -> Validator:
+        validation_split, updater = self.corpus.validation if len(self.corpus.validation) else self.corpus.training, self.updater
+        assert isinstance(updater, TextToImageUpdater)
+        schedule = updater.denoiser.schedule
+        validation_loss = ValidationLoss(validation_split, self.tokenizer, self.autoencoder, updater.objective, updater.device, VALIDATION_IMAGES, schedule)
+        return lambda model: validation_loss(model.denoiser, model.text_encoder)
 
-    def model(self, tensors: list[Tensor], precision: str = "float32", weights: str = "") -> Model:
-        filled = copied(fresh(self.plan), tensors, precision, self.learner.device)
-        card, denoiser = self.card, self.plan.denoiser(cast(Network, filled.network))
-        card = replace(card, corpus={**card.corpus, "weights": weights}) if weights else card
-        return Model(denoiser, self.tokenizer, filled.text, self.autoencoder, card)
+    def build_model(self, tensors: list[Tensor], precision: str = "float32", weights_name: str = "") -> Model:
+        modules = load_for_inference(init_modules(self.plan), tensors, precision, self.updater.device)
+        card, denoiser = self.card, self.plan.build_denoiser(cast(Network, modules.network))
+        card = replace(card, corpus={**card.corpus, "weights": weights_name}) if weights_name else card
+        return Model(denoiser, self.tokenizer, modules.text_encoder, self.autoencoder, card)
 
-    def asks(self) -> list[Request]:
-        return [Request(escape(prompt), seed=i, steps=20) for i, prompt in enumerate(self.prompts)]
+    def sample_requests(self) -> list[Request]:
+        return [Request(escape_prompt(prompt), seed=i, steps=20) for i, prompt in enumerate(self.prompts)]
 
 
-def copied(module: Module, tensors: list[Tensor], precision: str, device: torch.device) -> Module:
+def load_for_inference(module: ModuleT, tensors: list[Tensor], precision: str, device: torch.device) -> ModuleT:
     """The module with copies of the tensors as its parameters, in that precision, as one draws with it."""
     module.to(device)
     with torch.no_grad():
@@ -176,49 +176,49 @@ def copied(module: Module, tensors: list[Tensor], precision: str, device: torch.
     return module
 
 
-def train(training: Course) -> Iterator[Report]:
+def fit(task: TrainingTask) -> Iterator[ProgressReport]:
     """Run the plan from its newest checkpoint to its end, leaving RUN/model.safetensors.
 
     Stops at a clean point, with a checkpoint, where training.stop() turns true. Failed where the loss stays infinite.
     """
-    done = training.resume()
-    yield from walk(training, training.data(done), done)
-    if checkpoint.steps_done(training.run / "checkpoints") == training.plan.steps:
-        yield _finish(training)
+    steps_done = task.resume()
+    yield from training_loop(task, task.batches(steps_done), steps_done)
+    if checkpoint.latest_step(task.run_folder / "checkpoints") == task.plan.steps:
+        yield _save_best_weights(task)
 
 
-def _samples(training: Course, step: int, model: Model | None = None) -> Path:
+def _draw_samples(task: TrainingTask, step: int, model: Model | None = None) -> Path:
     """Draw the samples as one PNG; training's own randomness is not touched."""
-    averaged = [average.average for average in training.averages[:1] if average.seen]
-    chosen = averaged[0] if averaged else training.learner.tensors()
-    model = model or training.model(chosen, training.plan.precision)
-    pictures = [draw(model, ask)[0] for ask in training.asks()]
-    width, height = training.plan.size
-    columns = math.ceil(math.sqrt(len(pictures)))
-    grid = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
-    for i, picture in enumerate(pictures):
-        grid.paste(picture, (i % columns * width, i // columns * height))
-    path = training.run / "samples" / f"step-{step:08d}.png"
-    with atomic.replace_file(path) as beside:
-        grid.save(beside, "PNG")
+    ema_weights = [ema.averaged_tensors for ema in task.emas[:1] if ema.last_step]
+    weights = ema_weights[0] if ema_weights else task.updater.weight_tensors()
+    model = model or task.build_model(weights, task.plan.precision)
+    images = [draw(model, request)[0] for request in task.sample_requests()]
+    width, height = task.plan.size
+    columns = math.ceil(math.sqrt(len(images)))
+    grid = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height))
+    for i, image in enumerate(images):
+        grid.paste(image, (i % columns * width, i // columns * height))
+    path = task.run_folder / "samples" / f"step-{step:08d}.png"
+    with atomic.replace_file(path) as temporary:
+        grid.save(temporary, "PNG")
     return path
 
 
-def _finish(training: Course) -> Report:
+def _save_best_weights(task: TrainingTask) -> ProgressReport:
     """Keep the weights that do best in the examination."""
-    best: tuple[Judged, str, list[Tensor]] | None = None
-    for name, tensors in training.candidates().items():
-        loss = training.judged(training.model(tensors, training.plan.precision))
-        if best is None or loss.total < best[0].total:
-            best = loss, name, tensors
-    assert best is not None
-    plan, run = training.plan, training.run
-    samples = _samples(training, plan.steps, training.model(best[2], plan.precision))  # first: the model ends a run
+    best_candidate: tuple[ValidationResult, str, list[Tensor]] | None = None
+    for name, tensors in task.candidate_weights().items():
+        validation = task.validate(task.build_model(tensors, task.plan.precision))
+        if best_candidate is None or validation.total < best_candidate[0].total:
+            best_candidate = validation, name, tensors
+    assert best_candidate is not None
+    plan, run_folder = task.plan, task.run_folder
+    samples_path = _draw_samples(task, plan.steps, task.build_model(best_candidate[2], plan.precision))  # first: the model ends a run
     try:
-        training.write(training.model(best[2], weights=best[1]))
+        task.save_model(task.build_model(best_candidate[2], weights_name=best_candidate[1]))
     except (OSError, SafetensorError) as error:
-        told = f"{training.file} cannot be written ({error}); free some space and give the same command again"
-        raise Failed(told) from error
-    return Report(
-        plan.steps, plan.steps, math.nan, math.nan, 0, 0, training.skipped, best[0], samples, run / training.file
+        message = f"{task.output_file} cannot be written ({error}); free some space and give the same command again"
+        raise TrainingError(message) from error
+    return ProgressReport(
+        plan.steps, plan.steps, math.nan, math.nan, 0, 0, task.skipped_steps, best_candidate[0], samples_path, run_folder / task.output_file
     )

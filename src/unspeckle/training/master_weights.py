@@ -12,82 +12,82 @@ from torch import Tensor, nn
 
 from unspeckle.corpus import Batch
 from unspeckle.denoiser import Conditioning, Network
-from unspeckle.networks import build
+from unspeckle.networks import build_network
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.rng import ExampleRNG
 from unspeckle.text.text_encoder import TextEncoder
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training.optimizer import Optimizer, clipped
+from unspeckle.training.optimizer import Optimizer, clip_grad_norm
 from unspeckle.training.plan import Plan
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class Weights(nn.Module):
+class TrainableModules(nn.Module):
     """The two parts that learn, as one module: network.* and text.*"""
 
     network: nn.Module
-    text: nn.Module
+    text_encoder: nn.Module
 
-    def __init__(self, network: nn.Module, text: nn.Module) -> None:
+    def __init__(self, network: nn.Module, text_encoder: nn.Module) -> None:
         super().__init__()
-        self.network, self.text = network, text
+        self.network, self.text_encoder = network, text_encoder
 
 
-def fresh(plan: Plan) -> Weights:
+def init_modules(plan: Plan) -> TrainableModules:
     """Untrained weights, the same for the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        return Weights(build(plan.network), TextEncoder(plan.text))
+        return TrainableModules(build_network(plan.network_config), TextEncoder(plan.text_config))
 
 
-class Outcome(NamedTuple):
+class StepStats(NamedTuple):
     """Of one step: mean loss, the gradient's norm before clipping, and whether the weights moved; of a device that
     works apart, they stay tensors until somebody reads them."""
 
     loss: float | Tensor
-    norm: float | Tensor
-    moved: bool | Tensor
+    grad_norm: float | Tensor
+    is_updated: bool | Tensor
 
 
-class Told(NamedTuple):
+class StepNumbers(NamedTuple):
     """The same in plain numbers."""
 
     loss: float
-    norm: float
-    moved: bool
+    grad_norm: float
+    is_updated: bool
 
 
-def read(outcomes: Sequence[Outcome]) -> list[Told]:
+def read_step_stats(stats: Sequence[StepStats]) -> list[StepNumbers]:
     """Outcomes of one learner, by one look at its device, which waits until they are known."""
-    if not all(isinstance(outcome.moved, Tensor) for outcome in outcomes):
-        return [Told(float(loss), float(norm), bool(moved)) for loss, norm, moved in outcomes]
-    numbers = torch.stack([torch.stack([torch.as_tensor(part).double() for part in one]) for one in outcomes]).tolist()
-    return [Told(loss, norm, bool(moved)) for loss, norm, moved in numbers]
+    if not all(isinstance(step_stats.is_updated, Tensor) for step_stats in stats):
+        return [StepNumbers(float(loss), float(grad_norm), bool(is_updated)) for loss, grad_norm, is_updated in stats]
+    values = torch.stack([torch.stack([torch.as_tensor(number).double() for number in step_stats]) for step_stats in stats]).tolist()
+    return [StepNumbers(loss, grad_norm, bool(is_updated)) for loss, grad_norm, is_updated in values]
 
 
 @torch.no_grad()
-def pictures_in(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> Tensor:
+def encode_images(batch: Batch, autoencoder: Autoencoder, device: torch.device) -> Tensor:
     """x (B, C, H, W) of a batch's bytes, or of its latents where they are kept."""
-    pictures = batch.pictures.to(device, non_blocking=True)
-    return pictures if pictures.is_floating_point() else autoencoder.encode(pictures.float() / 127.5 - 1)
+    images = batch.images.to(device, non_blocking=True)
+    return images if images.is_floating_point() else autoencoder.encode(images.float() / 127.5 - 1)
 
 
-def of_rows(given: Conditioning, rows: Tensor) -> Conditioning:
+def gather_conditioning(conditioning: Conditioning, indices: Tensor) -> Conditioning:
     """What belongs to pictures whose captions are these rows (B,) of it."""
-    vector, beside = (None if part is None else spread(part, rows) for part in (given.vector, given.concat))
-    mask = None if given.mask is None else given.mask[rows]
-    return given._replace(tokens=spread(given.tokens, rows), mask=mask, vector=vector, beside=beside)
+    vector, concat = (None if tensor is None else gather_rows(tensor, indices) for tensor in (conditioning.vector, conditioning.concat))
+    mask = None if conditioning.mask is None else conditioning.mask[indices]
+    return conditioning._replace(tokens=gather_rows(conditioning.tokens, indices), mask=mask, vector=vector, beside=concat)
 
 
-def spread(part: Tensor, rows: Tensor) -> Tensor:
+def gather_rows(tensor: Tensor, indices: Tensor) -> Tensor:
     """part[rows], (N, …) to (B, …). Its gradient is summed in float32 and always in the same order, which that of
     indexing is not."""
-    taken = F.embedding(rows, part.float().flatten(1))
-    return taken.to(part.dtype).view(len(rows), *part.shape[1:])
+    gathered = F.embedding(indices, tensor.float().flatten(1))
+    return gathered.to(tensor.dtype).view(len(indices), *tensor.shape[1:])
 
 
-class Masters(ABC):
+class MasterWeights(ABC):
     """weights: a module's float32 masters. working: the copy that computes, in the plan's precision; the same module in
     float32. Between the two stands the optimiser."""
 
@@ -95,98 +95,98 @@ class Masters(ABC):
         self.plan, self.device = plan, torch.device(plan.device)
         self.weights = weights.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.weights.train().requires_grad_(True)
-        self.working = self.worker()
+        self.compute_module = self.create_compute_module()
         self.optimizer = Optimizer(self.weights, plan)
 
-    def worker(self) -> nn.Module:
+    def create_compute_module(self) -> nn.Module:
         """Who computes."""
         weights: nn.Module = self.weights
-        same = self.plan.precision == "float32"
-        return weights if same else copy.deepcopy(weights).to(DTYPES[self.plan.precision])
+        is_float32 = self.plan.precision == "float32"
+        return weights if is_float32 else copy.deepcopy(weights).to(DTYPES[self.plan.precision])
 
     @property
-    def apart(self) -> bool:
+    def is_asynchronous(self) -> bool:
         """Whether the device works apart from the processor, which then asks it only now and then how a step went."""
         return self.device.type == "cuda"
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.weights.parameters())
 
-    def tensors(self) -> list[Tensor]:
+    def weight_tensors(self) -> list[Tensor]:
         """The masters, in the order of parameters(), as plain tensors."""
         return [p.detach() for p in self.parameters()]
 
-    def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        return zip(self.weights.parameters(), self.working.parameters(), strict=True)
+    def _parameter_pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        return zip(self.weights.parameters(), self.compute_module.parameters(), strict=True)
 
     @torch.no_grad()
-    def refresh(self) -> None:
+    def refresh_compute_module(self) -> None:
         """Bring the working copy up to the masters."""
-        if self.working is not self.weights:
-            for master, worker in self._pairs():
-                worker.copy_(master)
+        if self.compute_module is not self.weights:
+            for master, compute in self._parameter_pairs():
+                compute.copy_(master)
 
     @abstractmethod
-    def step(self, batch: Any, step: int) -> Outcome:
+    def step(self, batch: Any, step: int) -> StepStats:
         """Learn from a batch as step 1…plan.steps."""
 
-    def descend(self, loss: Tensor, step: int) -> Outcome:
+    def backward_and_update(self, loss: Tensor, step: int) -> StepStats:
         """Move the weights by the loss as step 1…plan.steps; not at all where loss or gradient is not finite."""
         loss.backward()  # type: ignore[no-untyped-call]
-        if self.working is not self.weights:
-            for master, worker in self._pairs():
-                master.grad = None if worker.grad is None else worker.grad.float()
-                worker.grad = None
-        found = clipped(self.parameters(), self.plan.clip)
-        if self.apart:
-            finite = found.isfinite() & loss.detach().isfinite()
-            self.optimizer.step(step, finite)
-            self.refresh()
-            return Outcome(loss.detach(), found, finite)
-        norm, value = float(found), float(loss.detach())
-        moved = math.isfinite(norm) and math.isfinite(value)
-        if moved:
+        if self.compute_module is not self.weights:
+            for master, compute in self._parameter_pairs():
+                master.grad = None if compute.grad is None else compute.grad.float()
+                compute.grad = None
+        grad_norm = clip_grad_norm(self.parameters(), self.plan.max_grad_norm)
+        if self.is_asynchronous:
+            is_finite = grad_norm.isfinite() & loss.detach().isfinite()
+            self.optimizer.step(step, is_finite)
+            self.refresh_compute_module()
+            return StepStats(loss.detach(), grad_norm, is_finite)
+        norm_value, loss_value = float(grad_norm), float(loss.detach())
+        is_updated = math.isfinite(norm_value) and math.isfinite(loss_value)
+        if is_updated:
             self.optimizer.step(step)
-            self.refresh()
+            self.refresh_compute_module()
         else:
-            self.optimizer.forget()
-        return Outcome(value, norm, moved)
+            self.optimizer.zero_grad()
+        return StepStats(loss_value, norm_value, is_updated)
 
 
-class Learner(Masters):
+class TextToImageUpdater(MasterWeights):
     """Of the network that denoises and its words."""
 
-    weights: Weights
-    working: Weights
+    weights: TrainableModules
+    compute_module: TrainableModules
 
-    def __init__(self, plan: Plan, weights: Weights, tokenizer: Tokenizer, autoencoder: Autoencoder) -> None:
+    def __init__(self, plan: Plan, weights: TrainableModules, tokenizer: Tokenizer, autoencoder: Autoencoder) -> None:
         super().__init__(plan, weights)
         self.tokenizer, self.autoencoder = tokenizer, autoencoder.to(self.device)
-        self.encoder = self.autoencoder.at(DTYPES[plan.precision])
-        network = cast(Network, self.working.network)
-        self.denoiser = plan.denoiser(network)
-        self.objective = plan.objective()
+        self.autoencoder_in_precision = self.autoencoder.with_dtype(DTYPES[plan.precision])
+        network = cast(Network, self.compute_module.network)
+        self.denoiser = plan.build_denoiser(network)
+        self.objective = plan.build_objective()
         if plan.compile:
-            whole: Any = self.working.network
-            whole.compiled_trunk = torch.compile(whole.trunk, dynamic=False)
+            compiled_network: Any = self.compute_module.network
+            compiled_network.compiled_trunk = torch.compile(compiled_network.trunk, dynamic=False)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean loss of a batch, captions dropped example by example: of the network, but for the first steps, and of
         its draft. What follows from words alone is worked out once for each different caption."""
-        stream = ExampleRNG(self.plan.seed, batch.indices.to(self.device))
+        rng = ExampleRNG(self.plan.seed, batch.example_indices.to(self.device))
         captions = list(dict.fromkeys(["", *batch.captions]))
-        place = {caption: row for row, caption in enumerate(captions)}
-        rows = torch.tensor([place[caption] for caption in batch.captions], device=self.device)
-        rows = torch.where(self.objective.dropped_captions(stream), 0, rows)
-        given = self.working.text(self.tokenizer.encode(captions).to(self.device))
-        x = pictures_in(batch, self.encoder, self.device)
-        draft = getattr(self.working.network, "draft", None)
-        if draft is not None and step <= self.plan.word_steps:
-            return cast(Tensor, draft.loss(spread(draft(given), rows), x).mean())
-        given = of_rows(self.denoiser.prepare(given), rows)
-        loss = self.objective(self.denoiser, x, given, stream)
-        return cast(Tensor, (loss if draft is None else loss + draft.loss(given.concat, x)).mean())
+        caption_index = {caption: index for index, caption in enumerate(captions)}
+        indices = torch.tensor([caption_index[caption] for caption in batch.captions], device=self.device)
+        indices = torch.where(self.objective.dropped_captions(rng), 0, indices)
+        conditioning = self.compute_module.text_encoder(self.tokenizer.encode(captions).to(self.device))
+        x = encode_images(batch, self.autoencoder_in_precision, self.device)
+        coarse_predictor = getattr(self.compute_module.network, "draft", None)
+        if coarse_predictor is not None and step <= self.plan.text_steps:
+            return cast(Tensor, coarse_predictor.loss(gather_rows(coarse_predictor(conditioning), indices), x).mean())
+        conditioning = gather_conditioning(self.denoiser.prepare(conditioning), indices)
+        loss = self.objective(self.denoiser, x, conditioning, rng)
+        return cast(Tensor, (loss if coarse_predictor is None else loss + coarse_predictor.loss(conditioning.concat, x)).mean())
 
-    def step(self, batch: Batch, step: int) -> Outcome:
+    def step(self, batch: Batch, step: int) -> StepStats:
         """Learn from a batch as step 1…plan.steps."""
-        return self.descend(self.loss(batch, step), step)
+        return self.backward_and_update(self.loss(batch, step), step)

@@ -11,7 +11,7 @@ class TrainOptions:
     folder: Path
     out: Path
     seconds: float | None = None
-    pictures: int | None = None
+    images: int | None = None
     steps: int | None = None
     size: str | None = None  # "64" or "96x64", not yet parsed: quantities.size
     preset: str | None = None
@@ -23,13 +23,13 @@ class TrainOptions:
     optimizer: str | None = None
     learning_rate: float | None = None
     seed: int | None = None
-    batch: int | None = None
+    batch_size: int | None = None
     device: str | None = None
     precision: str | None = None
     compile: bool | None = None
-    mirror: bool | None = None  # half of the pictures
+    flip: bool | None = None  # half of the pictures
     balance: float | None = None  # of captions
-    licence: str | None = None  # of the model, for its card
+    license: str | None = None  # of the model, for its card
     plan_only: bool = False
     json: bool = False
     quiet: bool = False
@@ -43,11 +43,11 @@ class DistilOptions:
     out: Path
     corpus: Path | None = None  # a folder, for its captions; None = those that the RUN kept
     seconds: float | None = None
-    pictures: int | None = None  # that the teacher is to draw
+    images: int | None = None  # that the teacher is to draw
     steps: int | None = None
-    scale: float | None = None  # of guidance, baked in
+    guidance_scale: float | None = None  # of guidance, baked in
     seed: int | None = None
-    batch: int | None = None
+    batch_size: int | None = None
     device: str | None = None
     precision: str | None = None
     plan_only: bool = False
@@ -63,19 +63,19 @@ class LoraOptions:
     out: Path
     from_model: Path  # a Stable Diffusion: file, folder or hub name
     seconds: float | None = None
-    pictures: int | None = None
+    images: int | None = None
     steps: int | None = None
     size: str | None = None
     captions: str = "auto"
     caption: str | None = None
     template: str | None = None
     rank: int = 8
-    words: bool = False  # its text encoders learn too
+    train_text_encoder: bool = False  # its text encoders learn too
     layout: str = "kohya"
     learning_rate: float | None = None
-    licence: str | None = None  # of the file, for its metadata
+    license: str | None = None  # of the file, for its metadata
     seed: int | None = None
-    batch: int | None = None
+    batch_size: int | None = None
     device: str | None = None
     precision: str | None = None
     prediction: str | None = None

@@ -12,166 +12,166 @@ from torch import nn
 from unspeckle import atomic, configuration
 from unspeckle.denoiser import Denoiser, Network
 from unspeckle.errors import InputError
-from unspeckle.networks import Config, build
-from unspeckle.networks.autoencoder import IdentityConfig
-from unspeckle.networks.latent_autoencoder import LatentConfig
-from unspeckle.networks.lora import fresh
-from unspeckle.networks.vae import VaeConfig
+from unspeckle.networks import NetworkConfig, build_network
+from unspeckle.networks.autoencoder import PixelAutoencoderConfig
+from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig
+from unspeckle.networks.lora import init_adapters
+from unspeckle.networks.vae import VAEConfig
 from unspeckle.objective import Objective
 from unspeckle.schedule import SCHEDULES
-from unspeckle.text.clip import ClipTextsConfig
-from unspeckle.text.text_encoder import TextConfig
+from unspeckle.text.clip import CLIPTextEncodersConfig
+from unspeckle.text.text_encoder import TextEncoderConfig
 from unspeckle.training.options import Options
 
-FILE = "plan.json"
+PLAN_FILE = "plan.json"
 OPTIMIZERS = ("muon", "adamw")
-FREE = ("plan_only", "json", "quiet", "folder", "model", "corpus", "out")  # options that may differ when a run goes on
+CHANGEABLE_OPTIONS = ("plan_only", "json", "quiet", "folder", "model", "corpus", "out")  # options that may differ when a run goes on
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the weights a run ends with, and what was measured to decide it."""
 
-    asked: dict[str, Any]  # the options as given
-    corpus: str  # its fingerprint
+    options: dict[str, Any]  # the options as given
+    corpus_fingerprint: str  # its fingerprint
     size: tuple[int, int]  # width, height in pixels
     preset: str
-    network: Config
-    text: TextConfig
+    network_config: NetworkConfig
+    text_config: TextEncoderConfig
     steps: int
-    batch: int
+    batch_size: int
     seed: int
     device: str
     precision: str  # of the work; the weights themselves are float32: "bfloat16" or "float32"
     compile: bool
     threads: int  # of the CPU; another number adds in another order
-    parameters: int  # network and text encoder
-    rate: float  # pictures/s, measured
-    seconds: float  # from start to end, as planned
-    memory: int  # bytes at the peak of a step, measured
-    disk: int  # bytes in RUN at the end
-    autoencoder: IdentityConfig | LatentConfig
-    work: float = 0.0  # FLOP of the network for a picture, there and back
-    peak: float = 0.0  # FLOP/s of a large matrix product here, measured; 0 where nobody did
+    parameter_count: int  # network and text encoder
+    images_per_second: float  # pictures/s, measured
+    total_seconds: float  # from start to end, as planned
+    memory_bytes: int  # bytes at the peak of a step, measured
+    disk_bytes: int  # bytes in RUN at the end
+    autoencoder_config: PixelAutoencoderConfig | LatentAutoencoderConfig
+    flops_per_image: float = 0.0  # FLOP of the network for a picture, there and back
+    peak_flops: float = 0.0  # FLOP/s of a large matrix product here, measured; 0 where nobody did
     mfu: float = 0.0  # the share of it that is reached at that rate
-    latent_steps: int = 0  # in which the autoencoder is learnt, before the others
-    word_steps: int = 0  # the first of `steps`, in which only the words learn, and the draft of what they mean
+    autoencoder_steps: int = 0  # in which the autoencoder is learnt, before the others
+    text_steps: int = 0  # the first of `steps`, in which only the words learn, and the draft of what they mean
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "flow"})
     prediction: str = "v"
-    clock: str = "t"
-    distribution: str = "logit_normal"  # of the times: see objective.py
-    times: tuple[float, float] = (0.3, 1.0)  # mean and deviation of a distribution that has such
-    weight: str = "v"  # of the error of x̂ at each time
-    gamma: float = 5.0  # of the weights "min_snr" and "soft"
-    drop: float = 0.1  # share of captions dropped
-    mirror: bool = True  # half of the pictures whose words name no side
+    time_conditioning: str = "t"
+    time_distribution: str = "logit_normal"  # of the times: see objective.py
+    time_mean_std: tuple[float, float] = (0.3, 1.0)  # mean and deviation of a distribution that has such
+    loss_weighting: str = "v"  # of the error of x̂ at each time
+    snr_gamma: float = 5.0  # of the weights "min_snr" and "soft"
+    caption_dropout: float = 0.1  # share of captions dropped
+    flip: bool = True  # half of the pictures whose words name no side
     balance: float = 0.0  # 0 to 1: how much more often pictures of rare captions are shown
-    encode_once: bool = False  # each picture, and the latents are kept: see encoded.py
+    cache_latents: bool = False  # each picture, and the latents are kept: see encoded.py
     optimizer: str = "adamw"  # of OPTIMIZERS. "muon": Muon on matrices and kernels, AdamW on the rest
     learning_rate: float = 1e-3  # AdamW's
-    muon_rate: float = 4e-3
+    muon_learning_rate: float = 4e-3
     weight_decay: float = 0.01
-    warmup: int = 200  # steps
-    decay: float = 0.4  # the last share of the steps, over which the rate falls to zero
-    clip: float = 1.0  # largest norm of the gradient
-    averages: tuple[float, ...] = (0.05, 0.1)  # relative widths of the EMAs
-    average_every: int = 4  # steps
+    warmup_steps: int = 200  # steps
+    decay_fraction: float = 0.4  # the last share of the steps, over which the rate falls to zero
+    max_grad_norm: float = 1.0  # largest norm of the gradient
+    ema_widths: tuple[float, ...] = (0.05, 0.1)  # relative widths of the EMAs
+    ema_every: int = 4  # steps
 
     @property
-    def pictures(self) -> int:
-        return self.steps * self.batch
+    def total_images(self) -> int:
+        return self.steps * self.batch_size
 
     @property
-    def extent(self) -> tuple[int, int]:
+    def input_size(self) -> tuple[int, int]:
         """Width and height of x."""
-        return self.size[0] // self.autoencoder.factor, self.size[1] // self.autoencoder.factor
+        return self.size[0] // self.autoencoder_config.downsampling_factor, self.size[1] // self.autoencoder_config.downsampling_factor
 
     @property
-    def rows(self) -> int:
+    def network_batch_size(self) -> int:
         """Of the network in a step."""
-        return self.batch
+        return self.batch_size
 
-    def utilisation(self, rate: float) -> float:
+    def compute_mfu(self, images_per_second: float) -> float:
         """The share of the device's peak that so many pictures/s make use of (the "MFU" of Chowdhery et al. 2022,
         appendix B), NaN where the peak was not measured."""
-        return self.work * rate / self.peak if self.peak and self.work else math.nan
+        return self.flops_per_image * images_per_second / self.peak_flops if self.peak_flops and self.flops_per_image else math.nan
 
-    def built(self) -> nn.Module:
+    def build_network(self) -> nn.Module:
         """The untrained network, with what learns in it."""
-        return build(self.network)
+        return build_network(self.network_config)
 
-    def denoiser(self, network: Network) -> Denoiser:
+    def build_denoiser(self, network: Network) -> Denoiser:
         """The network, with what the plan says of noise and predictions."""
         schedule = configuration.kind_from_json(SCHEDULES, self.schedule, "schedule")
-        return Denoiser(network, schedule, self.prediction, self.clock)
+        return Denoiser(network, schedule, self.prediction, self.time_conditioning)
 
-    def objective(self) -> Objective:
+    def build_objective(self) -> Objective:
         """What is minimised. InputError for a distribution or a weight that there is not."""
-        return Objective(self.distribution, *self.times, loss_weighting=self.weight, gamma=self.gamma, caption_dropout=self.drop)
+        return Objective(self.time_distribution, *self.time_mean_std, loss_weighting=self.loss_weighting, gamma=self.snr_gamma, caption_dropout=self.caption_dropout)
 
-    def save(self, run: Path) -> None:
-        atomic.write_bytes(run / FILE, json.dumps(configuration.to_json(self), indent=1).encode())
+    def save(self, run_folder: Path) -> None:
+        atomic.write_bytes(run_folder / PLAN_FILE, json.dumps(configuration.to_json(self), indent=1).encode())
 
 
 @dataclass(frozen=True)
 class DistilPlan(Plan):
     """What a student will be taught. corpus is the fingerprint of its captions; a picture is one the teacher draws."""
 
-    teacher: str = ""  # the hash of its model
-    scale: float = 5.0  # of its guidance
-    counts: tuple[int, ...] = (1, 2, 4)  # of steps that the student learns
-    moves: int = 12  # of the teacher's drawings: a multiple of each count
+    teacher_hash: str = ""  # the hash of its model
+    guidance_scale: float = 5.0  # of its guidance
+    step_counts: tuple[int, ...] = (1, 2, 4)  # of steps that the student learns
+    teacher_steps: int = 12  # of the teacher's drawings: a multiple of each count
 
     @property
-    def rows(self) -> int:
-        return self.batch * sum(self.counts)
+    def network_batch_size(self) -> int:
+        return self.batch_size * sum(self.step_counts)
 
 
 @dataclass(frozen=True)
 class LoraPlan(Plan):
     """What adapters of a Stable Diffusion will learn; parameters counts these. text and autoencoder are its own."""
 
-    text: ClipTextsConfig  # type: ignore[assignment]
-    autoencoder: VaeConfig  # type: ignore[assignment]
-    distribution: str = "uniform"  # what its own training minimised: the plain error of what it predicts, at all its
-    weight: str = "plain"  # times alike
-    origin: str = ""  # the hash of its model
+    text_config: CLIPTextEncodersConfig  # type: ignore[assignment]
+    autoencoder_config: VAEConfig  # type: ignore[assignment]
+    time_distribution: str = "uniform"  # what its own training minimised: the plain error of what it predicts, at all its
+    loss_weighting: str = "plain"  # times alike
+    base_hash: str = ""  # the hash of its model
     rank: int = 8
-    words: bool = False  # its text encoders learn too
+    train_text_encoder: bool = False  # its text encoders learn too
     layout: str = "kohya"  # of the file
-    scale: float = 7.5  # of the samples' guidance
+    guidance_scale: float = 7.5  # of the samples' guidance
 
-    def built(self) -> nn.Module:
-        network = build(self.network).requires_grad_(False)
-        parts = {"network": network}
-        fresh(parts, self.rank, self.seed).attach(parts)
+    def build_network(self) -> nn.Module:
+        network = build_network(self.network_config).requires_grad_(False)
+        modules = {"network": network}
+        init_adapters(modules, self.rank, self.seed).attach(modules)
         return network
 
 
-AnyPlan = TypeVar("AnyPlan", bound=Plan)
+PlanT = TypeVar("PlanT", bound=Plan)
 
 
-def load(run: Path, kind: type[AnyPlan] = Plan) -> AnyPlan | None:  # type: ignore[assignment]
+def load_plan(run_folder: Path, plan_class: type[PlanT] = Plan) -> PlanT | None:  # type: ignore[assignment]
     """RUN's plan, or None where there is none. InputError where it cannot be read, or is of another kind."""
-    found = either(run)
-    if found is not None and type(found) is not kind:
-        other = {DistilPlan: "distil", LoraPlan: "train --lora"}.get(type(found), "train")
-        raise InputError(f"{run / FILE}: is the plan of a run of `{other}`; give another --out")
-    return found
+    plan = load_any_plan(run_folder)
+    if plan is not None and type(plan) is not plan_class:
+        command = {DistilPlan: "distil", LoraPlan: "train --lora"}.get(type(plan), "train")
+        raise InputError(f"{run_folder / PLAN_FILE}: is the plan of a run of `{command}`; give another --out")
+    return plan
 
 
-def either(run: Path) -> Plan | None:
+def load_any_plan(run_folder: Path) -> Plan | None:
     """The same, of whichever kind it is."""
-    path = run / FILE
+    path = run_folder / PLAN_FILE
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give another --out, or delete this run") from error
-    held = values if isinstance(values, dict) else {}
-    kind = DistilPlan if "teacher" in held else LoraPlan if "rank" in held else Plan
-    plan = configuration.from_json(kind, values, str(path))
+    fields = data if isinstance(data, dict) else {}
+    plan_class = DistilPlan if "teacher" in fields else LoraPlan if "rank" in fields else Plan
+    plan = configuration.from_json(plan_class, data, str(path))
     for name in ("steps", "batch", "threads", "warmup", "average_every"):
         if getattr(plan, name) < 1:
             raise InputError(
@@ -180,42 +180,42 @@ def either(run: Path) -> Plan | None:
     if plan.optimizer not in OPTIMIZERS:
         raise InputError(f"{path}: optimizer {plan.optimizer!r} is unknown; give another --out")
     try:
-        plan.objective()
+        plan.build_objective()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return plan
 
 
-_TYPED = {"from_model": "from", "words": "text-encoder", "seconds": "for"}  # fields whose options have other names
+_OPTION_NAMES = {"from_model": "from", "words": "text-encoder", "seconds": "for"}  # fields whose options have other names
 
 
-def asked(options: Options) -> dict[str, Any]:
+def options_to_json(options: Options) -> dict[str, Any]:
     """The options that decide a run, as JSON values."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in FREE}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items() if k not in CHANGEABLE_OPTIONS}
 
 
-def refuse_changes(plan: Plan, options: Options) -> None:
+def check_options_unchanged(plan: Plan, options: Options) -> None:
     """InputError naming the first option that differs from those the run began with."""
-    for name, value in asked(options).items():
-        began = plan.asked.get(name)
-        if value != began:
+    for name, value in options_to_json(options).items():
+        original = plan.options.get(name)
+        if value != original:
             raise InputError(
-                f"{options.out}: this run began with {flag(name, began) or 'no ' + option(name)}, not with "
-                f"{flag(name, value) or 'none'}; give the same command to go on, or another --out"
+                f"{options.out}: this run began with {format_option(name, original) or 'no ' + option_name(name)}, not with "
+                f"{format_option(name, value) or 'none'}; give the same command to go on, or another --out"
             )
 
 
-def flag(name: str, value: Any) -> str:
+def format_option(name: str, value: Any) -> str:
     """An option as it is typed, such as "--for 30m"; nothing where it was not given."""
     if value is None:
         return ""
     if name in ("compile", "mirror"):
         return f"--{name}" if value else f"--no-{name}"
     if isinstance(value, bool):
-        return option(name) if value else ""
-    return f"{option(name)} {f'{value:g}s' if name == 'seconds' else shlex.quote(str(value))}"
+        return option_name(name) if value else ""
+    return f"{option_name(name)} {f'{value:g}s' if name == 'seconds' else shlex.quote(str(value))}"
 
 
-def option(name: str) -> str:
+def option_name(name: str) -> str:
     """The option of that field, without a value: "--for"."""
-    return "--" + _TYPED.get(name, name).replace("_", "-")
+    return "--" + _OPTION_NAMES.get(name, name).replace("_", "-")

@@ -13,152 +13,152 @@ from unspeckle.configuration import kind_to_json
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.errors import InputError
 from unspeckle.model import Model
-from unspeckle.networks import Config
+from unspeckle.networks import NetworkConfig
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.latent_autoencoder import LatentConfig, Latents
+from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig, LatentAutoencoder
 from unspeckle.networks.transformer import TransformerConfig
 from unspeckle.networks.unet import UNetConfig
-from unspeckle.presets import LADDER, PRESETS, Preset, preset
+from unspeckle.presets import UNET_PRESETS, PRESETS, Preset, get_preset
 from unspeckle.schedule import SCHEDULES
-from unspeckle.text.text_encoder import TextConfig
+from unspeckle.text.text_encoder import TextEncoderConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import encoded_corpus, measurement, memory
-from unspeckle.training.check_options import PRECISIONS, check, fits
-from unspeckle.training.cost import ALIKE, Cost, PictureCost, word_steps
-from unspeckle.training.master_weights import fresh
+from unspeckle.training.check_options import PRECISIONS, check_train_options, check_image_size
+from unspeckle.training.cost import UNIFORM_COST, StepCost, ImageCost, count_text_steps
+from unspeckle.training.master_weights import init_modules
 from unspeckle.training.options import Options, TrainOptions
-from unspeckle.training.plan import AnyPlan, Plan, asked
+from unspeckle.training.plan import PlanT, Plan, options_to_json
 
-PICTURES_A_PARAMETER = 0.02  # to learn from, before a larger network pays: of few trials, see docs/recipe.md
-COMPILES_AFTER = {"cpu": 3600.0, "cuda": 600.0}  # seconds of training below which it is not tried: see docs/recipe.md
-RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
-LATENTS_AFTER, LATENTS_AFTER_PICTURES = 600.0, 100_000  # seconds or pictures from which latents pay
-LATENT_SHARE = 0.2  # of the network's steps, which the autoencoder learns for beforehand
-PIXEL_TIMES, LATENT_TIMES = (0.3, 1.0), (0.8, 1.2)  # of few and smooth numbers, words tell at more noise
-MIRRORS_FROM = 4.0  # times that a picture is seen, from which mirrored ones are as good as new ones
-BALANCE = 0.5  # of captions that are the names of folders
-CLOSING = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
+IMAGES_PER_PARAMETER = 0.02  # to learn from, before a larger network pays: of few trials, see docs/recipe.md
+COMPILE_MIN_SECONDS = {"cpu": 3600.0, "cuda": 600.0}  # seconds of training below which it is not tried: see docs/recipe.md
+TIME_RESERVE = 0.05  # share of the time for held-out losses, samples and checkpoints
+LATENT_SPACE_MIN_SECONDS, LATENT_SPACE_MIN_IMAGES = 600.0, 100_000  # seconds or pictures from which latents pay
+AUTOENCODER_STEP_FRACTION = 0.2  # of the network's steps, which the autoencoder learns for beforehand
+PIXEL_TIME_MEAN_STD, LATENT_TIME_MEAN_STD = (0.3, 1.0), (0.8, 1.2)  # of few and smooth numbers, words tell at more noise
+FLIP_MIN_VIEWS = 4.0  # times that a picture is seen, from which mirrored ones are as good as new ones
+FOLDER_BALANCE = 0.5  # of captions that are the names of folders
+FINAL_COST_IMAGES = 1300.0  # forward passes at the end, in training pictures: choosing an average, the last samples
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
-def choose(
+def make_train_plan(
     options: TrainOptions, size: tuple[int, int], corpus: Corpus, tokenizer: Tokenizer, autoencoder: Autoencoder,
-    origin: Model | None, started: float, say: Say,
+    base_model: Model | None, start_time: float, print_line: PrintLine,
 ) -> Plan:  # fmt: skip
     """Measure, then decide all that was left open. `started` is the time.monotonic() from which `--for` counts."""
-    check(options)
+    check_train_options(options)
     if options.device is None or options.precision is None:
-        say("measuring this machine …")
-    device, precision = measurement.device_and_precision(options.device, PRECISIONS.get(options.precision or ""))
+        print_line("measuring this machine …")
+    device, precision = measurement.choose_device_and_precision(options.device, PRECISIONS.get(options.precision or ""))
     seed = 0 if options.seed is None else options.seed
-    batch = options.batch or (256 if device.startswith("cuda") else 32)
+    batch = options.batch_size or (256 if device.startswith("cuda") else 32)
 
-    def data(plan: Plan) -> Iterator[Batch]:
-        return batches(corpus.training, plan.batch, seed=seed, start=0)
+    def training_batches(plan: Plan) -> Iterator[Batch]:
+        return batches(corpus.training, plan.batch_size, seed=seed, start=0)
 
-    learns = isinstance(autoencoder, Latents) and origin is None
+    trains_autoencoder = isinstance(autoencoder, LatentAutoencoder) and base_model is None
 
-    def plan_for(name: str, say: Say) -> Plan:
-        network, text = _sizes(PRESETS.get(name), size, tokenizer, autoencoder, origin)
-        fits(size, network, autoencoder.factor)
+    def build_plan(preset_name: str, print_line: PrintLine) -> Plan:
+        network, text = _model_configs_for(PRESETS.get(preset_name), size, tokenizer, autoencoder, base_model)
+        check_image_size(size, network, autoencoder.downsampling_factor)
         plan = Plan(
-            asked=asked(options), corpus=corpus.fingerprint, size=size, preset=name, network=network, text=text,
-            steps=10**6, batch=batch, seed=seed, device=device, precision=precision, compile=False,
-            threads=torch.get_num_threads(), parameters=0, rate=0, seconds=0, memory=0, disk=0,
-            autoencoder=autoencoder.config, latent_steps=int(learns),
-            **_learning(options, precision), **_kind(origin),
-            times=LATENT_TIMES if isinstance(autoencoder, Latents) else PIXEL_TIMES,
+            options=options_to_json(options), corpus_fingerprint=corpus.fingerprint, size=size, preset=preset_name, network_config=network, text_config=text,
+            steps=10**6, batch_size=batch, seed=seed, device=device, precision=precision, compile=False,
+            threads=torch.get_num_threads(), parameter_count=0, images_per_second=0, total_seconds=0, memory_bytes=0, disk_bytes=0,
+            autoencoder_config=autoencoder.config, autoencoder_steps=int(trains_autoencoder),
+            **_optimizer_settings(options, precision), **_inherited_settings(base_model),
+            time_mean_std=LATENT_TIME_MEAN_STD if isinstance(autoencoder, LatentAutoencoder) else PIXEL_TIME_MEAN_STD,
         )  # fmt: skip
         with torch.device("meta"):
-            plan = replace(plan, parameters=sum(p.numel() for p in fresh(plan).parameters()))
-        return memory.fitted(plan, options.batch is not None, say)
+            plan = replace(plan, parameters=sum(p.numel() for p in init_modules(plan).parameters()))
+        return memory.fit_batch_size(plan, options.batch_size is not None, print_line)
 
-    def rate(name: str) -> float:
-        plan = plan_for(name, lambda line: None)
-        return measurement.training(plan, data(plan), tokenizer, autoencoder, 0.0).rate
+    def measure_images_per_second(preset_name: str) -> float:
+        plan = build_plan(preset_name, lambda line: None)
+        return measurement.measure_training(plan, training_batches(plan), tokenizer, autoencoder, 0.0).images_per_second
 
-    if origin is not None:
-        name = "as --from"
+    if base_model is not None:
+        preset_name = "as --from"
     elif options.preset is not None:
-        name = preset(options.preset).name
+        preset_name = get_preset(options.preset).name
     else:
-        name = _fitting(options, size, batch, tokenizer, autoencoder, rate)
-    plan = plan_for(name, say)
-    measured = measurement.training(plan, data(plan), tokenizer, autoencoder, 4.0)
-    wish = options.seconds or (options.pictures or (options.steps or 0) * plan.batch) / measured.rate
-    if _compiles(options, plan.device, wish, say):
-        plan, measured = _compiled(plan, measured, data(plan), tokenizer, autoencoder, say, options.compile is True)
-    drafts = origin is None and plan.network.draft > 0
-    cost = _cost(plan, measured, data(plan), tokenizer, autoencoder, drafts)
-    if learns:
-        learnt = measurement.latents(plan, data(plan), 3.0)
-        cost = cost._replace(latents=LATENT_SHARE / learnt.rate)
-        measured = measured._replace(memory=max(measured.memory, learnt.memory))
+        preset_name = _choose_preset(options, size, batch, tokenizer, autoencoder, measure_images_per_second)
+    plan = build_plan(preset_name, print_line)
+    throughput = measurement.measure_training(plan, training_batches(plan), tokenizer, autoencoder, 4.0)
+    expected_seconds = options.seconds or (options.images or (options.steps or 0) * plan.batch_size) / throughput.images_per_second
+    if _should_compile(options, plan.device, expected_seconds, print_line):
+        plan, throughput = _try_compile(plan, throughput, training_batches(plan), tokenizer, autoencoder, print_line, options.compile is True)
+    has_text_stage = base_model is None and plan.network_config.coarse_predictor_layers > 0
+    cost_per_image = _measure_image_cost(plan, throughput, training_batches(plan), tokenizer, autoencoder, has_text_stage)
+    if trains_autoencoder:
+        autoencoder_throughput = measurement.measure_autoencoder_training(plan, training_batches(plan), 3.0)
+        cost_per_image = cost_per_image._replace(latents=AUTOENCODER_STEP_FRACTION / autoencoder_throughput.images_per_second)
+        throughput = throughput._replace(memory=max(throughput.memory_bytes, autoencoder_throughput.memory_bytes))
 
-    def planned(each: PictureCost, before: float) -> Plan:
-        rated = measured._replace(rate=1 / each.network)
-        made = finished(plan, rated, options, started, CLOSING, each.of_steps(), before)
-        often = made.pictures / max(1, len(corpus.training))
+    def plan_for_cost(image_cost: ImageCost, extra_seconds: float) -> Plan:
+        adjusted_throughput = throughput._replace(rate=1 / image_cost.network_seconds)
+        finished_plan = finalize_plan(plan, adjusted_throughput, options, start_time, FINAL_COST_IMAGES, image_cost.to_step_cost(), extra_seconds)
+        views_per_image = finished_plan.total_images / max(1, len(corpus.training))
         return replace(
-            made,
-            mirror=often >= MIRRORS_FROM if options.mirror is None else options.mirror,
-            balance=usual_balance(corpus) if options.balance is None else options.balance,
-            latent_steps=math.ceil(LATENT_SHARE * made.steps) if learns else 0,
-            word_steps=word_steps(made.steps) if drafts else 0,
+            finished_plan,
+            mirror=views_per_image >= FLIP_MIN_VIEWS if options.flip is None else options.flip,
+            balance=default_balance(corpus) if options.balance is None else options.balance,
+            latent_steps=math.ceil(AUTOENCODER_STEP_FRACTION * finished_plan.steps) if trains_autoencoder else 0,
+            word_steps=count_text_steps(finished_plan.steps) if has_text_stage else 0,
         )
 
-    made = planned(cost, 0.0)
-    once = len(corpus.training) * (2 if made.mirror else 1)  # pictures, mirrored ones among them
-    held = once * encoded_corpus.size(corpus.training, autoencoder) // len(corpus.training)
-    if not (isinstance(autoencoder, Latents) and encoded_corpus.fits(made, once, held)):
-        return made
-    alone, few = measurement.encoding(plan, corpus.training, autoencoder)
-    kept = batches(few, plan.batch, seed=seed, flips=False)
-    quick = _cost(
-        plan, measurement.training(plan, kept, tokenizer, autoencoder, 3.0), kept, tokenizer, autoencoder, drafts
+    uncached_plan = plan_for_cost(cost_per_image, 0.0)
+    distinct_images = len(corpus.training) * (2 if uncached_plan.flip else 1)  # pictures, mirrored ones among them
+    cache_bytes = distinct_images * encoded_corpus.latent_cache_bytes(corpus.training, autoencoder) // len(corpus.training)
+    if not (isinstance(autoencoder, LatentAutoencoder) and encoded_corpus.latent_cache_fits(uncached_plan, distinct_images, cache_bytes)):
+        return uncached_plan
+    encode_seconds, encoded_split = measurement.measure_encoding(plan, corpus.training, autoencoder)
+    encoded_batches = batches(encoded_split, plan.batch_size, seed=seed, flip=False)
+    cached_cost = _measure_image_cost(
+        plan, measurement.measure_training(plan, encoded_batches, tokenizer, autoencoder, 3.0), encoded_batches, tokenizer, autoencoder, has_text_stage
     )
-    if not encoded_corpus.pays(made.pictures, once, alone, cost.network - quick.network):
-        return made
-    again = planned(quick._replace(latents=cost.latents), once * alone)
-    return replace(again, mirror=made.mirror, encode_once=True, memory=again.memory + held)
+    if not encoded_corpus.latent_cache_pays(uncached_plan.total_images, distinct_images, encode_seconds, cost_per_image.network_seconds - cached_cost.network_seconds):
+        return uncached_plan
+    cached_plan = plan_for_cost(cached_cost._replace(latents=cost_per_image.autoencoder_seconds), distinct_images * encode_seconds)
+    return replace(cached_plan, mirror=uncached_plan.flip, encode_once=True, memory=cached_plan.memory_bytes + cache_bytes)
 
 
-def _cost(
-    plan: Plan, measured: measurement.Measured, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder,
-    drafts: bool,
-) -> PictureCost:  # fmt: skip
+def _measure_image_cost(
+    plan: Plan, throughput: measurement.Throughput, training_batches: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder,
+    has_text_stage: bool,
+) -> ImageCost:  # fmt: skip
     """What a picture takes as measured, and what it takes where the words learn alone, if they do."""
-    cost = PictureCost(1 / measured.rate)
-    if not drafts:
+    cost = ImageCost(1 / throughput.images_per_second)
+    if not has_text_stage:
         return cost
-    words = replace(plan, word_steps=plan.steps, compile=False)
-    return cost._replace(words=1 / measurement.training(words, data, tokenizer, autoencoder, 2.0).rate)
+    text_plan = replace(plan, word_steps=plan.steps, compile=False)
+    return cost._replace(words=1 / measurement.measure_training(text_plan, training_batches, tokenizer, autoencoder, 2.0).images_per_second)
 
 
-def usual_balance(corpus: Corpus) -> float:
+def default_balance(corpus: Corpus) -> float:
     """Where folders are classes, as many as there happen to be of each: half-way to all alike."""
-    return BALANCE if set(corpus.summary["sources"]) == {"folders"} else 0.0
+    return FOLDER_BALANCE if set(corpus.summary["sources"]) == {"folders"} else 0.0
 
 
-def _learning(options: TrainOptions, precision: str) -> dict[str, Any]:
+def _optimizer_settings(options: TrainOptions, precision: str) -> dict[str, Any]:
     """The optimiser and its rates. The rate asked for is Muon's where that is the optimiser; what AdamW takes beside
     it keeps its share of that."""
     optimizer = options.optimizer or ("muon" if precision == "bfloat16" else "adamw")
-    usual = Plan.muon_rate if optimizer == "muon" else Plan.learning_rate
-    share = (options.learning_rate or usual) / usual
+    default_learning_rate = Plan.muon_learning_rate if optimizer == "muon" else Plan.learning_rate
+    ratio = (options.learning_rate or default_learning_rate) / default_learning_rate
     return {
         "optimizer": optimizer,
-        "learning_rate": share * Plan.learning_rate,
-        "muon_rate": share * Plan.muon_rate,
+        "learning_rate": ratio * Plan.learning_rate,
+        "muon_rate": ratio * Plan.muon_learning_rate,
     }
 
 
-def _kind(origin: Model | None) -> dict[str, Any]:
+def _inherited_settings(base_model: Model | None) -> dict[str, Any]:
     """What the origin's network predicts, on which schedule: it goes on so."""
-    if origin is None:
+    if base_model is None:
         return {}
-    denoiser = origin.denoiser
+    denoiser = base_model.denoiser
     return {
         "schedule": kind_to_json(SCHEDULES, denoiser.schedule),
         "prediction": denoiser.prediction,
@@ -166,131 +166,131 @@ def _kind(origin: Model | None) -> dict[str, Any]:
     }
 
 
-def space(options: TrainOptions, size: tuple[int, int]) -> str:
+def choose_space(options: TrainOptions, size: tuple[int, int]) -> str:
     """Where to denoise, "pixels" or "latents": where the person said nothing, in latents if there is time to learn them
     and the pictures are large enough."""
     if options.space is not None:
         return options.space
-    long = (options.seconds or 0) >= LATENTS_AFTER or (options.pictures or 0) >= LATENTS_AFTER_PICTURES
-    return "latents" if long and min(size) >= 64 and _latents_fit(options.preset, size) else "pixels"
+    has_enough_training = (options.seconds or 0) >= LATENT_SPACE_MIN_SECONDS or (options.images or 0) >= LATENT_SPACE_MIN_IMAGES
+    return "latents" if has_enough_training and min(size) >= 64 and _latent_space_fits(options.preset, size) else "pixels"
 
 
-def _latents_fit(name: str | None, size: tuple[int, int]) -> bool:
+def _latent_space_fits(preset_name: str | None, size: tuple[int, int]) -> bool:
     """Whether the preset, or one of those to choose from, can denoise the latents of such pictures."""
-    factor, (width, height) = LatentConfig().factor, size
-    sized = [preset(one).at((width // factor, height // factor)) for one in ([name] if name else LADDER)]
-    return any(math.gcd(*size) % (factor * network.factor) == 0 for network in sized)
+    factor, (width, height) = LatentAutoencoderConfig().downsampling_factor, size
+    network_configs = [get_preset(name).for_size((width // factor, height // factor)) for name in ([preset_name] if preset_name else UNET_PRESETS)]
+    return any(math.gcd(*size) % (factor * config.size_multiple) == 0 for config in network_configs)
 
 
-def network_for(chosen: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> Config:
+def network_config_for(network_preset: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> NetworkConfig:
     """The preset's network for the latents of pictures of that size."""
     width, height = size
-    return chosen.at((width // autoencoder.factor, height // autoencoder.factor), autoencoder.channels)
+    return network_preset.for_size((width // autoencoder.downsampling_factor, height // autoencoder.downsampling_factor), autoencoder.latent_channels)
 
 
-def _sizes(
-    chosen: Preset | None, size: tuple[int, int], tokenizer: Tokenizer, autoencoder: Autoencoder, origin: Model | None
-) -> tuple[Config, TextConfig]:
-    if origin is not None:
-        made = origin.network.config, origin.text_encoder.config
-        assert isinstance(made[0], UNetConfig | TransformerConfig) and isinstance(made[1], TextConfig)
-        return made[0], made[1]
-    assert chosen is not None
-    network = network_for(chosen, size, autoencoder)
-    text = TextConfig(tokenizer.size, tokenizer.length, network.text_width, chosen.text_layers)
-    return network, text
+def _model_configs_for(
+    network_preset: Preset | None, size: tuple[int, int], tokenizer: Tokenizer, autoencoder: Autoencoder, base_model: Model | None
+) -> tuple[NetworkConfig, TextEncoderConfig]:
+    if base_model is not None:
+        base_configs = base_model.network.config, base_model.text_encoder.config
+        assert isinstance(base_configs[0], UNetConfig | TransformerConfig) and isinstance(base_configs[1], TextEncoderConfig)
+        return base_configs[0], base_configs[1]
+    assert network_preset is not None
+    network_config = network_config_for(network_preset, size, autoencoder)
+    text_config = TextEncoderConfig(tokenizer.vocab_size, tokenizer.context_length, network_config.text_width, network_preset.text_layers)
+    return network_config, text_config
 
 
-def _fitting(
-    options: TrainOptions, size: tuple[int, int], batch: int, tokenizer: Tokenizer, autoencoder: Autoencoder,
-    rate: Callable[[str], float],
+def _choose_preset(
+    options: TrainOptions, size: tuple[int, int], batch_size: int, tokenizer: Tokenizer, autoencoder: Autoencoder,
+    measure_images_per_second: Callable[[str], float],
 ) -> str:  # fmt: skip
     """The largest preset that will see PICTURES_A_PARAMETER pictures for each of its parameters."""
-    measured_name = "tiny"
-    sized = {name: network_for(PRESETS[name], size, autoencoder) for name in LADDER}
-    unit, extent = autoencoder.factor, (size[0] // autoencoder.factor, size[1] // autoencoder.factor)
-    names = [name for name in LADDER if all(side % (unit * sized[name].factor) == 0 for side in size)]
+    reference_preset = "tiny"
+    network_configs = {name: network_config_for(PRESETS[name], size, autoencoder) for name in UNET_PRESETS}
+    autoencoder_factor, input_size = autoencoder.downsampling_factor, (size[0] // autoencoder.downsampling_factor, size[1] // autoencoder.downsampling_factor)
+    names = [name for name in UNET_PRESETS if all(side % (autoencoder_factor * network_configs[name].size_multiple) == 0 for side in size)]
     if not names:
-        fits(size, sized[measured_name], unit)
-    cost = {n: measurement.flops(sized[n], extent, tokenizer.length) for n in {*names, measured_name}}
-    base = rate(measured_name) if options.seconds else 0.0
+        check_image_size(size, network_configs[reference_preset], autoencoder_factor)
+    flops = {name: measurement.count_training_flops(network_configs[name], input_size, tokenizer.context_length) for name in {*names, reference_preset}}
+    reference_images_per_second = measure_images_per_second(reference_preset) if options.seconds else 0.0
     best = names[0]
     for name in names:
-        pictures = options.pictures or (options.steps or 0) * batch
+        images = options.images or (options.steps or 0) * batch_size
         if options.seconds:  # larger networks run nearer to the machine's peak
-            pictures = round(options.seconds * base * (cost[measured_name] / cost[name]) ** 0.85)
-        if pictures >= PICTURES_A_PARAMETER * PRESETS[name].millions * 1e6:
+            images = round(options.seconds * reference_images_per_second * (flops[reference_preset] / flops[name]) ** 0.85)
+        if images >= IMAGES_PER_PARAMETER * PRESETS[name].million_parameters * 1e6:
             best = name
     return best
 
 
-def _compiles(options: TrainOptions, device: str, seconds: float, say: Say) -> bool:
-    after = COMPILES_AFTER.get(device.split(":")[0], COMPILES_AFTER["cuda"])
-    if options.compile is False or (options.compile is None and seconds < after):
+def _should_compile(options: TrainOptions, device: str, seconds: float, print_line: PrintLine) -> bool:
+    min_seconds = COMPILE_MIN_SECONDS.get(device.split(":")[0], COMPILE_MIN_SECONDS["cuda"])
+    if options.compile is False or (options.compile is None and seconds < min_seconds):
         return False
-    if not measurement.compiler():
-        say("no C++ compiler found, so torch.compile is not used (on Debian: apt-get install g++)")
+    if not measurement.has_compiler():
+        print_line("no C++ compiler found, so torch.compile is not used (on Debian: apt-get install g++)")
         return False
     return True
 
 
-def _compiled(
-    plan: Plan, eager: measurement.Measured, data: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder,
-    say: Say, forced: bool,
-) -> tuple[Plan, measurement.Measured]:  # fmt: skip
+def _try_compile(
+    plan: Plan, eager_throughput: measurement.Throughput, training_batches: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder,
+    print_line: PrintLine, force: bool,
+) -> tuple[Plan, measurement.Throughput]:  # fmt: skip
     """The plan with compiled steps if these are the faster ones, measured."""
-    say("compiling the network, to see whether it pays …")
+    print_line("compiling the network, to see whether it pays …")
     try:
-        fast = measurement.training(replace(plan, compile=True), data, tokenizer, autoencoder, 4.0)
+        compiled_throughput = measurement.measure_training(replace(plan, compile=True), training_batches, tokenizer, autoencoder, 4.0)
     except Exception as error:  # whatever a compiler can do wrong
-        say(f"torch.compile failed ({type(error).__name__}), so it is not used")
-        return plan, eager
-    pays = forced or fast.rate > 1.05 * eager.rate
-    say(f"compiled {fast.rate:.1f} pictures/s, eager {eager.rate:.1f}: {'compiled' if pays else 'eager'} it is")
-    return (replace(plan, compile=True), fast) if pays else (plan, eager)
+        print_line(f"torch.compile failed ({type(error).__name__}), so it is not used")
+        return plan, eager_throughput
+    use_compiled = force or compiled_throughput.images_per_second > 1.05 * eager_throughput.images_per_second
+    print_line(f"compiled {compiled_throughput.images_per_second:.1f} pictures/s, eager {eager_throughput.images_per_second:.1f}: {'compiled' if use_compiled else 'eager'} it is")
+    return (replace(plan, compile=True), compiled_throughput) if use_compiled else (plan, eager_throughput)
 
 
-def finished(
-    plan: AnyPlan, measured: measurement.Measured, options: Options, started: float, closing: float, cost: Cost = ALIKE,
-    before: float = 0.0,
-) -> AnyPlan:  # fmt: skip
+def finalize_plan(
+    plan: PlanT, throughput: measurement.Throughput, options: Options, start_time: float, final_cost_images: float, step_cost: StepCost = UNIFORM_COST,
+    extra_seconds: float = 0.0,
+) -> PlanT:  # fmt: skip
     """The plan with its number of steps. closing: the work after the last one, in training pictures; cost: what the
     steps take; before: seconds of other work."""
-    plan = replace(plan, work=measurement.work(plan), peak=measurement.peak(plan.device, plan.precision))
-    spent = time.monotonic() - started + before
+    plan = replace(plan, work=measurement.count_flops_per_image(plan), peak=measurement.measure_peak_flops(plan.device, plan.precision))
+    elapsed = time.monotonic() - start_time + extra_seconds
     if options.steps:
         steps = options.steps
-    elif options.pictures:
-        steps = -(-options.pictures // plan.batch)
+    elif options.images:
+        steps = -(-options.images // plan.batch_size)
     else:
         assert options.seconds is not None
-        again = 0.3 * measured.ready  # what was compiled is found again, but not for nothing
-        left = (options.seconds - spent - min(closing / measured.rate, 0.2 * options.seconds) - again) * (1 - RESERVE)
-        if left <= 0:
+        recompile_seconds = 0.3 * throughput.startup_seconds  # what was compiled is found again, but not for nothing
+        remaining = (options.seconds - elapsed - min(final_cost_images / throughput.images_per_second, 0.2 * options.seconds) - recompile_seconds) * (1 - TIME_RESERVE)
+        if remaining <= 0:
             raise InputError(f"--for {options.seconds:g}s: was used up by preparing; give more time, or --steps")
-        steps = cost.steps(left * measured.rate / plan.batch)
-    seconds = options.seconds or spent + cost.of(steps) * plan.batch / measured.rate * (1 + RESERVE)
-    disk = _disk(plan)
-    room = shutil.disk_usage(_existing(options)).free
-    if disk > room:
+        steps = step_cost.steps_within(remaining * throughput.images_per_second / plan.batch_size)
+    seconds = options.seconds or elapsed + step_cost.total(steps) * plan.batch_size / throughput.images_per_second * (1 + TIME_RESERVE)
+    disk_bytes = _run_disk_bytes(plan)
+    free_disk_bytes = shutil.disk_usage(_existing_ancestor(options)).free
+    if disk_bytes > free_disk_bytes:
         raise InputError(
-            f"{options.out}: the run needs {disk / 2**20:,.0f} MiB, {room / 2**20:,.0f} MiB are free; "
+            f"{options.out}: the run needs {disk_bytes / 2**20:,.0f} MiB, {free_disk_bytes / 2**20:,.0f} MiB are free; "
             "free some, or give an --out elsewhere"
         )
     return replace(
-        plan, steps=steps, warmup=max(1, min(200, steps // 20)), rate=measured.rate, seconds=seconds,
-        memory=measured.memory, disk=disk, mfu=plan.utilisation(measured.rate),
+        plan, steps=steps, warmup=max(1, min(200, steps // 20)), rate=throughput.images_per_second, seconds=seconds,
+        memory=throughput.memory_bytes, disk=disk_bytes, mfu=plan.compute_mfu(throughput.images_per_second),
     )  # fmt: skip
 
 
-def _disk(plan: Plan) -> int:
+def _run_disk_bytes(plan: Plan) -> int:
     """Bytes of the model and of three checkpoints, a third while it is written, of the network and of an autoencoder
     that learns; one that has learnt is kept once."""
-    latent = memory.autoencoder_parameters(plan)
-    return 4 * (plan.parameters * (3 * (3 + len(plan.averages)) + 1) + latent * (3 * 3 + 1 if plan.latent_steps else 2))
+    autoencoder_parameter_count = memory.count_autoencoder_parameters(plan)
+    return 4 * (plan.parameter_count * (3 * (3 + len(plan.ema_widths)) + 1) + autoencoder_parameter_count * (3 * 3 + 1 if plan.autoencoder_steps else 2))
 
 
-def _existing(options: Options) -> str:
+def _existing_ancestor(options: Options) -> str:
     path = options.out.absolute()
     while not path.exists():
         path = path.parent

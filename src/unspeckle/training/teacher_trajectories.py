@@ -23,77 +23,77 @@ from unspeckle.schedule import Schedule
 from unspeckle.timesteps import timesteps
 from unspeckle.training.plan import DistilPlan
 
-SAMPLER, GRID = "ddim", "shifted"  # the teacher's here, and the student's always
+DISTILLATION_SAMPLER, DISTILLATION_TIMESTEP_SPACING = "ddim", "shifted"  # the teacher's here, and the student's always
 _CAPTION, _START = 8, 9  # a Stream's purposes
 
 
-class Lessons(NamedTuple):
+class TeacherTrajectories(NamedTuple):
     """Some of the teacher's drawings."""
 
     points: Tensor  # (moves + 1, B, C, H, W), x_t at all times of the grid
-    given: Conditioning  # B rows
+    conditioning: Conditioning  # B rows
 
 
-class Stretch(NamedTuple):
+class Segment(NamedTuple):
     """From point `begin` to point `end` of a drawing, in one of `steps` steps."""
 
-    begin: int
+    start: int
     end: int
-    steps: int
+    step_count: int
 
 
-def stretches(plan: DistilPlan) -> list[Stretch]:
+def list_segments(plan: DistilPlan) -> list[Segment]:
     """All that a student learns of one drawing."""
-    cuts = [(steps, plan.moves // steps) for steps in plan.counts]
-    return [Stretch(i * long, (i + 1) * long, steps) for steps, long in cuts for i in range(steps)]
+    segment_lengths = [(step_count, plan.teacher_steps // step_count) for step_count in plan.step_counts]
+    return [Segment(i * length, (i + 1) * length, steps) for steps, length in segment_lengths for i in range(steps)]
 
 
-def target(points: Tensor, schedule: Schedule, grid: Tensor, stretch: Stretch) -> Tensor:
+def segment_target(points: Tensor, schedule: Schedule, time_grid: Tensor, segment: Segment) -> Tensor:
     """The picture towards which one step of the law leads from the stretch's begin to its end, (B, C, H, W)."""
-    alpha, sigma = (level[[stretch.begin, stretch.end]].tolist() for level in schedule(grid))
-    kept = sigma[1] / sigma[0]
-    wanted: Tensor = (points[stretch.end] - kept * points[stretch.begin]) / (alpha[1] - kept * alpha[0])
-    return wanted
+    alpha, sigma = (level[[segment.start, segment.end]].tolist() for level in schedule(time_grid))
+    sigma_ratio = sigma[1] / sigma[0]
+    target_image: Tensor = (points[segment.end] - sigma_ratio * points[segment.start]) / (alpha[1] - sigma_ratio * alpha[0])
+    return target_image
 
 
-def drawn(model: Model, givens: Sequence[Conditioning], x: Tensor, steps: int, scale: float) -> Tensor:
+def draw_trajectory(model: Model, conditionings: Sequence[Conditioning], x: Tensor, steps: int, guidance_scale: float) -> Tensor:
     """(steps + 1, B, C, H, W): a drawing's points from pure noise x, unit variance. givens: the wanted, the empty."""
     schedule = model.denoiser.schedule
-    denoise = guidance.guided_denoise(model.denoiser, givens, guidance.classifier_free_guidance(scale))
-    bounds: Any = model.autoencoder.bounds if model.card.clamp_denoised else None
+    denoise = guidance.guided_denoise(model.denoiser, conditionings, guidance.classifier_free_guidance(guidance_scale))
+    bounds: Any = model.autoencoder.latent_bounds if model.card.clamp_denoised else None
     denoise = denoise if bounds is None else guidance.clamp_denoised(denoise, *bounds)
-    way = timesteps(GRID, schedule, steps)
-    start = float(schedule(way[0])[1]) * x
-    return torch.stack([step.x for step in SAMPLERS[SAMPLER](denoise, schedule, way, start, lambda step, draw: x)])
+    time_grid = timesteps(DISTILLATION_TIMESTEP_SPACING, schedule, steps)
+    x_start = float(schedule(time_grid[0])[1]) * x
+    return torch.stack([step.x for step in SAMPLERS[DISTILLATION_SAMPLER](denoise, schedule, time_grid, x_start, lambda step, draw: x)])
 
 
 @torch.no_grad()
-def shown(teacher: Model, ids: Tensor, x: Tensor, plan: DistilPlan) -> Lessons:
+def draw_teacher_trajectories(teacher: Model, ids: Tensor, x: Tensor, plan: DistilPlan) -> TeacherTrajectories:
     """The teacher's drawings of the captions (B, L) from the noise x (B, C, H, W)."""
-    given = teacher.text_encoder(ids)
-    nothing = teacher.text_encoder(teacher.tokenizer.encode([""]).to(ids.device).expand(len(ids), -1))
-    return Lessons(drawn(teacher, [given, nothing], x, plan.moves, plan.scale), given)
+    conditioning = teacher.text_encoder(ids)
+    empty_conditioning = teacher.text_encoder(teacher.tokenizer.encode([""]).to(ids.device).expand(len(ids), -1))
+    return TeacherTrajectories(draw_trajectory(teacher, [conditioning, empty_conditioning], x, plan.teacher_steps, plan.guidance_scale), conditioning)
 
 
 @torch.no_grad()
-def repeated(student: Model, given: Conditioning, x: Tensor, steps: int) -> Tensor:
+def draw_student_images(student: Model, conditioning: Conditioning, x: Tensor, steps: int) -> Tensor:
     """The student's pictures (B, C, H, W) from the same, in so many steps."""
-    counted = replace(student, denoiser=FewStepDenoiser(student.denoiser, steps))
-    return drawn(counted, [given], x, steps, 1.0)[-1]
+    few_step_student = replace(student, denoiser=FewStepDenoiser(student.denoiser, steps))
+    return draw_trajectory(few_step_student, [conditioning], x, steps, 1.0)[-1]
 
 
-def lessons(teacher: Model, ids: Tensor, plan: DistilPlan, start: int) -> Iterator[Lessons]:
+def generate_teacher_trajectories(teacher: Model, ids: Tensor, plan: DistilPlan, first_index: int) -> Iterator[TeacherTrajectories]:
     """Batches of drawings without end, from the one numbered `start`, of the captions ids (N, L): each hangs on the
     plan's seed and its own number alone."""
     shape = noise_shape(teacher, plan)
     while True:
-        stream = ExampleRNG(plan.seed, torch.arange(start, start + plan.batch, device=ids.device))
-        which = (stream.uniform(_CAPTION) * len(ids)).long().clamp(max=len(ids) - 1)
-        yield shown(teacher, ids[which], stream.normal(_START, shape), plan)
-        start += plan.batch
+        rng = ExampleRNG(plan.seed, torch.arange(first_index, first_index + plan.batch_size, device=ids.device))
+        caption_indices = (rng.uniform(_CAPTION) * len(ids)).long().clamp(max=len(ids) - 1)
+        yield draw_teacher_trajectories(teacher, ids[caption_indices], rng.normal(_START, shape), plan)
+        first_index += plan.batch_size
 
 
 def noise_shape(teacher: Model, plan: DistilPlan) -> tuple[int, int, int]:
     """(C, H, W) of what is denoised."""
-    width, height = (side // teacher.autoencoder.factor for side in plan.size)
-    return teacher.autoencoder.channels, height, width
+    width, height = (side // teacher.autoencoder.downsampling_factor for side in plan.size)
+    return teacher.autoencoder.latent_channels, height, width

@@ -10,124 +10,124 @@ from PIL import Image, ImageDraw
 
 from unspeckle.corpus.emoji.nouns import Face
 
-Pixels = NDArray[np.float64]  # (H, W, 4) premultiplied, 0 to 1
+PremultipliedPixels = NDArray[np.float64]  # (H, W, 4) premultiplied, 0 to 1
 
 WOOD, WOOD_EDGE = (193, 134, 72, 255), (92, 56, 24, 255)
-BLEND = 0.07  # half the height of a hybrid's seam, as a share of its height
+SEAM_BLEND = 0.07  # half the height of a hybrid's seam, as a share of its height
 
 
-def dressed(picture: Image.Image, face: Face, garment: str, cloth: Image.Image) -> Image.Image:
+def add_garment(image: Image.Image, face: Face, garment: str, garment_image: Image.Image) -> Image.Image:
     """A front-facing face with a garment at its place; the canvas grows where the garment reaches beyond."""
-    width, height = picture.size
-    x, y, breadth = 0.5, 0.0, 0.0
+    width, height = image.size
+    x, y, garment_width = 0.5, 0.0, 0.0
     if garment == "sunglasses":
-        breadth = max(0.56 * width, 2 * face.apart * width / 0.47)
+        garment_width = max(0.56 * width, 2 * face.eye_offset_x * width / 0.47)
     elif garment == "bow":
-        breadth = 0.44 * width
+        garment_width = 0.44 * width
     else:
-        breadth = (0.62 if garment == "top hat" else 0.56) * width
-    cloth = _resized(cloth, breadth / cloth.width)
+        garment_width = (0.62 if garment == "top hat" else 0.56) * width
+    garment_image = _resize(garment_image, garment_width / garment_image.width)
     if garment == "sunglasses":
-        y = face.eyes * height - cloth.height * 0.45
+        y = face.eye_y * height - garment_image.height * 0.45
     elif garment == "bow":
-        x, y = face.ear, (face.brow - 0.1) * height - cloth.height * 0.5
+        x, y = face.bow_x, (face.hat_y - 0.1) * height - garment_image.height * 0.5
     else:
-        y = face.brow * height - cloth.height * 0.93
-    left, top = round(x * width - cloth.width / 2), round(y)
-    over = (min(0, left), min(0, top), max(width, left + cloth.width), max(height, top + cloth.height))
-    canvas = Image.new("RGBA", (over[2] - over[0], over[3] - over[1]))
-    canvas.alpha_composite(picture, (-over[0], -over[1]))
-    canvas.alpha_composite(cloth, (left - over[0], top - over[1]))
+        y = face.hat_y * height - garment_image.height * 0.93
+    left, top = round(x * width - garment_image.width / 2), round(y)
+    bounds = (min(0, left), min(0, top), max(width, left + garment_image.width), max(height, top + garment_image.height))
+    canvas = Image.new("RGBA", (bounds[2] - bounds[0], bounds[3] - bounds[1]))
+    canvas.alpha_composite(image, (-bounds[0], -bounds[1]))
+    canvas.alpha_composite(garment_image, (left - bounds[0], top - bounds[1]))
     return canvas
 
 
-def on_stilts(picture: Image.Image) -> Image.Image:
+def add_stilts(image: Image.Image) -> Image.Image:
     """A picture lifted onto two long poles, each with a footrest under it and a foot on the ground."""
-    picture = _resized(picture, 128 / max(picture.size))
-    width, height = picture.size
-    fine = 4  # the poles are drawn this much finer, then shrunk
+    image = _resize(image, 128 / max(image.size))
+    width, height = image.size
+    supersampling = 4  # the poles are drawn this much finer, then shrunk
     length = 128  # from the footrest to the ground
-    full = (max(width, 120), height + length - 6)
-    poles = Image.new("RGBA", (full[0] * fine, full[1] * fine))
-    pen = ImageDraw.Draw(poles)
-    middle, spread = full[0] / 2, 30
-    tops = [middle + side * spread * 0.80 for side in (-1, 1)]
-    undersides = [_underside(picture, int(top - (full[0] - width) / 2)) for top in tops]
-    rest = max(undersides)  # both footrests at one height; the poles reach up into the object
-    for side, top_x, underside in zip((-1, 1), tops, undersides, strict=True):
-        foot_x = middle + side * spread * 1.25
-        _bar(pen, (top_x, underside - 14), (foot_x, full[1] - 5), 9, fine)
-        _bar(pen, (foot_x - 9, full[1] - 5), (foot_x + 9, full[1] - 5), 9, fine)
-        _bar(pen, (top_x - 15, rest + 3), (top_x + 15, rest + 3), 9, fine)
-    canvas = poles.convert("RGBa").resize(full, Image.Resampling.BOX).convert("RGBA")
-    canvas.alpha_composite(picture, ((full[0] - width) // 2, 0))
+    canvas_size = (max(width, 120), height + length - 6)
+    poles = Image.new("RGBA", (canvas_size[0] * supersampling, canvas_size[1] * supersampling))
+    draw = ImageDraw.Draw(poles)
+    center_x, spread = canvas_size[0] / 2, 30
+    top_xs = [center_x + side * spread * 0.80 for side in (-1, 1)]
+    undersides = [_lowest_opaque_row(image, int(top_x - (canvas_size[0] - width) / 2)) for top_x in top_xs]
+    footrest_y = max(undersides)  # both footrests at one height; the poles reach up into the object
+    for side, top_x, underside in zip((-1, 1), top_xs, undersides, strict=True):
+        foot_x = center_x + side * spread * 1.25
+        _draw_bar(draw, (top_x, underside - 14), (foot_x, canvas_size[1] - 5), 9, supersampling)
+        _draw_bar(draw, (foot_x - 9, canvas_size[1] - 5), (foot_x + 9, canvas_size[1] - 5), 9, supersampling)
+        _draw_bar(draw, (top_x - 15, footrest_y + 3), (top_x + 15, footrest_y + 3), 9, supersampling)
+    canvas = poles.convert("RGBa").resize(canvas_size, Image.Resampling.BOX).convert("RGBA")
+    canvas.alpha_composite(image, ((canvas_size[0] - width) // 2, 0))
     return canvas
 
 
-def _bar(pen: Any, start: tuple[float, float], end: tuple[float, float], thickness: float, fine: int) -> None:
-    ends = [(start[0] * fine, start[1] * fine), (end[0] * fine, end[1] * fine)]
-    for colour, stroke in ((WOOD_EDGE, thickness + 2), (WOOD, thickness - 2)):
-        radius = stroke * fine / 2
-        pen.line(ends, fill=colour, width=round(stroke * fine))
-        for x, y in ends:
-            pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+def _draw_bar(draw: Any, start: tuple[float, float], end: tuple[float, float], thickness: float, supersampling: int) -> None:
+    points = [(start[0] * supersampling, start[1] * supersampling), (end[0] * supersampling, end[1] * supersampling)]
+    for color, line_width in ((WOOD_EDGE, thickness + 2), (WOOD, thickness - 2)):
+        radius = line_width * supersampling / 2
+        draw.line(points, fill=color, width=round(line_width * supersampling))
+        for x, y in points:
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
 
 
-def _underside(picture: Image.Image, column: int) -> int:
+def _lowest_opaque_row(image: Image.Image, column: int) -> int:
     """The lowest opaque row of a picture near a column."""
-    alpha = np.asarray(picture.getchannel("A"))[:, max(0, column - 6) : column + 7]
+    alpha = np.asarray(image.getchannel("A"))[:, max(0, column - 6) : column + 7]
     rows = np.flatnonzero((alpha > 100).any(1))
-    return int(rows[-1]) if len(rows) else picture.height - 1
+    return int(rows[-1]) if len(rows) else image.height - 1
 
 
-def crossed(first: Image.Image, one: Face, second: Image.Image, other: Face, splice: str) -> Image.Image:
+def make_hybrid(first: Image.Image, first_face: Face, second: Image.Image, second_face: Face, splice: str) -> Image.Image:
     """Two faces as one. "top": the first's eyes and ears on the second's mouth; "side": left and right halves.
 
     The second is scaled so that both outlines meet at the seam, and the seam is blended smoothly.
     """
     if splice == "top":
-        return _stacked(_pixels(first), one.seam or 0.5, second, other.seam or 0.5)
-    return _halved(_pixels(first), one, second, other)
+        return _join_top_and_bottom(_to_premultiplied(first), first_face.seam_y or 0.5, second, second_face.seam_y or 0.5)
+    return _join_left_and_right(_to_premultiplied(first), first_face, second, second_face)
 
 
-def _stacked(upper: Pixels, upper_seam: float, second: Image.Image, lower_seam: float) -> Image.Image:
-    cut = round(upper_seam * len(upper))
-    breadth, middle = _breadth(upper, cut)
-    own, _ = _breadth(_pixels(second), round(lower_seam * second.height))
-    lower = _pixels(_resized(second, min(1.5, max(0.6, breadth / max(own, 1)))))
+def _join_top_and_bottom(upper: PremultipliedPixels, upper_seam: float, lower_image: Image.Image, lower_seam: float) -> Image.Image:
+    upper_cut = round(upper_seam * len(upper))
+    upper_width, upper_center = _outline_width(upper, upper_cut)
+    lower_width, _ = _outline_width(_to_premultiplied(lower_image), round(lower_seam * lower_image.height))
+    lower = _to_premultiplied(_resize(lower_image, min(1.5, max(0.6, upper_width / max(lower_width, 1)))))
     lower_cut = round(lower_seam * len(lower))
-    _, lower_middle = _breadth(lower, lower_cut)
-    height = cut + len(lower) - lower_cut
-    half = max(middle, upper.shape[1] - middle, lower_middle, lower.shape[1] - lower_middle)
-    above, below = (np.zeros((height, round(2 * half), 4)) for _ in range(2))
-    _paste(above, upper, 0, round(half - middle))
-    _paste(below, lower, cut - lower_cut, round(half - lower_middle))
-    place = (np.arange(height) - cut) / (BLEND * height)
-    share = _smooth(place)[:, None, None]
-    return _image(above * (1 - share) + below * share)
+    _, lower_center = _outline_width(lower, lower_cut)
+    height = upper_cut + len(lower) - lower_cut
+    half_width = max(upper_center, upper.shape[1] - upper_center, lower_center, lower.shape[1] - lower_center)
+    upper_canvas, lower_canvas = (np.zeros((height, round(2 * half_width), 4)) for _ in range(2))
+    _paste_patch(upper_canvas, upper, 0, round(half_width - upper_center))
+    _paste_patch(lower_canvas, lower, upper_cut - lower_cut, round(half_width - lower_center))
+    seam_distance = (np.arange(height) - upper_cut) / (SEAM_BLEND * height)
+    lower_weight = _smoothstep(seam_distance)[:, None, None]
+    return _to_image(upper_canvas * (1 - lower_weight) + lower_canvas * lower_weight)
 
 
-def _halved(left: Pixels, one: Face, second: Image.Image, other: Face) -> Image.Image:
-    mine, theirs = _span(left), _span(_pixels(second))
-    right = _pixels(_resized(second, min(1.5, max(0.6, mine[2] / max(theirs[2], 1)))))
-    theirs = _span(right)
-    top, shift = max(mine[0], theirs[0]), (mine[0], theirs[0])
-    height = top + max(len(left) - mine[0], len(right) - theirs[0])
-    half = max(left.shape[1], right.shape[1]) / 2
-    a, b = (np.zeros((height, round(2 * half), 4)) for _ in range(2))
-    _paste(a, left, top - shift[0], round(half - left.shape[1] / 2))
-    _paste(b, right, top - shift[1], round(half - right.shape[1] / 2))
-    share = _smooth((np.arange(a.shape[1]) - half) / (0.5 * BLEND * a.shape[1]))[None, :, None]
-    return _image(a * (1 - share) + b * share)
+def _join_left_and_right(left: PremultipliedPixels, left_face: Face, right_image: Image.Image, right_face: Face) -> Image.Image:
+    left_span, right_span = _outline_span(left), _outline_span(_to_premultiplied(right_image))
+    right = _to_premultiplied(_resize(right_image, min(1.5, max(0.6, left_span[2] / max(right_span[2], 1)))))
+    right_span = _outline_span(right)
+    top, span_tops = max(left_span[0], right_span[0]), (left_span[0], right_span[0])
+    height = top + max(len(left) - left_span[0], len(right) - right_span[0])
+    half_width = max(left.shape[1], right.shape[1]) / 2
+    left_canvas, right_canvas = (np.zeros((height, round(2 * half_width), 4)) for _ in range(2))
+    _paste_patch(left_canvas, left, top - span_tops[0], round(half_width - left.shape[1] / 2))
+    _paste_patch(right_canvas, right, top - span_tops[1], round(half_width - right.shape[1] / 2))
+    right_weight = _smoothstep((np.arange(left_canvas.shape[1]) - half_width) / (0.5 * SEAM_BLEND * left_canvas.shape[1]))[None, :, None]
+    return _to_image(left_canvas * (1 - right_weight) + right_canvas * right_weight)
 
 
-def _smooth(place: NDArray[np.float64]) -> NDArray[np.float64]:
+def _smoothstep(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """0 below −1, 1 above 1, a smooth step between."""
-    u = np.clip((place + 1) / 2, 0, 1)
+    u = np.clip((x + 1) / 2, 0, 1)
     return np.asarray(u * u * (3 - 2 * u))
 
 
-def _breadth(pixels: Pixels, row: int) -> tuple[float, float]:
+def _outline_width(pixels: PremultipliedPixels, row: int) -> tuple[float, float]:
     """How wide the solid outline is near a row, and where its middle lies."""
     solid = np.flatnonzero(pixels[max(0, row - 2) : row + 3, :, 3].mean(0) > 0.5)
     if len(solid) == 0:
@@ -135,7 +135,7 @@ def _breadth(pixels: Pixels, row: int) -> tuple[float, float]:
     return float(solid[-1] + 1 - solid[0]), (solid[-1] + 1 + solid[0]) / 2
 
 
-def _span(pixels: Pixels) -> tuple[int, int, float]:
+def _outline_span(pixels: PremultipliedPixels) -> tuple[int, int, float]:
     """Top, bottom and height of the solid outline along the middle column."""
     middle = pixels.shape[1] // 2
     solid = np.flatnonzero(pixels[:, middle - 2 : middle + 3, 3].mean(1) > 0.5)
@@ -144,23 +144,23 @@ def _span(pixels: Pixels) -> tuple[int, int, float]:
     return int(solid[0]), int(solid[-1]) + 1, float(solid[-1] + 1 - solid[0])
 
 
-def _paste(canvas: Pixels, patch: Pixels, top: int, left: int) -> None:
+def _paste_patch(canvas: PremultipliedPixels, patch: PremultipliedPixels, top: int, left: int) -> None:
     y, x = max(0, top), max(0, left)
     patch = patch[y - top :, x - left :][: canvas.shape[0] - y, : canvas.shape[1] - x]
     canvas[y : y + patch.shape[0], x : x + patch.shape[1]] = patch
 
 
-def _resized(picture: Image.Image, scale: float) -> Image.Image:
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+def _resize(image: Image.Image, scale: float) -> Image.Image:
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
 
 
-def _pixels(picture: Image.Image) -> Pixels:
-    straight = np.asarray(picture.convert("RGBA")).astype(np.float64) / 255
-    return np.dstack([straight[..., :3] * straight[..., 3:], straight[..., 3]])
+def _to_premultiplied(image: Image.Image) -> PremultipliedPixels:
+    rgba = np.asarray(image.convert("RGBA")).astype(np.float64) / 255
+    return np.dstack([rgba[..., :3] * rgba[..., 3:], rgba[..., 3]])
 
 
-def _image(pixels: Pixels) -> Image.Image:
-    colour = pixels[..., :3] / np.maximum(pixels[..., 3:], 1e-6)
-    whole = np.dstack([np.clip(colour, 0, 1), pixels[..., 3]])
-    return Image.fromarray((whole * 255).round().astype(np.uint8), "RGBA")
+def _to_image(pixels: PremultipliedPixels) -> Image.Image:
+    color = pixels[..., :3] / np.maximum(pixels[..., 3:], 1e-6)
+    rgba = np.dstack([np.clip(color, 0, 1), pixels[..., 3]])
+    return Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA")

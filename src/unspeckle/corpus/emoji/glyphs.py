@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-CLEAN: dict[str, str] = {  # category: "glyph name, glyph name, …"
+GLYPHS_BY_CATEGORY: dict[str, str] = {  # category: "glyph name, glyph name, …"
     "activity": (
         "🏈 american football, 🏸 badminton racket, 🧶 ball of yarn, ⚾ baseball, 🏀 basketball, "
         "🎱 billiard ball, 🎳 bowling pin set, 🥊 boxing glove, 🎄 christmas tree, 🔮 crystal ball, "

@@ -14,33 +14,33 @@ from typing import Any
 
 from PIL import Image
 
-from unspeckle.corpus.emoji.captions import wordings
-from unspeckle.corpus.emoji.held_out import allowed, held_out_rows
-from unspeckle.corpus.emoji.nouns import plural_of
-from unspeckle.corpus.emoji.painter import Box, Painter
-from unspeckle.corpus.emoji.scenes import SHARES, Palette, Scene, choose_scene
-from unspeckle.corpus.emoji.sprites import Library, open_library
+from unspeckle.corpus.emoji.captions import make_captions
+from unspeckle.corpus.emoji.held_out import is_allowed_in_training, held_out_rows
+from unspeckle.corpus.emoji.nouns import plural_name
+from unspeckle.corpus.emoji.painter import Box, ScenePainter
+from unspeckle.corpus.emoji.scenes import SCENE_KIND_WEIGHTS, SceneVocabulary, Scene, sample_scene
+from unspeckle.corpus.emoji.sprites import SpriteLibrary, open_sprite_library
 from unspeckle.corpus.emoji.tints import BACKGROUNDS, TINTS
 from unspeckle.errors import InputError
 
-OWN = 0.2  # a colour with this share of a sprite is its own: never its tint
-MATCHING = 0.3  # nor, with this share, the background behind it
-BLOCK = 250  # scenes that a worker draws at a time
-FOLDER = 1000  # pictures in a sub-folder
+OWN_COLOR_SHARE = 0.2  # a colour with this share of a sprite is its own: never its tint
+BACKGROUND_COLOR_SHARE = 0.3  # nor, with this share, the background behind it
+SCENES_PER_BLOCK = 250  # scenes that a worker draws at a time
+IMAGES_PER_FOLDER = 1000  # pictures in a sub-folder
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 
 
-def make_emoji(
-    out: Path,
+def make_emoji_corpus(
+    output_folder: Path,
     *,
-    scenes: int,
+    scene_count: int,
     seed: int,
     nouns: Sequence[str] | None = None,
-    size: int = 64,
-    sprites: Path | None = None,
-    progress: Progress | None = None,
-    workers: int | None = None,
+    image_size: int = 64,
+    sprite_folder: Path | None = None,
+    progress: ProgressCallback | None = None,
+    worker_count: int | None = None,
 ) -> dict[str, Any]:
     """Draw `scenes` captioned scenes of `size` px into the new folder `out`; returns a summary.
 
@@ -49,149 +49,149 @@ def make_emoji(
     about.json. The folder appears whole or not at all. `workers` processes draw (None = one a core, in this process
     where the scenes are few); a script that calls this needs the usual `if __name__ == "__main__"`.
     """
-    out = Path(out)
-    if scenes < 1:
-        raise InputError(f"--scenes {scenes}: it takes 1 or more")
-    if not 16 <= size <= 1024:
-        raise InputError(f"--size {size}: scenes are drawn at 16 to 1024 px")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty: name a new folder")
-    library = open_library(nouns, sprites)
-    partial = out.parent / f".{out.name}.unfinished"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    output_folder = Path(output_folder)
+    if scene_count < 1:
+        raise InputError(f"--scenes {scene_count}: it takes 1 or more")
+    if not 16 <= image_size <= 1024:
+        raise InputError(f"--size {image_size}: scenes are drawn at 16 to 1024 px")
+    if output_folder.exists() and (not output_folder.is_dir() or any(output_folder.iterdir())):
+        raise InputError(f"{output_folder} exists and is not empty: name a new folder")
+    sprite_library = open_sprite_library(nouns, sprite_folder)
+    partial_folder = output_folder.parent / f".{output_folder.name}.unfinished"
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir(parents=True)
     try:
-        summary = _fill(partial, library, scenes, seed, size, progress, workers)
-        if out.exists():
-            out.rmdir()
-        partial.replace(out)
+        summary = _write_corpus(partial_folder, sprite_library, scene_count, seed, image_size, progress, worker_count)
+        if output_folder.exists():
+            output_folder.rmdir()
+        partial_folder.replace(output_folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial_folder, ignore_errors=True)
         raise
     return summary
 
 
-def palette_of(library: Library) -> Palette:
+def build_vocabulary(sprite_library: SpriteLibrary) -> SceneVocabulary:
     """What may be combined: no noun in its own colours, garments only on faces, hybrids only of animals' faces."""
-    sprites = list(library.sprites.values())
-    grounds = {
-        s.noun.name: [name for name in BACKGROUNDS if s.colours.get(name, 0) < MATCHING] or ["white"] for s in sprites
+    sprites = list(sprite_library.sprites.values())
+    backgrounds = {
+        sprite.noun.name: [color for color in BACKGROUNDS if sprite.color_shares.get(color, 0) < BACKGROUND_COLOR_SHARE] or ["white"] for sprite in sprites
     }
-    return Palette(
-        nouns=library.nouns,
-        tints={s.noun.name: [tint for tint in TINTS if s.colours.get(tint, 0) < OWN] for s in sprites},
-        backgrounds={"": list(BACKGROUNDS)} | grounds,
-        plurals={s.noun.name: plural_of(s.noun) for s in sprites},
-        synonyms={s.noun.name: s.noun.synonyms for s in sprites},
-        wearers=[s.noun.name for s in sprites if s.noun.face],
-        garments=list(library.garments),
-        hybrids=[s.noun.name for s in sprites if s.noun.face and s.noun.face.seam],
+    return SceneVocabulary(
+        nouns=sprite_library.nouns,
+        tints={sprite.noun.name: [tint for tint in TINTS if sprite.color_shares.get(tint, 0) < OWN_COLOR_SHARE] for sprite in sprites},
+        backgrounds={"": list(BACKGROUNDS)} | backgrounds,
+        plurals={sprite.noun.name: plural_name(sprite.noun) for sprite in sprites},
+        synonyms={sprite.noun.name: sprite.noun.synonyms for sprite in sprites},
+        wearer_nouns=[sprite.noun.name for sprite in sprites if sprite.noun.face],
+        garments=list(sprite_library.garments),
+        hybrid_nouns=[sprite.noun.name for sprite in sprites if sprite.noun.face and sprite.noun.face.seam_y],
     )
 
 
-def scene_of(seed: int, index: int, palette: Palette) -> tuple[Scene, list[str]]:
+def generate_scene(seed: int, index: int, vocabulary: SceneVocabulary) -> tuple[Scene, list[str]]:
     """Scene `index` of a corpus and its captions."""
     rng = Random(f"unspeckle scene {seed} {index}")
-    scene = choose_scene(rng, palette, allowed)
-    return scene, wordings(rng, scene, palette)
+    scene = sample_scene(rng, vocabulary, is_allowed_in_training)
+    return scene, make_captions(rng, scene, vocabulary)
 
 
-def file_name(index: int) -> str:
+def image_file_name(index: int) -> str:
     """Where scene `index` lies in the corpus."""
-    return f"{index // FOLDER:04d}/{index:07d}.png"
+    return f"{index // IMAGES_PER_FOLDER:04d}/{index:07d}.png"
 
 
-def _fill(
-    folder: Path, library: Library, scenes: int, seed: int, size: int, progress: Progress | None, workers: int | None
+def _write_corpus(
+    folder: Path, sprite_library: SpriteLibrary, scene_count: int, seed: int, image_size: int, progress: ProgressCallback | None, worker_count: int | None
 ) -> dict[str, Any]:
-    done, kinds = 0, dict.fromkeys(SHARES, 0)
-    blocks = [(folder, seed, start, min(start + BLOCK, scenes)) for start in range(0, scenes, BLOCK)]
+    done_count, kind_counts = 0, dict.fromkeys(SCENE_KIND_WEIGHTS, 0)
+    blocks = [(folder, seed, start, min(start + SCENES_PER_BLOCK, scene_count)) for start in range(0, scene_count, SCENES_PER_BLOCK)]
     with (
-        (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata,
-        (folder / "truth.jsonl").open("w", encoding="utf-8") as truth,
+        (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata_file,
+        (folder / "truth.jsonl").open("w", encoding="utf-8") as truth_file,
     ):
-        for rows in _drawn(blocks, library, size, workers):
+        for rows in _paint_blocks(blocks, sprite_library, image_size, worker_count):
             for caption_row, truth_row in rows:
-                metadata.write(_line(caption_row))
-                truth.write(_line(truth_row))
-                kinds[truth_row["kind"]] += 1
-            done += len(rows)
+                metadata_file.write(_json_line(caption_row))
+                truth_file.write(_json_line(truth_row))
+                kind_counts[truth_row["kind"]] += 1
+            done_count += len(rows)
             if progress is not None:
-                progress(done, scenes)
-    palette = palette_of(library)
-    kept = 0
+                progress(done_count, scene_count)
+    vocabulary = build_vocabulary(sprite_library)
+    held_out_count = 0
     with (folder / "held-out.jsonl").open("w", encoding="utf-8") as file:
-        for row in held_out_rows(palette):
-            file.write(_line(row))
-            kept += 1
-    summary = {"kind": "emoji scenes", "scenes": scenes, "seed": seed, "size": size, "nouns": library.nouns}
-    summary |= {"kinds": kinds, "held_out": kept, "sprites": library.source}
+        for row in held_out_rows(vocabulary):
+            file.write(_json_line(row))
+            held_out_count += 1
+    summary = {"kind": "emoji scenes", "scenes": scene_count, "seed": seed, "size": image_size, "nouns": sprite_library.nouns}
+    summary |= {"kinds": kind_counts, "held_out": held_out_count, "sprites": sprite_library.source}
     (folder / "about.json").write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return summary
 
 
-def _line(row: dict[str, Any]) -> str:
+def _json_line(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-Rows = list[tuple[dict[str, Any], dict[str, Any]]]
-Block = tuple[Path, int, int, int]
+BlockRows = list[tuple[dict[str, Any], dict[str, Any]]]
+SceneBlock = tuple[Path, int, int, int]
 
 
-def _drawn(blocks: list[Block], library: Library, size: int, workers: int | None) -> Iterator[Rows]:
-    workers = workers or (1 if len(blocks) < 4 else min(len(blocks), os.cpu_count() or 1))
-    if workers == 1:
-        artist = Artist(library, size)
-        yield from map(artist.draw, blocks)
+def _paint_blocks(blocks: list[SceneBlock], sprite_library: SpriteLibrary, image_size: int, worker_count: int | None) -> Iterator[BlockRows]:
+    worker_count = worker_count or (1 if len(blocks) < 4 else min(len(blocks), os.cpu_count() or 1))
+    if worker_count == 1:
+        block_painter = BlockPainter(sprite_library, image_size)
+        yield from map(block_painter.paint_block, blocks)
         return
-    with multiprocessing.get_context("spawn").Pool(workers, _hire, (library, size)) as pool:
-        yield from pool.imap(_work, islice(blocks, None))
+    with multiprocessing.get_context("spawn").Pool(worker_count, _initialize_worker, (sprite_library, image_size)) as pool:
+        yield from pool.imap(_paint_in_worker, islice(blocks, None))
 
 
-class Artist:
+class BlockPainter:
     """Draws blocks of scenes into a folder."""
 
-    def __init__(self, library: Library, size: int) -> None:
-        self._palette, self._painter = palette_of(library), Painter(library, size)
+    def __init__(self, sprite_library: SpriteLibrary, image_size: int) -> None:
+        self._vocabulary, self._painter = build_vocabulary(sprite_library), ScenePainter(sprite_library, image_size)
 
-    def draw(self, block: Block) -> Rows:
+    def paint_block(self, block: SceneBlock) -> BlockRows:
         folder, seed, start, stop = block
         rows = []
         for index in range(start, stop):
-            scene, captions = scene_of(seed, index, self._palette)
+            scene, captions = generate_scene(seed, index, self._vocabulary)
             pixels, boxes = self._painter.paint(scene)
-            path = folder / file_name(index)
+            path = folder / image_file_name(index)
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(pixels).save(path, compress_level=1)
-            rows.append(({"file_name": file_name(index), "text": captions}, _truth(index, scene, boxes)))
+            rows.append(({"file_name": image_file_name(index), "text": captions}, _truth_row(index, scene, boxes)))
         return rows
 
 
-_artist: Artist | None = None
+_block_painter: BlockPainter | None = None
 
 
-def _hire(library: Library, size: int) -> None:
-    global _artist
-    _artist = Artist(library, size)
+def _initialize_worker(sprite_library: SpriteLibrary, image_size: int) -> None:
+    global _block_painter
+    _block_painter = BlockPainter(sprite_library, image_size)
 
 
-def _work(block: Block) -> Rows:
-    assert _artist is not None
-    return _artist.draw(block)
+def _paint_in_worker(block: SceneBlock) -> BlockRows:
+    assert _block_painter is not None
+    return _block_painter.paint_block(block)
 
 
-def _truth(index: int, scene: Scene, boxes: Sequence[Box]) -> dict[str, Any]:
+def _truth_row(index: int, scene: Scene, boxes: Sequence[Box]) -> dict[str, Any]:
     objects = [
         {
-            "noun": thing.noun,
+            "noun": obj.noun,
             "box": list(box),
-            "tint": thing.tint or None,
-            "size": thing.size or None,
-            "wearing": thing.wearing or None,
-            "stilts": thing.stilts,
-            "hybrid_of": list(thing.hybrid_of) if thing.hybrid_of else None,
+            "tint": obj.tint or None,
+            "size": obj.size_word or None,
+            "wearing": obj.wearing or None,
+            "stilts": obj.on_stilts,
+            "hybrid_of": list(obj.hybrid_of) if obj.hybrid_of else None,
         }
-        for thing, box in zip(scene.things, boxes, strict=True)
+        for obj, box in zip(scene.objects, boxes, strict=True)
     ]
-    whole = {"file_name": file_name(index), "kind": scene.kind, "objects": objects}
-    return whole | {"relation": scene.relation or None, "background": scene.background}
+    row = {"file_name": image_file_name(index), "kind": scene.kind, "objects": objects}
+    return row | {"relation": scene.relation or None, "background": scene.background}

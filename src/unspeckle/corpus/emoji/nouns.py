@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from unspeckle.corpus.emoji.glyphs import CLEAN
+from unspeckle.corpus.emoji.glyphs import GLYPHS_BY_CATEGORY
 
 
 @dataclass(frozen=True)
 class Face:
     """Where a front-facing face has what, as fractions of its trimmed box (0 = left or top, 1 = right or bottom)."""
 
-    eyes: float  # height of the eyes
-    apart: float  # from the middle to an eye
-    brow: float  # where the lower edge of a hat sits
-    seam: float | None = None  # where it may be cut between eyes and mouth; None = takes no part in hybrids
-    ear: float = 0.78  # where a bow sits, from the left
+    eye_y: float  # height of the eyes
+    eye_offset_x: float  # from the middle to an eye
+    hat_y: float  # where the lower edge of a hat sits
+    seam_y: float | None = None  # where it may be cut between eyes and mouth; None = takes no part in hybrids
+    bow_x: float = 0.78  # where a bow sits, from the left
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Noun:
 
 ANIMAL, PLANT, FOOD, VEHICLE, PLACE, THING = "animal", "plant", "food", "vehicle", "place", "thing"
 
-CURATED: tuple[Noun, ...] = (
+CURATED_NOUNS: tuple[Noun, ...] = (
     Noun("frog", "🐸", ANIMAL, ("froggy",), face=Face(0.24, 0.25, 0.22, 0.45, 0.74)),
     Noun("rabbit", "🐰", ANIMAL, ("bunny",), face=Face(0.60, 0.18, 0.52, 0.70, 0.82)),
     Noun("panda", "🐼", ANIMAL, ("panda bear",), face=Face(0.46, 0.18, 0.16, 0.60)),
@@ -126,23 +126,23 @@ CURATED: tuple[Noun, ...] = (
     Noun("heart", "❤", THING),
 )
 
-GARMENTS: dict[str, str] = {"top hat": "🎩", "crown": "👑", "sunglasses": "🕶", "bow": "🎀"}
+GARMENT_GLYPHS: dict[str, str] = {"top hat": "🎩", "crown": "👑", "sunglasses": "🕶", "bow": "🎀"}
 """What a face may wear, with its glyph."""
 
 
 @cache
-def every_noun() -> tuple[Noun, ...]:
+def all_nouns() -> tuple[Noun, ...]:
     """The curated nouns, then all clean glyphs."""
-    entries = [(category, *entry.split(" ", 1)) for category, text in CLEAN.items() for entry in text.split(", ")]
-    return CURATED + tuple(Noun(name, glyph, category) for category, glyph, name in entries)
+    entries = [(category, *entry.split(" ", 1)) for category, text in GLYPHS_BY_CATEGORY.items() for entry in text.split(", ")]
+    return CURATED_NOUNS + tuple(Noun(name, glyph, category) for category, glyph, name in entries)
 
 
-def plural_of(noun: Noun) -> str:
+def plural_name(noun: Noun) -> str:
     """The plural of a noun's name."""
-    return noun.plural or plural(noun.name)
+    return noun.plural or pluralize(noun.name)
 
 
-_SAME = {
+_UNCHANGED_PLURALS = {
     "sheep",
     "fried shrimp",
     "shrimp",
@@ -154,24 +154,24 @@ _SAME = {
     "thumbs up",
     "thumbs down",
 }
-_ODD = {"goose": "geese", "ox": "oxen", "die": "dice", "foot": "feet", "tooth": "teeth", "t-rex": "t-rexes"}
+_IRREGULAR_PLURALS = {"goose": "geese", "ox": "oxen", "die": "dice", "foot": "feet", "tooth": "teeth", "t-rex": "t-rexes"}
 
 
-def plural(word: str) -> str:
+def pluralize(word: str) -> str:
     """The regular English plural; of "slice of pizza" that of its head."""
     head, of, rest = word.partition(" of ")
     if of:
-        return plural(head) + of + rest
+        return pluralize(head) + of + rest
     if word.endswith(("s", "x", "ch", "sh")):
         return word + "es"
     if word.endswith(("lf", "fe")):
         return word.rstrip("e")[:-1] + "ves"
     if word.endswith("man"):
         return word[:-3] + "men"
-    if word in _SAME:
+    if word in _UNCHANGED_PLURALS:
         return word
-    if word in _ODD:
-        return _ODD[word]
+    if word in _IRREGULAR_PLURALS:
+        return _IRREGULAR_PLURALS[word]
     if word.endswith("y") and word[-2:-1] not in "aeiou":
         return word[:-1] + "ies"
     return word + "s"
@@ -179,9 +179,9 @@ def plural(word: str) -> str:
 
 def with_article(phrase: str) -> str:
     """The phrase with "a" or "an" before it; words that are plural already take none."""
-    first = phrase.split()[0] if phrase else ""
-    if first in {"sunglasses", "glasses"}:
+    first_word = phrase.split()[0] if phrase else ""
+    if first_word in {"sunglasses", "glasses"}:
         return phrase
-    consonant = first.startswith(("uni", "ufo", "uk", "eu", "ewe", "one"))
-    vowel = first.startswith(("hour", "x-ray")) or (first[:1] in "aeiou" and not consonant)
-    return ("an " if vowel else "a ") + phrase
+    has_consonant_sound = first_word.startswith(("uni", "ufo", "uk", "eu", "ewe", "one"))
+    has_vowel_sound = first_word.startswith(("hour", "x-ray")) or (first_word[:1] in "aeiou" and not has_consonant_sound)
+    return ("an " if has_vowel_sound else "a ") + phrase

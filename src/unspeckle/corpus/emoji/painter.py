@@ -10,83 +10,83 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unspeckle.corpus.emoji.accessories import crossed, dressed, on_stilts
+from unspeckle.corpus.emoji.accessories import make_hybrid, add_garment, add_stilts
 from unspeckle.corpus.emoji.nouns import Face
-from unspeckle.corpus.emoji.scenes import Scene, Thing
-from unspeckle.corpus.emoji.sprites import Library, master
-from unspeckle.corpus.emoji.tints import BACKGROUNDS, tinted
+from unspeckle.corpus.emoji.scenes import Scene, SceneObject
+from unspeckle.corpus.emoji.sprites import SpriteLibrary, trim_and_shrink
+from unspeckle.corpus.emoji.tints import BACKGROUNDS, tint_image
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 lie just outside
 
-BRIGHTNESS, GRADIENT = 10.0, 12.0  # how far backgrounds vary, in 255ths
+BACKGROUND_BRIGHTNESS_RANGE, BACKGROUND_GRADIENT_RANGE = 10.0, 12.0  # how far backgrounds vary, in 255ths
 
 
 @dataclass(frozen=True)
-class Look:
+class ObjectAppearance:
     """All of a thing but its place and size."""
 
     noun: str
     tint: str
     wearing: str
-    stilts: bool
+    on_stilts: bool
     hybrid_of: tuple[str, str] | None
     splice: str
 
 
-class Painter:
+class ScenePainter:
     """Draws scenes of `size` × `size` pixels from a library."""
 
-    def __init__(self, library: Library, size: int) -> None:
-        self._library, self._size = library, size
-        self._whole = lru_cache(maxsize=1024)(self._make)
-        self._cutout = lru_cache(maxsize=16384)(self._shrink)
+    def __init__(self, sprite_library: SpriteLibrary, image_size: int) -> None:
+        self._sprite_library, self._image_size = sprite_library, image_size
+        self._sprite_image = lru_cache(maxsize=1024)(self._render_sprite)
+        self._scaled_sprite = lru_cache(maxsize=16384)(self._scale_sprite)
 
     def paint(self, scene: Scene) -> tuple[NDArray[np.uint8], list[Box]]:
         """The picture (size, size, 3) and each thing's box."""
-        canvas = self._background(scene)
+        canvas = self._paint_background(scene)
         boxes = []
-        for thing in scene.things:
-            alpha, colour = self._cutout(_look(thing), round(thing.side * self._size))
+        for obj in scene.objects:
+            alpha, color = self._scaled_sprite(_appearance(obj), round(obj.side * self._image_size))
             height, width = alpha.shape[:2]
-            x0 = min(max(0, round(thing.x * self._size - width / 2)), self._size - width)
-            y0 = round(thing.y * self._size - height / 2)
-            if thing.stilts:  # the feet stand on the lower edge of the thing's square
-                y0 = round((thing.y + thing.side / 2) * self._size) - height
-            y0 = min(max(0, y0), self._size - height)
+            x0 = min(max(0, round(obj.x * self._image_size - width / 2)), self._image_size - width)
+            y0 = round(obj.y * self._image_size - height / 2)
+            if obj.on_stilts:  # the feet stand on the lower edge of the thing's square
+                y0 = round((obj.y + obj.side / 2) * self._image_size) - height
+            y0 = min(max(0, y0), self._image_size - height)
             patch = canvas[y0 : y0 + height, x0 : x0 + width]
             patch *= 1 - alpha
-            patch += colour
+            patch += color
             boxes.append((x0, y0, x0 + width, y0 + height))
         return np.clip(canvas + 0.5, 0, 255).astype(np.uint8), boxes
 
-    def _background(self, scene: Scene) -> NDArray[np.float32]:
-        colour = np.array(BACKGROUNDS[scene.background], dtype=np.float32)
+    def _paint_background(self, scene: Scene) -> NDArray[np.float32]:
+        color = np.array(BACKGROUNDS[scene.background], dtype=np.float32)
         if scene.background == "white":
-            return np.full((self._size, self._size, 3), 255, dtype=np.float32)
-        slope = np.linspace(-0.5, 0.5, self._size, dtype=np.float32) * np.float32(scene.glow[1] * GRADIENT)
-        column = colour + np.float32(scene.glow[0] * BRIGHTNESS) + slope[:, None]
-        return np.repeat(column[:, None, :], self._size, axis=1)
+            return np.full((self._image_size, self._image_size, 3), 255, dtype=np.float32)
+        slope = np.linspace(-0.5, 0.5, self._image_size, dtype=np.float32) * np.float32(scene.background_variation[1] * BACKGROUND_GRADIENT_RANGE)
+        column = color + np.float32(scene.background_variation[0] * BACKGROUND_BRIGHTNESS_RANGE) + slope[:, None]
+        return np.repeat(column[:, None, :], self._image_size, axis=1)
 
-    def _shrink(self, look: Look, side: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _scale_sprite(self, appearance: ObjectAppearance, side: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Alpha (h, w, 1) in 0 to 1 and premultiplied colour (h, w, 3) in 0 to 255, the longer side `side` px."""
-        whole = self._whole(look)
-        scale = side / max(whole.size)
-        size = (max(1, round(whole.width * scale)), max(1, round(whole.height * scale)))
-        small = np.asarray(whole.convert("RGBa").resize(size, Image.Resampling.LANCZOS)).astype(np.float32)
-        alpha = small[..., 3:] / np.float32(255)
-        return alpha, np.minimum(small[..., :3], small[..., 3:])
+        sprite_image = self._sprite_image(appearance)
+        scale = side / max(sprite_image.size)
+        size = (max(1, round(sprite_image.width * scale)), max(1, round(sprite_image.height * scale)))
+        scaled = np.asarray(sprite_image.convert("RGBa").resize(size, Image.Resampling.LANCZOS)).astype(np.float32)
+        alpha = scaled[..., 3:] / np.float32(255)
+        return alpha, np.minimum(scaled[..., :3], scaled[..., 3:])
 
-    def _make(self, look: Look) -> Image.Image:
-        if look.hybrid_of:
-            first, second = (self._library.sprites[noun] for noun in look.hybrid_of)
-            one, other = (sprite.noun.face or Face(0.4, 0.2, 0.1, 0.5) for sprite in (first, second))
-            return master(crossed(first.picture, one, second.picture, other, look.splice))
-        sprite = self._library.sprites[look.noun]
-        picture = tinted(sprite.picture, look.tint) if look.tint else sprite.picture
-        if look.wearing and sprite.noun.face:
-            picture = dressed(picture, sprite.noun.face, look.wearing, self._library.garments[look.wearing])
-        return on_stilts(picture) if look.stilts else picture
+    def _render_sprite(self, appearance: ObjectAppearance) -> Image.Image:
+        if appearance.hybrid_of:
+            first, second = (self._sprite_library.sprites[noun] for noun in appearance.hybrid_of)
+            first_face, second_face = (sprite.noun.face or Face(0.4, 0.2, 0.1, 0.5) for sprite in (first, second))
+            return trim_and_shrink(make_hybrid(first.image, first_face, second.image, second_face, appearance.splice))
+        sprite = self._sprite_library.sprites[appearance.noun]
+        image = tint_image(sprite.image, appearance.tint) if appearance.tint else sprite.image
+        if appearance.wearing and sprite.noun.face:
+            image = add_garment(image, sprite.noun.face, appearance.wearing, self._sprite_library.garments[appearance.wearing])
+        return add_stilts(image) if appearance.on_stilts else image
 
 
-def _look(thing: Thing) -> Look:
-    return Look(thing.noun, thing.tint, thing.wearing, thing.stilts, thing.hybrid_of, thing.splice)
+def _appearance(obj: SceneObject) -> ObjectAppearance:
+    return ObjectAppearance(obj.noun, obj.tint, obj.wearing, obj.on_stilts, obj.hybrid_of, obj.splice)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-SHARES = {  # how often each kind of scene is chosen
+SCENE_KIND_WEIGHTS = {  # how often each kind of scene is chosen
     "single": 0.23,  # one object, plain or tinted, big or small
     "two": 0.38,  # two nouns, with or without a place
     "group": 0.02,  # three or four nouns
@@ -15,15 +15,15 @@ SHARES = {  # how often each kind of scene is chosen
     "wearing": 0.06,
     "hybrid": 0.13,
 }
-TINTED = {"single": 0.45, "two": 0.45, "group": 0.1, "count": 0.3, "stilts": 0.3, "wearing": 0.2, "hybrid": 0.0}
-WHITE = 0.4  # the share of white backgrounds
-TOP = 0.65  # the share of hybrids that are cut across, not down the middle
-WORN_COLOURS = {"top hat": "black", "sunglasses": "black", "bow": "red", "crown": "yellow"}
+TINT_PROBABILITIES = {"single": 0.45, "two": 0.45, "group": 0.1, "count": 0.3, "stilts": 0.3, "wearing": 0.2, "hybrid": 0.0}
+WHITE_BACKGROUND_PROBABILITY = 0.4  # the share of white backgrounds
+TOP_SPLICE_PROBABILITY = 0.65  # the share of hybrids that are cut across, not down the middle
+GARMENT_COLORS = {"top hat": "black", "sunglasses": "black", "bow": "red", "crown": "yellow"}
 RELATIONS = ("left of", "right of", "above", "below", "next to", "")
 
 
 @dataclass(frozen=True)
-class Palette:
+class SceneVocabulary:
     """What scenes are made of. The colours allowed for a noun leave out its own."""
 
     nouns: Sequence[str]
@@ -31,23 +31,23 @@ class Palette:
     backgrounds: dict[str, list[str]]
     plurals: dict[str, str]
     synonyms: dict[str, tuple[str, ...]]
-    wearers: Sequence[str]
+    wearer_nouns: Sequence[str]
     garments: Sequence[str]
-    hybrids: Sequence[str]
+    hybrid_nouns: Sequence[str]
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """An object: its middle (x, y) and the side of the square that holds it."""
 
     noun: str
     x: float = 0.5
     y: float = 0.5
     side: float = 0.62
-    size: str = ""  # "big", "small" or unsaid
+    size_word: str = ""  # "big", "small" or unsaid
     tint: str = ""
     wearing: str = ""
-    stilts: bool = False
+    on_stilts: bool = False
     hybrid_of: tuple[str, str] | None = None
     splice: str = ""  # "top": the first's upper part on the second's lower part; "side": left and right halves
 
@@ -57,89 +57,89 @@ class Scene:
     """Things on a background; `relation` is the first thing's to the second."""
 
     kind: str
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     background: str = "white"
     relation: str = ""
-    glow: tuple[float, float] = (0.0, 0.0)  # the background's brightness, and how it changes from top to bottom
+    background_variation: tuple[float, float] = (0.0, 0.0)  # the background's brightness, and how it changes from top to bottom
 
 
-def choose_scene(rng: Random, palette: Palette, allowed: Callable[[Scene], bool]) -> Scene:
+def sample_scene(rng: Random, vocabulary: SceneVocabulary, is_allowed: Callable[[Scene], bool]) -> Scene:
     """A scene that is allowed; a combination that is not is drawn again."""
-    kind = _weighted(rng, SHARES)
+    kind = _sample_weighted(rng, SCENE_KIND_WEIGHTS)
     for attempt in range(200):
-        scene = _KINDS[kind if attempt < 100 else "single"](rng, palette)
-        scene = _on_background(rng, palette, _coloured(rng, palette, scene))
-        if _feasible(scene) and allowed(scene):
+        scene = _SCENE_MAKERS[kind if attempt < 100 else "single"](rng, vocabulary)
+        scene = _choose_background(rng, vocabulary, _assign_tints(rng, vocabulary, scene))
+        if _fits_in_image(scene) and is_allowed(scene):
             return scene
-    return Scene("single", (Thing(palette.nouns[int(rng.random() * len(palette.nouns))]),))
+    return Scene("single", (SceneObject(vocabulary.nouns[int(rng.random() * len(vocabulary.nouns))]),))
 
 
-def _weighted(rng: Random, shares: dict[str, float]) -> str:
-    place = rng.random() * sum(shares.values())
-    for name, share in shares.items():
-        place -= share
-        if place < 0:
+def _sample_weighted(rng: Random, weights: dict[str, float]) -> str:
+    remainder = rng.random() * sum(weights.values())
+    for name, weight in weights.items():
+        remainder -= weight
+        if remainder < 0:
             return name
-    return next(iter(shares))
+    return next(iter(weights))
 
 
-def _pick(rng: Random, options: Sequence[str]) -> str:
+def _choose_one(rng: Random, options: Sequence[str]) -> str:
     return options[int(rng.random() * len(options))]
 
 
-def _picks(rng: Random, options: Sequence[str], count: int) -> list[str]:
-    left = list(options)
-    return [left.pop(int(rng.random() * len(left))) for _ in range(min(count, len(left)))]
+def _choose_distinct(rng: Random, options: Sequence[str], count: int) -> list[str]:
+    remaining = list(options)
+    return [remaining.pop(int(rng.random() * len(remaining))) for _ in range(min(count, len(remaining)))]
 
 
-def _between(rng: Random, low: float, high: float) -> float:
+def _uniform(rng: Random, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
 
 
-def _anywhere(rng: Random, thing: Thing) -> Thing:
+def _place_near_center(rng: Random, obj: SceneObject) -> SceneObject:
     """The thing moved to a place near the middle, wholly inside."""
-    room = 0.5 - thing.side / 2 - 0.02
-    reach = min(room, 0.12 if thing.size != "small" else 0.25)
-    return replace(thing, x=0.5 + _between(rng, -reach, reach), y=0.5 + _between(rng, -reach, reach))
+    margin = 0.5 - obj.side / 2 - 0.02
+    max_offset = min(margin, 0.12 if obj.size_word != "small" else 0.25)
+    return replace(obj, x=0.5 + _uniform(rng, -max_offset, max_offset), y=0.5 + _uniform(rng, -max_offset, max_offset))
 
 
-def _single(rng: Random, palette: Palette) -> Scene:
-    size = _weighted(rng, {"": 0.76, "big": 0.12, "small": 0.12})
-    low, high = {"": (0.56, 0.74), "big": (0.84, 0.94), "small": (0.30, 0.40)}[size]
-    thing = Thing(_pick(rng, palette.nouns), side=_between(rng, low, high), size=size)
-    return Scene("single", (_anywhere(rng, thing),))
+def _single_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
+    size_word = _sample_weighted(rng, {"": 0.76, "big": 0.12, "small": 0.12})
+    low, high = {"": (0.56, 0.74), "big": (0.84, 0.94), "small": (0.30, 0.40)}[size_word]
+    obj = SceneObject(_choose_one(rng, vocabulary.nouns), side=_uniform(rng, low, high), size_word=size_word)
+    return Scene("single", (_place_near_center(rng, obj),))
 
 
-def _two(rng: Random, palette: Palette) -> Scene:
-    nouns = _picks(rng, palette.nouns, 2)
+def _two_noun_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
+    nouns = _choose_distinct(rng, vocabulary.nouns, 2)
     if len(nouns) < 2:
-        return _single(rng, palette)
-    relation = _pick(rng, RELATIONS)
-    sizes = ("", "")
-    sides = (_between(rng, 0.40, 0.47), _between(rng, 0.40, 0.47))
+        return _single_scene(rng, vocabulary)
+    relation = _choose_one(rng, RELATIONS)
+    size_words = ("", "")
+    sides = (_uniform(rng, 0.40, 0.47), _uniform(rng, 0.40, 0.47))
     if rng.random() < 0.25:
-        sizes, sides = ("big", "small"), (_between(rng, 0.54, 0.58), _between(rng, 0.27, 0.32))
+        size_words, sides = ("big", "small"), (_uniform(rng, 0.54, 0.58), _uniform(rng, 0.27, 0.32))
         if rng.random() < 0.5:
-            sizes, sides = (sizes[1], sizes[0]), (sides[1], sides[0])
-    upright = relation in {"above", "below"} or (not relation and rng.random() < 0.25)
-    turned = relation in {"right of", "below"}  # where no place is said, things are named in the order of reading
-    first, second = (Thing(n, side=s, size=z) for n, s, z in zip(nouns, sides, sizes, strict=True))
-    before, after = _row(rng, (second, first) if turned else (first, second), upright)
-    return Scene("two", (after, before) if turned else (before, after), relation=relation)
+            size_words, sides = (size_words[1], size_words[0]), (sides[1], sides[0])
+    is_vertical = relation in {"above", "below"} or (not relation and rng.random() < 0.25)
+    is_reversed = relation in {"right of", "below"}  # where no place is said, things are named in the order of reading
+    first, second = (SceneObject(noun, side=side, size_word=size_word) for noun, side, size_word in zip(nouns, sides, size_words, strict=True))
+    leading, trailing = _arrange_pair(rng, (second, first) if is_reversed else (first, second), is_vertical)
+    return Scene("two", (trailing, leading) if is_reversed else (leading, trailing), relation=relation)
 
 
-def _row(rng: Random, things: tuple[Thing, Thing], upright: bool) -> tuple[Thing, Thing]:
+def _arrange_pair(rng: Random, objects: tuple[SceneObject, SceneObject], is_vertical: bool) -> tuple[SceneObject, SceneObject]:
     """Two things side by side, or one above the other, with a gap between and jitter across."""
-    first, second = things
-    spare = 1 - first.side - second.side
-    gap = spare * _between(rng, 0.15, 0.6)
-    start = (spare - gap) * _between(rng, 0.2, 0.8)
-    along = (start + first.side / 2, start + first.side + gap + second.side / 2)
-    jitter = 0.04 if upright else 0.07
-    across = tuple(0.5 + _between(rng, -jitter, jitter) for _ in things)
-    if upright:
-        return replace(first, x=across[0], y=along[0]), replace(second, x=across[1], y=along[1])
-    return replace(first, x=along[0], y=across[0]), replace(second, x=along[1], y=across[1])
+    first, second = objects
+    free_length = 1 - first.side - second.side
+    gap = free_length * _uniform(rng, 0.15, 0.6)
+    start = (free_length - gap) * _uniform(rng, 0.2, 0.8)
+    main_axis = (start + first.side / 2, start + first.side + gap + second.side / 2)
+    jitter = 0.04 if is_vertical else 0.07
+    cross_axis = tuple(0.5 + _uniform(rng, -jitter, jitter) for _ in objects)
+    if is_vertical:
+        return replace(first, x=cross_axis[0], y=main_axis[0]), replace(second, x=cross_axis[1], y=main_axis[1])
+    return replace(first, x=main_axis[0], y=cross_axis[0]), replace(second, x=main_axis[1], y=cross_axis[1])
 
 
 # The commonest first: how often, the greatest side, middles in the order of reading.
@@ -159,91 +159,91 @@ _LAYOUTS: dict[int, tuple[tuple[float, float, tuple[tuple[float, float], ...]], 
 }
 
 
-def _laid_out(rng: Random, nouns: Sequence[str]) -> tuple[Thing, ...]:
+def _arrange_in_layout(rng: Random, nouns: Sequence[str]) -> tuple[SceneObject, ...]:
     layouts = _LAYOUTS[len(nouns)]
-    greatest, middles = rng.choices([layout[1:] for layout in layouts], [layout[0] for layout in layouts])[0]
-    side = greatest * _between(rng, 0.86, 1.0)
-    free = (greatest - side) / 2 + 0.01
+    max_side, centers = rng.choices([layout[1:] for layout in layouts], [layout[0] for layout in layouts])[0]
+    side = max_side * _uniform(rng, 0.86, 1.0)
+    max_offset = (max_side - side) / 2 + 0.01
     return tuple(
-        Thing(noun, x + _between(rng, -free, free), y + _between(rng, -free, free), side)
-        for noun, (x, y) in zip(nouns, middles, strict=True)
+        SceneObject(noun, x + _uniform(rng, -max_offset, max_offset), y + _uniform(rng, -max_offset, max_offset), side)
+        for noun, (x, y) in zip(nouns, centers, strict=True)
     )
 
 
-def _count(rng: Random, palette: Palette) -> Scene:
-    number = int(_weighted(rng, {"2": 0.36, "3": 0.34, "4": 0.30}))
-    return Scene("count", _laid_out(rng, [_pick(rng, palette.nouns)] * number))
+def _count_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
+    count = int(_sample_weighted(rng, {"2": 0.36, "3": 0.34, "4": 0.30}))
+    return Scene("count", _arrange_in_layout(rng, [_choose_one(rng, vocabulary.nouns)] * count))
 
 
-def _group(rng: Random, palette: Palette) -> Scene:
-    nouns = _picks(rng, palette.nouns, 3 if rng.random() < 0.7 else 4)
-    return Scene("group", _laid_out(rng, nouns)) if len(nouns) > 2 else _single(rng, palette)
+def _group_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
+    nouns = _choose_distinct(rng, vocabulary.nouns, 3 if rng.random() < 0.7 else 4)
+    return Scene("group", _arrange_in_layout(rng, nouns)) if len(nouns) > 2 else _single_scene(rng, vocabulary)
 
 
-def _stilts(rng: Random, palette: Palette) -> Scene:
-    side = _between(rng, 0.86, 0.96)
-    x = 0.5 + _between(rng, -0.1, 0.1)
-    thing = Thing(_pick(rng, palette.nouns), x, 0.98 - side / 2 - _between(rng, 0, 0.02), side, stilts=True)
-    return Scene("stilts", (thing,))
+def _stilts_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
+    side = _uniform(rng, 0.86, 0.96)
+    x = 0.5 + _uniform(rng, -0.1, 0.1)
+    obj = SceneObject(_choose_one(rng, vocabulary.nouns), x, 0.98 - side / 2 - _uniform(rng, 0, 0.02), side, on_stilts=True)
+    return Scene("stilts", (obj,))
 
 
-def _wearing(rng: Random, palette: Palette) -> Scene:
-    if not palette.wearers or not palette.garments:
-        return _single(rng, palette)
-    thing = Thing(_pick(rng, palette.wearers), side=_between(rng, 0.72, 0.88), wearing=_pick(rng, palette.garments))
-    return Scene("wearing", (_anywhere(rng, thing),))
+def _wearing_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
+    if not vocabulary.wearer_nouns or not vocabulary.garments:
+        return _single_scene(rng, vocabulary)
+    obj = SceneObject(_choose_one(rng, vocabulary.wearer_nouns), side=_uniform(rng, 0.72, 0.88), wearing=_choose_one(rng, vocabulary.garments))
+    return Scene("wearing", (_place_near_center(rng, obj),))
 
 
-def _hybrid(rng: Random, palette: Palette) -> Scene:
-    if len(palette.hybrids) < 2:
-        return _single(rng, palette)
-    first, second = _picks(rng, palette.hybrids, 2)
-    thing = Thing(f"{first}-{second} hybrid", side=_between(rng, 0.68, 0.86), hybrid_of=(first, second))
-    thing = replace(thing, splice="top" if rng.random() < TOP else "side")
-    return Scene("hybrid", (_anywhere(rng, thing),))
+def _hybrid_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
+    if len(vocabulary.hybrid_nouns) < 2:
+        return _single_scene(rng, vocabulary)
+    first, second = _choose_distinct(rng, vocabulary.hybrid_nouns, 2)
+    obj = SceneObject(f"{first}-{second} hybrid", side=_uniform(rng, 0.68, 0.86), hybrid_of=(first, second))
+    obj = replace(obj, splice="top" if rng.random() < TOP_SPLICE_PROBABILITY else "side")
+    return Scene("hybrid", (_place_near_center(rng, obj),))
 
 
-_KINDS: dict[str, Callable[[Random, Palette], Scene]] = {
-    "single": _single,
-    "two": _two,
-    "group": _group,
-    "count": _count,
-    "stilts": _stilts,
-    "wearing": _wearing,
-    "hybrid": _hybrid,
+_SCENE_MAKERS: dict[str, Callable[[Random, SceneVocabulary], Scene]] = {
+    "single": _single_scene,
+    "two": _two_noun_scene,
+    "group": _group_scene,
+    "count": _count_scene,
+    "stilts": _stilts_scene,
+    "wearing": _wearing_scene,
+    "hybrid": _hybrid_scene,
 }
 
 
-def _coloured(rng: Random, palette: Palette, scene: Scene) -> Scene:
+def _assign_tints(rng: Random, vocabulary: SceneVocabulary, scene: Scene) -> Scene:
     """Some things tinted; several of one noun all alike."""
-    things: list[Thing] = []
-    for thing in scene.things:
-        if scene.kind == "count" and things:
-            tint = things[0].tint
+    objects: list[SceneObject] = []
+    for obj in scene.objects:
+        if scene.kind == "count" and objects:
+            tint = objects[0].tint
         else:
-            options = palette.tints.get(thing.noun, [])
-            tint = _pick(rng, options) if options and rng.random() < TINTED[scene.kind] else ""
-        things.append(replace(thing, tint=tint))
-    return replace(scene, things=tuple(things))
+            options = vocabulary.tints.get(obj.noun, [])
+            tint = _choose_one(rng, options) if options and rng.random() < TINT_PROBABILITIES[scene.kind] else ""
+        objects.append(replace(obj, tint=tint))
+    return replace(scene, things=tuple(objects))
 
 
-def _on_background(rng: Random, palette: Palette, scene: Scene) -> Scene:
+def _choose_background(rng: Random, vocabulary: SceneVocabulary, scene: Scene) -> Scene:
     """A background that is the colour of none of the things."""
-    taken = {thing.tint for thing in scene.things}
-    suited = [set(palette.backgrounds[noun]) for thing in scene.things if not thing.tint for noun in _parts(thing)]
-    options = [n for n in palette.backgrounds[""] if n not in taken and all(n in names for names in suited)]
-    drawn = [WORN_COLOURS.get(thing.wearing, "brown" if thing.stilts else "") for thing in scene.things]
-    options = [name for name in options if name not in drawn]
-    glow = (_between(rng, -1, 1), _between(rng, -1, 1))
-    if "white" in options and rng.random() < WHITE:
+    used_tints = {obj.tint for obj in scene.objects}
+    allowed_backgrounds = [set(vocabulary.backgrounds[noun]) for obj in scene.objects if not obj.tint for noun in _component_nouns(obj)]
+    options = [name for name in vocabulary.backgrounds[""] if name not in used_tints and all(name in names for names in allowed_backgrounds)]
+    accessory_colors = [GARMENT_COLORS.get(obj.wearing, "brown" if obj.on_stilts else "") for obj in scene.objects]
+    options = [name for name in options if name not in accessory_colors]
+    glow = (_uniform(rng, -1, 1), _uniform(rng, -1, 1))
+    if "white" in options and rng.random() < WHITE_BACKGROUND_PROBABILITY:
         return replace(scene, background="white", glow=glow)
-    coloured = [name for name in options if name != "white"] or ["white"]
-    return replace(scene, background=_pick(rng, coloured), glow=glow)
+    colored = [name for name in options if name != "white"] or ["white"]
+    return replace(scene, background=_choose_one(rng, colored), glow=glow)
 
 
-def _parts(thing: Thing) -> tuple[str, ...]:
-    return thing.hybrid_of or (thing.noun,)
+def _component_nouns(obj: SceneObject) -> tuple[str, ...]:
+    return obj.hybrid_of or (obj.noun,)
 
 
-def _feasible(scene: Scene) -> bool:
-    return all(thing.x - thing.side / 2 >= 0 and thing.x + thing.side / 2 <= 1 for thing in scene.things)
+def _fits_in_image(scene: Scene) -> bool:
+    return all(obj.x - obj.side / 2 >= 0 and obj.x + obj.side / 2 <= 1 for obj in scene.objects)

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Shade = tuple[int, int, int]
+RGB = tuple[int, int, int]
 
-TINTS: dict[str, tuple[Shade, Shade, Shade]] = {  # dark, middle, light
+TINTS: dict[str, tuple[RGB, RGB, RGB]] = {  # dark, middle, light
     "red": ((70, 0, 0), (222, 30, 38), (255, 190, 180)),
     "orange": ((95, 35, 0), (250, 130, 15), (255, 218, 170)),
     "yellow": ((105, 75, 0), (252, 214, 20), (255, 250, 200)),
@@ -22,7 +22,7 @@ TINTS: dict[str, tuple[Shade, Shade, Shade]] = {  # dark, middle, light
 }
 """The colours an object may take; its luminance runs along the three shades."""
 
-BACKGROUNDS: dict[str, Shade] = {
+BACKGROUNDS: dict[str, RGB] = {
     "white": (255, 255, 255),
     "grey": (158, 160, 164),
     "black": (20, 20, 24),
@@ -36,7 +36,7 @@ BACKGROUNDS: dict[str, Shade] = {
     "brown": (142, 98, 64),
 }
 
-_HUES = (
+_HUE_RANGES = (
     ("red", -18, 13),
     ("orange", 13, 42),
     ("yellow", 42, 68),
@@ -45,34 +45,34 @@ _HUES = (
     ("purple", 252, 292),
     ("pink", 292, 342),
 )
-_EDGE = 7  # degrees: a hue this near to a border counts for both of its colours
+_HUE_OVERLAP = 7  # degrees: a hue this near to a border counts for both of its colours
 
 
-def own_colours(picture: Image.Image) -> dict[str, float]:
+def color_shares(image: Image.Image) -> dict[str, float]:
     """The shares of a picture's opaque area by colour name; areas between two names count for both."""
-    pixels = np.asarray(picture.convert("RGBA").resize((48, 48), Image.Resampling.BOX)).reshape(-1, 4)
+    pixels = np.asarray(image.convert("RGBA").resize((48, 48), Image.Resampling.BOX)).reshape(-1, 4)
     pixels = pixels[pixels[:, 3] > 128]
     if len(pixels) == 0:
         return {}
-    hue, saturation, value = _hsv(pixels[:, :3].astype(np.float64) / 255)
+    hue, saturation, value = _rgb_to_hsv(pixels[:, :3].astype(np.float64) / 255)
     black = value < 0.25
     pale = ~black & (saturation < 0.16)
     vivid = ~black & ~pale
-    found = {"black": black, "white": pale & (value > 0.82), "grey": pale & (value <= 0.9)}
-    for name, low, high in _HUES:
-        inside = (hue - (low - _EDGE)) % 360 <= (high - low + 2 * _EDGE)
-        found[name] = vivid & inside
-    warm = found["red"] | found["orange"]
-    dull = warm & (value < 0.72)
-    found["brown"] = dull
-    found["red"] = found["red"] & ~(dull & (value < 0.6) & (saturation < 0.75))
-    found["orange"] = found["orange"] & ~(dull & (value < 0.6))
-    rosy = vivid & ((hue < 26) | (hue > 330)) & (saturation < 0.6) & (value > 0.75)
-    found["pink"] = found["pink"] | rosy
-    return {name: float(mask.mean()) for name, mask in found.items() if mask.mean() > 0.02}
+    masks = {"black": black, "white": pale & (value > 0.82), "grey": pale & (value <= 0.9)}
+    for name, low, high in _HUE_RANGES:
+        in_range = (hue - (low - _HUE_OVERLAP)) % 360 <= (high - low + 2 * _HUE_OVERLAP)
+        masks[name] = vivid & in_range
+    warm = masks["red"] | masks["orange"]
+    dark_warm = warm & (value < 0.72)
+    masks["brown"] = dark_warm
+    masks["red"] = masks["red"] & ~(dark_warm & (value < 0.6) & (saturation < 0.75))
+    masks["orange"] = masks["orange"] & ~(dark_warm & (value < 0.6))
+    pale_red = vivid & ((hue < 26) | (hue > 330)) & (saturation < 0.6) & (value > 0.75)
+    masks["pink"] = masks["pink"] | pale_red
+    return {name: float(mask.mean()) for name, mask in masks.items() if mask.mean() > 0.02}
 
 
-def _hsv(rgb: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _rgb_to_hsv(rgb: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     high, low = rgb.max(1), rgb.min(1)
     span = np.where(high > low, high - low, 1.0)
     red, green, blue = rgb.T
@@ -81,14 +81,14 @@ def _hsv(rgb: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[
     return (hue * 60) % 360, np.where(high > 0, (high - low) / np.maximum(high, 1e-9), 0.0), high
 
 
-def tinted(picture: Image.Image, tint: str) -> Image.Image:
+def tint_image(image: Image.Image, tint: str) -> Image.Image:
     """The picture in one colour: its luminance, stretched so that its commonest takes the tint's middle shade."""
-    pixels = np.asarray(picture.convert("RGBA")).astype(np.float64)
+    pixels = np.asarray(image.convert("RGBA")).astype(np.float64)
     luminance = pixels[..., :3] @ np.array([0.299, 0.587, 0.114]) / 255
     opaque = pixels[..., 3] > 128
     middle = float(np.median(luminance[opaque])) if opaque.any() else 0.5
     low, high = min(0.1, middle - 0.25), max(0.95, middle + 0.25)
-    place = np.interp(luminance, [low, middle, high], [0.0, 0.5, 1.0])
+    shade_position = np.interp(luminance, [low, middle, high], [0.0, 0.5, 1.0])
     shades = np.array(TINTS[tint], dtype=np.float64)
-    colour = np.stack([np.interp(place, [0.0, 0.5, 1.0], shades[:, channel]) for channel in range(3)], axis=-1)
-    return Image.fromarray(np.dstack([colour.round(), pixels[..., 3]]).astype(np.uint8), "RGBA")
+    color = np.stack([np.interp(shade_position, [0.0, 0.5, 1.0], shades[:, channel]) for channel in range(3)], axis=-1)
+    return Image.fromarray(np.dstack([color.round(), pixels[..., 3]]).astype(np.uint8), "RGBA")

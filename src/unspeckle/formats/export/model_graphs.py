@@ -7,44 +7,44 @@ from torch import Tensor, nn
 
 from unspeckle import configuration, schedule
 from unspeckle.denoiser import Denoiser, Conditioning
-from unspeckle.formats.export.stable_diffusion_graphs import BATCH, Graph, Sides, Tensors, each, maps, random, sides
+from unspeckle.formats.export.stable_diffusion_graphs import BATCH_AXIS, ExportGraph, DynamicAxes, TensorTuple, expand_to_batch, random_feature_maps, random_tensor, image_axes
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.transformer import TransformerConfig
 from unspeckle.text.text_encoder import TextEncoder
-from unspeckle.text.tokenizer import PAD, START
+from unspeckle.text.tokenizer import PAD_ID, START_ID
 
 
-class Reader(nn.Module):
+class TextEncoderGraph(nn.Module):
     """Ids (B, L) int32 to the tokens, which of them are words, and their mean."""
 
-    def __init__(self, text: TextEncoder) -> None:
+    def __init__(self, text_encoder: TextEncoder) -> None:
         super().__init__()
-        self.text = text
+        self.text_encoder = text_encoder
 
-    def forward(self, input_ids: Tensor) -> Tensors:
-        given = self.text(input_ids)
-        return given.tokens, given.vector, given.mask
+    def forward(self, input_ids: Tensor) -> TensorTuple:
+        conditioning = self.text_encoder(input_ids)
+        return conditioning.tokens, conditioning.vector, conditioning.mask
 
 
-class Expects(nn.Module):
+class DenoiserGraph(nn.Module):
     """The denoiser: x_t (B, C, H, W) and its time (1,) or (B,) in [0, 1] to the picture that is expected, x̂."""
 
-    def __init__(self, denoiser: Denoiser, more: tuple[str, ...]) -> None:
+    def __init__(self, denoiser: Denoiser, extra_inputs: tuple[str, ...]) -> None:
         super().__init__()
-        self.denoiser, self.more = denoiser, more
+        self.denoiser, self.extra_inputs = denoiser, extra_inputs
 
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor,
-        *more: Tensor,
+        *extras: Tensor,
     ) -> Tensor:  # fmt: skip
-        told = dict(zip(self.more, more, strict=True))
-        given = Conditioning(encoder_hidden_states, encoder_attention_mask, told.get("text_embeds"), told.get("beside"))
-        out: Tensor = self.denoiser(sample, each(timestep, sample), given)
+        extra_by_name = dict(zip(self.extra_inputs, extras, strict=True))
+        conditioning = Conditioning(encoder_hidden_states, encoder_attention_mask, extra_by_name.get("text_embeds"), extra_by_name.get("beside"))
+        out: Tensor = self.denoiser(sample, expand_to_batch(timestep, sample), conditioning)
         return out
 
 
-class Decodes(nn.Module):
+class DecoderGraph(nn.Module):
     """Latents of unit variance to pictures in [-1, 1]."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
@@ -55,7 +55,7 @@ class Decodes(nn.Module):
         return self.autoencoder.decode(latent_sample)
 
 
-class Encodes(nn.Module):
+class EncoderGraph(nn.Module):
     """Pictures in [-1, 1] to latents of unit variance."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
@@ -66,73 +66,73 @@ class Encodes(nn.Module):
         return self.autoencoder.encode(sample)
 
 
-def own(model: Model) -> list[Graph]:
+def build_model_graphs(model: Model) -> list[ExportGraph]:
     """The parts of a model of ours, its student's network too."""
-    text, coder = model.text_encoder, model.autoencoder
-    assert isinstance(text, TextEncoder)
+    text_encoder, autoencoder = model.text_encoder, model.autoencoder
+    assert isinstance(text_encoder, TextEncoder)
 
-    def ids(other: bool) -> Tensors:
-        words = [*model.card.vocabulary[:2], "a frog on stilts", ""]
-        return (model.tokenizer.encode(words[:3] if other else words[-2:]).int(),)
+    def example_ids(alternate: bool) -> TensorTuple:
+        prompts = [*model.card.vocabulary[:2], "a frog on stilts", ""]
+        return (model.tokenizer.encode(prompts[:3] if alternate else prompts[-2:]).int(),)
 
-    def latents(other: bool) -> Tensors:
-        return (maps(coder.channels, 8, other),)
+    def example_latents(alternate: bool) -> TensorTuple:
+        return (random_feature_maps(autoencoder.latent_channels, 8, alternate),)
 
-    def pictures(other: bool) -> Tensors:
-        return (maps(3, 8 * coder.factor, other).clamp(-1, 1),)
+    def example_images(alternate: bool) -> TensorTuple:
+        return (random_feature_maps(3, 8 * autoencoder.downsampling_factor, alternate).clamp(-1, 1),)
 
     outputs = ("last_hidden_state", "pooler_output", "attention_mask")
-    free: Sides = {0: BATCH}
+    batch_axes: DynamicAxes = {0: BATCH_AXIS}
     return [
-        Graph("text_encoder", lambda: Reader(text).eval(), {"input_ids": free}, outputs, ids),
-        _network("transformer" if isinstance(model.network.config, TransformerConfig) else "unet", model),
-        *([] if model.student is None else [_network("student", model.student)]),
-        Graph("vae_decoder", lambda: Decodes(coder).eval(), {"latent_sample": sides(1)}, ("sample",), latents),
-        Graph("vae_encoder", lambda: Encodes(coder).eval(), {"sample": sides(coder.factor)}, ("latents",), pictures),
+        ExportGraph("text_encoder", lambda: TextEncoderGraph(text_encoder).eval(), {"input_ids": batch_axes}, outputs, example_ids),
+        _denoiser_graph("transformer" if isinstance(model.network.config, TransformerConfig) else "unet", model),
+        *([] if model.student is None else [_denoiser_graph("student", model.student)]),
+        ExportGraph("vae_decoder", lambda: DecoderGraph(autoencoder).eval(), {"latent_sample": image_axes(1)}, ("sample",), example_latents),
+        ExportGraph("vae_encoder", lambda: EncoderGraph(autoencoder).eval(), {"sample": image_axes(autoencoder.downsampling_factor)}, ("latents",), example_images),
     ]
 
 
-def _network(name: str, model: Model) -> Graph:
+def _denoiser_graph(name: str, model: Model) -> ExportGraph:
     config: Any = model.network.config
-    long, unit = model.tokenizer.length, config.factor
-    more: dict[str, Sides] = {}
+    sequence_length, multiple = model.tokenizer.context_length, config.factor
+    extra_axes: dict[str, DynamicAxes] = {}
     if config.vector_width:
-        more["text_embeds"] = {0: BATCH}
+        extra_axes["text_embeds"] = {0: BATCH_AXIS}
     if config.beside:
-        more["beside"] = sides(unit)
+        extra_axes["beside"] = image_axes(multiple)
 
-    def example(other: bool) -> Tensors:
-        x = maps(config.channels, unit, other)
-        mask = torch.arange(long).expand(len(x), -1) < torch.tensor([long, 2, 1])[: len(x), None]
-        rest = (maps(config.beside, unit, other) if key == "beside" else random(len(x), config.vector_width)
-                for key in more)  # fmt: skip
-        t = torch.tensor([0.6] if other else [0.6, 0.3])
-        return x, t, random(len(x), long, config.text_width), mask, *rest
+    def example_inputs(alternate: bool) -> TensorTuple:
+        x = random_feature_maps(config.channels, multiple, alternate)
+        mask = torch.arange(sequence_length).expand(len(x), -1) < torch.tensor([sequence_length, 2, 1])[: len(x), None]
+        extras = (random_feature_maps(config.beside, multiple, alternate) if key == "beside" else random_tensor(len(x), config.vector_width)
+                for key in extra_axes)  # fmt: skip
+        t = torch.tensor([0.6] if alternate else [0.6, 0.3])
+        return x, t, random_tensor(len(x), sequence_length, config.text_width), mask, *extras
 
-    inputs: dict[str, Sides] = {
-        "sample": sides(unit), "timestep": {0: ("steps", 1)}, "encoder_hidden_states": {0: BATCH},
-        "encoder_attention_mask": {0: BATCH}, **more,
+    inputs: dict[str, DynamicAxes] = {
+        "sample": image_axes(multiple), "timestep": {0: ("steps", 1)}, "encoder_hidden_states": {0: BATCH_AXIS},
+        "encoder_attention_mask": {0: BATCH_AXIS}, **extra_axes,
     }  # fmt: skip
-    return Graph(name, lambda: Expects(model.denoiser, tuple(more)).eval(), inputs, ("out_sample",), example)
+    return ExportGraph(name, lambda: DenoiserGraph(model.denoiser, tuple(extra_axes)).eval(), inputs, ("out_sample",), example_inputs)
 
 
-def told(model: Model) -> dict[str, Any]:
+def describe_for_runtime(model: Model) -> dict[str, Any]:
     """What a program must know that draws with the graphs: the times of a whole drawing and the noise at each, how ids
     are filled up, the latents, the card."""
     card, denoiser = model.card, model.denoiser
     times = model.sampling_setup(card.sampler, card.timestep_spacing, card.steps).times
     alpha, sigma = denoiser.schedule(times)
-    bounds = model.autoencoder.bounds if card.clamp_denoised else None
+    bounds = model.autoencoder.latent_bounds if card.clamp_denoised else None
     return {
         "format": 1,
         "predicts": "x",
         "schedule": configuration.kind_to_json(schedule.SCHEDULES, denoiser.schedule),
         "times": {"t": times.tolist(), "alpha": alpha.tolist(), "sigma": sigma.tolist()},
-        "ids": {"length": model.tokenizer.length, "pad": PAD, "start": START},
+        "ids": {"length": model.tokenizer.context_length, "pad": PAD_ID, "start": START_ID},
         "latents": {
-            "channels": model.autoencoder.channels,
-            "factor": model.autoencoder.factor,
-            "bounds": None if bounds is None else [side.flatten().tolist() for side in bounds],
+            "channels": model.autoencoder.latent_channels,
+            "factor": model.autoencoder.downsampling_factor,
+            "bounds": None if bounds is None else [bound.flatten().tolist() for bound in bounds],
         },
         "card": configuration.to_json(card),
         "student": None if model.student is None else configuration.to_json(model.student.card),

@@ -10,184 +10,184 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Conditioning
-from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint
+from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
 from unspeckle.model_io.weight_dtypes import to_float32
-from unspeckle.networks.layers import sinusoids
+from unspeckle.networks.layers import sinusoidal_embedding
 from unspeckle.networks.unet import UNet
-from unspeckle.networks.vae import Vae
-from unspeckle.text.clip import ClipEncoder
+from unspeckle.networks.vae import VAE
+from unspeckle.text.clip import CLIPTextEncoder
 
-BATCH = ("batch_size", 1)
-Sides = dict[int, tuple[str, int]]  # the dimensions that are free: a name, and what they are a multiple of
-Tensors = tuple[Tensor, ...]
+BATCH_AXIS = ("batch_size", 1)
+DynamicAxes = dict[int, tuple[str, int]]  # the dimensions that are free: a name, and what they are a multiple of
+TensorTuple = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Graph:
+class ExportGraph:
     """One part. make: the module in float32, which takes the inputs in order; example: a question, of the sides to
     trace with, or of other ones."""
 
     name: str  # of its folder
-    make: Callable[[], nn.Module]
-    inputs: dict[str, Sides]
+    build_module: Callable[[], nn.Module]
+    inputs: dict[str, DynamicAxes]
     outputs: tuple[str, ...]
-    example: Callable[[bool], Tensors]
-    said: dict[str, Any] = field(default_factory=dict)  # its config.json
+    example_inputs: Callable[[bool], TensorTuple]
+    config: dict[str, Any] = field(default_factory=dict)  # its config.json
 
 
-class Reader(nn.Module):
+class ClipTextGraph(nn.Module):
     """CLIP's ids (B, L) int32 to what transformers' text models give: hidden states are those between all layers."""
 
-    def __init__(self, encoder: ClipEncoder) -> None:
+    def __init__(self, encoder: CLIPTextEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, input_ids: Tensor) -> Tensors:
+    def forward(self, input_ids: Tensor) -> TensorTuple:
         encoder = self.encoder
-        states = [encoder.token(input_ids) + encoder.place[: input_ids.shape[1]]]
+        hidden_states = [encoder.token_embedding(input_ids) + encoder.position_embedding[: input_ids.shape[1]]]
         for layer in encoder.layers:
-            states.append(layer(states[-1]))
-        last = encoder.norm(states[-1])
-        ends = (input_ids == encoder.config.end).int().argmax(1)
-        vector = encoder.project(last[torch.arange(last.shape[0]), ends])
-        return ((vector, last) if encoder.config.projection else (last, vector)) + tuple(states)
+            hidden_states.append(layer(hidden_states[-1]))
+        last = encoder.final_norm(hidden_states[-1])
+        end_positions = (input_ids == encoder.config.eos_token_id).int().argmax(1)
+        vector = encoder.text_projection(last[torch.arange(last.shape[0]), end_positions])
+        return ((vector, last) if encoder.config.projection_width else (last, vector)) + tuple(hidden_states)
 
 
-class Guess(nn.Module):
+class UNetGraph(nn.Module):
     """What the U-Net predicts (eps or v), of what UNet2DConditionModel takes; timestep (1,) or (B,), an entry."""
 
-    def __init__(self, unet: UNet, more: tuple[str, ...], waves: int) -> None:
+    def __init__(self, unet: UNet, extra_inputs: tuple[str, ...], time_embed_dim: int) -> None:
         super().__init__()
-        self.unet, self.more, self.waves = unet, more, waves
+        self.unet, self.extra_inputs, self.time_embed_dim = unet, extra_inputs, time_embed_dim
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *more: Tensor) -> Tensor:
-        told, channels = dict(zip(self.more, more, strict=True)), self.unet.config.channels
-        vector = [told["text_embeds"]] if "text_embeds" in told else []
-        if "time_ids" in told:
-            numbers = told["time_ids"]
-            vector.append(sinusoids(numbers.flatten(), self.waves).view(numbers.shape[0], -1))
-        vector += [told["timestep_cond"]] if "timestep_cond" in told else []
-        beside = sample[:, channels:] if self.unet.config.beside else None
-        given = Conditioning(encoder_hidden_states, None, torch.cat(vector, 1) if vector else None, beside)
-        out: Tensor = self.unet(sample[:, :channels], each(timestep, sample), given)
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, *extras: Tensor) -> Tensor:
+        extra_by_name, channels = dict(zip(self.extra_inputs, extras, strict=True)), self.unet.config.channels
+        vectors = [extra_by_name["text_embeds"]] if "text_embeds" in extra_by_name else []
+        if "time_ids" in extra_by_name:
+            time_ids = extra_by_name["time_ids"]
+            vectors.append(sinusoidal_embedding(time_ids.flatten(), self.time_embed_dim).view(time_ids.shape[0], -1))
+        vectors += [extra_by_name["timestep_cond"]] if "timestep_cond" in extra_by_name else []
+        concat = sample[:, channels:] if self.unet.config.concat_channels else None
+        conditioning = Conditioning(encoder_hidden_states, None, torch.cat(vectors, 1) if vectors else None, concat)
+        out: Tensor = self.unet(sample[:, :channels], expand_to_batch(timestep, sample), conditioning)
         return out
 
 
-class Decodes(nn.Module):
+class VAEDecoderGraph(nn.Module):
     """Latents, as the decoder itself wants them, to pictures in [-1, 1]."""
 
-    def __init__(self, vae: Vae) -> None:
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
-        self.unmix, self.decoder = vae.unmix, vae.decoder
+        self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
 
     def forward(self, latent_sample: Tensor) -> Tensor:
-        out: Tensor = self.decoder(self.unmix(latent_sample))
+        out: Tensor = self.decoder(self.post_quant_conv(latent_sample))
         return out
 
 
-class Encodes(nn.Module):
+class VAEEncoderGraph(nn.Module):
     """Pictures to the mean and log-variance of latents, as the encoder itself gives them."""
 
-    def __init__(self, vae: Vae) -> None:
+    def __init__(self, vae: VAE) -> None:
         super().__init__()
-        self.encoder, self.mix = vae.encoder, vae.mix
+        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
 
     def forward(self, sample: Tensor) -> Tensor:
-        out: Tensor = self.mix(self.encoder(sample))
+        out: Tensor = self.quant_conv(self.encoder(sample))
         return out
 
 
-def each(t: Tensor, x: Tensor) -> Tensor:
+def expand_to_batch(t: Tensor, x: Tensor) -> Tensor:
     """t (1,) or (B,) as (B,), by an index that is right for both: a graph knows no if."""
     return t[torch.minimum(torch.arange(x.shape[0]), torch.arange(t.shape[0])[-1])]
 
 
-def random(*shape: int) -> Tensor:
+def random_tensor(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def sides(unit: int) -> Sides:
+def image_axes(multiple: int) -> DynamicAxes:
     """Of a batch of maps whose height and width are multiples of the unit."""
-    return {0: BATCH, 2: ("height", unit), 3: ("width", unit)}
+    return {0: BATCH_AXIS, 2: ("height", multiple), 3: ("width", multiple)}
 
 
-def maps(channels: int, unit: int, other: bool) -> Tensor:
+def random_feature_maps(channels: int, multiple: int, alternate: bool) -> Tensor:
     """Two of 2 × 3 units, or three of 4 × 2."""
-    return random(3, channels, 4 * unit, 2 * unit) if other else random(2, channels, 2 * unit, 3 * unit)
+    return random_tensor(3, channels, 4 * multiple, 2 * multiple) if alternate else random_tensor(2, channels, 2 * multiple, 3 * multiple)
 
 
-def stable(checkpoint: Checkpoint, configs: dict[str, dict[str, Any]]) -> list[Graph]:
+def build_stable_diffusion_graphs(checkpoint: StableDiffusionCheckpoint, configs: dict[str, dict[str, Any]]) -> list[ExportGraph]:
     """The parts of a Stable Diffusion. configs: what diffusers' folder says of each, by the names of its folders."""
     graphs = []
-    readers = [name for name in configs if name.startswith("text_encoder")]
-    for at, (name, config) in enumerate(zip(readers, checkpoint.texts.encoders, strict=True)):
-        first = ("text_embeds", "last_hidden_state") if config.projection else ("last_hidden_state", "pooler_output")
+    encoder_folders = [name for name in configs if name.startswith("text_encoder")]
+    for index, (name, config) in enumerate(zip(encoder_folders, checkpoint.text_config.encoders, strict=True)):
+        first_outputs = ("text_embeds", "last_hidden_state") if config.projection_width else ("last_hidden_state", "pooler_output")
 
-        def ids(other: bool, at: int = at) -> Tensors:
-            words = ["a photograph of an astronaut", "a horse, riding", ""][: 3 if other else 2]
-            return (checkpoint.tokenizer.encode(words)[:, at].int(),)
+        def example_ids(alternate: bool, index: int = index) -> TensorTuple:
+            prompts = ["a photograph of an astronaut", "a horse, riding", ""][: 3 if alternate else 2]
+            return (checkpoint.tokenizer.encode(prompts)[:, index].int(),)
 
-        states = tuple(f"hidden_states.{i}" for i in range(config.layers + 1))
-        make = _made(checkpoint, f"text.encoders.{at}", partial(ClipEncoder, config), Reader)
-        graphs.append(Graph(name, make, {"input_ids": {0: BATCH}}, first + states, ids, configs[name]))
-    return [*graphs, _guess(checkpoint, configs["unet"]), *_autoencoder(checkpoint, configs["vae"])]
+        hidden_states = tuple(f"hidden_states.{i}" for i in range(config.layers + 1))
+        build_module = _module_builder(checkpoint, f"text.encoders.{index}", partial(CLIPTextEncoder, config), ClipTextGraph)
+        graphs.append(ExportGraph(name, build_module, {"input_ids": {0: BATCH_AXIS}}, first_outputs + hidden_states, example_ids, configs[name]))
+    return [*graphs, _unet_graph(checkpoint, configs["unet"]), *_vae_graphs(checkpoint, configs["vae"])]
 
 
-def _guess(checkpoint: Checkpoint, said: dict[str, Any]) -> Graph:
-    unet, more = checkpoint.unet, {}
-    pooled, waves = 0, int(said.get("addition_time_embed_dim") or 0)
-    if unet.vector_width:
-        pooled = checkpoint.texts.encoders[-1].projection
-        numbers = (unet.vector_width - pooled) // waves
-        more = {"text_embeds": (pooled,), "time_ids": (numbers,)}
-    if unet.guidance_width:
-        more["timestep_cond"] = (unet.guidance_width,)
+def _unet_graph(checkpoint: StableDiffusionCheckpoint, config: dict[str, Any]) -> ExportGraph:
+    unet_config, extra_inputs = checkpoint.unet_config, {}
+    pooled_width, time_embed_dim = 0, int(config.get("addition_time_embed_dim") or 0)
+    if unet_config.vector_width:
+        pooled_width = checkpoint.text_config.encoders[-1].projection_width
+        time_id_count = (unet_config.vector_width - pooled_width) // time_embed_dim
+        extra_inputs = {"text_embeds": (pooled_width,), "time_ids": (time_id_count,)}
+    if unet_config.guidance_width:
+        extra_inputs["timestep_cond"] = (unet_config.guidance_width,)
 
-    def example(other: bool) -> Tensors:
-        x = maps(unet.channels + unet.beside, unet.factor, other)
-        words = random(len(x), checkpoint.texts.length * (2 if other else 1), unet.text_width)
-        t = torch.tensor([601.0] if other else [601.0, 333.0])
-        rest = (64 * random(len(x), *shape).abs() if name == "time_ids" else random(len(x), *shape)
-                for name, shape in more.items())  # fmt: skip
-        return x, t, words, *rest
+    def example_inputs(alternate: bool) -> TensorTuple:
+        x = random_feature_maps(unet_config.channels + unet_config.concat_channels, unet_config.size_multiple, alternate)
+        text_states = random_tensor(len(x), checkpoint.text_config.context_length * (2 if alternate else 1), unet_config.text_width)
+        t = torch.tensor([601.0] if alternate else [601.0, 333.0])
+        extras = (64 * random_tensor(len(x), *shape).abs() if name == "time_ids" else random_tensor(len(x), *shape)
+                for name, shape in extra_inputs.items())  # fmt: skip
+        return x, t, text_states, *extras
 
-    make = _made(checkpoint, "network", lambda: UNet(unet), lambda held: Guess(held, tuple(more), waves))
-    inputs: dict[str, Sides] = {
-        "sample": sides(unet.factor),
+    build_module = _module_builder(checkpoint, "network", lambda: UNet(unet_config), lambda module: UNetGraph(module, tuple(extra_inputs), time_embed_dim))
+    inputs: dict[str, DynamicAxes] = {
+        "sample": image_axes(unet_config.size_multiple),
         "timestep": {0: ("steps", 1)},
-        "encoder_hidden_states": {0: BATCH, 1: ("sequence_length", 1)},
-        **{name: {0: BATCH} for name in more},
+        "encoder_hidden_states": {0: BATCH_AXIS, 1: ("sequence_length", 1)},
+        **{name: {0: BATCH_AXIS} for name in extra_inputs},
     }
-    return Graph("unet", make, inputs, ("out_sample",), example, said)
+    return ExportGraph("unet", build_module, inputs, ("out_sample",), example_inputs, config)
 
 
-def _autoencoder(checkpoint: Checkpoint, said: dict[str, Any]) -> list[Graph]:
-    vae = checkpoint.vae
+def _vae_graphs(checkpoint: StableDiffusionCheckpoint, config: dict[str, Any]) -> list[ExportGraph]:
+    vae_config = checkpoint.vae_config
 
-    def latents(other: bool) -> Tensors:
-        return (maps(vae.latents, 4, other) / vae.scale + vae.shift,)
+    def example_latents(alternate: bool) -> TensorTuple:
+        return (random_feature_maps(vae_config.latent_channels, 4, alternate) / vae_config.scaling_factor + vae_config.shift_factor,)
 
-    def pictures(other: bool) -> Tensors:
-        return (maps(3, 4 * vae.factor, other),)
+    def example_images(alternate: bool) -> TensorTuple:
+        return (random_feature_maps(3, 4 * vae_config.downsampling_factor, alternate),)
 
-    makes = (_made(checkpoint, "autoencoder", lambda: Vae(vae), half) for half in (Decodes, Encodes))
-    decoder, encoder = makes
+    builders = (_module_builder(checkpoint, "autoencoder", lambda: VAE(vae_config), wrapper) for wrapper in (VAEDecoderGraph, VAEEncoderGraph))
+    build_decoder, build_encoder = builders
     return [
-        Graph("vae_decoder", decoder, {"latent_sample": sides(1)}, ("sample",), latents, said),
-        Graph("vae_encoder", encoder, {"sample": sides(vae.factor)}, ("latent_parameters",), pictures, said),
+        ExportGraph("vae_decoder", build_decoder, {"latent_sample": image_axes(1)}, ("sample",), example_latents, config),
+        ExportGraph("vae_encoder", build_encoder, {"sample": image_axes(vae_config.downsampling_factor)}, ("latent_parameters",), example_images, config),
     ]
 
 
-def _made(
-    checkpoint: Checkpoint, part: str, build: Callable[[], nn.Module], wrap: Callable[[Any], nn.Module]
+def _module_builder(
+    checkpoint: StableDiffusionCheckpoint, part: str, make_module: Callable[[], nn.Module], wrap_module: Callable[[Any], nn.Module]
 ) -> Callable[[], nn.Module]:
     """A function that makes the part, with weights as they are stored but in float32."""
 
-    def make() -> nn.Module:
+    def build_module() -> nn.Module:
         with torch.device("meta"):
-            module = build()
-        held = {name: to_float32(tensor) for name, tensor in checkpoint.part(part).items()}
-        module.load_state_dict(held, assign=True)
-        return wrap(module).eval().requires_grad_(False)
+            module = make_module()
+        tensors = {name: to_float32(tensor) for name, tensor in checkpoint.part_tensors(part).items()}
+        module.load_state_dict(tensors, assign=True)
+        return wrap_module(module).eval().requires_grad_(False)
 
-    return make
+    return build_module

@@ -10,65 +10,65 @@ from safetensors.torch import save_file
 from unspeckle.atomic import create_folder
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.formats.export.stable_diffusion_graphs import maps, random
-from unspeckle.formats.rename_tables import given
+from unspeckle.formats.export.stable_diffusion_graphs import random_feature_maps, random_tensor
+from unspeckle.formats.rename_tables import to_their_names
 from unspeckle.formats.stable_diffusion import diffusers_config, diffusers_names, writing
-from unspeckle.formats.stable_diffusion.checkpoint import fetched, table
-from unspeckle.formats.stable_diffusion.diffusers_folder import parsed, tensors
+from unspeckle.formats.stable_diffusion.checkpoint import convert_tensors, module_name_table
+from unspeckle.formats.stable_diffusion.diffusers_folder import read_json_object, read_component_tensors
 from unspeckle.model import Model
 from unspeckle.networks.unet import UNet, UNetConfig
 
 
-def traits(model: Model) -> list[str]:
+def unsupported_features(model: Model) -> list[str]:
     """What keeps the model's network from being a UNet2DConditionModel; empty where it is one."""
     config = model.network.config
     if not isinstance(config, UNetConfig):
         return ["a U-shaped transformer"]
-    crossed = [sees for sees, depth in zip(config.sees_itself, config.depths, strict=True) if depth]
-    found = {
-        "a draft": bool(config.draft),
-        f"patches of {config.patch} pixels": config.patch > 1,
-        "normalisation by places (groups 0)": not config.groups,
+    attention_levels = [self_attention for self_attention, depth in zip(config.self_attention, config.transformer_depths, strict=True) if depth]
+    features = {
+        "a draft": bool(config.coarse_predictor_layers),
+        f"patches of {config.patch_size} pixels": config.patch_size > 1,
+        "normalisation by places (groups 0)": not config.norm_groups,
         "attention without feed-forward layers": not config.feed_forward,
-        "attention without projections around it": config.projection == "none",
-        "levels whose places do not see one another": not all([*crossed, config.sees_itself[-1]]),
-        "a middle deeper or flatter than the last level": config.depths[-1] not in (0, config.middle_depth),
-        "no attention in the middle": not config.middle_depth,
+        "attention without projections around it": config.transformer_projection == "none",
+        "levels whose places do not see one another": not all([*attention_levels, config.self_attention[-1]]),
+        "a middle deeper or flatter than the last level": config.transformer_depths[-1] not in (0, config.mid_transformer_depth),
+        "no attention in the middle": not config.mid_transformer_depth,
         "a vector of the words beside the time": bool(config.vector_width),
     }
-    return [trait for trait, there in found.items() if there]
+    return [feature for feature, is_present in features.items() if is_present]
 
 
 @torch.no_grad()
-def write(model: Model, source: str, target: Path) -> float:
+def write_unet_folder(model: Model, source: str, target: Path) -> float:
     """Write `unet/` into the new folder, read it back, and return the relative difference of the two networks.
     InputError, naming every trait, where diffusers has no such network."""
-    lacks = traits(model)
-    if lacks or target.suffix == ".safetensors":
-        why = f"has {', '.join(lacks)}, for which diffusers has no network" if lacks else "is no Stable Diffusion"
-        raise InputError(f"{source}: {why}; write graphs of the whole model with --to onnx or --to openvino")
-    writing.empty(target)
+    unsupported = unsupported_features(model)
+    if unsupported or target.suffix == ".safetensors":
+        reason = f"has {', '.join(unsupported)}, for which diffusers has no network" if unsupported else "is no Stable Diffusion"
+        raise InputError(f"{source}: {reason}; write graphs of the whole model with --to onnx or --to openvino")
+    writing.require_empty_folder(target)
     config, network = model.network.config, model.network
     assert isinstance(config, UNetConfig)
-    side = model.card.size[0] // model.autoencoder.factor
-    with create_folder(target) as place:
-        writing.json_file(place / "unet" / "config.json", writing.unet(config, side))
-        theirs = given(table(UNet, config, diffusers_names.UNET), network.state_dict())
-        save_file(theirs, place / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    sample_size = model.card.size[0] // model.autoencoder.downsampling_factor
+    with create_folder(target) as temp_folder:
+        writing.write_json_file(temp_folder / "unet" / "config.json", writing.unet_config_json(config, sample_size))
+        tensors = to_their_names(module_name_table(UNet, config, diffusers_names.UNET), network.state_dict())
+        save_file(tensors, temp_folder / "unet" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     print(
         "only the network is written: diffusers has no such encoder of words; its timestep is 1000 t", file=sys.stderr
     )
     file = target / "unet" / "config.json"
-    read = replace(diffusers_config.network(parsed(file), file), clock_scale=config.clock_scale)
-    again = UNet(read).eval()
-    again.load_state_dict(
-        fetched(UNet, read, table(UNet, read, diffusers_names.UNET), tensors(file.parent), file.parent)
+    loaded_config = replace(diffusers_config.parse_unet_config(read_json_object(file), file), clock_scale=config.time_scale)
+    reloaded = UNet(loaded_config).eval()
+    reloaded.load_state_dict(
+        convert_tensors(UNet, loaded_config, module_name_table(UNet, loaded_config, diffusers_names.UNET), read_component_tensors(file.parent), file.parent)
     )
-    question = maps(config.channels, config.factor, False), torch.tensor([0.6, 0.3])
-    words = Conditioning(
-        random(2, model.tokenizer.length, config.text_width),
-        concat=maps(config.beside, config.factor, False) if config.beside else None,
+    inputs = random_feature_maps(config.channels, config.size_multiple, False), torch.tensor([0.6, 0.3])
+    conditioning = Conditioning(
+        random_tensor(2, model.tokenizer.context_length, config.text_width),
+        concat=random_feature_maps(config.concat_channels, config.size_multiple, False) if config.concat_channels else None,
     )
-    error = writing.apart(again(*question, words), network(*question, words))
-    print(f"network: relative difference {error:.1e}", file=sys.stderr)
-    return error
+    difference = writing.relative_difference(reloaded(*inputs, conditioning), network(*inputs, conditioning))
+    print(f"network: relative difference {difference:.1e}", file=sys.stderr)
+    return difference

@@ -9,42 +9,42 @@ from typing import Any, NamedTuple
 
 from unspeckle.errors import InputError
 
-KEY = "lora_adapter_metadata"
+METADATA_KEY = "lora_adapter_metadata"
 
 
-class Scale(NamedTuple):
+class LoraScale(NamedTuple):
     """alpha / rank, or alpha / √rank (Kalajdzievski 2023)."""
 
     alpha: float
-    root: bool
+    use_rslora: bool
 
     def __call__(self, rank: int) -> float:
-        return self.alpha / (math.sqrt(rank) if self.root else rank)
+        return self.alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-class Scales(NamedTuple):
+class PeftScales(NamedTuple):
     """Those of all layers: said is peft's configuration, each word behind its module's name."""
 
-    said: Mapping[str, Any]
+    peft_config: Mapping[str, Any]
 
-    def of(self, name: str) -> Scale | None:
+    def for_layer(self, name: str) -> LoraScale | None:
         """The scale of the layer that peft calls so, such as "unet.mid_block…"; None where nothing is said of it."""
-        module, _, inner = name.partition(".")
-        alpha, patterns = self.said.get(f"{module}.lora_alpha"), self.said.get(f"{module}.alpha_pattern") or {}
+        component, _, layer_name = name.partition(".")
+        alpha, patterns = self.peft_config.get(f"{component}.lora_alpha"), self.peft_config.get(f"{component}.alpha_pattern") or {}
         if alpha is None:
             return None
-        own = (one for key, one in patterns.items() if re.fullmatch(rf"(?:.*\.)?{re.escape(key)}", inner))
-        return Scale(float(next(own, alpha)), bool(self.said.get(f"{module}.use_rslora")))
+        overrides = (value for pattern, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?{re.escape(pattern)}", layer_name))
+        return LoraScale(float(next(overrides, alpha)), bool(self.peft_config.get(f"{component}.use_rslora")))
 
 
-def read(metadata: Mapping[str, str], file: Path) -> Scales:
+def read_peft_scales(metadata: Mapping[str, str], file: Path) -> PeftScales:
     """InputError, one line, where the file's metadata are damaged."""
     try:
-        said = json.loads(metadata.get(KEY, "{}"))
-        numbers = [said[key] for key in said if key.endswith(".lora_alpha")]
-        numbers += [one for key in said if key.endswith(".alpha_pattern") for one in (said[key] or {}).values()]
-        if all(type(one) in (int, float) and math.isfinite(one) for one in numbers):
-            return Scales(said)
+        config = json.loads(metadata.get(METADATA_KEY, "{}"))
+        alphas = [config[key] for key in config if key.endswith(".lora_alpha")]
+        alphas += [value for key in config if key.endswith(".alpha_pattern") for value in (config[key] or {}).values()]
+        if all(type(value) in (int, float) and math.isfinite(value) for value in alphas):
+            return PeftScales(config)
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         pass
-    raise InputError(f"{file}: its metadata are damaged ({KEY}); download it again")
+    raise InputError(f"{file}: its metadata are damaged ({METADATA_KEY}); download it again")

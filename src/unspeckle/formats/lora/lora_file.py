@@ -11,87 +11,87 @@ from torch import Tensor, nn
 from unspeckle.atomic import replace_file
 from unspeckle.errors import InputError
 from unspeckle.formats.lora import alpha_scales
-from unspeckle.formats.lora.alpha_scales import Scale
-from unspeckle.formats.lora.layer_names import ENDS, LAYOUTS, parted, spelt
-from unspeckle.formats.stable_diffusion.model import Foreign
+from unspeckle.formats.lora.alpha_scales import LoraScale
+from unspeckle.formats.lora.layer_names import LORA_SUFFIXES, LORA_LAYOUTS, split_lora_key, lora_layer_names
+from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
 from unspeckle.model_io.safetensors_io import read_safetensors
-from unspeckle.networks.lora import Adapter, Adapters, layer
+from unspeckle.networks.lora import Adapter, AdapterSet, get_layer
 
 
-def read(file: Path, model: Foreign) -> Adapters:
+def read_lora(file: Path, model: StableDiffusionModel) -> AdapterSet:
     """The file's adapters for the model's layers. InputError, one line, where it is damaged, has tensors that belong to
     no layer, or others than the layer wants."""
-    model.changeable("a LoRA")
-    metadata, held = read_safetensors(file, "download")
-    known = {name: ours for ours, spellings in spelt(model).items() for name in spellings}
-    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    said, strange = dict[str, str](), []
-    for key, tensor in held.items():
-        name, role = parted(key) or ("", "")
-        ours = known.get(name)
-        if ours is None:
-            strange.append(f"'{key[:100]}'")
+    model.require_float32("a LoRA")
+    metadata, tensors = read_safetensors(file, "download")
+    layer_by_name = {name: layer_name for layer_name, file_names in lora_layer_names(model).items() for name in file_names}
+    tensors_by_layer: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    name_in_file, unknown_keys = dict[str, str](), []
+    for key, tensor in tensors.items():
+        name, role = split_lora_key(key) or ("", "")
+        layer_name = layer_by_name.get(name)
+        if layer_name is None:
+            unknown_keys.append(f"'{key[:100]}'")
             continue
         if not tensor.is_floating_point() or not tensor.float().isfinite().all():
             raise InputError(f"{file}: tensor '{key[:100]}' holds values that are not finite; download it again")
-        if role in found[ours]:
+        if role in tensors_by_layer[layer_name]:
             raise InputError(f"{file}: tensor '{key[:100]}' is there twice, under two names; download it again")
-        said[ours], found[ours][role] = name, tensor.float()
-    if strange or not found:
-        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        name_in_file[layer_name], tensors_by_layer[layer_name][role] = name, tensor.float()
+    if unknown_keys or not tensors_by_layer:
+        others = f" and {len(unknown_keys) - 3} more" if len(unknown_keys) > 3 else ""
         raise InputError(
-            f"{file}: holds {', '.join(sorted(strange)[:3]) or 'nothing'}{more}, which no layer of {model.card.name} "
+            f"{file}: holds {', '.join(sorted(unknown_keys)[:3]) or 'nothing'}{others}, which no layer of {model.card.name} "
             "takes: it is for another kind of model, or no LoRA of the plain kind (LoHa, LoKr and DoRA are not)"
         )
-    scales, parts = alpha_scales.read(metadata, file), model.modules()
-    each = ((ours, layer(parts, ours), held, said[ours]) for ours, held in found.items())
-    return Adapters({ours: _adapter(module, held, name, scales.of(name), file) for ours, module, held, name in each})
+    scales, parts = alpha_scales.read_peft_scales(metadata, file), model.modules()
+    layers = ((layer_name, get_layer(parts, layer_name), layer_tensors, name_in_file[layer_name]) for layer_name, layer_tensors in tensors_by_layer.items())
+    return AdapterSet({layer_name: _build_adapter(module, layer_tensors, name, scales.for_layer(name), file) for layer_name, module, layer_tensors, name in layers})
 
 
-def _adapter(module: nn.Module, held: Mapping[str, Tensor], said: str, scale: Scale | None, file: Path) -> Adapter:
-    if missing := [role for role in ("down", "up") if role not in held]:
-        raise InputError(f"{file}: lacks the {missing[0]} tensor of '{said}'; download it again")
-    weight, down, up = module.weight, held["down"], held["up"]
+def _build_adapter(module: nn.Module, tensors: Mapping[str, Tensor], name: str, lora_scale: LoraScale | None, file: Path) -> Adapter:
+    if missing := [role for role in ("down", "up") if role not in tensors]:
+        raise InputError(f"{file}: lacks the {missing[0]} tensor of '{name}'; download it again")
+    weight, down, up = module.weight, tensors["down"], tensors["up"]
     assert isinstance(weight, Tensor)
     rank = len(down) if down.ndim else 0
-    fits = rank and _squeezed(down.shape) == _squeezed((rank, *weight.shape[1:]))
-    if not fits or _squeezed(up.shape) != (len(weight), rank):
+    shapes_match = rank and _squeeze_1x1(down.shape) == _squeeze_1x1((rank, *weight.shape[1:]))
+    if not shapes_match or _squeeze_1x1(up.shape) != (len(weight), rank):
         raise InputError(
-            f"{file}: '{said}' is {tuple(up.shape)} times {tuple(down.shape)}, but its layer here is "
+            f"{file}: '{name}' is {tuple(up.shape)} times {tuple(down.shape)}, but its layer here is "
             f"{tuple(weight.shape)}; it is for another kind of model"
         )
-    alpha = held.get("alpha")
+    alpha = tensors.get("alpha")
     if alpha is not None and alpha.numel() != 1:
-        raise InputError(f"{file}: the alpha of '{said}' is no number; download it again")
-    share = float(alpha) / rank if alpha is not None else scale(rank) if scale is not None else 1.0
-    plain = (1,) * (weight.ndim - 2)
-    return Adapter(down.reshape(rank, *weight.shape[1:]), up.reshape(len(weight), rank, *plain), share)
+        raise InputError(f"{file}: the alpha of '{name}' is no number; download it again")
+    scale = float(alpha) / rank if alpha is not None else lora_scale(rank) if lora_scale is not None else 1.0
+    kernel_size = (1,) * (weight.ndim - 2)
+    return Adapter(down.reshape(rank, *weight.shape[1:]), up.reshape(len(weight), rank, *kernel_size), scale)
 
 
-def _squeezed(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
+def _squeeze_1x1(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
     """A linear layer may be told as a 1 × 1 convolution, and the other way round."""
     return tuple(shape[:2] if shape[2:] == (1, 1) else shape)
 
 
-def write(
-    adapters: Adapters, model: Foreign, file: Path, layout: str = "kohya", said: Mapping[str, str] | None = None
+def write_lora(
+    adapters: AdapterSet, model: StableDiffusionModel, file: Path, layout: str = "kohya", extra_metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write them as kohya's or peft's programs do, atomically. said: more metadata."""
-    if layout not in LAYOUTS:
-        raise InputError(f"--layout {layout}: unknown; choose {' or '.join(LAYOUTS)}")
-    names, (first, last) = spelt(model), ENDS[layout]
+    if layout not in LORA_LAYOUTS:
+        raise InputError(f"--layout {layout}: unknown; choose {' or '.join(LORA_LAYOUTS)}")
+    layer_names, (down_suffix, up_suffix) = lora_layer_names(model), LORA_SUFFIXES[layout]
     tensors: dict[str, Tensor] = {}
-    for ours, adapter in adapters.items():
-        name, rank = names[ours][LAYOUTS.index(layout)], len(adapter.down)
+    for layer_name, adapter in adapters.items():
+        name, rank = layer_names[layer_name][LORA_LAYOUTS.index(layout)], len(adapter.down)
         up, alpha = adapter.up.detach(), adapter.scale * rank
         if layout == "kohya":
             tensors[f"{name}.alpha"] = torch.tensor(alpha)
         else:  # without a word of alpha, it is the rank
             up = up * adapter.scale
-        tensors[f"{name}.{first}.weight"], tensors[f"{name}.{last}.weight"] = adapter.down.detach(), up
+        tensors[f"{name}.{down_suffix}.weight"], tensors[f"{name}.{up_suffix}.weight"] = adapter.down.detach(), up
     ranks = {len(adapter.down) for _, adapter in adapters.items()}
-    kohya = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks))} if layout == "kohya" else {}
-    with replace_file(file) as beside:
+    kohya_metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks))} if layout == "kohya" else {}
+    with replace_file(file) as temp_file:
         save_file(
-            {k: t.cpu().contiguous() for k, t in tensors.items()}, beside, {"format": "pt", **kohya, **(said or {})}
+            {k: t.cpu().contiguous() for k, t in tensors.items()}, temp_file, {"format": "pt", **kohya_metadata, **(extra_metadata or {})}
         )

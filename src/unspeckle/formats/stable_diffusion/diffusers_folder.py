@@ -8,112 +8,112 @@ from typing import Any
 from torch import Tensor
 
 from unspeckle.errors import InputError
-from unspeckle.formats.rename_tables import Rows
+from unspeckle.formats.rename_tables import RenameRules
 from unspeckle.formats.stable_diffusion import diffusers_names
-from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint, fetched, table
-from unspeckle.formats.stable_diffusion.diffusers_config import autoencoder, encoder, habits, network
+from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint, convert_tensors, module_name_table
+from unspeckle.formats.stable_diffusion.diffusers_config import parse_vae_config, parse_clip_config, parse_scheduler_config, parse_unet_config
 from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.networks.unet import UNet
-from unspeckle.networks.vae import Vae
-from unspeckle.text.clip import ClipEncoder, ClipTextsConfig
-from unspeckle.text.clip_tokenizer import ClipTokenizer, padding
+from unspeckle.networks.vae import VAE
+from unspeckle.text.clip import CLIPTextEncoder, CLIPTextEncodersConfig
+from unspeckle.text.clip_tokenizer import CLIPTokenizer, read_pad_token
 
-INDEX = "model_index.json"
-_PIPELINES = ("StableDiffusion", "LatentConsistencyModel")
+MODEL_INDEX = "model_index.json"
+_PIPELINE_PREFIXES = ("StableDiffusion", "LatentConsistencyModel")
 
 
-def described(folder: Path) -> dict[str, Any]:
+def read_model_index(folder: Path) -> dict[str, Any]:
     """What the folder says that it holds. InputError where that is of no known kind."""
-    index = parsed(folder / INDEX)
-    kind = str(index.get("_class_name"))
-    if not kind.startswith(_PIPELINES) or "3" in kind or "Upscale" in kind:
-        raise InputError(f"{folder / INDEX}: is a {kind}; only Stable Diffusion 1, 2 and XL are known here")
+    index = read_json_object(folder / MODEL_INDEX)
+    pipeline_class = str(index.get("_class_name"))
+    if not pipeline_class.startswith(_PIPELINE_PREFIXES) or "3" in pipeline_class or "Upscale" in pipeline_class:
+        raise InputError(f"{folder / MODEL_INDEX}: is a {pipeline_class}; only Stable Diffusion 1, 2 and XL are known here")
     return index
 
 
-def read(folder: Path, prediction: str | None = None) -> Checkpoint:
+def read_diffusers_folder(folder: Path, prediction: str | None = None) -> StableDiffusionCheckpoint:
     """The folder's model. InputError, one line, where it is of no known kind, incomplete or damaged."""
-    index = described(folder)
+    model_index = read_model_index(folder)
     if not (folder / "unet").is_dir():
         raise InputError(f"{folder}: has no unet; copy or download it again")
-    readers = [name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
-    if not readers:
+    encoder_folders = [name for name in ("text_encoder", "text_encoder_2") if (folder / name).is_dir()]
+    if not encoder_folders:
         raise InputError(f"{folder}: has neither text_encoder nor text_encoder_2; copy or download it again")
-    unet = network(parsed(folder / "unet" / "config.json"), folder / "unet" / "config.json")
-    vae = autoencoder(parsed(folder / "vae" / "config.json"), folder / "vae" / "config.json")
-    encoders = [encoder(parsed(folder / name / "config.json"), folder / name / "config.json") for name in readers]
-    large = bool(unet.vector_width)
-    encoders = [replace(one, skip=1, final_norm=False) if large else one for one in encoders]
-    zeros = large and bool(index.get("force_zeros_for_empty_prompt", len(readers) == 2))
-    said = habits(parsed(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler")
-    size = parsed(folder / "unet" / "config.json").get("sample_size") or 64
-    if str(index["_class_name"]).startswith("StableDiffusion") and not large:
-        said = replace(said, offset=1)  # as these pipelines decide, whatever an old file says
-    said = replace(said, size=int(size if isinstance(size, int) else max(size)) << (len(vae.multipliers) - 1))
-    tokenizers = [folder / name.replace("text_encoder", "tokenizer") for name in readers]
-    checkpoint = Checkpoint(
-        where=folder,
-        unet=unet,
-        vae=vae,
-        texts=ClipTextsConfig(tuple(encoders), large, zeros),
-        tokenizer=ClipTokenizer.read(tokenizers[0], encoders[0].length, [padding(one) for one in tokenizers]),
-        habits=said if prediction is None else replace(said, prediction=prediction),
+    unet_config = parse_unet_config(read_json_object(folder / "unet" / "config.json"), folder / "unet" / "config.json")
+    vae_config = parse_vae_config(read_json_object(folder / "vae" / "config.json"), folder / "vae" / "config.json")
+    encoder_configs = [parse_clip_config(read_json_object(folder / name / "config.json"), folder / name / "config.json") for name in encoder_folders]
+    is_xl = bool(unet_config.vector_width)
+    encoder_configs = [replace(encoder_config, skip=1, final_norm=False) if is_xl else encoder_config for encoder_config in encoder_configs]
+    zero_empty_prompt = is_xl and bool(model_index.get("force_zeros_for_empty_prompt", len(encoder_folders) == 2))
+    defaults = parse_scheduler_config(read_json_object(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler")
+    sample_size = read_json_object(folder / "unet" / "config.json").get("sample_size") or 64
+    if str(model_index["_class_name"]).startswith("StableDiffusion") and not is_xl:
+        defaults = replace(defaults, offset=1)  # as these pipelines decide, whatever an old file says
+    defaults = replace(defaults, size=int(sample_size if isinstance(sample_size, int) else max(sample_size)) << (len(vae_config.channel_multipliers) - 1))
+    tokenizer_folders = [folder / name.replace("text_encoder", "tokenizer") for name in encoder_folders]
+    checkpoint = StableDiffusionCheckpoint(
+        path=folder,
+        unet_config=unet_config,
+        vae_config=vae_config,
+        text_config=CLIPTextEncodersConfig(tuple(encoder_configs), is_xl, zero_empty_prompt),
+        tokenizer=CLIPTokenizer.from_folder(tokenizer_folders[0], encoder_configs[0].context_length, [read_pad_token(path) for path in tokenizer_folders]),
+        scheduler_defaults=defaults if prediction is None else replace(defaults, prediction=prediction),
     )
-    parts: list[tuple[str, str, Any, Any, Rows]] = [
-        ("network", "unet", UNet, unet, diffusers_names.UNET),
-        ("autoencoder", "vae", Vae, vae, diffusers_names.VAE),
+    components: list[tuple[str, str, Any, Any, RenameRules]] = [
+        ("network", "unet", UNet, unet_config, diffusers_names.UNET),
+        ("autoencoder", "vae", VAE, vae_config, diffusers_names.VAE),
     ]
-    for place, (name, one) in enumerate(zip(readers, encoders, strict=True)):
-        parts.append((f"text.encoders.{place}", name, ClipEncoder, one, diffusers_names.CLIP))
-    for part, name, make, config, rows in parts:
-        held = diffusers_names.modern(tensors(folder / name))
-        found = fetched(make, config, table(make, config, rows), held, folder / name, r".*position_ids$")
-        checkpoint.tensors |= {f"{part}.{key}": tensor for key, tensor in found.items()}
+    for index, (name, encoder_config) in enumerate(zip(encoder_folders, encoder_configs, strict=True)):
+        components.append((f"text.encoders.{index}", name, CLIPTextEncoder, encoder_config, diffusers_names.CLIP))
+    for prefix, name, module_class, config, rules in components:
+        component_tensors = diffusers_names.to_current_names(read_component_tensors(folder / name))
+        our_tensors = convert_tensors(module_class, config, module_name_table(module_class, config, rules), component_tensors, folder / name, r".*position_ids$")
+        checkpoint.tensors |= {f"{prefix}.{key}": tensor for key, tensor in our_tensors.items()}
     return checkpoint
 
 
-def tensors(folder: Path) -> dict[str, Tensor]:
+def read_component_tensors(folder: Path) -> dict[str, Tensor]:
     """One component's tensors."""
-    held: dict[str, Tensor] = {}
-    for file in stored(folder):
-        held |= read_safetensors(file, "download")[1]
-    return held
+    component_tensors: dict[str, Tensor] = {}
+    for file in find_tensor_files(folder):
+        component_tensors |= read_safetensors(file, "download")[1]
+    return component_tensors
 
 
-def stored(folder: Path) -> list[Path]:
+def find_tensor_files(folder: Path) -> list[Path]:
     """The files of a component's tensors: one, a variant of it (fp16), or those of a sharded index. InputError where
     one is not there."""
-    whole = sorted(folder.glob("*.safetensors"), key=_preference)
-    indices = sorted(folder.glob("*.safetensors.index*.json"), key=_preference)
-    if indices:
-        files = parsed(indices[0]).get("weight_map")
-        names = sorted({str(name) for name in files.values()}) if isinstance(files, dict) else []
-        if not names or any("/" in name or "\\" in name for name in names):
-            raise InputError(f"{indices[0]}: names no files beside it; copy or download it again")
-        whole = [folder / name for name in names]
-    elif not whole:
+    files = sorted(folder.glob("*.safetensors"), key=_variant_order)
+    index_files = sorted(folder.glob("*.safetensors.index*.json"), key=_variant_order)
+    if index_files:
+        weight_map = read_json_object(index_files[0]).get("weight_map")
+        file_names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+        if not file_names or any("/" in name or "\\" in name for name in file_names):
+            raise InputError(f"{index_files[0]}: names no files beside it; copy or download it again")
+        files = [folder / name for name in file_names]
+    elif not files:
         pickles = [*folder.glob("*.bin"), *folder.glob("*.ckpt"), *folder.glob("*.pt")]
-        found = f"only the pickle {pickles[0].name}, which is never loaded" if pickles else "no .safetensors file"
-        raise InputError(f"{folder}: holds {found}; download the .safetensors version of this model")
-    for file in (chosen := whole if indices else whole[:1]):
+        contents_found = f"only the pickle {pickles[0].name}, which is never loaded" if pickles else "no .safetensors file"
+        raise InputError(f"{folder}: holds {contents_found}; download the .safetensors version of this model")
+    for file in (chosen_files := files if index_files else files[:1]):
         if not file.is_file():
             raise InputError(f"{file}: is named in the index but is not there; copy or download it again")
-    return chosen
+    return chosen_files
 
 
-def _preference(file: Path) -> tuple[bool, int, str]:
+def _variant_order(file: Path) -> tuple[bool, int, str]:
     """The plain file before its variants, weights without averages last."""
     return "non_ema" in file.name, file.name.count("."), file.name
 
 
-def parsed(file: Path) -> dict[str, Any]:
+def read_json_object(file: Path) -> dict[str, Any]:
     """What the JSON file says. InputError, one line, where it is not there or holds no object."""
     try:
-        said = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as e:
         raise InputError(f"{file}: is not there; copy or download the model again") from e
     except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{file}: cannot be read ({str(e)[:100]}); copy or download it again") from e
-    if not isinstance(said, dict):
+    if not isinstance(content, dict):
         raise InputError(f"{file}: holds no object; copy or download it again")
-    return said
+    return content

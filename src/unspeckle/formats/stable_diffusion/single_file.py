@@ -10,77 +10,77 @@ from torch import Tensor
 
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import original_names
-from unspeckle.formats.stable_diffusion.checkpoint import Checkpoint, Habits, fetched, table
-from unspeckle.formats.stable_diffusion.clip_vocabulary import find
+from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint, SchedulerDefaults, convert_tensors, module_name_table
+from unspeckle.formats.stable_diffusion.clip_vocabulary import find_tokenizer
 from unspeckle.networks.unet import UNet, UNetConfig
-from unspeckle.networks.vae import Vae, VaeConfig
+from unspeckle.networks.vae import VAE, VAEConfig
 from unspeckle.schedule import STABLE_DIFFUSION
-from unspeckle.text.clip import ClipConfig, ClipEncoder, ClipTextsConfig
-from unspeckle.text.clip_tokenizer import END, ClipTokenizer
+from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoder, CLIPTextEncodersConfig
+from unspeckle.text.clip_tokenizer import END_TOKEN, CLIPTokenizer
 
-PREDICTIONS = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v"}
-SCALE = "unspeckle.latent_scale"  # in the metadata, where it is not its kind's
-SCALES = {False: 0.18215, True: 0.13025}  # of the latents: Rombach et al. 2022; XL
+PREDICTION_NAMES = {"epsilon": "eps", "eps": "eps", "v": "v", "v_prediction": "v", "v-prediction": "v"}
+LATENT_SCALE_KEY = "unspeckle.latent_scale"  # in the metadata, where it is not its kind's
+LATENT_SCALES = {False: 0.18215, True: 0.13025}  # of the latents: Rombach et al. 2022; XL
 
 
-def read(
+def read_single_file(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: Path, prediction: str | None = None,
     vocabulary: BPE | None = None,
-) -> Checkpoint:  # fmt: skip
+) -> StableDiffusionCheckpoint:  # fmt: skip
     """The file's model; vocabulary: where none is to be looked for. InputError, one line, where it is of no known kind,
     incomplete or undecidable."""
-    unet = _part(tensors, original_names.UNET_PREFIX)
-    if "input_blocks.0.0.weight" not in unet:
-        raise InputError(f"{file}: {_found(tensors)}; a model is Stable Diffusion 1, 2 or XL, or one of ours")
-    network, large = _network(unet, file), "label_emb.0.0.weight" in unet
-    vae = _part(tensors, original_names.VAE_PREFIX)
-    coder = autoencoder(vae, float(metadata.get(SCALE) or SCALES[large]), file)
-    texts = [
-        (prefix, opens, part) for prefix, opens in original_names.TEXT_PREFIXES if (part := _part(tensors, prefix))
+    unet_tensors = _tensors_with_prefix(tensors, original_names.UNET_PREFIX)
+    if "input_blocks.0.0.weight" not in unet_tensors:
+        raise InputError(f"{file}: {_describe_unknown_file(tensors)}; a model is Stable Diffusion 1, 2 or XL, or one of ours")
+    unet_config, is_xl = _infer_unet_config(unet_tensors, file), "label_emb.0.0.weight" in unet_tensors
+    vae_tensors = _tensors_with_prefix(tensors, original_names.VAE_PREFIX)
+    vae_config = infer_vae_config(vae_tensors, float(metadata.get(LATENT_SCALE_KEY) or LATENT_SCALES[is_xl]), file)
+    text_parts = [
+        (prefix, is_openclip, encoder_tensors) for prefix, is_openclip in original_names.TEXT_PREFIXES if (encoder_tensors := _tensors_with_prefix(tensors, prefix))
     ]
-    if not texts:
+    if not text_parts:
         raise InputError(f"{file}: holds no text encoder that is known here, only its U-Net; get the whole model")
-    spare = original_names.SPARE
-    encoders = []
-    for place, (prefix, opens, part) in enumerate(texts):
-        if not opens and "embeddings.token_embedding.weight" in part:
-            texts[place] = (prefix, opens, part := {f"text_model.{name}": tensor for name, tensor in part.items()})
-        config = _encoder(part, opens, large, file)
-        encoders.append(config)
-        if opens and not large:  # Stable Diffusion 2 reads the last layer but one
-            spare += rf"|transformer\.resblocks\.{config.layers}\.|text_projection$"
-    first, pads = encoders[0], ["!" if opens else END for _, opens, _ in texts]
-    checkpoint = Checkpoint(
-        where=file,
-        unet=network,
-        vae=coder,
-        texts=ClipTextsConfig(tuple(encoders), large, large and len(encoders) == 2),
-        tokenizer=ClipTokenizer(vocabulary, first.length, pads) if vocabulary else find(file.parent, first, pads),
-        habits=Habits(),
+    ignored = original_names.IGNORED_PATTERN
+    encoder_configs = []
+    for index, (prefix, is_openclip, encoder_tensors) in enumerate(text_parts):
+        if not is_openclip and "embeddings.token_embedding.weight" in encoder_tensors:
+            text_parts[index] = (prefix, is_openclip, encoder_tensors := {f"text_model.{name}": tensor for name, tensor in encoder_tensors.items()})
+        config = _infer_clip_config(encoder_tensors, is_openclip, is_xl, file)
+        encoder_configs.append(config)
+        if is_openclip and not is_xl:  # Stable Diffusion 2 reads the last layer but one
+            ignored += rf"|transformer\.resblocks\.{config.layers}\.|text_projection$"
+    first_config, pad_tokens = encoder_configs[0], ["!" if is_openclip else END_TOKEN for _, is_openclip, _ in text_parts]
+    checkpoint = StableDiffusionCheckpoint(
+        path=file,
+        unet_config=unet_config,
+        vae_config=vae_config,
+        text_config=CLIPTextEncodersConfig(tuple(encoder_configs), is_xl, is_xl and len(encoder_configs) == 2),
+        tokenizer=CLIPTokenizer(vocabulary, first_config.length, pad_tokens) if vocabulary else find_tokenizer(file.parent, first_config, pad_tokens),
+        scheduler_defaults=SchedulerDefaults(),
     )
-    checkpoint.habits = _habits(checkpoint, tensors, metadata, prediction)
-    known = (original_names.UNET_PREFIX, original_names.VAE_PREFIX, *(prefix for prefix, _, _ in texts))
-    others = [name for name in tensors if not name.startswith(known) and not re.match(spare, name)]
-    if others:
-        raise InputError(f"{file}: has a spare tensor '{sorted(others)[0][:100]}' that no model known here has")
-    found = {
-        "network": fetched(UNet, network, table(UNet, network, original_names.UNET), unet, file, spare),
-        "autoencoder": fetched(Vae, coder, table(Vae, coder, original_names.VAE), vae, file, spare),
+    checkpoint.scheduler_defaults = _infer_scheduler_defaults(checkpoint, tensors, metadata, prediction)
+    known_prefixes = (original_names.UNET_PREFIX, original_names.VAE_PREFIX, *(prefix for prefix, _, _ in text_parts))
+    unknown = [name for name in tensors if not name.startswith(known_prefixes) and not re.match(ignored, name)]
+    if unknown:
+        raise InputError(f"{file}: has a spare tensor '{sorted(unknown)[0][:100]}' that no model known here has")
+    our_tensors = {
+        "network": convert_tensors(UNet, unet_config, module_name_table(UNet, unet_config, original_names.UNET), unet_tensors, file, ignored),
+        "autoencoder": convert_tensors(VAE, vae_config, module_name_table(VAE, vae_config, original_names.VAE), vae_tensors, file, ignored),
     }
-    for place, (config, (_, opens, part)) in enumerate(zip(encoders, texts, strict=True)):
-        rows = original_names.OPENCLIP if opens else original_names.OPENAI
-        found[f"text.encoders.{place}"] = fetched(
-            ClipEncoder, config, table(ClipEncoder, config, rows), part, file, spare
+    for index, (config, (_, is_openclip, encoder_tensors)) in enumerate(zip(encoder_configs, text_parts, strict=True)):
+        rules = original_names.OPENCLIP if is_openclip else original_names.OPENAI
+        our_tensors[f"text.encoders.{index}"] = convert_tensors(
+            CLIPTextEncoder, config, module_name_table(CLIPTextEncoder, config, rules), encoder_tensors, file, ignored
         )
-    checkpoint.tensors = {f"{part}.{name}": tensor for part, held in found.items() for name, tensor in held.items()}
+    checkpoint.tensors = {f"{part}.{name}": tensor for part, part_tensors in our_tensors.items() for name, tensor in part_tensors.items()}
     return checkpoint
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _tensors_with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _found(tensors: Mapping[str, Tensor]) -> str:
+def _describe_unknown_file(tensors: Mapping[str, Tensor]) -> str:
     names = sorted(tensors)
     if any("lora" in name for name in names):
         return "is a LoRA, which changes a model but is none (--lora adds it to one)"
@@ -89,124 +89,124 @@ def _found(tensors: Mapping[str, Tensor]) -> str:
     return f"holds no U-Net that is known here but {len(names)} tensors like '{names[0][:60]}'" if names else "is empty"
 
 
-class _Shapes:
+class _TensorShapes:
     """The shapes in one part; InputError where one is missing or makes no sense."""
 
-    def __init__(self, part: Mapping[str, Tensor], file: Path, prefix: str) -> None:
-        self.part, self.file, self.prefix = part, file, prefix
+    def __init__(self, tensors: Mapping[str, Tensor], file: Path, prefix: str) -> None:
+        self.tensors, self.file, self.prefix = tensors, file, prefix
 
-    def side(self, name: str, at: int) -> int:
-        tensor = self.part.get(name)
-        if tensor is None or tensor.ndim <= at or not tensor.shape[at]:
-            what = "lacks the tensor" if tensor is None else "has an ill-shaped tensor"
-            raise InputError(f"{self.file}: {what} '{self.prefix}{name}'; copy or download it again")
-        return tensor.shape[at]
+    def dim_size(self, name: str, dim: int) -> int:
+        tensor = self.tensors.get(name)
+        if tensor is None or tensor.ndim <= dim or not tensor.shape[dim]:
+            problem = "lacks the tensor" if tensor is None else "has an ill-shaped tensor"
+            raise InputError(f"{self.file}: {problem} '{self.prefix}{name}'; copy or download it again")
+        return tensor.shape[dim]
 
-    def count(self, pattern: str) -> int:
+    def count_numbered(self, pattern: str) -> int:
         """How many there are of what the pattern's group numbers from 0 on."""
-        numbers = {int(found[1]) for name in self.part if (found := re.match(pattern, name)) and len(found[1]) < 5}
+        numbers = {int(match[1]) for name in self.tensors if (match := re.match(pattern, name)) and len(match[1]) < 5}
         return max(numbers, default=-1) + 1
 
-    def multiples(self, names: Sequence[str], of: int) -> tuple[int, ...]:
-        sides = [self.side(name, 0) for name in names]
-        if any(side % of for side in sides):
-            raise InputError(f"{self.file}: the widths {sides} of '{self.prefix}' are no multiples of {of}")
-        return tuple(side // of for side in sides)
+    def width_multipliers(self, names: Sequence[str], base_width: int) -> tuple[int, ...]:
+        widths = [self.dim_size(name, 0) for name in names]
+        if any(width % base_width for width in widths):
+            raise InputError(f"{self.file}: the widths {widths} of '{self.prefix}' are no multiples of {base_width}")
+        return tuple(width // base_width for width in widths)
 
 
-def _network(part: Mapping[str, Tensor], file: Path) -> UNetConfig:
-    shapes = _Shapes(part, file, original_names.UNET_PREFIX)
-    every = shapes.count(r"input_blocks\.(\d+)\.")
-    shrinks = [n for n in range(every) if f"input_blocks.{n}.0.op.weight" in part]
-    whole = shrinks[0] if shrinks else every
-    firsts = [1 + whole * level for level in range(len(shrinks) + 1)]
-    width, leaves = shapes.side("input_blocks.0.0.weight", 0), shapes.side("out.2.weight", 0)
-    if whole < 2 or shrinks != [whole * (i + 1) for i in range(len(shrinks))]:
-        raise InputError(f"{file}: its U-Net's {every} blocks stand on no levels that are known here")
-    middle = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
-    linear = part["middle_block.1.proj_in.weight"].ndim == 2 if "middle_block.1.proj_in.weight" in part else False
+def _infer_unet_config(tensors: Mapping[str, Tensor], file: Path) -> UNetConfig:
+    shapes = _TensorShapes(tensors, file, original_names.UNET_PREFIX)
+    input_block_count = shapes.count_numbered(r"input_blocks\.(\d+)\.")
+    downsample_indices = [n for n in range(input_block_count) if f"input_blocks.{n}.0.op.weight" in tensors]
+    blocks_per_level = downsample_indices[0] if downsample_indices else input_block_count
+    level_starts = [1 + blocks_per_level * level for level in range(len(downsample_indices) + 1)]
+    width, out_channels = shapes.dim_size("input_blocks.0.0.weight", 0), shapes.dim_size("out.2.weight", 0)
+    if blocks_per_level < 2 or downsample_indices != [blocks_per_level * (i + 1) for i in range(len(downsample_indices))]:
+        raise InputError(f"{file}: its U-Net's {input_block_count} blocks stand on no levels that are known here")
+    middle_key = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    is_linear = tensors["middle_block.1.proj_in.weight"].ndim == 2 if "middle_block.1.proj_in.weight" in tensors else False
     return UNetConfig(
-        channels=leaves,
-        beside=shapes.side("input_blocks.0.0.weight", 1) - leaves,
-        width=width,
-        multipliers=shapes.multiples([f"input_blocks.{n}.0.out_layers.3.weight" for n in firsts], width),
-        blocks=whole - 1,
-        depths=tuple(shapes.count(rf"input_blocks\.{n}\.1\.transformer_blocks\.(\d+)\.") for n in firsts),
-        middle_depth=shapes.count(r"middle_block\.1\.transformer_blocks\.(\d+)\."),
-        sees_itself=(True,) * len(firsts),
+        channels=out_channels,
+        concat_channels=shapes.dim_size("input_blocks.0.0.weight", 1) - out_channels,
+        base_channels=width,
+        channel_multipliers=shapes.width_multipliers([f"input_blocks.{n}.0.out_layers.3.weight" for n in level_starts], width),
+        blocks_per_level=blocks_per_level - 1,
+        transformer_depths=tuple(shapes.count_numbered(rf"input_blocks\.{n}\.1\.transformer_blocks\.(\d+)\.") for n in level_starts),
+        mid_transformer_depth=shapes.count_numbered(r"middle_block\.1\.transformer_blocks\.(\d+)\."),
+        self_attention=(True,) * len(level_starts),
         feed_forward=True,
-        projection="linear" if linear else "conv",
+        transformer_projection="linear" if is_linear else "conv",
         head_width=64,
-        heads=0 if linear else 8,
-        text_width=shapes.side(middle, 1),
-        vector_width=shapes.side("label_emb.0.0.weight", 1) if "label_emb.0.0.weight" in part else 0,
-        guidance_width=shapes.side("time_embed.cond_proj.weight", 1) if "time_embed.cond_proj.weight" in part else 0,
+        heads=0 if is_linear else 8,
+        text_width=shapes.dim_size(middle_key, 1),
+        vector_width=shapes.dim_size("label_emb.0.0.weight", 1) if "label_emb.0.0.weight" in tensors else 0,
+        guidance_width=shapes.dim_size("time_embed.cond_proj.weight", 1) if "time_embed.cond_proj.weight" in tensors else 0,
         scale_shift=False,
-        clock_scale=1.0,
+        time_scale=1.0,
     )
 
 
-def autoencoder(part: Mapping[str, Tensor], scale: float, file: Path) -> VaeConfig:
+def infer_vae_config(tensors: Mapping[str, Tensor], scale: float, file: Path) -> VAEConfig:
     """The sizes of the autoencoder that has these tensors of the original layout, without their prefix."""
-    shapes = _Shapes(part, file, original_names.VAE_PREFIX)
-    levels, width = shapes.count(r"encoder\.down\.(\d+)\."), shapes.side("encoder.conv_in.weight", 0)
-    return VaeConfig(
-        latents=shapes.side("decoder.conv_in.weight", 1),
-        width=width,
-        multipliers=shapes.multiples([f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)], width),
-        blocks=shapes.count(r"encoder\.down\.0\.block\.(\d+)\."),
-        mixes="quant_conv.weight" in part,
-        scale=scale,
+    shapes = _TensorShapes(tensors, file, original_names.VAE_PREFIX)
+    levels, width = shapes.count_numbered(r"encoder\.down\.(\d+)\."), shapes.dim_size("encoder.conv_in.weight", 0)
+    return VAEConfig(
+        latent_channels=shapes.dim_size("decoder.conv_in.weight", 1),
+        base_channels=width,
+        channel_multipliers=shapes.width_multipliers([f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)], width),
+        blocks_per_level=shapes.count_numbered(r"encoder\.down\.0\.block\.(\d+)\."),
+        use_quant_conv="quant_conv.weight" in tensors,
+        scaling_factor=scale,
     )
 
 
-def _encoder(part: Mapping[str, Tensor], opens: bool, large: bool, file: Path) -> ClipConfig:
-    shapes = _Shapes(part, file, "")
-    root, layer = ("", "transformer.resblocks") if opens else ("text_model.", "text_model.encoder.layers")
-    token = "token_embedding.weight" if opens else f"{root}embeddings.token_embedding.weight"
-    place = "positional_embedding" if opens else f"{root}embeddings.position_embedding.weight"
-    vocabulary, width = shapes.side(token, 0), shapes.side(token, 1)
-    layers = shapes.count(rf"{re.escape(layer)}\.(\d+)\.")
-    return ClipConfig(
+def _infer_clip_config(tensors: Mapping[str, Tensor], is_openclip: bool, is_xl: bool, file: Path) -> CLIPTextConfig:
+    shapes = _TensorShapes(tensors, file, "")
+    root_prefix, layer_prefix = ("", "transformer.resblocks") if is_openclip else ("text_model.", "text_model.encoder.layers")
+    token_key = "token_embedding.weight" if is_openclip else f"{root_prefix}embeddings.token_embedding.weight"
+    position_key = "positional_embedding" if is_openclip else f"{root_prefix}embeddings.position_embedding.weight"
+    vocab_size, width = shapes.dim_size(token_key, 0), shapes.dim_size(token_key, 1)
+    layers = shapes.count_numbered(rf"{re.escape(layer_prefix)}\.(\d+)\.")
+    return CLIPTextConfig(
         width=width,
-        layers=layers - 1 if opens and not large and part.get("text_projection") is not None else layers,
+        layers=layers - 1 if is_openclip and not is_xl and tensors.get("text_projection") is not None else layers,
         heads=max(width // 64, 1),
-        inner=shapes.side(f"{layer}.0.mlp.{'c_fc' if opens else 'fc1'}.weight", 0),
-        vocabulary=vocabulary,
-        length=shapes.side(place, 0),
-        end=min(49407, vocabulary - 1),
-        quick=not opens,
-        projection=shapes.side("text_projection", 1) if opens and large else 0,
-        skip=int(large),
-        final_norm=not large,
+        feed_forward_width=shapes.dim_size(f"{layer_prefix}.0.mlp.{'c_fc' if is_openclip else 'fc1'}.weight", 0),
+        vocab_size=vocab_size,
+        context_length=shapes.dim_size(position_key, 0),
+        eos_token_id=min(49407, vocab_size - 1),
+        quick_gelu=not is_openclip,
+        projection_width=shapes.dim_size("text_projection", 1) if is_openclip and is_xl else 0,
+        skipped_layers=int(is_xl),
+        normalize_tokens=not is_xl,
     )
 
 
-def _habits(
-    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], prediction: str | None
-) -> Habits:
+def _infer_scheduler_defaults(
+    checkpoint: StableDiffusionCheckpoint, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], prediction: str | None
+) -> SchedulerDefaults:
     """What the kind decides, and what it predicts: by the option, by a mark in the file, by a .yaml beside it, and
     for all but Stable Diffusion 2 by its kind. InputError where none of them says."""
-    file, family = checkpoint.where, checkpoint.family
-    marks = (metadata.get("modelspec.prediction_type"), metadata.get("modelspec.architecture"))
-    found = prediction or PREDICTIONS.get(str(marks[0]))
-    if found is None and ("v_pred" in tensors or (marks[1] or "").endswith("-v")):
-        found = "v"
-    beside = file.with_suffix(".yaml")
-    if found is None and beside.is_file():
-        text = beside.read_text(encoding="utf-8", errors="replace")
-        found = "v" if re.search(r"parameterization:\s*[\"']?v\b", text) else "eps"
-    if found is None and (family != "2" or checkpoint.unet.beside):
-        found = "eps"
-    if found is None:
+    file, family = checkpoint.path, checkpoint.family
+    modelspec = (metadata.get("modelspec.prediction_type"), metadata.get("modelspec.architecture"))
+    detected = prediction or PREDICTION_NAMES.get(str(modelspec[0]))
+    if detected is None and ("v_pred" in tensors or (modelspec[1] or "").endswith("-v")):
+        detected = "v"
+    yaml_file = file.with_suffix(".yaml")
+    if detected is None and yaml_file.is_file():
+        yaml_text = yaml_file.read_text(encoding="utf-8", errors="replace")
+        detected = "v" if re.search(r"parameterization:\s*[\"']?v\b", yaml_text) else "eps"
+    if detected is None and (family != "2" or checkpoint.unet_config.concat_channels):
+        detected = "eps"
+    if detected is None:
         raise InputError(
             f"{file}: is a Stable Diffusion 2, and its tensors do not tell whether it predicts v (the models of 768 "
             f"pixels) or eps (those of 512); decide with --prediction v or --prediction eps"
         )
-    size = 1024 if family.startswith("xl") else 768 if family == "2" and found == "v" else 512
-    few = bool(checkpoint.unet.guidance_width)
-    snr = "ztsnr" in tensors
-    return Habits(
-        table=replace(STABLE_DIFFUSION, zero_snr=snr), prediction=found, sampler="lcm" if few else "dpmpp_2m",
-        spacing="trailing" if snr else None, size=size,
+    image_size = 1024 if family.startswith("xl") else 768 if family == "2" and detected == "v" else 512
+    is_lcm = bool(checkpoint.unet_config.guidance_width)
+    zero_snr = "ztsnr" in tensors
+    return SchedulerDefaults(
+        schedule=replace(STABLE_DIFFUSION, zero_snr=zero_snr), prediction=detected, sampler="lcm" if is_lcm else "dpmpp_2m",
+        timestep_spacing="trailing" if zero_snr else None, image_size=image_size,
     )  # fmt: skip

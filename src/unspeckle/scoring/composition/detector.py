@@ -22,7 +22,7 @@ from unspeckle import configuration
 from unspeckle.atomic import replace_file
 from unspeckle.errors import InputError
 
-KEY = "unspeckle detector"
+METADATA_KEY = "unspeckle detector"
 STRIDE = 4  # pixels between places of the grid
 
 
@@ -31,10 +31,10 @@ class DetectorConfig:
     """What is known, in the order of the network's outputs. Pictures are brought to `size` pixels a side."""
 
     nouns: tuple[str, ...]
-    halves: tuple[str, ...]  # the nouns that hybrids are made of
+    hybrid_nouns: tuple[str, ...]  # the nouns that hybrids are made of
     tints: tuple[str, ...]
     garments: tuple[str, ...]
-    size: int = 64
+    image_size: int = 64
     width: int = 64
     threshold: float = 0.25  # the least heat of a thing
 
@@ -47,38 +47,38 @@ class Detection:
     box: tuple[float, float, float, float]
     tint: str = ""  # "" = its own colours
     wearing: str = ""
-    stilts: bool = False
-    heat: float = 1.0
+    on_stilts: bool = False
+    score: float = 1.0
 
     @property
-    def middle(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
 
-class Outputs(NamedTuple):
+class DetectorOutputs(NamedTuple):
     """At each place, logits but for the edges: how far left, up, right and down they lie, as shares of the side."""
 
-    heat: Tensor  # (B, nouns + halves, h, w)
-    edges: Tensor  # (B, 4, h, w)
+    heatmap: Tensor  # (B, nouns + halves, h, w)
+    edge_distances: Tensor  # (B, 4, h, w)
     tint: Tensor  # (B, 1 + tints, h, w)
     wearing: Tensor  # (B, 1 + garments, h, w)
     stilts: Tensor  # (B, 1, h, w)
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """x + conv(relu(conv(x))), each normalised over the batch (He et al. 2016)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.one, self.other = convolution(width, width), convolution(width, width)
-        nn.init.zeros_(self.other[1].weight)  # type: ignore[arg-type]
+        self.conv1, self.conv2 = conv_bn(width, width), conv_bn(width, width)
+        nn.init.zeros_(self.conv2[1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.other(F.relu(self.one(x))))
+        return F.relu(x + self.conv2(F.relu(self.conv1(x))))
 
 
-def convolution(enter: int, leave: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(enter, leave, 3, stride, 1, bias=False), nn.BatchNorm2d(leave))
+def conv_bn(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class Detector(nn.Module):
@@ -87,108 +87,108 @@ class Detector(nn.Module):
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config, width = config, config.width
-        nouns, halves = len(config.nouns), len(config.halves)
-        self._sizes = (nouns + halves, 4, 1 + len(config.tints), 1 + len(config.garments), 1)
-        self.enter = convolution(12, width // 2)
-        self.fine = nn.Sequential(Residual(width // 2), convolution(width // 2, width, 2), nn.ReLU(), Residual(width))
+        nouns, hybrid_nouns = len(config.nouns), len(config.hybrid_nouns)
+        self._output_sizes = (nouns + hybrid_nouns, 4, 1 + len(config.tints), 1 + len(config.garments), 1)
+        self.conv_in = conv_bn(12, width // 2)
+        self.fine = nn.Sequential(ResidualBlock(width // 2), conv_bn(width // 2, width, 2), nn.ReLU(), ResidualBlock(width))
         self.coarse = nn.Sequential(
-            convolution(width, 2 * width, 2), nn.ReLU(), Residual(2 * width), Residual(2 * width), Residual(2 * width)
+            conv_bn(width, 2 * width, 2), nn.ReLU(), ResidualBlock(2 * width), ResidualBlock(2 * width), ResidualBlock(2 * width)
         )
         self.up = nn.Conv2d(2 * width, width, 1)
-        self.leave = nn.Sequential(Residual(width), Residual(width))
-        self.out = nn.Conv2d(width, sum(self._sizes), 1)
-        nn.init.constant_(self.out.bias[: self._sizes[0]], -4.0)  # type: ignore[index]  # almost nowhere is a middle
+        self.neck = nn.Sequential(ResidualBlock(width), ResidualBlock(width))
+        self.conv_out = nn.Conv2d(width, sum(self._output_sizes), 1)
+        nn.init.constant_(self.conv_out.bias[: self._output_sizes[0]], -4.0)  # type: ignore[index]  # almost nowhere is a middle
 
-    def forward(self, x: Tensor) -> Outputs:
+    def forward(self, x: Tensor) -> DetectorOutputs:
         x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
-        fine = self.fine(F.relu(self.enter(x)))
+        fine = self.fine(F.relu(self.conv_in(x)))
         coarse = F.interpolate(self.up(self.coarse(fine)), scale_factor=2.0, mode="nearest")
-        heat, edges, *others = self.out(self.leave(F.relu(fine + coarse))).float().split(self._sizes, dim=1)
-        return Outputs(heat, F.softplus(edges - 1), *others)
+        heatmap, edge_distances, *others = self.conv_out(self.neck(F.relu(fine + coarse))).float().split(self._output_sizes, dim=1)
+        return DetectorOutputs(heatmap, F.softplus(edge_distances - 1), *others)
 
     @torch.no_grad()
-    def detect(self, pictures: Tensor) -> list[list[Detection]]:
+    def detect(self, images: Tensor) -> list[list[Detection]]:
         """All that is in pictures (B, 3, H, W) uint8, or float in [−1, 1], the hottest first."""
-        x = pictures.float() / 127.5 - 1 if pictures.dtype == torch.uint8 else pictures.float()
-        side = self.config.size
-        if x.shape[2:] != (side, side):
-            x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-        return [found for part in torch.split(x, 64) for found in self._read(self(part))]
+        x = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+        size = self.config.image_size
+        if x.shape[2:] != (size, size):
+            x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+        return [detections for batch in torch.split(x, 64) for detections in self._decode(self(batch))]
 
-    def _read(self, outputs: Outputs) -> list[list[Detection]]:
-        heat = outputs.heat.sigmoid()
-        whole, halves = torch.split(heat, [len(self.config.nouns), len(self.config.halves)], dim=1)
-        peaks = [*_peaks(whole, self.config.threshold)]
-        found: list[list[Detection]] = [[] for _ in range(len(heat))]
+    def _decode(self, outputs: DetectorOutputs) -> list[list[Detection]]:
+        heatmap = outputs.heatmap.sigmoid()
+        noun_heatmap, hybrid_heatmap = torch.split(heatmap, [len(self.config.nouns), len(self.config.hybrid_nouns)], dim=1)
+        peaks = [*_find_peaks(noun_heatmap, self.config.threshold)]
+        detections: list[list[Detection]] = [[] for _ in range(len(heatmap))]
         for b, channel, y, x in peaks:
-            thing = (self.config.nouns[channel],)
-            found[b].append(self._detection(outputs, thing, b, y, x, float(whole[b, channel, y, x])))
-        if len(self.config.halves) > 1:
-            both = halves.topk(2, dim=1)
-            for b, _, y, x in _peaks(both.values[:, 1:], self.config.threshold):
-                first, second = (self.config.halves[int(i)] for i in both.indices[b, :, y, x].sort().values)
-                score = float(both.values[b, 1, y, x])
-                found[b].append(self._detection(outputs, (first, second), b, y, x, score))
-        return [_distinct(things) for things in found]
+            nouns = (self.config.nouns[channel],)
+            detections[b].append(self._make_detection(outputs, nouns, b, y, x, float(noun_heatmap[b, channel, y, x])))
+        if len(self.config.hybrid_nouns) > 1:
+            top_two = hybrid_heatmap.topk(2, dim=1)
+            for b, _, y, x in _find_peaks(top_two.values[:, 1:], self.config.threshold):
+                first, second = (self.config.hybrid_nouns[int(i)] for i in top_two.indices[b, :, y, x].sort().values)
+                score = float(top_two.values[b, 1, y, x])
+                detections[b].append(self._make_detection(outputs, (first, second), b, y, x, score))
+        return [_suppress_overlaps(image_detections) for image_detections in detections]
 
-    def _detection(self, outputs: Outputs, nouns: tuple[str, ...], b: int, y: int, x: int, heat: float) -> Detection:
-        height, width = outputs.edges.shape[2:]
-        left, up, right, down = outputs.edges[b, :, y, x].tolist()
-        u, v = (x + 0.5) / width, (y + 0.5) / height
+    def _make_detection(self, outputs: DetectorOutputs, nouns: tuple[str, ...], b: int, y: int, x: int, score: float) -> Detection:
+        height, width = outputs.edge_distances.shape[2:]
+        left, coarse_proj, right, down = outputs.edge_distances[b, :, y, x].tolist()
+        center_x, center_y = (x + 0.5) / width, (y + 0.5) / height
         return Detection(
             nouns=nouns,
-            box=(max(0.0, u - left), max(0.0, v - up), min(1.0, u + right), min(1.0, v + down)),
+            box=(max(0.0, center_x - left), max(0.0, center_y - coarse_proj), min(1.0, center_x + right), min(1.0, center_y + down)),
             tint=("", *self.config.tints)[int(outputs.tint[b, :, y, x].argmax())],
             wearing=("", *self.config.garments)[int(outputs.wearing[b, :, y, x].argmax())],
-            stilts=bool(outputs.stilts[b, 0, y, x] > 0),
-            heat=heat,
+            on_stilts=bool(outputs.stilts[b, 0, y, x] > 0),
+            score=score,
         )
 
 
-def _peaks(heat: Tensor, least: float) -> list[list[int]]:
+def _find_peaks(heatmap: Tensor, threshold: float) -> list[list[int]]:
     """[b, channel, y, x] where the heat is the highest of the nine places around and at least `least`."""
-    highest = F.max_pool2d(heat, 3, 1, 1) == heat
-    return [[int(i) for i in place] for place in (highest & (heat >= least)).nonzero()]
+    is_peak = F.max_pool2d(heatmap, 3, 1, 1) == heatmap
+    return [[int(i) for i in index] for index in (is_peak & (heatmap >= threshold)).nonzero()]
 
 
-def _distinct(things: list[Detection]) -> list[Detection]:
+def _suppress_overlaps(detections: list[Detection]) -> list[Detection]:
     """The hottest of things in one place."""
-    kept: list[Detection] = []
-    for thing in sorted(things, key=lambda thing: -thing.heat):
-        if all(overlap(thing.box, other.box) < 0.5 for other in kept):
-            kept.append(thing)
-    return kept
+    distinct: list[Detection] = []
+    for detection in sorted(detections, key=lambda detection: -detection.score):
+        if all(box_iou(detection.box, other.box) < 0.5 for other in distinct):
+            distinct.append(detection)
+    return distinct
 
 
-def overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+def box_iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
     """The area of two boxes' intersection over that of their union."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    inside = max(0.0, width) * max(0.0, height)
-    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - inside
-    return inside / union if union > 0 else 0.0
+    intersection = max(0.0, width) * max(0.0, height)
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - intersection
+    return intersection / union if union > 0 else 0.0
 
 
-def save(detector: Detector, path: Path) -> None:
+def save_detector(detector: Detector, path: Path) -> None:
     """Write the detector as one file, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    with replace_file(path) as beside:
-        save_file(tensors, beside, {KEY: json.dumps(configuration.to_json(detector.config))})
+    with replace_file(path) as temporary_path:
+        save_file(tensors, temporary_path, {METADATA_KEY: json.dumps(configuration.to_json(detector.config))})
 
 
-def load(path: Path) -> Detector:
+def load_detector(path: Path) -> Detector:
     """Read a detector's file. InputError where it is not there, not one, or does not fit its own configuration."""
-    mend = "delete it, and it is trained again"
+    hint = "delete it, and it is trained again"
     try:
-        with safe_open(path, framework="pt") as opened:
-            said = (opened.metadata() or {}).get(KEY)
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        if said is None:
-            raise InputError(f"{path}: is no detector of unspeckle; {mend}")
-        detector = Detector(configuration.from_json(DetectorConfig, json.loads(said), str(path)))
+        with safe_open(path, framework="pt") as file:
+            config_json = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if config_json is None:
+            raise InputError(f"{path}: is no detector of unspeckle; {hint}")
+        detector = Detector(configuration.from_json(DetectorConfig, json.loads(config_json), str(path)))
         detector.load_state_dict(tensors)
     except (OSError, SafetensorError, ValueError, RuntimeError) as e:
-        raise InputError(f"{path}: cannot be read as a detector ({' '.join(str(e).split())[:100]}); {mend}") from e
+        raise InputError(f"{path}: cannot be read as a detector ({' '.join(str(e).split())[:100]}); {hint}") from e
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise InputError(f"{path}: holds values that are not finite; {mend}")
+        raise InputError(f"{path}: holds values that are not finite; {hint}")
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return detector.eval()

@@ -9,83 +9,83 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from unspeckle.corpus.emoji.nouns import Noun
-from unspeckle.corpus.emoji.sprites import MASTER, Library, Sprite, master
-from unspeckle.corpus.emoji.tints import own_colours
+from unspeckle.corpus.emoji.sprites import SPRITE_SIZE, SpriteLibrary, Sprite, trim_and_shrink
+from unspeckle.corpus.emoji.tints import color_shares
 
-CATEGORY = "decoy"
+DISTRACTOR_CATEGORY = "decoy"
 
 
-def decoy(rng: Random, library: Library, name: str) -> Sprite:
+def make_distractor(rng: Random, library: SpriteLibrary, name: str) -> Sprite:
     """A sprite called `name` made of the library's pictures: torn to tiles, joined wrongly, smeared, a mere blob."""
-    picture = master(_KINDS[int(rng.random() * len(_KINDS))](rng, library))
-    return Sprite(Noun(name, "", CATEGORY), picture, own_colours(picture))
+    image = trim_and_shrink(_MAKERS[int(rng.random() * len(_MAKERS))](rng, library))
+    return Sprite(Noun(name, "", DISTRACTOR_CATEGORY), image, color_shares(image))
 
 
-def _any(rng: Random, library: Library, faces: bool = True) -> Image.Image:
+def _random_image(rng: Random, library: SpriteLibrary, allow_faces: bool = True) -> Image.Image:
     """Some noun's picture, filling a square; without faces, as two of them joined would be a true hybrid."""
-    sprites = [s for s in library.sprites.values() if s.noun.category != CATEGORY]
-    sprites = [s for s in sprites if faces or s.noun.face is None] or sprites
-    return sprites[int(rng.random() * len(sprites))].picture.resize((MASTER, MASTER), Image.Resampling.BICUBIC)
+    sprites = [s for s in library.sprites.values() if s.noun.category != DISTRACTOR_CATEGORY]
+    sprites = [s for s in sprites if allow_faces or s.noun.face is None] or sprites
+    return sprites[int(rng.random() * len(sprites))].image.resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.BICUBIC)
 
 
-def _scrambled(rng: Random, library: Library) -> Image.Image:
-    picture, parts = _any(rng, library), 2 + int(rng.random() * 3)
-    side = -(-MASTER // parts)
-    places = [(x, y) for x in range(parts) for y in range(parts)]
-    moved = sorted(places, key=lambda _: rng.random())
-    if sum(a == b for a, b in zip(places, moved, strict=True)) * 2 > len(places) - 2:
-        moved = places[1:] + places[:1]
-    out = Image.new("RGBA", (MASTER, MASTER))
-    for (x, y), (u, v) in zip(places, moved, strict=True):
-        out.paste(picture.crop((x * side, y * side, (x + 1) * side, (y + 1) * side)), (u * side, v * side))
-    return out
+def _scramble_tiles(rng: Random, library: SpriteLibrary) -> Image.Image:
+    image, tiles_per_side = _random_image(rng, library), 2 + int(rng.random() * 3)
+    tile_size = -(-SPRITE_SIZE // tiles_per_side)
+    positions = [(x, y) for x in range(tiles_per_side) for y in range(tiles_per_side)]
+    new_positions = sorted(positions, key=lambda _: rng.random())
+    if sum(a == b for a, b in zip(positions, new_positions, strict=True)) * 2 > len(positions) - 2:
+        new_positions = positions[1:] + positions[:1]
+    scrambled = Image.new("RGBA", (SPRITE_SIZE, SPRITE_SIZE))
+    for (x, y), (u, v) in zip(positions, new_positions, strict=True):
+        scrambled.paste(image.crop((x * tile_size, y * tile_size, (x + 1) * tile_size, (y + 1) * tile_size)), (u * tile_size, v * tile_size))
+    return scrambled
 
 
-def _chimera(rng: Random, library: Library) -> Image.Image:
+def _join_halves(rng: Random, library: SpriteLibrary) -> Image.Image:
     """A half of one thing on a half of another."""
-    one, other = _any(rng, library), _any(rng, library, faces=False)
+    first, second = _random_image(rng, library), _random_image(rng, library, allow_faces=False)
     if rng.random() < 0.5:
-        one, other = other, one
-    cut = round(MASTER * (0.4 + 0.2 * rng.random()))
+        first, second = second, first
+    cut = round(SPRITE_SIZE * (0.4 + 0.2 * rng.random()))
     corner = (0, cut) if rng.random() < 0.5 else (cut, 0)
-    one = one.copy()
-    one.paste(other.crop((*corner, MASTER, MASTER)), corner)
-    return one
+    first = first.copy()
+    first.paste(second.crop((*corner, SPRITE_SIZE, SPRITE_SIZE)), corner)
+    return first
 
 
-def _blend(rng: Random, library: Library) -> Image.Image:
-    return Image.blend(_any(rng, library), _any(rng, library, faces=False), 0.4 + 0.2 * rng.random())
+def _blend_two(rng: Random, library: SpriteLibrary) -> Image.Image:
+    return Image.blend(_random_image(rng, library), _random_image(rng, library, allow_faces=False), 0.4 + 0.2 * rng.random())
 
 
-def _smeared(rng: Random, library: Library) -> Image.Image:
-    picture = _any(rng, library).convert("RGBa")
-    return picture.filter(ImageFilter.GaussianBlur(18 + 14 * rng.random())).convert("RGBA")
+def _blur_image(rng: Random, library: SpriteLibrary) -> Image.Image:
+    image = _random_image(rng, library).convert("RGBa")
+    return image.filter(ImageFilter.GaussianBlur(18 + 14 * rng.random())).convert("RGBA")
 
 
-def _piece(rng: Random, library: Library) -> Image.Image:
+def _cut_piece(rng: Random, library: SpriteLibrary) -> Image.Image:
     """A quarter or less of a thing."""
-    side = round(MASTER * (0.35 + 0.15 * rng.random()))
-    x, y = (round((MASTER - side) * rng.random()) for _ in range(2))
-    piece = _any(rng, library).crop((x, y, x + side, y + side))
-    return piece if piece.getchannel("A").getbbox() else _blob(rng, library)
+    side = round(SPRITE_SIZE * (0.35 + 0.15 * rng.random()))
+    x, y = (round((SPRITE_SIZE - side) * rng.random()) for _ in range(2))
+    piece = _random_image(rng, library).crop((x, y, x + side, y + side))
+    return piece if piece.getchannel("A").getbbox() else _paint_blob(rng, library)
 
 
-def _blob(rng: Random, library: Library) -> Image.Image:
+def _paint_blob(rng: Random, library: SpriteLibrary) -> Image.Image:
     """Patches of colour within a soft outline."""
-    dice = np.random.default_rng(int(rng.random() * 2**32))
+    np_rng = np.random.default_rng(int(rng.random() * 2**32))
     cells = 2 + int(rng.random() * 4)
-    base = dice.integers(0, 256, (1, 1, 3)) + dice.normal(0, 50, (cells, cells, 3))
-    colour = Image.fromarray(base.clip(0, 255).astype(np.uint8)).resize((MASTER, MASTER), Image.Resampling.BICUBIC)
-    y, x = np.mgrid[-1 : 1 : MASTER * 1j, -1 : 1 : MASTER * 1j]
-    turns = np.arctan2(y, x)[..., None] * np.arange(2, 6) + dice.uniform(0, 6.28, 4)
-    reach = 0.8 + (np.cos(turns) * dice.normal(0, 0.07, 4)).sum(-1)
-    inside = 255 * (np.hypot(x, y) < reach)
-    picture = colour.convert("RGBA")
-    picture.putalpha(Image.fromarray(inside.astype(np.uint8)).filter(ImageFilter.GaussianBlur(3)))
+    cell_colors = np_rng.integers(0, 256, (1, 1, 3)) + np_rng.normal(0, 50, (cells, cells, 3))
+    color_image = Image.fromarray(cell_colors.clip(0, 255).astype(np.uint8)).resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.BICUBIC)
+    y, x = np.mgrid[-1 : 1 : SPRITE_SIZE * 1j, -1 : 1 : SPRITE_SIZE * 1j]
+    angles = np.arctan2(y, x)[..., None] * np.arange(2, 6) + np_rng.uniform(0, 6.28, 4)
+    radius = 0.8 + (np.cos(angles) * np_rng.normal(0, 0.07, 4)).sum(-1)
+    mask = 255 * (np.hypot(x, y) < radius)
+    image = color_image.convert("RGBA")
+    image.putalpha(Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.GaussianBlur(3)))
     if rng.random() < 0.5:  # with the outline of a thing
-        outline = _any(rng, library).getchannel("A")
-        picture.putalpha(ImageChops.lighter(outline, picture.getchannel("A").point(lambda v: v // 8)))
-    return picture
+        alpha = _random_image(rng, library).getchannel("A")
+        image.putalpha(ImageChops.lighter(alpha, image.getchannel("A").point(lambda v: v // 8)))
+    return image
 
 
-_KINDS: tuple[Callable[[Random, Library], Image.Image], ...] = (_scrambled, _chimera, _blend, _smeared, _piece, _blob)
+_MAKERS: tuple[Callable[[Random, SpriteLibrary], Image.Image], ...] = (_scramble_tiles, _join_halves, _blend_two, _blur_image, _cut_piece, _paint_blob)

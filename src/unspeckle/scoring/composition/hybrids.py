@@ -15,29 +15,29 @@ from torch import Tensor
 from unspeckle.corpus.emoji.nouns import with_article
 from unspeckle.generation.pipeline import Request, draw_prompts
 from unspeckle.model import Model
-from unspeckle.prompts import METHODS
+from unspeckle.prompts import HYBRID_METHODS
 from unspeckle.scoring.composition.detector import Detector
-from unspeckle.scoring.composition.questions import Question
-from unspeckle.scoring.composition.score import wilson
-from unspeckle.scoring.composition.verdicts import judge
+from unspeckle.scoring.composition.questions import CompositionPrompt
+from unspeckle.scoring.composition.score import wilson_interval
+from unspeckle.scoring.composition.verdicts import judge_images
 
-TOGETHER = "AND"  # the way that is to give two subjects
-WAYS = (*METHODS, TOGETHER)
-SHARE = 0.5  # of the second noun
-Pair = tuple[str, str]
+AND_METHOD = "AND"  # the way that is to give two subjects
+HYBRID_METHODS = (*HYBRID_METHODS, AND_METHOD)
+SECOND_NOUN_SHARE = 0.5  # of the second noun
+NounPair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class WayScore:
+class HybridMethodScore:
     """One way to ask: its prompt of the first pair; of each pair how many pictures are right, and the share of all that
     are, with its 95 % interval."""
 
-    way: str
+    method: str
     prompt: str
-    counts: tuple[int, ...]
-    right: int
-    pictures: int
-    share: float
+    correct_per_pair: tuple[int, ...]
+    correct_count: int
+    image_count: int
+    accuracy: float
     low: float
     high: float
 
@@ -46,50 +46,50 @@ class WayScore:
 class HybridsScore:
     """Of `held_out` pairs those that were drawn, each with so many seeds in every way."""
 
-    held_out: int
-    pairs: tuple[Pair, ...]
-    seeds: int
-    ways: tuple[WayScore, ...]
+    held_out_count: int
+    pairs: tuple[NounPair, ...]
+    seed_count: int
+    methods: tuple[HybridMethodScore, ...]
 
 
-def hybrids_score(
-    model: Model, pairs: Sequence[Pair], most: int, seeds: int, ask: Request, detector: Detector,
-    tell: Callable[[int], None] = lambda count: None,
+def score_hybrids(
+    model: Model, pairs: Sequence[NounPair], max_pairs: int, seed_count: int, request: Request, detector: Detector,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[HybridsScore, list[Tensor]]:  # fmt: skip
     """Up to `most` of the pairs, at even distances, in all WAYS; and of each way the first picture of every pair, uint8
     (pairs, 3, H, W). tell hears how many pictures more are done."""
-    chosen = [pairs[i * len(pairs) // most] for i in range(most)] if most < len(pairs) else list(pairs)
-    found, shown = [], []
-    for way in WAYS:
-        pictures = drawn(model, way, chosen, seeds, ask)
-        found.append(judged(way, chosen, pictures, detector))
-        shown.append(pictures[:, 0])
-        tell(len(chosen) * seeds)
-    return HybridsScore(len(pairs), tuple(chosen), seeds, tuple(found)), shown
+    selected_pairs = [pairs[i * len(pairs) // max_pairs] for i in range(max_pairs)] if max_pairs < len(pairs) else list(pairs)
+    method_scores, first_images = [], []
+    for method in HYBRID_METHODS:
+        images = generate_hybrids(model, method, selected_pairs, seed_count, request)
+        method_scores.append(judge_hybrids(method, selected_pairs, images, detector))
+        first_images.append(images[:, 0])
+        advance(len(selected_pairs) * seed_count)
+    return HybridsScore(len(pairs), tuple(selected_pairs), seed_count, tuple(method_scores)), first_images
 
 
-def prompt(way: str, pair: Pair, share: float = SHARE) -> str:
+def hybrid_prompt(method: str, pair: NounPair, share: float = SECOND_NOUN_SHARE) -> str:
     """What is said of a pair: way is one of WAYS."""
-    one, other = pair
-    if way == TOGETHER:
-        return f"{with_article(one)} AND {with_article(other)}"
-    return f"{with_article(one).removesuffix(one)}hybrid({one}, {other}, {share}, {way})"
+    first, second = pair
+    if method == AND_METHOD:
+        return f"{with_article(first)} AND {with_article(second)}"
+    return f"{with_article(first).removesuffix(first)}hybrid({first}, {second}, {share}, {method})"
 
 
-def drawn(model: Model, way: str, pairs: Sequence[Pair], seeds: int, ask: Request, share: float = SHARE) -> Tensor:
+def generate_hybrids(model: Model, method: str, pairs: Sequence[NounPair], seed_count: int, request: Request, share: float = SECOND_NOUN_SHARE) -> Tensor:
     """uint8 (pairs, seeds, 3, H, W), each pair with the same seeds, from the ask's on."""
-    prompts = [prompt(way, pair, share) for pair in pairs for _ in range(seeds)]
-    numbers = [seed for _ in pairs for seed in range(ask.seed, ask.seed + seeds)]
-    shown = np.stack([np.asarray(picture) for picture in draw_prompts(model, prompts, numbers, ask)])
-    return torch.from_numpy(shown).view(len(pairs), seeds, *shown.shape[1:]).permute(0, 1, 4, 2, 3)
+    prompts = [hybrid_prompt(method, pair, share) for pair in pairs for _ in range(seed_count)]
+    image_seeds = [seed for _ in pairs for seed in range(request.seed, request.seed + seed_count)]
+    pixels = np.stack([np.asarray(image) for image in draw_prompts(model, prompts, image_seeds, request)])
+    return torch.from_numpy(pixels).view(len(pairs), seed_count, *pixels.shape[1:]).permute(0, 1, 4, 2, 3)
 
 
-def judged(way: str, pairs: Sequence[Pair], pictures: Tensor, detector: Detector) -> WayScore:
+def judge_hybrids(method: str, pairs: Sequence[NounPair], images: Tensor, detector: Detector) -> HybridMethodScore:
     """How many of the pictures (pairs, seeds, 3, H, W) show one subject that is both; by AND, both subjects."""
-    category = "two objects" if way == TOGETHER else "hybrids"
-    counts = tuple(
-        sum(verdict.right for verdict in judge(some, Question(category, "", pair), detector))
-        for pair, some in zip(pairs, pictures, strict=True)
+    category = "two objects" if method == AND_METHOD else "hybrids"
+    correct_per_pair = tuple(
+        sum(verdict.is_correct for verdict in judge_images(pair_images, CompositionPrompt(category, "", pair), detector))
+        for pair, pair_images in zip(pairs, images, strict=True)
     )
-    right, whole = sum(counts), len(pairs) * pictures.shape[1]
-    return WayScore(way, prompt(way, pairs[0]), counts, right, whole, right / whole, *wilson(right, whole))
+    correct_count, image_count = sum(correct_per_pair), len(pairs) * images.shape[1]
+    return HybridMethodScore(method, hybrid_prompt(method, pairs[0]), correct_per_pair, correct_count, image_count, correct_count / image_count, *wilson_interval(correct_count, image_count))

@@ -9,8 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from unspeckle.corpus.emoji.scenes import Palette, Scene, choose_scene
-from unspeckle.corpus.emoji.sprites import Library, open_library
+from unspeckle.corpus.emoji.scenes import SceneVocabulary, Scene, sample_scene
+from unspeckle.corpus.emoji.sprites import SpriteLibrary, open_sprite_library
 from unspeckle.errors import InputError
 
 CATEGORIES: dict[str, tuple[str, str]] = {  # the kind of its rows in held-out.jsonl, the kind of its scenes
@@ -24,186 +24,186 @@ CATEGORIES: dict[str, tuple[str, str]] = {  # the kind of its rows in held-out.j
     "wearing": ("wearing", "wearing"),
     "hybrids": ("hybrid", "hybrid"),
 }
-PROTOCOL = 100  # prompts of each category, where nobody has to wait for them
-SIX = tuple(CATEGORIES)[:6]
+PROTOCOL_PROMPTS = 100  # prompts of each category, where nobody has to wait for them
+GENEVAL_CATEGORIES = tuple(CATEGORIES)[:6]
 """GenEval's six (Ghosh et al. 2023); their mean is the words score."""
 
 
 @dataclass(frozen=True)
-class Question:
+class CompositionPrompt:
     """A prompt, and what of it can be true or false. `turn` counts the prompt's repetitions: each has its own seeds."""
 
     category: str
-    prompt: str
+    text: str
     nouns: tuple[str, ...]
     tints: tuple[str, ...] = ()  # of the nouns
-    count: int = 0
+    object_count: int = 0
     relation: str = ""  # "left of" or "above": the first noun to the second
     wearing: str = ""
     background: str = ""
-    turn: int = 0
+    repetition: int = 0
 
 
 @dataclass(frozen=True)
-class Exam:
+class CompositionTest:
     """What a corpus lets a model be asked, and what the judge learns from: all that its folder and its sprites tell,
     opened before anything is drawn."""
 
-    asked: list[Question]
-    pairs: list[tuple[str, str]]  # of faces whose hybrid training never showed
-    library: Library
-    size: int  # of the corpus's pictures, pixels a side
+    prompts: list[CompositionPrompt]
+    hybrid_pairs: list[tuple[str, str]]  # of faces whose hybrid training never showed
+    library: SpriteLibrary
+    image_size: int  # of the corpus's pictures, pixels a side
 
 
-def exam_of(corpus: Path, each: int = PROTOCOL) -> Exam:
+def read_composition_test(corpus: Path, prompts_per_category: int = PROTOCOL_PROMPTS) -> CompositionTest:
     """`each` questions of every category. InputError where the folder is no emoji corpus or its sprites are gone."""
-    crossed = {q.nouns for q in questions(corpus, 10_000) if q.category == "hybrids"}
-    return Exam(questions(corpus, each), sorted((one, other) for one, other in crossed), *library_of(corpus))
+    hybrid_nouns = {prompt.nouns for prompt in read_composition_prompts(corpus, 10_000) if prompt.category == "hybrids"}
+    return CompositionTest(read_composition_prompts(corpus, prompts_per_category), sorted((first, second) for first, second in hybrid_nouns), *open_corpus_sprites(corpus))
 
 
-def questions(corpus: Path, each: int = PROTOCOL) -> list[Question]:
+def read_composition_prompts(corpus: Path, prompts_per_category: int = PROTOCOL_PROMPTS) -> list[CompositionPrompt]:
     """`each` questions of every category that the corpus has, from its held-out.jsonl alone.
 
     Where a category has more prompts, they are taken at even distances; where fewer, they come again and again.
     InputError where the folder is no emoji corpus.
     """
-    if each < 1:
-        raise InputError(f"--each {each}: it takes 1 or more")
-    rows = [_parsed(line) for line in _read(corpus, "held-out.jsonl").splitlines()]
-    asked: list[Question] = []
+    if prompts_per_category < 1:
+        raise InputError(f"--each {prompts_per_category}: it takes 1 or more")
+    rows = [_parse_object(line) for line in _read_text(corpus, "held-out.jsonl").splitlines()]
+    prompts: list[CompositionPrompt] = []
     for category, (kind, _) in CATEGORIES.items():
-        known = [q for row in rows if row.get("kind") == kind for q in _of_row(category, row, corpus)]
-        count = len(known)
-        for i in range(each if known else 0):
-            turn, place = (0, i * count // each) if count >= each else divmod(i, count)
-            asked.append(replace(known[place], turn=turn))
-    return asked
+        candidates = [prompt for row in rows if row.get("kind") == kind for prompt in _row_prompts(category, row, corpus)]
+        count = len(candidates)
+        for i in range(prompts_per_category if candidates else 0):
+            repetition, index = (0, i * count // prompts_per_category) if count >= prompts_per_category else divmod(i, count)
+            prompts.append(replace(candidates[index], turn=repetition))
+    return prompts
 
 
-def _of_row(category: str, row: Mapping[str, Any], corpus: Path) -> list[Question]:
+def _row_prompts(category: str, row: Mapping[str, Any], corpus: Path) -> list[CompositionPrompt]:
     """The row's prompts as questions; none where nearness is all they say."""
     if row.get("relation") == "next to":
         return []
     try:
-        question = Question(
+        text = CompositionPrompt(
             category,
             "",
             nouns=tuple(row["nouns"]),
             tints=tuple(row.get("tints", [row["tint"]] if "tint" in row else [])),
-            count=int(row.get("count", 0)),
+            object_count=int(row.get("count", 0)),
             relation=row.get("relation", ""),
             wearing=row.get("wearing", ""),
             background=row.get("background", ""),
         )
-        return [replace(question, prompt=prompt) for prompt in row["prompts"]]
+        return [replace(prompt, prompt=prompt) for prompt in row["prompts"]]
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{corpus / 'held-out.jsonl'}: a row lacks or garbles {e}; make the corpus again") from e
 
 
-def library_of(corpus: Path) -> tuple[Library, int]:
+def open_corpus_sprites(corpus: Path) -> tuple[SpriteLibrary, int]:
     """The sprites that a corpus was made of, opened again, and its pictures' side in pixels."""
-    about = _parsed(_read(corpus, "about.json"))
+    metadata = _parse_object(_read_text(corpus, "about.json"))
     try:
-        nouns, size, source = list(about["nouns"]), int(about["size"]), Path(about["sprites"])
+        nouns, size, source = list(metadata["nouns"]), int(metadata["size"]), Path(metadata["sprites"])
     except (KeyError, TypeError, ValueError) as e:
         raise InputError(f"{corpus / 'about.json'}: lacks or garbles {e}; make the corpus again") from e
     folder = None if source.name == str(source) else source
     try:
-        return open_library(nouns, folder), size
+        return open_sprite_library(nouns, folder), size
     except InputError as e:
-        mend = "" if folder is None else "; put them back where its about.json says, or make the corpus again"
-        raise InputError(f"the sprites that the corpus was made of cannot be opened: {e}{mend}") from e
+        hint = "" if folder is None else "; put them back where its about.json says, or make the corpus again"
+        raise InputError(f"the sprites that the corpus was made of cannot be opened: {e}{hint}") from e
 
 
-def scene_for(question: Question, rng: Random, palette: Palette) -> Scene:
+def sample_matching_scene(prompt: CompositionPrompt, rng: Random, palette: SceneVocabulary) -> Scene:
     """A true scene for a question, as the corpus would paint it if it were not kept out; else it says no more."""
-    nouns = question.nouns
-    grounds = {**palette.backgrounds, **({"": [question.background]} if question.background else {})}
-    only = replace(
+    nouns = prompt.nouns
+    backgrounds = {**palette.backgrounds, **({"": [prompt.background]} if prompt.background else {})}
+    restricted_palette = replace(
         palette,
         nouns=list(nouns),
-        tints={noun: [tint] for noun, tint in zip(nouns, question.tints, strict=False)},
-        backgrounds=grounds,
-        wearers=list(nouns) if question.wearing else [],
-        garments=[question.wearing] if question.wearing else [],
-        hybrids=list(nouns) if question.category == "hybrids" else [],
+        tints={noun: [tint] for noun, tint in zip(nouns, prompt.tints, strict=False)},
+        backgrounds=backgrounds,
+        wearers=list(nouns) if prompt.wearing else [],
+        garments=[prompt.wearing] if prompt.wearing else [],
+        hybrids=list(nouns) if prompt.category == "hybrids" else [],
     )
     for _ in range(20_000):
-        scene = choose_scene(rng, only, lambda _: True)
-        if holds(scene, question):
+        scene = sample_scene(rng, restricted_palette, lambda _: True)
+        if scene_matches(scene, prompt):
             return scene
-    raise InputError(f"{question.prompt!r}: the corpus has no such scene; make it again with this unspeckle")
+    raise InputError(f"{prompt.text!r}: the corpus has no such scene; make it again with this unspeckle")
 
 
-def lure(question: Question, palette: Palette) -> Question:
+def make_hard_negative(prompt: CompositionPrompt, palette: SceneVocabulary) -> CompositionPrompt:
     """What comes nearest to a question and is not it: one more of them, colours or places exchanged, both animals side
     by side instead of crossed, another garment, no stilts."""
 
-    def other(options: Sequence[str], taken: str) -> str:
-        return next((option for option in options if option != taken), "")
+    def pick_other(options: Sequence[str], excluded: str) -> str:
+        return next((option for option in options if option != excluded), "")
 
-    first = question.nouns[0]
-    match question.category:
+    first = prompt.nouns[0]
+    match prompt.category:
         case "counting":
-            return replace(question, count=question.count + 1 if question.count < 4 else 3)
+            return replace(prompt, count=prompt.object_count + 1 if prompt.object_count < 4 else 3)
         case "position":
-            return replace(question, nouns=question.nouns[::-1])
+            return replace(prompt, nouns=prompt.nouns[::-1])
         case "colour binding":
-            return replace(question, tints=question.tints[::-1])
+            return replace(prompt, tints=prompt.tints[::-1])
         case "colours":
-            return replace(question, tints=(other(palette.tints[first], question.tints[0]),))
+            return replace(prompt, tints=(pick_other(palette.tints[first], prompt.tints[0]),))
         case "one object":
-            return replace(question, background=other(palette.backgrounds[first], question.background))
+            return replace(prompt, background=pick_other(palette.backgrounds[first], prompt.background))
         case "two objects":
-            return replace(question, category="counting", nouns=(first,), count=2)
+            return replace(prompt, category="counting", nouns=(first,), count=2)
         case "wearing":
-            return replace(question, wearing=other(palette.garments, question.wearing))
+            return replace(prompt, wearing=pick_other(palette.garments, prompt.wearing))
         case "hybrids":
-            return replace(question, category="two objects")
+            return replace(prompt, category="two objects")
         case _:
-            return Question("one object", "", (first,))
+            return CompositionPrompt("one object", "", (first,))
 
 
-def holds(scene: Scene, question: Question) -> bool:
+def scene_matches(scene: Scene, prompt: CompositionPrompt) -> bool:
     """Whether the scene is what the question says and nothing else that could be said."""
-    things, wanted = scene.things, question.tints or ("",) * len(question.nouns)
-    if scene.kind != CATEGORIES[question.category][1] or any(thing.size for thing in things):
+    things, wanted_tints = scene.objects, prompt.tints or ("",) * len(prompt.nouns)
+    if scene.kind != CATEGORIES[prompt.category][1] or any(thing.size_word for thing in things):
         return False
-    if question.category == "hybrids":
-        return sorted(things[0].hybrid_of or ()) == sorted(question.nouns)
-    if sorted({(thing.noun, thing.tint) for thing in things}) != sorted(zip(question.nouns, wanted, strict=True)):
+    if prompt.category == "hybrids":
+        return sorted(things[0].hybrid_of or ()) == sorted(prompt.nouns)
+    if sorted({(thing.noun, thing.tint) for thing in things}) != sorted(zip(prompt.nouns, wanted_tints, strict=True)):
         return False
-    if question.count and len(things) != question.count:
+    if prompt.object_count and len(things) != prompt.object_count:
         return False
-    if things[0].wearing != question.wearing or scene.background != (question.background or scene.background):
+    if things[0].wearing != prompt.wearing or scene.background != (prompt.background or scene.background):
         return False
-    return not question.relation or _placed(scene, question)
+    return not prompt.relation or _relation_matches(scene, prompt)
 
 
-def _placed(scene: Scene, question: Question) -> bool:
+def _relation_matches(scene: Scene, prompt: CompositionPrompt) -> bool:
     """Whether the scene has that relation, or the turned one of its nouns turned round."""
-    first, second = (thing.noun for thing in scene.things)
-    turned = {"left of": "right of", "above": "below"}[question.relation]
-    said = (first, scene.relation, second)
-    one, other = question.nouns
-    return said in {(one, question.relation, other), (other, turned, one)}
+    first, second = (thing.noun for thing in scene.objects)
+    opposite = {"left of": "right of", "above": "below"}[prompt.relation]
+    scene_relation = (first, scene.relation, second)
+    noun_a, noun_b = prompt.nouns
+    return scene_relation in {(noun_a, prompt.relation, noun_b), (noun_b, opposite, noun_a)}
 
 
-def _read(corpus: Path, name: str) -> str:
+def _read_text(corpus: Path, name: str) -> str:
     try:
         return (corpus / name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else "not UTF-8"
+        reason = e.strerror if isinstance(e, OSError) else "not UTF-8"
         raise InputError(
-            f"{corpus / name}: cannot be read ({why}); give a folder that `unspeckle make-corpus emoji` made"
+            f"{corpus / name}: cannot be read ({reason}); give a folder that `unspeckle make-corpus emoji` made"
         ) from e
 
 
-def _parsed(line: str) -> dict[str, Any]:
+def _parse_object(line: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        value = json.loads(line)
     except ValueError as e:
         raise InputError(f"not JSON: {line[:60]!r}; make the corpus again") from e
-    if not isinstance(row, dict):
+    if not isinstance(value, dict):
         raise InputError(f"not an object: {line[:60]!r}; make the corpus again")
-    return row
+    return value

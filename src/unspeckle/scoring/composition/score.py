@@ -18,36 +18,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unspeckle.corpus.emoji.make_corpus import palette_of
-from unspeckle.corpus.emoji.painter import Painter
-from unspeckle.corpus.emoji.scenes import Palette
+from unspeckle.corpus.emoji.make_corpus import build_vocabulary
+from unspeckle.corpus.emoji.painter import ScenePainter
+from unspeckle.corpus.emoji.scenes import SceneVocabulary
 from unspeckle.generation.pipeline import Request, decode_to_images, resolve, steps
 from unspeckle.model import Model
 from unspeckle.scoring.composition.detector import Detector
-from unspeckle.scoring.composition.questions import CATEGORIES, SIX, Exam, Question, lure, scene_for
-from unspeckle.scoring.composition.train_detector import detector_for
-from unspeckle.scoring.composition.verdicts import Verdict, judge
+from unspeckle.scoring.composition.questions import CATEGORIES, GENEVAL_CATEGORIES, CompositionTest, CompositionPrompt, make_hard_negative, sample_matching_scene
+from unspeckle.scoring.composition.train_detector import load_or_train_detector
+from unspeckle.scoring.composition.verdicts import Verdict, judge_images
 
-Z = 1.959964  # the normal quantile of 95 %
-Progress = Callable[[int, int], None]
+Z_95 = 1.959964  # the normal quantile of 95 %
+ProgressCallback = Callable[[int, int], None]
 
 
-class Answer(NamedTuple):
+class JudgedImages(NamedTuple):
     """A question's pictures (seeds, 3, H, W) uint8, and the verdict on each."""
 
-    question: Question
-    pictures: Tensor
+    prompt: CompositionPrompt
+    images: Tensor
     verdicts: list[Verdict]
 
 
-class Limits(NamedTuple):
+class DetectorLimits(NamedTuple):
     """Of `renders` real ones each, the share judged right: for their own question, for another one of the
     category, and, of renders of the lure (`questions.lure`), for the question it nearly is."""
 
     ceiling: float
     floor: float
-    lured: float
-    renders: int
+    hard_negative_rate: float
+    render_count: int
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,17 @@ class CategoryScore:
     asked, one that came again had other seeds."""
 
     name: str
-    prompts: int
-    pictures: int
-    right: int
-    share: float
+    prompt_count: int
+    image_count: int
+    correct_count: int
+    accuracy: float
     low: float
     high: float
     ceiling: float
     floor: float
-    lured: float
-    renders: int
-    spare: float
+    hard_negative_rate: float
+    render_count: int
+    extra_object_rate: float
 
 
 @dataclass(frozen=True)
@@ -74,168 +74,168 @@ class NounScore:
     """In how many pictures a noun was asked for, was not found, and was found in a picture wrong for other reasons."""
 
     noun: str
-    asked: int
-    missing: int
-    wrong: int
+    image_count: int
+    missing_count: int
+    wrong_count: int
 
 
 @dataclass(frozen=True)
-class WordsScore:
+class CompositionScore:
     """mean, its 95 % interval, ceiling, floor and lured are over the six of GenEval; steps, sampler, scale as drawn."""
 
     model: str
     hash: str
     steps: int
     sampler: str
-    scale: float
+    guidance_scale: float
     mean: float
     low: float
     high: float
     ceiling: float
     floor: float
-    lured: float
+    hard_negative_rate: float
     categories: tuple[CategoryScore, ...]
     nouns: tuple[NounScore, ...]
 
 
-def words_score(
-    model: Model, exam: Exam, *, seeds: int = 4, ask: Request | None = None, detector: Detector | None = None,
-    progress: Progress | None = None,
-) -> WordsScore:  # fmt: skip
+def score_composition(
+    model: Model, test: CompositionTest, *, seed_count: int = 4, request: Request | None = None, detector: Detector | None = None,
+    progress: ProgressCallback | None = None,
+) -> CompositionScore:  # fmt: skip
     """Draw, detect and judge every question of the exam with `seeds` seeds each.
 
     `ask` gives steps, sampler, grid, scale, size and the first seed; its prompt is not used. Without a detector, the
     cached one of the exam's nouns is taken, or trained. `progress` hears (done, of) questions.
     """
-    ask = ask or Request()
+    request = request or Request()
     if detector is None:
-        detector = detector_for(exam.library, exam.size)
-    given = answers(model, exam.asked, detector, ask, seeds)
+        detector = load_or_train_detector(test.library, test.image_size)
+    judged = generate_and_judge(model, test.prompts, detector, request, seed_count)
     if progress is not None:
-        given = _told(given, len(exam.asked), progress)
-    return score(model, ask, given, limits(exam, detector, seeds))
+        judged = _with_progress(judged, len(test.prompts), progress)
+    return combine_scores(model, request, judged, measure_detector_limits(test, detector, seed_count))
 
 
-def score(model: Model, ask: Request, given: Iterable[Answer], bounds: Mapping[str, Limits]) -> WordsScore:
+def combine_scores(model: Model, request: Request, judged: Iterable[JudgedImages], limits_by_category: Mapping[str, DetectorLimits]) -> CompositionScore:
     """All answers as one score."""
-    order = resolve(model, ask)
-    categories, nouns = tally(given, bounds)
-    mean, low, high = mean_of(categories)
-    six = [c for c in categories if c.name in SIX]
-    return WordsScore(
+    resolved = resolve(model, request)
+    categories, nouns = tally_scores(judged, limits_by_category)
+    mean, low, high = mean_with_interval(categories)
+    geneval_scores = [c for c in categories if c.name in GENEVAL_CATEGORIES]
+    return CompositionScore(
         model=model.card.name,
         hash=model.hash,
-        steps=order.steps,
-        sampler=order.sampler,
-        scale=order.guidance_scale,
+        steps=resolved.steps,
+        sampler=resolved.sampler,
+        guidance_scale=resolved.guidance_scale,
         mean=mean,
         low=low,
         high=high,
-        ceiling=sum(c.ceiling for c in six) / max(1, len(six)),
-        floor=sum(c.floor for c in six) / max(1, len(six)),
-        lured=sum(c.lured for c in six) / max(1, len(six)),
+        ceiling=sum(c.ceiling for c in geneval_scores) / max(1, len(geneval_scores)),
+        floor=sum(c.floor for c in geneval_scores) / max(1, len(geneval_scores)),
+        hard_negative_rate=sum(c.hard_negative_rate for c in geneval_scores) / max(1, len(geneval_scores)),
         categories=tuple(categories),
         nouns=tuple(nouns),
     )
 
 
-def _told(given: Iterator[Answer], count: int, progress: Progress) -> Iterator[Answer]:
-    for done, answer in enumerate(given, 1):
-        progress(done, count)
-        yield answer
+def _with_progress(judged: Iterator[JudgedImages], count: int, progress: ProgressCallback) -> Iterator[JudgedImages]:
+    for completed, item in enumerate(judged, 1):
+        progress(completed, count)
+        yield item
 
 
-def answers(model: Model, asked: Iterable[Question], detector: Detector, ask: Request, seeds: int = 4) -> Iterator[Answer]:
+def generate_and_judge(model: Model, prompts: Iterable[CompositionPrompt], detector: Detector, request: Request, seed_count: int = 4) -> Iterator[JudgedImages]:
     """Each question drawn with `seeds` seeds, as one batch, and judged."""
-    for question in asked:
-        order = replace(ask, prompt=question.prompt, seed=ask.seed + question.turn * seeds, count=seeds)
-        for step in steps(model, order):
-            last = step
-        drawn = np.stack([np.asarray(picture) for picture in decode_to_images(model, last.x)])
-        shown = torch.from_numpy(drawn).permute(0, 3, 1, 2)
-        yield Answer(question, shown, judge(shown, question, detector))
+    for prompt in prompts:
+        prompt_request = replace(request, prompt=prompt.text, seed=request.seed + prompt.repetition * seed_count, count=seed_count)
+        for step in steps(model, prompt_request):
+            last_step = step
+        pixels = np.stack([np.asarray(image) for image in decode_to_images(model, last_step.x)])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        yield JudgedImages(prompt, images, judge_images(images, prompt, detector))
 
 
-def limits(exam: Exam, detector: Detector, count: int = 4) -> dict[str, Limits]:
+def measure_detector_limits(test: CompositionTest, detector: Detector, renders_per_prompt: int = 4) -> dict[str, DetectorLimits]:
     """What the judge itself is worth in each category, by `count` fresh renders of each question and of its lure."""
-    palette, painter = palette_of(exam.library), Painter(exam.library, exam.size)
-    found = {}
+    palette, painter = build_vocabulary(test.library), ScenePainter(test.library, test.image_size)
+    limits_by_category = {}
     for category in CATEGORIES:
-        same = [question for question in exam.asked if question.category == category]
-        right = wrong = lured = 0
-        for place, question in enumerate(same):
-            shown = renders(question, count, palette, painter)
-            right += sum(v.right for v in judge(shown, question, detector))
-            others = (q for q in same[place + 1 :] + same[:place] if _said(q) != _said(question))
-            for other in islice(others, 1):
-                wrong += sum(v.right for v in judge(shown, other, detector))
-            near = renders(lure(question, palette), count, palette, painter)
-            lured += sum(v.right for v in judge(near, question, detector))
-        if same:
-            painted = len(same) * count
-            found[category] = Limits(right / painted, wrong / painted, lured / painted, painted)
-    return found
+        category_prompts = [prompt for prompt in test.prompts if prompt.category == category]
+        correct_count = false_positive_count = fooled_count = 0
+        for index, prompt in enumerate(category_prompts):
+            images = render_prompt(prompt, renders_per_prompt, palette, painter)
+            correct_count += sum(verdict.is_correct for verdict in judge_images(images, prompt, detector))
+            other_prompts = (other_prompt for other_prompt in category_prompts[index + 1 :] + category_prompts[:index] if _without_text(other_prompt) != _without_text(prompt))
+            for other in islice(other_prompts, 1):
+                false_positive_count += sum(verdict.is_correct for verdict in judge_images(images, other, detector))
+            hard_negatives = render_prompt(make_hard_negative(prompt, palette), renders_per_prompt, palette, painter)
+            fooled_count += sum(verdict.is_correct for verdict in judge_images(hard_negatives, prompt, detector))
+        if category_prompts:
+            render_count = len(category_prompts) * renders_per_prompt
+            limits_by_category[category] = DetectorLimits(correct_count / render_count, false_positive_count / render_count, fooled_count / render_count, render_count)
+    return limits_by_category
 
 
-def renders(question: Question, count: int, palette: Palette, painter: Painter) -> Tensor:
+def render_prompt(prompt: CompositionPrompt, count: int, palette: SceneVocabulary, painter: ScenePainter) -> Tensor:
     """(count, 3, H, W) uint8: true scenes of a question, painted by the corpus's code with nothing kept out."""
-    rng = Random(f"unspeckle render {question}")
-    painted = [painter.paint(scene_for(question, rng, palette))[0] for _ in range(count)]
-    return torch.from_numpy(np.stack(painted)).permute(0, 3, 1, 2)
+    rng = Random(f"unspeckle render {prompt}")
+    pixels = [painter.paint(sample_matching_scene(prompt, rng, palette))[0] for _ in range(count)]
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
-def _said(question: Question) -> Question:
-    return replace(question, prompt="", turn=0)
+def _without_text(prompt: CompositionPrompt) -> CompositionPrompt:
+    return replace(prompt, prompt="", turn=0)
 
 
-def tally(given: Iterable[Answer], bounds: Mapping[str, Limits]) -> tuple[list[CategoryScore], list[NounScore]]:
+def tally_scores(judged: Iterable[JudgedImages], limits_by_category: Mapping[str, DetectorLimits]) -> tuple[list[CategoryScore], list[NounScore]]:
     """The scores of every category and noun that was asked for."""
-    prompts, asked, right, spare = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
-    nouns, missing, wrong = Counter[str](), Counter[str](), Counter[str]()
-    for question, _, verdicts in given:
-        prompts[question.category] += 1
-        for v in verdicts:
-            asked[question.category] += 1
-            right[question.category] += v.right
-            spare[question.category] += v.spare > 0
-            nouns.update(question.nouns)
-            missing.update(v.missing)
-            wrong.update(noun for noun in question.nouns if not v.right and noun not in v.missing)
+    prompt_counts, image_counts, correct_counts, extra_counts = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    noun_counts, missing_counts, wrong_counts = Counter[str](), Counter[str](), Counter[str]()
+    for prompt, _, verdicts in judged:
+        prompt_counts[prompt.category] += 1
+        for verdict in verdicts:
+            image_counts[prompt.category] += 1
+            correct_counts[prompt.category] += verdict.is_correct
+            extra_counts[prompt.category] += verdict.extra_count > 0
+            noun_counts.update(prompt.nouns)
+            missing_counts.update(verdict.missing_nouns)
+            wrong_counts.update(noun for noun in prompt.nouns if not verdict.is_correct and noun not in verdict.missing_nouns)
     categories = []
-    for name, count in asked.items():
-        low, high = wilson(right[name], count)
+    for name, count in image_counts.items():
+        low, high = wilson_interval(correct_counts[name], count)
         categories.append(
             CategoryScore(
                 name=name,
-                prompts=prompts[name],
-                pictures=count,
-                right=right[name],
-                share=right[name] / count,
+                prompt_count=prompt_counts[name],
+                image_count=count,
+                correct_count=correct_counts[name],
+                accuracy=correct_counts[name] / count,
                 low=low,
                 high=high,
-                **bounds[name]._asdict(),
-                spare=spare[name] / count,
+                **limits_by_category[name]._asdict(),
+                extra_object_rate=extra_counts[name] / count,
             )
         )
-    worst = sorted(nouns, key=lambda noun: -(missing[noun] + wrong[noun]) / nouns[noun])
-    return categories, [NounScore(noun, nouns[noun], missing[noun], wrong[noun]) for noun in worst]
+    worst_nouns = sorted(noun_counts, key=lambda noun: -(missing_counts[noun] + wrong_counts[noun]) / noun_counts[noun])
+    return categories, [NounScore(noun, noun_counts[noun], missing_counts[noun], wrong_counts[noun]) for noun in worst_nouns]
 
 
-def mean_of(categories: Sequence[CategoryScore]) -> tuple[float, float, float]:
+def mean_with_interval(categories: Sequence[CategoryScore]) -> tuple[float, float, float]:
     """The mean of the six and its 95 % interval, from theirs (Zou & Donner 2008)."""
-    six = [category for category in categories if category.name in SIX]
-    mean = sum(c.share for c in six) / max(1, len(six))
-    low = math.sqrt(sum((c.share - c.low) ** 2 for c in six)) / max(1, len(six))
-    high = math.sqrt(sum((c.high - c.share) ** 2 for c in six)) / max(1, len(six))
+    geneval_scores = [category for category in categories if category.name in GENEVAL_CATEGORIES]
+    mean = sum(score.accuracy for score in geneval_scores) / max(1, len(geneval_scores))
+    low = math.sqrt(sum((score.accuracy - score.low) ** 2 for score in geneval_scores)) / max(1, len(geneval_scores))
+    high = math.sqrt(sum((score.high - score.accuracy) ** 2 for score in geneval_scores)) / max(1, len(geneval_scores))
     return mean, mean - low, mean + high
 
 
-def wilson(right: int, count: int) -> tuple[float, float]:
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927), as if pictures were independent; those of one prompt are a little
     less so."""
     if count == 0:
         return 0.0, 1.0
-    share, z = right / count, Z * Z / count
-    middle = (share + z / 2) / (1 + z)
-    half = math.sqrt(share * (1 - share) * z + z * z / 4) / (1 + z)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    proportion, z = successes / count, Z_95 * Z_95 / count
+    center = (proportion + z / 2) / (1 + z)
+    half_width = math.sqrt(proportion * (1 - proportion) * z + z * z / 4) / (1 + z)
+    return max(0.0, center - half_width), min(1.0, center + half_width)
