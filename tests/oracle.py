@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from unspeckle.denoiser import Denoise
-from unspeckle.schedule import Cosine, Flow, Linear, Schedule, Sigmoid, DiscreteSchedule
+from unspeckle.schedule import CosineSchedule, FlowSchedule, LinearSchedule, Schedule, SigmoidSchedule, DiscreteSchedule
 
 SD = DiscreteSchedule("scaled_linear", 0.00085, 0.012)
 SCHEDULES: dict[str, Schedule] = {
-    "linear": Linear(),
-    "cosine": Cosine(),
-    "sigmoid": Sigmoid(),
-    "flow": Flow(),
+    "linear": LinearSchedule(),
+    "cosine": CosineSchedule(),
+    "sigmoid": SigmoidSchedule(),
+    "flow": FlowSchedule(),
     "ddpm": DiscreteSchedule(),
     "scaled_linear": SD,
     "zero_snr": DiscreteSchedule("scaled_linear", 0.00085, 0.012, zero_terminal_snr=True),

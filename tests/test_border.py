@@ -65,7 +65,10 @@ def test_tiles_of_stable_diffusions_autoencoder_are_nearer_the_whole_than_the_pe
 
 def test_a_drawing_in_tiles_is_the_drawing() -> None:
     ask = Request("a frog", size=64, steps=2)
-    assert max_pixel_difference(*(draw(random_model(), Request(**{**vars(ask), "tiles": side}))[0] for side in (0, 16))) <= 1
+    assert (
+        max_pixel_difference(*(draw(random_model(), Request(**{**vars(ask), "tiles": side}))[0] for side in (0, 16)))
+        <= 1
+    )
 
 
 @pytest.mark.parametrize("what", ["decode", "encode"])
@@ -78,7 +81,10 @@ def test_float16_that_overflows_is_asked_again_in_float32_and_says_so_once(
     half.enter.weight.data *= 3e4  # the next norm takes it back, beyond what float16 holds
     half.enter.bias.data[:] = 6.4e4
     x, pixels = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), image_to_tensor(picture())
-    run = {"decode": lambda: decode_latents(model, x), "encode": lambda: encode_images(model, pixels, lambda: torch.zeros(()))}[what]
+    run = {
+        "decode": lambda: decode_latents(model, x),
+        "encode": lambda: encode_images(model, pixels, lambda: torch.zeros(())),
+    }[what]
     try:
         with torch.no_grad():
             coder.half().float()  # the weights that float16 can hold

@@ -15,7 +15,7 @@ from unspeckle.errors import InputError
 from unspeckle.model import load
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
-from unspeckle.schedule import VE, Cosine, Flow, Schedule
+from unspeckle.schedule import VESchedule, CosineSchedule, FlowSchedule, Schedule
 from unspeckle.training import command
 from unspeckle.training import plan as plans
 from unspeckle.training.validation import NOISE_LEVELS, quantile_times
@@ -150,7 +150,9 @@ def test_a_trial_sets_them_as_any_field(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("times", ["uniform", "logit_normal", "edm"])
-@pytest.mark.parametrize("schedule", [Flow(), VE(), Cosine()], ids=lambda schedule: type(schedule).__name__)
+@pytest.mark.parametrize(
+    "schedule", [FlowSchedule(), VESchedule(), CosineSchedule()], ids=lambda schedule: type(schedule).__name__
+)
 def test_held_out_times_are_those_that_training_draws(times: str, schedule: Schedule) -> None:
     """An eighth of what is drawn lies about each of the eight middles: half of it below."""
     objective = Objective(times, -0.3, 1.1)

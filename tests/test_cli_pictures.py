@@ -36,7 +36,14 @@ def test_options_reach_the_picture(place: Path, tmp_path: Path, capsys: pytest.C
     assert draw(place, tmp_path, f"{options} --no-paste --tiles 64 --count 2") == 0
     paths = capsys.readouterr().out.split()
     ask = unspeckle.Request(
-        "frog", count=2, image=picture(), mask=mask(), strength=0.75, variation_seed=9, variation_strength=0.5, paste_original=False
+        "frog",
+        count=2,
+        image=picture(),
+        mask=mask(),
+        strength=0.75,
+        variation_seed=9,
+        variation_strength=0.5,
+        paste_original=False,
     )
     expected = unspeckle.draw(random_model(), ask)
     assert [read_png(Path(path)).tobytes() for path in paths] == [image.tobytes() for image in expected]
@@ -45,7 +52,11 @@ def test_options_reach_the_picture(place: Path, tmp_path: Path, capsys: pytest.C
     assert (said["seed"], said["variation"], said["strength"], said["paste"]) == (0, 10, 0.75, False)
     assert draw(place, tmp_path, "--hires 32x24 --upscaler latent --strength 0.5 --strip") == 0
     large, film = (Path(path) for path in capsys.readouterr().out.split())
-    assert read_png(large).size == (32, 24) and image_metadata(read_png(large))["hires"] == [32, 24] and film.name.endswith("strip.png")
+    assert (
+        read_png(large).size == (32, 24)
+        and image_metadata(read_png(large))["hires"] == [32, 24]
+        and film.name.endswith("strip.png")
+    )
 
 
 def test_replay_wants_the_same_picture(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

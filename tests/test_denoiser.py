@@ -5,9 +5,9 @@ from torch import nn
 from oracle import SCHEDULES
 from unspeckle.denoiser import PREDICTIONS, Denoiser, Conditioning
 from unspeckle.errors import InputError
-from unspeckle.schedule import VE, Cosine, Flow, Linear, DiscreteSchedule
+from unspeckle.schedule import VESchedule, CosineSchedule, FlowSchedule, LinearSchedule, DiscreteSchedule
 
-ALL = {**SCHEDULES, "ve": VE()}
+ALL = {**SCHEDULES, "ve": VESchedule()}
 GIVEN = Conditioning(torch.zeros(7, 1, 1))
 T = torch.tensor([1e-3, 0.02, 0.1, 0.37, 0.5, 0.9, 0.999], dtype=torch.float64)
 
@@ -51,7 +51,7 @@ def test_every_prediction_gives_back_the_picture(name, prediction, dtype):
     assert (error < 30 * torch.finfo(dtype).eps * growth).all(), error / growth
 
 
-@pytest.mark.parametrize("schedule", [Cosine(), Flow(), DiscreteSchedule(zero_terminal_snr=True)])
+@pytest.mark.parametrize("schedule", [CosineSchedule(), FlowSchedule(), DiscreteSchedule(zero_terminal_snr=True)])
 def test_eps_is_refused_where_it_says_nothing(schedule):
     with pytest.raises(InputError, match="choose v"):
         Denoiser(Perfect(None), schedule, "eps")
@@ -60,32 +60,34 @@ def test_eps_is_refused_where_it_says_nothing(schedule):
 @pytest.mark.parametrize("bad", [{"prediction": "noise"}, {"prediction": "x", "clock": "sundial"}])
 def test_unknown_names_are_refused(bad):
     with pytest.raises(InputError, match="choose one of"):
-        Denoiser(Perfect(None), Linear(), **bad)
+        Denoiser(Perfect(None), LinearSchedule(), **bad)
 
 
 def test_clocks():
     x_t = torch.zeros(7, 1, 1, 1)
     network = Perfect(x_t)
     for clock, told in {"t": T, "index": 1000 * T - 1, "log_sigma": (80 * T**7).clamp(min=1e-9).log() / 4}.items():
-        Denoiser(network, VE(), "x", clock)(x_t, T, GIVEN)
+        Denoiser(network, VESchedule(), "x", clock)(x_t, T, GIVEN)
         torch.testing.assert_close(network.clock, told.float(), rtol=1e-5, atol=1e-6)
-    Denoiser(network, VE(), "x", lambda t, schedule: 7 * t)(x_t, T, GIVEN)
+    Denoiser(network, VESchedule(), "x", lambda t, schedule: 7 * t)(x_t, T, GIVEN)
     torch.testing.assert_close(network.clock, 7 * T.float())
 
 
 def test_a_discrete_models_clock_is_its_entry_exactly():
     k = torch.arange(1000)
     network = Perfect(torch.zeros(1000, 1, 1, 1))
-    Denoiser(network, DiscreteSchedule(), "eps", "index")(network.answer, (k + 1).double() / 1000, Conditioning(torch.zeros(1000, 1, 1)))
+    Denoiser(network, DiscreteSchedule(), "eps", "index")(
+        network.answer, (k + 1).double() / 1000, Conditioning(torch.zeros(1000, 1, 1))
+    )
     assert (network.clock.round() == k).all() and (network.clock - k).abs().max() < 1e-9
 
 
 def test_the_input_is_scaled_on_ve_alone():
     x_t = torch.ones(7, 1, 1, 1)
     network = Perfect(x_t)
-    Denoiser(network, VE(), "v")(x_t, T, GIVEN)
+    Denoiser(network, VESchedule(), "v")(x_t, T, GIVEN)
     torch.testing.assert_close(network.x.flatten(), ((1 + (80 * T**7) ** 2) ** -0.5).float())
-    Denoiser(network, Flow(), "v")(x_t, T, GIVEN)
+    Denoiser(network, FlowSchedule(), "v")(x_t, T, GIVEN)
     assert (network.x == 1).all()
 
 
@@ -94,7 +96,9 @@ def test_v_on_ve_is_karras_preconditioning():
     sigma = torch.tensor([0.01, 1.0, 50.0], dtype=torch.float64)
     x_t = torch.tensor([0.3, -2.0, 40.0], dtype=torch.float64).view(-1, 1, 1, 1)
     output = torch.tensor([1.0, 0.5, -0.7], dtype=torch.float64).view(-1, 1, 1, 1)
-    estimate = Denoiser(Perfect(-output), VE(), "v")(x_t, VE().inverse(sigma), Conditioning(torch.zeros(3, 1, 1)))
+    estimate = Denoiser(Perfect(-output), VESchedule(), "v")(
+        x_t, VESchedule().inverse(sigma), Conditioning(torch.zeros(3, 1, 1))
+    )
     s = sigma.view(-1, 1, 1, 1)
     torch.testing.assert_close(estimate, x_t / (s**2 + 1) + s / (s**2 + 1).sqrt() * output)
 
@@ -119,13 +123,13 @@ def test_casts_happen_at_the_border(weights, dtype):
     network = Convolution(weights)
     x_t = torch.randn(2, 4, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
     given = Conditioning(torch.randn(2, 3, 5), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 6))
-    estimate = Denoiser(network, Flow(), "flow")(x_t, torch.tensor(0.25), given)
+    estimate = Denoiser(network, FlowSchedule(), "flow")(x_t, torch.tensor(0.25), given)
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     assert estimate.dtype == precise
     torch.testing.assert_close(estimate, x_t.to(precise) - 0.25 * network.layer(x_t.to(weights)).to(precise))
 
 
 def test_prepare_is_done_once():
-    denoiser = Denoiser(Convolution(torch.float32), Flow(), "x")
+    denoiser = Denoiser(Convolution(torch.float32), FlowSchedule(), "x")
     once = denoiser.prepare(Conditioning(torch.ones(1, 1, 1)))
     assert once.tokens.item() == 2 and denoiser.prepare(once) is once

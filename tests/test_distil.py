@@ -19,7 +19,7 @@ from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import Request, draw
 from unspeckle.model import load, save
-from unspeckle.schedule import VE, Cosine, Flow
+from unspeckle.schedule import VESchedule, CosineSchedule, FlowSchedule
 from unspeckle.timesteps import timesteps
 from unspeckle.training import command as train_command
 from unspeckle.training import plan as plans
@@ -83,7 +83,9 @@ def knowing(kind: type[Knows], mixture: Mixture, schedule: object):
     return model.with_network(kind(mixture, schedule), model.card)
 
 
-@pytest.mark.parametrize("schedule", [Flow(), Cosine(), VE(sigma_max=20.0)], ids=["flow", "cosine", "ve"])
+@pytest.mark.parametrize(
+    "schedule", [FlowSchedule(), CosineSchedule(), VESchedule(sigma_max=20.0)], ids=["flow", "cosine", "ve"]
+)
 def test_one_step_towards_a_target_lands_where_the_teacher_does(schedule: object) -> None:
     teacher = knowing(Knows, two_lumps(), schedule)
     x = torch.randn(5, 2, 1, 1, dtype=torch.float64)
@@ -104,7 +106,7 @@ def test_a_grids_stretches_are_the_students_own_grids() -> None:
     torch.testing.assert_close(timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 4), torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("schedule", [Flow(), Cosine()], ids=["flow", "cosine"])
+@pytest.mark.parametrize("schedule", [FlowSchedule(), CosineSchedule()], ids=["flow", "cosine"])
 def test_the_best_student_of_a_gaussian_draws_its_ode_in_any_number_of_steps(schedule: object) -> None:
     lump = one_lump(mean=0.5, deviation=0.4)
     student = knowing(Foresees, lump, schedule)
@@ -116,7 +118,7 @@ def test_the_best_student_of_a_gaussian_draws_its_ode_in_any_number_of_steps(sch
 
 
 def test_targets_of_many_moves_are_those_of_the_best_student() -> None:
-    lump, schedule = one_lump(), Flow()
+    lump, schedule = one_lump(), FlowSchedule()
     teacher, student = knowing(Knows, lump, schedule), Foresees(lump, schedule)
     x = torch.randn(4, 2, 1, 1)
     points, grid, made = (
@@ -200,7 +202,13 @@ def test_the_file_carries_the_teacher_as_it_was(run: Path, whole: Path) -> None:
     ask = Request("a frog", seed=2)
     assert draw(both, ask)[0].tobytes() == draw(teacher, ask)[0].tobytes()
     card = both.student.card
-    assert (card.step_counts, card.steps, card.guidance_scale, card.sampler, card.timestep_spacing) == ((1, 2, 4), 4, 1.0, "ddim", "shifted")
+    assert (card.step_counts, card.steps, card.guidance_scale, card.sampler, card.timestep_spacing) == (
+        (1, 2, 4),
+        4,
+        1.0,
+        "ddim",
+        "shifted",
+    )
     assert card.corpus["teacher"] == teacher.hash and card.corpus["scale"] == 1.5
     assert str(run) not in json.dumps(card.corpus) + card.recipe
     lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]

@@ -101,7 +101,7 @@ def test_denoising_does_not_move_it(config: NetworkConfig) -> None:
     """It stays the mean picture: only its own loss teaches it."""
     network, text = awake(config), TextEncoder(TextEncoderConfig(9, 3, 32, 2, 16))
     ids, x = scene(torch.Generator().manual_seed(0), 4)
-    denoiser = Denoiser(network, Flow(), "v")
+    denoiser = Denoiser(network, FlowSchedule(), "v")
     given = denoiser.prepare(text(ids))
     assert network.coarse_predictor is not None and given.concat is not None
     Objective()(denoiser, x, given, ExampleRNG(0, torch.arange(4))).mean().backward(retain_graph=True)

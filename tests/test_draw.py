@@ -13,7 +13,18 @@ from PIL import Image
 from tiny import random_model, told_model
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, request_from_metadata, draw, ignored_options, draw_prompts, batches_of_request, decode_to_images, resolve, steps, images_per_batch
+from unspeckle.generation.pipeline import (
+    Request,
+    request_from_metadata,
+    draw,
+    ignored_options,
+    draw_prompts,
+    batches_of_request,
+    decode_to_images,
+    resolve,
+    steps,
+    images_per_batch,
+)
 from unspeckle.guidance import classifier_free_guidance, clamp_denoised, guided_denoise
 from unspeckle.model import Model
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig
@@ -21,7 +32,7 @@ from unspeckle.output.film_strip import MAX_COLUMNS, FilmStrip
 from unspeckle.output.png import max_pixel_difference, image_metadata
 from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
-from unspeckle.schedule import VE
+from unspeckle.schedule import VESchedule
 from unspeckle.timesteps import timesteps
 
 
@@ -172,7 +183,10 @@ def test_many_read_each_prompt_once_and_share_the_calls() -> None:
 def test_plain_prompts_are_what_they_were() -> None:
     """Against the few lines that drew before there was a language, bit for bit; and syntax that says nothing."""
     model = random_model()
-    for ask in (Request("a frog, on stilts: x", "a pizza", seed=3, count=2), Request("two red frogs", guidance_scale=1.0)):
+    for ask in (
+        Request("a frog, on stilts: x", "a pizza", seed=3, count=2),
+        Request("two red frogs", guidance_scale=1.0),
+    ):
         order = resolve(model, ask)
         words = [order.prompt, order.negative_prompt] if order.guidance_scale != 1 else [order.prompt]
         fresh = noise_from_seeds(range(order.seed, order.seed + order.count), (3, 16, 16))
@@ -207,7 +221,9 @@ def test_and_not_and_hybrids_are_sums_of_estimates_in_one_call() -> None:
         found = last(model, Request(prompt, negative_prompt="0.1", guidance_scale=scale))
         assert torch.allclose(found.x, torch.full_like(found.x, grey), atol=1e-6), prompt
         assert model.network.rows == [rows] * 5
-    found = last(model, Request("0.4", negative_prompt="0.1 AND 0.2 :2", guidance_scale=2.0))  # away from two things, from nothing at 0
+    found = last(
+        model, Request("0.4", negative_prompt="0.1 AND 0.2 :2", guidance_scale=2.0)
+    )  # away from two things, from nothing at 0
     assert torch.allclose(found.x, torch.full_like(found.x, 0.3), atol=1e-6)
 
 
@@ -276,7 +292,7 @@ def test_a_guide_is_autoguidance_and_goes_into_the_record() -> None:
     again, place = request_from_metadata(said)
     assert place == 0 and resolve(model, replace(again, guide=guide)) == resolve(model, ask)
     assert "guide" not in image_metadata(draw(model, replace(ask, guide=None, steps=1))[0])
-    guide.denoiser.schedule = VE()
+    guide.denoiser.schedule = VESchedule()
     with pytest.raises(InputError, match="knows other noise"):
         resolve(model, ask)
     other = random_model()
@@ -376,7 +392,16 @@ def test_asks_that_cannot_be_drawn(ask: Request, says: str) -> None:
 
 def test_a_record_gives_its_ask_again() -> None:
     model = random_model()
-    ask = Request("ein Frösch 🐸", negative_prompt="x", seed=2**63, count=3, steps=3, sampler="heun", guidance_scale=2, size=(16, 32))
+    ask = Request(
+        "ein Frösch 🐸",
+        negative_prompt="x",
+        seed=2**63,
+        count=3,
+        steps=3,
+        sampler="heun",
+        guidance_scale=2,
+        size=(16, 32),
+    )
     for place, image in enumerate(draw(model, ask)):
         again, found = request_from_metadata(image_metadata(image))
         assert (resolve(model, again), found) == (resolve(model, ask), place)
@@ -393,7 +418,7 @@ def test_broken_records(broken: dict) -> None:
 
 def test_a_drawing_starts_at_its_seeds_noise_at_the_schedules_strength() -> None:
     model = told_model()
-    model.denoiser.schedule = VE(sigma_max=40.0)
+    model.denoiser.schedule = VESchedule(sigma_max=40.0)
     first = next(steps(model, Request("0.5", seed=9, count=2)))
     assert torch.equal(first.x, 40 * noise_from_seeds([9, 10], (3, 16, 16))(-1, 0))
 
@@ -409,7 +434,9 @@ def test_the_film_shows_the_law() -> None:
         x, y = strip.width - (6 - column) * 102, strip.height - (3 - row) * 102
         return np.asarray(strip)[y : y + 96, x : x + 96].astype(int)
 
-    eps = np.asarray(decode_to_images(model, noise_from_seeds([5], (3, 16, 16))(-1, 0))[0].resize((96, 96), Image.Resampling.NEAREST))
+    eps = np.asarray(
+        decode_to_images(model, noise_from_seeds([5], (3, 16, 16))(-1, 0))[0].resize((96, 96), Image.Resampling.NEAREST)
+    )
     grey = decode_to_images(model, torch.full((1, 3, 1, 1), 0.5))[0].getpixel((0, 0))
     assert (frame(0, 0) == eps).all()
     assert (frame(0, 5) == grey).all()

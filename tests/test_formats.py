@@ -105,8 +105,12 @@ def test_diffusers_draws_the_same_from_what_was_written(family: str, folder: Any
         drawn.append(pipe(**asked, generator=torch.Generator().manual_seed(0)).images)
     assert torch.equal(*drawn)
     ours = unspeckle.load(file)
-    *_, last = steps(ours, Request(prompt="a frog", steps=3, sampler="ddim", timestep_spacing="leading", size=16, guidance_scale=7.5))
-    *_, from_folder = steps(unspeckle.load(source), Request(prompt="a frog", steps=3, sampler="ddim", size=16, guidance_scale=7.5))
+    *_, last = steps(
+        ours, Request(prompt="a frog", steps=3, sampler="ddim", timestep_spacing="leading", size=16, guidance_scale=7.5)
+    )
+    *_, from_folder = steps(
+        unspeckle.load(source), Request(prompt="a frog", steps=3, sampler="ddim", size=16, guidance_scale=7.5)
+    )
     assert (last.x - from_folder.x).norm() <= 1e-5 * from_folder.x.norm()
 
 

@@ -4,9 +4,18 @@ from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normal
 
 from oracle import one_lump
 from unspeckle.denoiser import Denoiser, Conditioning
-from unspeckle.guidance import autoguidance, classifier_free_guidance, clamp_denoised, guided_denoise, dynamic_threshold, guidance_interval, composed, adaptive_projected_guidance
+from unspeckle.guidance import (
+    autoguidance,
+    classifier_free_guidance,
+    clamp_denoised,
+    guided_denoise,
+    dynamic_threshold,
+    guidance_interval,
+    composed,
+    adaptive_projected_guidance,
+)
 from unspeckle.samplers import ddim
-from unspeckle.schedule import Flow
+from unspeckle.schedule import FlowSchedule
 
 SHAPE = (2, 3, 4, 4)
 T = torch.full((2,), 0.4, dtype=torch.float64)
@@ -39,7 +48,7 @@ def drawing():
     x_t = torch.randn(SHAPE, generator=generator)
     givens = (given(1.0, 2.0), given(-1.0, 0.5))
     wanted, unwanted = ((x_t * (1 + g.vector.view(-1, 1, 1, 1))) + 2 * g.tokens.view(-1, 1, 1, 1) for g in givens)
-    return network, Denoiser(network, Flow(), "x"), givens, x_t, wanted, unwanted
+    return network, Denoiser(network, FlowSchedule(), "x"), givens, x_t, wanted, unwanted
 
 
 @pytest.mark.parametrize("scale", [0.0, 3.0, 7.5])
@@ -54,7 +63,9 @@ def test_guidance_is_one_call_on_the_joined_batch(drawing, scale):
 def test_scale_1_runs_the_wanted_one_alone(drawing):
     network, denoiser, givens, x_t, wanted, _ = drawing
     torch.testing.assert_close(guided_denoise(denoiser, givens, classifier_free_guidance(1.0))(x_t, T), wanted)
-    torch.testing.assert_close(guided_denoise(denoiser, givens[:1], classifier_free_guidance(1.0, guidance_rescale=0.7))(x_t, T), wanted)
+    torch.testing.assert_close(
+        guided_denoise(denoiser, givens[:1], classifier_free_guidance(1.0, guidance_rescale=0.7))(x_t, T), wanted
+    )
     assert network.calls == [2, 2]
 
 
@@ -80,7 +91,9 @@ def test_rescale_brings_back_the_deviation(drawing):
 @pytest.mark.parametrize(("t", "calls"), [(0.19, 2), (0.2, 4), (0.5, 4), (0.8, 4), (0.81, 2)])
 def test_outside_its_interval_guidance_is_neither_felt_nor_paid(drawing, t, calls):
     network, denoiser, givens, x_t, wanted, unwanted = drawing
-    found = guided_denoise(denoiser, givens, guidance_interval(classifier_free_guidance(3.0), 0.2, 0.8))(x_t, torch.full((2,), t, dtype=torch.float64))
+    found = guided_denoise(denoiser, givens, guidance_interval(classifier_free_guidance(3.0), 0.2, 0.8))(
+        x_t, torch.full((2,), t, dtype=torch.float64)
+    )
     torch.testing.assert_close(found, wanted if calls == 2 else unwanted + 3 * (wanted - unwanted))
     assert network.calls == [calls]
 
@@ -95,9 +108,9 @@ def test_and_of_two_gaussians_is_the_gaussian_of_their_product():
         rule = composed(classifier_free_guidance(1.0), (shares, (0.0, 0.0, 1.0)))
         for t in (0.2, 0.7):
             at = torch.full((5,), t, dtype=torch.float64)
-            estimates = torch.stack([lump.denoise(Flow())(x_t, at) for lump in (a, b, prior)])
+            estimates = torch.stack([lump.denoise(FlowSchedule())(x_t, at) for lump in (a, b, prior)])
             torch.testing.assert_close(
-                rule(lambda n, found=estimates: found[:n], at), composed.denoise(Flow())(x_t, at)
+                rule(lambda n, found=estimates: found[:n], at), composed.denoise(FlowSchedule())(x_t, at)
             )
 
 
@@ -109,20 +122,34 @@ def test_sums_of_estimates_are_guided_as_one_and_ask_for_no_more_than_they_need(
     half = 0.25 * estimates[0] + 0.75 * estimates[1]
     found = guided_denoise(denoiser, [*givens, third], rule)(x_t, T)
     torch.testing.assert_close(found, estimates[2] + 3 * (half - estimates[2]))
-    alone = guided_denoise(denoiser, [*givens, third], composed(classifier_free_guidance(1.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0))))(x_t, T)
+    alone = guided_denoise(
+        denoiser, [*givens, third], composed(classifier_free_guidance(1.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0)))
+    )(x_t, T)
     torch.testing.assert_close(alone, half)
     assert network.calls == [6, 4]
     plain = composed(classifier_free_guidance(3.0), ((1.0, 0.0), (0.0, 1.0)))
-    assert torch.equal(guided_denoise(denoiser, givens, plain)(x_t, T), guided_denoise(denoiser, givens, classifier_free_guidance(3.0))(x_t, T))
+    assert torch.equal(
+        guided_denoise(denoiser, givens, plain)(x_t, T),
+        guided_denoise(denoiser, givens, classifier_free_guidance(3.0))(x_t, T),
+    )
 
 
 NEUTRAL = {"momentum": 0.0, "threshold": float("inf"), "eta": 1.0}
 
 
-@pytest.mark.parametrize("rule", [classifier_free_guidance(4.0), classifier_free_guidance(4.0, 0.7), guidance_interval(classifier_free_guidance(4.0), 0.0, 0.3)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        classifier_free_guidance(4.0),
+        classifier_free_guidance(4.0, 0.7),
+        guidance_interval(classifier_free_guidance(4.0), 0.0, 0.3),
+    ],
+)
 def test_neutral_projected_guidance_is_the_rule_itself(drawing, rule):
     _, denoiser, givens, x_t, *_ = drawing
-    plain, neutral = (guided_denoise(denoiser, givens, one) for one in (rule, adaptive_projected_guidance(rule, **NEUTRAL)))
+    plain, neutral = (
+        guided_denoise(denoiser, givens, one) for one in (rule, adaptive_projected_guidance(rule, **NEUTRAL))
+    )
     for _ in range(3):
         assert torch.equal(plain(x_t, T), neutral(x_t, T))
 
@@ -142,12 +169,17 @@ def test_projected_guidance_is_the_papers_own_code(threshold, momentum, eta):
 
 
 def test_projected_guidance_of_a_picture_of_zeros_is_finite():
-    assert adaptive_projected_guidance(classifier_free_guidance(3.0))(lambda n: torch.zeros(2, *SHAPE)[:n], T).abs().max() == 0
+    assert (
+        adaptive_projected_guidance(classifier_free_guidance(3.0))(lambda n: torch.zeros(2, *SHAPE)[:n], T).abs().max()
+        == 0
+    )
 
 
 def test_scale_1_needs_no_projection(drawing):
     network, denoiser, givens, x_t, wanted, _ = drawing
-    torch.testing.assert_close(guided_denoise(denoiser, givens[:1], adaptive_projected_guidance(classifier_free_guidance(1.0)))(x_t, T), wanted)
+    torch.testing.assert_close(
+        guided_denoise(denoiser, givens[:1], adaptive_projected_guidance(classifier_free_guidance(1.0)))(x_t, T), wanted
+    )
     assert network.calls == [2]
 
 
@@ -163,9 +195,9 @@ def test_a_worse_guide_sharpens_what_the_model_knows():
     sharp, blurred = one_lump(0.5, 0.4), one_lump(0.5, 0.6)
 
     def drawn(rule):
-        denoise = autoguidance(sharp.denoise(Flow()), blurred.denoise(Flow()), rule)
+        denoise = autoguidance(sharp.denoise(FlowSchedule()), blurred.denoise(FlowSchedule()), rule)
         x = torch.randn(4000, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        *_, last = ddim(denoise, Flow(), torch.linspace(1, 0, 101, dtype=torch.float64), x, None)
+        *_, last = ddim(denoise, FlowSchedule(), torch.linspace(1, 0, 101, dtype=torch.float64), x, None)
         return last.x
 
     plain, guided = drawn(classifier_free_guidance(1.0)), drawn(classifier_free_guidance(2.0))

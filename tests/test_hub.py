@@ -171,7 +171,9 @@ def test_a_repository_is_fetched_and_then_found_without_a_network(folder: Path, 
     (site / "someone" / "other" / "model.safetensors").write_bytes(b"")
     for name in ("someone/tiny", "someone/half"):
         assert unspeckle.load(name).hash == unspeckle.load(folder).hash
-        assert name == "someone/half" or not [spare for spare in SPARE if (hub.download_snapshot(name) / spare).exists()]
+        assert name == "someone/half" or not [
+            spare for spare in SPARE if (hub.download_snapshot(name) / spare).exists()
+        ]
     with pytest.raises(InputError, match=r"someone/other: is on the hub without a model_index.json"):
         hub.download_snapshot("someone/other")
     flux = site / "someone" / "flux"

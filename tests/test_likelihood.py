@@ -42,7 +42,9 @@ def knowing(schedule: Schedule, p: Tensor) -> Denoise:
     return estimate
 
 
-@pytest.mark.parametrize("schedule", [Flow(), Linear(), Cosine(), VE()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "schedule", [FlowSchedule(), LinearSchedule(), CosineSchedule(), VESchedule()], ids=lambda s: type(s).__name__
+)
 def test_the_best_denoiser_of_known_pixels_costs_their_entropy(schedule: Schedule) -> None:
     pictures, p = rounded(9.0, 64)
     found = of(schedule, knowing(schedule, p), pictures)
@@ -55,7 +57,7 @@ def test_the_best_denoiser_of_known_pixels_costs_their_entropy(schedule: Schedul
 
 def gaussian(mean: float, deviation: float) -> Denoise:
     def estimate(x_t: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = (level.view(-1, 1, 1, 1) for level in Flow()(t.double()))
+        alpha, sigma = (level.view(-1, 1, 1, 1) for level in FlowSchedule()(t.double()))
         gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
         return (mean + gain * (x_t.double() - alpha * mean)).to(x_t.dtype)
 
@@ -68,7 +70,7 @@ def test_a_gaussian_model_costs_its_exact_nll() -> None:
     pictures, _ = rounded(30.0, 256)
     x = GREYS.encode(pictures.float() / 127.5 - 1).double()
     mean, deviation, width = float(x.mean()), float(x.std()), 1 / 127.5 / 0.4
-    found = of(Flow(), gaussian(mean, deviation), pictures, GREYS)
+    found = of(FlowSchedule(), gaussian(mean, deviation), pictures, GREYS)
     nll = math.log2(math.sqrt(2 * math.pi * math.e) * deviation / width)  # of these very pixels
     way = 0.5 * math.log2(1 + (deviation / width / FINAL_NOISE_STD) ** 2)
     assert found.diffusion == pytest.approx(way, abs=4 * found.standard_error)
@@ -78,13 +80,13 @@ def test_a_gaussian_model_costs_its_exact_nll() -> None:
 
 def test_a_worse_denoiser_costs_more_and_the_curve_says_where() -> None:
     pictures, p = rounded(9.0, 32)
-    good = knowing(Flow(), p)
+    good = knowing(FlowSchedule(), p)
 
     def bad(x_t: Tensor, t: Tensor) -> Tensor:
         """Blind to all but noise above a tenth: there it says the mean."""
         return torch.where(t.view(-1, 1, 1, 1) > 0.1, torch.full_like(x_t, 9.0), good(x_t, t))
 
-    one, other = of(Flow(), good, pictures), of(Flow(), bad, pictures)
+    one, other = of(FlowSchedule(), good, pictures), of(FlowSchedule(), bad, pictures)
     assert other.total > one.total + 1
     blind = [math.exp(-log / 2) / (1 + math.exp(-log / 2)) > 0.15 for log in one.log_snr]  # t of a flow
     sighted = [math.exp(-log / 2) / (1 + math.exp(-log / 2)) < 0.05 for log in one.log_snr]
@@ -104,7 +106,7 @@ def test_white_noise_costs_the_same_at_every_level() -> None:
 def test_telling_levels_apart_by_brute_force() -> None:
     """The reconstruction, with noise drawn and 256 levels summed, black and white among them."""
     pictures = torch.tensor([0, 1, 128, 254, 255, 77], dtype=torch.uint8).repeat_interleave(8).view(1, 3, 4, 4)
-    found = of(Flow(), lambda x_t, t: x_t, pictures).reconstruction
+    found = of(FlowSchedule(), lambda x_t, t: x_t, pictures).reconstruction
     x = COLOURS.encode(pictures.float() / 127.5 - 1).double()
     levels = COLOURS.encode((torch.arange(256) / 127.5 - 1).view(256, 1, 1, 1)).double()  # (256, 3, 1, 1)
     last = FINAL_NOISE_STD / 127.5 / 0.5
@@ -120,7 +122,7 @@ def test_telling_levels_apart_by_brute_force() -> None:
 def test_it_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, p = rounded(9.0, 10)
     told: list[int] = []
-    whole = of(Flow(), knowing(Flow(), p), pictures)
+    whole = of(FlowSchedule(), knowing(FlowSchedule(), p), pictures)
     monkeypatch.setattr("unspeckle.scoring.likelihood.SHARE", 4)
     asked: list[tuple[int, int]] = []
     rows: Callable[[int, int], Denoise] = lambda a, b: asked.append((a, b)) or knowing(Flow(), p)  # type: ignore[func-returns-value]  # noqa: E731

@@ -9,7 +9,7 @@ from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
-from unspeckle.schedule import VE, Flow, Linear, DiscreteSchedule
+from unspeckle.schedule import VESchedule, FlowSchedule, LinearSchedule, DiscreteSchedule
 
 T = torch.tensor([0.01, 0.05, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
 LATE = T.clamp(min=0.2)  # before, VE's sigma drowns in the rounding of x_t
@@ -39,20 +39,26 @@ def mse(a, b):
 
 @pytest.mark.parametrize(
     ("schedule", "prediction"),
-    [(schedule, prediction) for schedule in (Linear(), DiscreteSchedule(), VE()) for prediction in ("x", "eps", "v")]
-    + [(Flow(), prediction) for prediction in ("x", "v", "flow")],
+    [
+        (schedule, prediction)
+        for schedule in (LinearSchedule(), DiscreteSchedule(), VESchedule())
+        for prediction in ("x", "eps", "v")
+    ]
+    + [(FlowSchedule(), prediction) for prediction in ("x", "v", "flow")],
 )
 def test_plain_is_the_error_of_what_the_network_puts_out(schedule, prediction):
     network = Guess()
     x, eps, answers = case(schedule)
-    loss = Objective(loss_weighting="plain", min_c_out=0.0).loss_at(Denoiser(network, schedule, prediction), x, GIVEN, LATE, eps)
+    loss = Objective(loss_weighting="plain", min_c_out=0.0).loss_at(
+        Denoiser(network, schedule, prediction), x, GIVEN, LATE, eps
+    )
     torch.testing.assert_close(loss, mse(network.output, answers[prediction]), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("prediction", ["x", "eps", "v", "flow"])
-@pytest.mark.parametrize("schedule", [Linear(), VE(), Flow()])
+@pytest.mark.parametrize("schedule", [LinearSchedule(), VESchedule(), FlowSchedule()])
 def test_v_is_the_error_of_the_velocity_whatever_is_predicted(schedule, prediction):
-    if prediction == "eps" and schedule == Flow():
+    if prediction == "eps" and schedule == FlowSchedule():
         pytest.skip("refused by the denoiser")
     x, eps, answers = case(schedule)
     denoiser = Denoiser(Guess(), schedule, prediction)
@@ -61,23 +67,25 @@ def test_v_is_the_error_of_the_velocity_whatever_is_predicted(schedule, predicti
     estimate = denoiser(x_t, LATE, GIVEN)
     eps_hat = (x_t - alpha * estimate) / sigma
     velocity = (alpha * eps_hat - sigma * estimate) / (alpha**2 + sigma**2).sqrt()
-    velocity, truth = (eps_hat - estimate, eps - x) if schedule == Flow() else (velocity, answers["v"])
+    velocity, truth = (eps_hat - estimate, eps - x) if schedule == FlowSchedule() else (velocity, answers["v"])
     loss = Objective(loss_weighting="v", min_c_out=0.0).loss_at(denoiser, x, GIVEN, LATE, eps)
     torch.testing.assert_close(loss, mse(velocity, truth), rtol=1e-6, atol=0)
 
 
 def test_on_a_flow_the_v_loss_divides_by_t_but_never_by_less_than_the_floor():
-    weight = Objective().loss_weight(T, Flow(), "x")
+    weight = Objective().loss_weight(T, FlowSchedule(), "x")
     torch.testing.assert_close(weight, T.clamp(min=0.05) ** -2)
 
 
 @pytest.mark.parametrize("name", [*SCHEDULES, "ve"])
 def test_min_snr_and_soft(name):
-    schedule = SCHEDULES.get(name, VE())
+    schedule = SCHEDULES.get(name, VESchedule())
     t = torch.cat((torch.zeros(1, dtype=torch.float64), T, torch.ones(1, dtype=torch.float64)))
     alpha, sigma = schedule(t)
     snr = (alpha / sigma) ** 2
-    torch.testing.assert_close(Objective(loss_weighting="min_snr", gamma=5).loss_weight(t, schedule, "x"), snr.clamp(max=5))
+    torch.testing.assert_close(
+        Objective(loss_weighting="min_snr", gamma=5).loss_weight(t, schedule, "x"), snr.clamp(max=5)
+    )
     soft = Objective(loss_weighting="soft", gamma=4).loss_weight(t, schedule, "x")
     torch.testing.assert_close(soft, 1 / (1 / snr + 1 / 4))
     sigmoid_on_eps = torch.sigmoid(math.log(4) - snr.log())[1:-1]  # its weight on the error of eps, b = log 4
@@ -93,10 +101,12 @@ def assert_follows(values, cdf):
 def test_time_distributions():
     rng = ExampleRNG(1, torch.arange(20000))
     normal = torch.special.ndtr
-    assert_follows(Objective(time_distribution="uniform").sample_times(rng, Flow()), lambda t: t)
-    assert_follows(Objective(mean=0.3, std=0.8).sample_times(rng, Flow()), lambda t: normal((t.logit() - 0.3) / 0.8))
+    assert_follows(Objective(time_distribution="uniform").sample_times(rng, FlowSchedule()), lambda t: t)
+    assert_follows(
+        Objective(mean=0.3, std=0.8).sample_times(rng, FlowSchedule()), lambda t: normal((t.logit() - 0.3) / 0.8)
+    )
     edm = Objective(time_distribution="edm", mean=-0.5, std=1.2)
-    for schedule in (VE(), Flow(), Linear()):
+    for schedule in (VESchedule(), FlowSchedule(), LinearSchedule()):
         assert_follows(
             edm.sample_times(rng, schedule), lambda t, s=schedule: normal((torch.div(*s(t)).log().neg() + 0.5) / 1.2)
         )
@@ -104,7 +114,7 @@ def test_time_distributions():
 
 @pytest.mark.parametrize("times", ["uniform", "logit_normal", "edm"])
 def test_the_loss_of_an_example_is_its_own_however_the_batch_is_split(times):
-    objective, denoiser = Objective(time_distribution=times), Denoiser(Guess(), Flow(), "x")
+    objective, denoiser = Objective(time_distribution=times), Denoiser(Guess(), FlowSchedule(), "x")
     x = torch.randn(6, 3, 4, 4)
     indices = torch.tensor([4, 5, 6, 1000, 2**33, 0])
 
@@ -122,7 +132,7 @@ def test_captions_are_dropped_example_by_example():
     dropped = Objective().dropped_captions(ExampleRNG(2, indices))
     assert abs(dropped.float().mean() - 0.1) < 4 * math.sqrt(0.09 / 20000)
     assert torch.equal(dropped[50:60], Objective().dropped_captions(ExampleRNG(2, indices[50:60])))
-    t = Objective(time_distribution="uniform").sample_times(ExampleRNG(2, indices), Flow())
+    t = Objective(time_distribution="uniform").sample_times(ExampleRNG(2, indices), FlowSchedule())
     assert abs(t[dropped].mean() - 0.5) < 4 * math.sqrt(1 / 12 / 2000)  # independent of the time
     assert not Objective(caption_dropout=0.0).dropped_captions(ExampleRNG(2, indices)).any()
     assert Objective(caption_dropout=1.0).dropped_captions(ExampleRNG(2, indices)).all()
@@ -132,7 +142,7 @@ def test_captions_are_dropped_example_by_example():
 @pytest.mark.parametrize("prediction", ["x", "eps", "v", "flow"])
 def test_the_best_network_for_every_objective_is_the_best_denoiser(weight, prediction):
     """x of one Gaussian (m, s): where x̂ = E[x | x_t] the loss has no slope, and its value is w · var(x | x_t)."""
-    schedule, mean, deviation = Linear(), 0.5, 0.4
+    schedule, mean, deviation = LinearSchedule(), 0.5, 0.4
     t = torch.full((40000,), 0.4, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     x, eps = (torch.randn(40000, 1, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2))

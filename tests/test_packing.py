@@ -97,7 +97,9 @@ def test_a_whole_network(projection: str) -> None:
     said = low(x.to(LOW), clock, Conditioning(words.to(LOW)))
     assert off(said, exact) < 1.1 * off(plain, exact)
     assert not any(one.requires_grad or one.dtype != LOW for one in low.parameters())
-    wider = low(x.to(LOW).repeat(1, 1, 2, 3), clock, Conditioning(words.to(LOW)))  # what was packed for one size serves all
+    wider = low(
+        x.to(LOW).repeat(1, 1, 2, 3), clock, Conditioning(words.to(LOW))
+    )  # what was packed for one size serves all
     assert wider.shape == (2, 4, 32, 24) and wider.isfinite().all()
 
 

@@ -12,7 +12,17 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from unspeckle.errors import InputError
-from unspeckle.output.png import METADATA_KEY, max_pixel_difference, encode_png, save_new_png, read_png, image_metadata, file_stem, attach_metadata, write_png
+from unspeckle.output.png import (
+    METADATA_KEY,
+    max_pixel_difference,
+    encode_png,
+    save_new_png,
+    read_png,
+    image_metadata,
+    file_stem,
+    attach_metadata,
+    write_png,
+)
 
 RECORD = {"prompt": 'a „frog" on\nstilts 🐸 <&>', "seed": 2**64 - 1, "size": [4, 4], "model": {"hash": "abc"}}
 

@@ -40,14 +40,22 @@ def test_no_counts(text: str) -> None:
 
 
 def test_sizes() -> None:
-    assert [parse_size(text) for text in ("64", "96x64", "96X64", "96×64", " 8 ")] == [(64, 64), *[(96, 64)] * 3, (8, 8)]
+    assert [parse_size(text) for text in ("64", "96x64", "96X64", "96×64", " 8 ")] == [
+        (64, 64),
+        *[(96, 64)] * 3,
+        (8, 8),
+    ]
     for text in ("", "64x", "x64", "64x64x3", "-64", "6.4", "64px"):
         with pytest.raises(InputError, match=r"^--size "):
             parse_size(text)
 
 
 def test_spans() -> None:
-    assert [parse_interval(text, "--interval") for text in ("0.1,0.8", " 0, 1 ", ".5,.5")] == [(0.1, 0.8), (0, 1), (0.5, 0.5)]
+    assert [parse_interval(text, "--interval") for text in ("0.1,0.8", " 0, 1 ", ".5,.5")] == [
+        (0.1, 0.8),
+        (0, 1),
+        (0.5, 0.5),
+    ]
     for text in ("", "0.1", "0.8,0.1", "0,1,1", "-1,1", "0,2", "0,1.2.3", "a,b", "nan,1"):
         with pytest.raises(InputError, match=r"^--interval "):
             parse_interval(text, "--interval")

@@ -10,10 +10,10 @@ from unspeckle import samplers
 from unspeckle.errors import InputError
 from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
-from unspeckle.schedule import VE, Flow, Linear
+from unspeckle.schedule import VESchedule, FlowSchedule, LinearSchedule
 from unspeckle.timesteps import TIMESTEP_SPACINGS, timesteps
 
-ALL = {**SCHEDULES, "ve": VE()}
+ALL = {**SCHEDULES, "ve": VESchedule()}
 DETERMINISTIC = {"ddim": 1, "euler": 1, "heun": 2, "lms": 2, "plms": 2, "dpmpp_2m": 2, "unipc": 2}  # orders
 NONE = partial(pytest.fail, "a deterministic sampler asked for noise")
 
@@ -127,11 +127,13 @@ def test_from_pure_noise_to_the_picture(method, name):
 
 
 def test_a_step_is_x_before_the_move_with_its_estimate():
-    schedule, mixture = Linear(), two_lumps()
+    schedule, mixture = LinearSchedule(), two_lumps()
     denoise = mixture.denoise(schedule)
     x = torch.randn(4, 2, 1, 1, dtype=torch.float64)
     for method in SAMPLERS.values():
-        path = list(method(denoise, schedule, timesteps("karras", schedule, 5), x, noise_from_seeds(range(4), (2, 1, 1))))
+        path = list(
+            method(denoise, schedule, timesteps("karras", schedule, 5), x, noise_from_seeds(range(4), (2, 1, 1)))
+        )
         assert len(path) == 6 and torch.equal(path[0].x, x)
         for step in path[:-1]:
             assert torch.equal(step.denoised, denoise(step.x, step.t.expand(4)))
@@ -140,7 +142,7 @@ def test_a_step_is_x_before_the_move_with_its_estimate():
 
 def test_euler_on_a_flow_is_the_straight_step():
     """x_s = x_t + (s - t) v with v = (x_t - x̂) / t."""
-    schedule, mixture = Flow(), two_lumps()
+    schedule, mixture = FlowSchedule(), two_lumps()
     denoise = mixture.denoise(schedule)
     x = torch.randn(4, 2, 1, 1, dtype=torch.float64)
     stops = timesteps("uniform", schedule, 5)
@@ -203,7 +205,10 @@ def test_grids(name):
 
 def test_discrete_grids():
     """Lin et al. 2024, Table 2: T = 1000, 10 steps."""
-    entries = {name: (timesteps(name, Flow(), 10)[:-1] * 1000 - 1).round().int().tolist() for name in TIMESTEP_SPACINGS[1:4]}
+    entries = {
+        name: (timesteps(name, FlowSchedule(), 10)[:-1] * 1000 - 1).round().int().tolist()
+        for name in TIMESTEP_SPACINGS[1:4]
+    }
     assert entries["leading"] == [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]
     assert entries["trailing"] == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
     assert entries["linspace"] == [999, 888, 777, 666, 555, 444, 333, 222, 111, 0]
@@ -213,13 +218,13 @@ def test_discrete_grids():
 def test_bad_grids_are_refused(bad):
     grid, steps, start = bad
     with pytest.raises(InputError, match="choose"):
-        timesteps(grid, Flow(), steps, start)
+        timesteps(grid, FlowSchedule(), steps, start)
 
 
 @pytest.mark.parametrize("method", SAMPLERS)
 def test_a_consumer_keeps_its_gradients_and_float32_its_precision(method):
     """A `with torch.no_grad()` around a yield would leak; float64 scalars must not lift x."""
-    schedule = Flow()
+    schedule = FlowSchedule()
     exact = two_lumps().denoise(schedule)
 
     def denoise(x, t):

@@ -8,9 +8,17 @@ from diffusers import DDIMScheduler
 from oracle import SCHEDULES
 from unspeckle.configuration import kind_from_json, kind_to_json
 from unspeckle.errors import InputError
-from unspeckle.schedule import SCHEDULES, VE, Cosine, Flow, Linear, Sigmoid, DiscreteSchedule
+from unspeckle.schedule import (
+    SCHEDULES,
+    VESchedule,
+    CosineSchedule,
+    FlowSchedule,
+    LinearSchedule,
+    SigmoidSchedule,
+    DiscreteSchedule,
+)
 
-ALL = {**SCHEDULES, "ve": VE()}
+ALL = {**SCHEDULES, "ve": VESchedule()}
 T = torch.cat((torch.linspace(0, 1, 3001, dtype=torch.float64), torch.logspace(-9, -3, 50, dtype=torch.float64)))
 
 
@@ -48,22 +56,22 @@ def test_linear_integrates_beta():
     t = torch.tensor([0.137, 0.5, 0.99], dtype=torch.float64)
     grid = torch.linspace(0, 1, 100001, dtype=torch.float64) * t[:, None]
     integral = torch.trapezoid(0.1 + 19.9 * grid, grid)
-    torch.testing.assert_close(Linear()(t)[0], torch.exp(-integral / 2), rtol=1e-9, atol=0)
+    torch.testing.assert_close(LinearSchedule()(t)[0], torch.exp(-integral / 2), rtol=1e-9, atol=0)
 
 
 def test_cosine_and_sigmoid_are_their_papers():
     t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     f = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
-    torch.testing.assert_close(Cosine()(t)[0] ** 2, f, rtol=1e-12, atol=0)
+    torch.testing.assert_close(CosineSchedule()(t)[0] ** 2, f, rtol=1e-12, atol=0)
     low, high = (torch.tensor(value, dtype=torch.float64).sigmoid() for value in (-3.0, 3.0))
     gamma = (high - torch.sigmoid(t * 6 - 3)) / (high - low)
-    torch.testing.assert_close(Sigmoid()(t)[0] ** 2, gamma, rtol=1e-12, atol=0)
+    torch.testing.assert_close(SigmoidSchedule()(t)[0] ** 2, gamma, rtol=1e-12, atol=0)
 
 
 def test_ve_is_karras_grid_in_uniform_t():
     n = torch.arange(18, dtype=torch.float64)
     karras = (80 ** (1 / 7) + n / 18 * (0 - 80 ** (1 / 7))) ** 7  # eq. 5 with sigma_min = 0
-    torch.testing.assert_close(VE()(1 - n / 18)[1], karras, rtol=1e-12, atol=0)
+    torch.testing.assert_close(VESchedule()(1 - n / 18)[1], karras, rtol=1e-12, atol=0)
 
 
 def table_of_peer(**settings):
@@ -120,8 +128,10 @@ def test_zero_snr_ends_in_pure_noise_and_goes_there_steadily():
 
 @pytest.mark.parametrize("name", ALL)
 def test_config_round_trip(name):
-    assert kind_from_json(SCHEDULES, json.loads(json.dumps(kind_to_json(SCHEDULES, ALL[name]))), "schedule") == ALL[name]
-    assert kind_from_json(SCHEDULES, {"kind": "ve", "sigma_max": 160}, "schedule") == VE(160)
+    assert (
+        kind_from_json(SCHEDULES, json.loads(json.dumps(kind_to_json(SCHEDULES, ALL[name]))), "schedule") == ALL[name]
+    )
+    assert kind_from_json(SCHEDULES, {"kind": "ve", "sigma_max": 160}, "schedule") == VESchedule(160)
 
 
 @pytest.mark.parametrize(
@@ -137,4 +147,4 @@ def test_bad_config_is_refused_in_one_line(config):
 
 
 def test_flow_is_a_straight_line():
-    assert Flow()(torch.tensor(0.25)) == (0.75, 0.25)
+    assert FlowSchedule()(torch.tensor(0.25)) == (0.75, 0.25)

@@ -62,7 +62,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def test_many_captions_in_a_batch_are_drawn_as_draw_draws_each() -> None:
     model = random_model(steps=3)
     captions, numbers = ["a frog", "two red frogs", "a blue rabbit left of a pizza"], [7, 3, 11]
-    for ask in (Request(), Request(sampler="euler_a", guidance_scale=1.0), Request(sampler="heun", timestep_spacing="karras", steps=4)):
+    for ask in (
+        Request(),
+        Request(sampler="euler_a", guidance_scale=1.0),
+        Request(sampler="heun", timestep_spacing="karras", steps=4),
+    ):
         told: list[int] = []
         found = generate_images(model, captions, numbers, ask, told.append)
         assert sum(told) == 3 and found.seconds_per_image > 0

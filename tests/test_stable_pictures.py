@@ -84,7 +84,9 @@ def test_every_sampler_on_every_grid(sampler: str, grid: str, tmp_path_factory: 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "lms", "heun"])
 def test_all_grids_lead_to_the_same_picture(sampler: str, tmp_path_factory: Any) -> None:
     _, model = kept("1", tmp_path_factory)
-    many = Request(PROMPT, seed=SEED, sampler=sampler, timestep_spacing="uniform", steps=160, size=SIZE, guidance_scale=1.0)
+    many = Request(
+        PROMPT, seed=SEED, sampler=sampler, timestep_spacing="uniform", steps=160, size=SIZE, guidance_scale=1.0
+    )
     *_, expected = steps(model, many)
     for grid in ("shifted", "exponential", "trailing"):
         *_, found = steps(model, replace(many, grid=grid))

@@ -15,13 +15,23 @@ from torch import Tensor
 from test_tasks import mask, picture
 from tiny import random_model, told_model
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, request_from_metadata, draw, image_fingerprint, draw_prompts, batches_of_request, decode_to_images, resolve, steps
+from unspeckle.generation.pipeline import (
+    Request,
+    request_from_metadata,
+    draw,
+    image_fingerprint,
+    draw_prompts,
+    batches_of_request,
+    decode_to_images,
+    resolve,
+    steps,
+)
 from unspeckle.model import Model
 from unspeckle.networks import LatentAutoencoderConfig, LatentAutoencoder
 from unspeckle.output.png import max_pixel_difference, image_metadata
 from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
-from unspeckle.schedule import VE
+from unspeckle.schedule import VESchedule
 
 
 def every(model: Model, ask: Request) -> list[Any]:
@@ -56,7 +66,7 @@ def test_the_strength_says_how_many_of_the_steps_are_taken(strength: float) -> N
 def test_a_later_start_is_the_picture_with_its_noise(schedule: str) -> None:
     model, image = told_model(), picture()
     if schedule == "ve":
-        model.denoiser.schedule = VE(sigma_max=40.0)
+        model.denoiser.schedule = VESchedule(sigma_max=40.0)
     first = every(model, Request("0.5", seed=9, count=2, image=image, strength=0.6))[0]
     alpha, sigma = model.denoiser.schedule(first.t)
     expected = alpha.float() * known(model, image) + sigma.float() * noise_from_seeds([9, 10], (3, 16, 16))(-1, 0)
@@ -150,7 +160,10 @@ def test_hires_goes_on_from_the_enlarged_picture(upscaler: str) -> None:
 
 def test_many_go_on_from_a_picture_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", {"cpu": 3 * 16 * 16})
-    model, ask = random_model(steps=12), Request(image=picture(), mask=mask(), strength=0.5, sampler="euler_a", variation_seed=9)
+    model, ask = (
+        random_model(steps=12),
+        Request(image=picture(), mask=mask(), strength=0.5, sampler="euler_a", variation_seed=9),
+    )
     prompts = ["a [frog:rabbit:0.5]", "two red frogs", "a frog AND a pizza", "a frog", "[a|b]"]
     for drawn, words, seed in zip(draw_prompts(model, prompts, range(5), ask), prompts, range(5), strict=True):
         alone = draw(model, replace(ask, prompt=words, seed=seed, paste=False))[0]

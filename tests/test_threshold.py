@@ -45,7 +45,11 @@ def test_the_command_line_draws_what_python_does_and_replays_it(
     plain, bounded = map(read_png, drawn)
     (ours,) = unspeckle.draw(model, Request("a frog", guidance_scale=30.0, dynamic_threshold=0.9))
     assert np.array_equal(bounded, ours) and not np.array_equal(bounded, plain)
-    assert image_metadata(bounded)["threshold"] == 0.9 == request_from_metadata(image_metadata(bounded))[0].dynamic_threshold
+    assert (
+        image_metadata(bounded)["threshold"]
+        == 0.9
+        == request_from_metadata(image_metadata(bounded))[0].dynamic_threshold
+    )
     assert "threshold" not in image_metadata(plain)
     assert main(["replay", str(drawn[1]), "-m", str(path)]) == 0
     assert capsys.readouterr().out == "largest pixel difference: 0\n"

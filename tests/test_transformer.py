@@ -17,7 +17,7 @@ from unspeckle.networks import UNetConfig
 from unspeckle.networks.layers import pad_tokens
 from unspeckle.networks.transformer import JointAttention, ConvFeedForward, AttentionContext, Transformer, TransformerConfig, apply_rotary, rotary_cos_sin
 from unspeckle.presets import PRESETS
-from unspeckle.schedule import Flow
+from unspeckle.schedule import FlowSchedule
 from unspeckle.training import plan as plans
 
 SMALL = TransformerConfig(patch_size=2, widths=(12, 16), depths=(1, 2), head_width=8, text_width=12, vector_width=6)
@@ -123,7 +123,7 @@ def test_prepared_keys_and_values_change_nothing() -> None:
     with torch.no_grad():
         prepared = network.prepare(words)
         assert torch.equal(network(x, CLOCK, words), network(x, CLOCK, prepared))
-        assert Denoiser(network, Flow(), "v").prepare(prepared) is prepared
+        assert Denoiser(network, FlowSchedule(), "v").prepare(prepared) is prepared
 
 
 def test_words_behind_the_mask_are_not_seen_and_those_before_it_are() -> None:
@@ -195,7 +195,7 @@ def test_without_attention_a_larger_picture_is_the_smaller_one_and_more() -> Non
 
 def transformer_model():  # type: ignore[no-untyped-def]
     model = random_model()
-    model.denoiser = Denoiser(awake(replace(SMALL, text_width=32, vector_width=32)), Flow(), "v")
+    model.denoiser = Denoiser(awake(replace(SMALL, text_width=32, vector_width=32)), FlowSchedule(), "v")
     return model
 
 

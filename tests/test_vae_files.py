@@ -142,7 +142,11 @@ def test_the_command_line(place: Path, tmp_path: Path, capsys: Any) -> None:
     shown = _drawn([*asked, "--preview", str(place / "tiny")], capsys)
     other = _drawn([*asked, "--vae", str(place / "other")], capsys)
     assert read_png(plain).tobytes() == read_png(shown).tobytes() != read_png(other).tobytes()
-    assert image_metadata(read_png(plain))["model"] == image_metadata(read_png(shown))["model"] != image_metadata(read_png(other))["model"]
+    assert (
+        image_metadata(read_png(plain))["model"]
+        == image_metadata(read_png(shown))["model"]
+        != image_metadata(read_png(other))["model"]
+    )
     again = ["replay", str(other), "--model", str(place / "pipe"), "--quiet"]
     assert main([*again, "--vae", str(place / "other")]) == 0 and "difference: 0" in capsys.readouterr().out
     assert main(again) == 2 and "was drawn by the model" in capsys.readouterr().err

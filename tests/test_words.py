@@ -336,7 +336,7 @@ class Shown(Model):
 def test_a_model_that_draws_true_renders_scores_the_ceiling(corpus: Path, detector: Detector) -> None:
     asked = read_composition_prompts(corpus, 1)
     painted = rendered(corpus, asked)
-    denoiser = Denoiser(Renders([shown.float() / 127.5 - 1 for shown in painted]), Flow(), "x")
+    denoiser = Denoiser(Renders([shown.float() / 127.5 - 1 for shown in painted]), FlowSchedule(), "x")
     card = ModelCard(name="renders", steps=2, size=(SIDE, SIDE), guidance_scale=1.0)
     words, plain = Numbered([q.text for q in asked]), PixelAutoencoder(PixelAutoencoderConfig((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
     model = Shown(denoiser, words, Tokens(), plain, card)  # type: ignore[arg-type]

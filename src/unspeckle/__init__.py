@@ -13,9 +13,9 @@ from .errors import InputError
 
 if TYPE_CHECKING:
     from .generation.pipeline import Request, draw, steps
-    from .model import ModelCard, Model, load, save
+    from .model import Model, ModelCard, load, save
 
-__all__ = ["Request", "ModelCard", "InputError", "Model", "draw", "load", "save", "steps"]
+__all__ = ["InputError", "Model", "ModelCard", "Request", "draw", "load", "save", "steps"]
 
 _HOMES = {
     "Ask": "generation.pipeline",

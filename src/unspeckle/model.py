@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from unspeckle import configuration, schedule
 from unspeckle.atomic import replace_file
-from unspeckle.denoiser import TIME_CONDITIONINGS, Denoiser, Conditioning
+from unspeckle.denoiser import TIME_CONDITIONINGS, Conditioning, Denoiser
 from unspeckle.errors import InputError
 from unspeckle.model_io import weight_dtypes
 from unspeckle.model_io.safetensors_io import check_tensors, read_safetensors
@@ -98,7 +98,9 @@ class Model:
         stops = timesteps(timestep_spacing, self.denoiser.schedule, steps)
         return SamplingSetup(stops, float(self.denoiser.schedule(stops[0])[1]), self.denoiser)
 
-    def add_conditioning(self, conditioning: Conditioning, positive: bool, guidance_scale: float, size: tuple[int, int]) -> Conditioning:
+    def add_conditioning(
+        self, conditioning: Conditioning, positive: bool, guidance_scale: float, size: tuple[int, int]
+    ) -> Conditioning:
         """The given of a wanted or an unwanted guess, with what the model wants to be told besides of a drawing with
         that guidance scale and of that size in pixels."""
         return conditioning
@@ -238,8 +240,12 @@ def find_model_file(path: Path) -> Path:
         how = f"draw with it by --model CHECKPOINT --lora {path / LORA_FILE}"
         raise InputError(f"{path}: this run holds a LoRA, which changes a model but is none; {how}")
     if (path / "plan.json").exists() or (path / "checkpoints").exists():
-        raise InputError(f"{path}: this run has no {MODEL_FILE} yet; give the same train command again and let it finish")
-    raise InputError(f"{path}: holds no {MODEL_FILE}; a model is a .safetensors file, a RUN of `train` or a Stable Diffusion")
+        raise InputError(
+            f"{path}: this run has no {MODEL_FILE} yet; give the same train command again and let it finish"
+        )
+    raise InputError(
+        f"{path}: holds no {MODEL_FILE}; a model is a .safetensors file, a RUN of `train` or a Stable Diffusion"
+    )
 
 
 def model_metadata(model: Model) -> dict[str, Any]:
@@ -271,9 +277,9 @@ def _configured(module: Any, kinds: Kinds) -> dict[str, Any]:
 
 def _read_model_file(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The JSON and the tensors, as stored, of a file that may be anything."""
-    metadata, tensors = read_safetensors(file)
+    text, tensors = read_safetensors(file)
     try:
-        metadata = json.loads(metadata.get(METADATA_KEY, ""))
+        metadata = json.loads(text.get(METADATA_KEY, ""))
     except (ValueError, RecursionError) as e:
         raise InputError(f"{file}: its metadata are damaged ({str(e)[:100]}); copy or train it again") from e
     if not isinstance(metadata, dict) or type(metadata.get("format")) is not int:
@@ -294,7 +300,9 @@ def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Pat
         raise InputError(f"{file}: has a spare tensor {unexpected[0]!r} that belongs to no part of the model")
     noise_schedule = configuration.kind_from_json(schedule.SCHEDULES, metadata["schedule"], "schedule")
     tensors = weight_dtypes.decode_weights(tensors, file)
-    network, text, autoencoder = (_build_part(metadata[part], kinds, tensors, part, file) for part, kinds in parts.items())
+    network, text, autoencoder = (
+        _build_part(metadata[part], kinds, tensors, part, file) for part, kinds in parts.items()
+    )
     model = Model(
         denoiser=Denoiser(network, noise_schedule, metadata["prediction"], metadata["clock"]),
         tokenizer=Tokenizer.from_json(metadata["tokenizer"]),
@@ -320,7 +328,9 @@ def _build_part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor]
     with NoInitialization():
         module = make(typed_config)
     wanted = module.state_dict()
-    tensors_of_part = {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
+    tensors_of_part = {
+        name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")
+    }
     check_tensors({f"{part}.{name}": tensor for name, tensor in wanted.items()},
             {f"{part}.{name}": tensor for name, tensor in tensors_of_part.items()}, file)  # fmt: skip
     module.load_state_dict(tensors_of_part, assign=True)

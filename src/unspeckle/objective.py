@@ -4,45 +4,46 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unspeckle.denoiser import Denoiser, Conditioning, coefficients
+from unspeckle.denoiser import AnyConditioning, Denoiser, coefficients
 from unspeckle.errors import InputError
 from unspeckle.rng import ExampleRNG
-from unspeckle.schedule import Flow, Schedule
+from unspeckle.schedule import Schedule
 
 TIME_DISTRIBUTIONS = ("uniform", "logit_normal", "edm")
 LOSS_WEIGHTINGS = ("plain", "v", "min_snr", "soft")
-_TIME, _NOISE, _DROP = 0, 1, 2  # a Stream's purposes; the others are free
+_TIME, _NOISE, _DROP = 0, 1, 2  # purposes of an ExampleRNG; the others are free
 
 
 @dataclass(frozen=True)
 class Objective:
-    """times: uniform in t; logit_normal, sigmoid(mean + std·n) (Esser et al. 2024, eq. 19); edm, log(sigma/alpha) is
-    normal (Karras et al. 2022, Table 1; their mean -1.2 is -0.5 for x of unit variance, std 1.2).
-    weight of the error of x̂, ratio = sigma/alpha:
-      plain    1 / c_out²: the error of what the network itself puts out (DDPM's simple loss for eps)
-      v        the same as though it put out v, or the flow's velocity on a flow (Salimans & Ho 2022)
-      min_snr  min(1 / ratio², gamma) (Hang et al. 2023, eq. 8)
-      soft     1 / (ratio² + 1 / gamma) (Crowson et al. 2024, eq. 13): also the sigmoid weighting with bias log(gamma)
-    |c_out| counts as at least `floor`. `drop` is the share of examples that lose their captions."""
+    """The squared error of x̂ at random times, weighted. ratio = sigma/alpha."""
 
+    # How times are drawn: "uniform"; "logit_normal", sigmoid(mean + std·n) (Esser et al. 2024, eq. 19); "edm", where
+    # log(ratio) is normal (Karras et al. 2022, Table 1; their mean -1.2 is -0.5 for x of unit variance, their std 1.2).
     time_distribution: str = "logit_normal"
     mean: float = 0.0
     std: float = 1.0
+    # The weight of the squared error of x̂:
+    #   plain    1 / c_out²: the error of what the network itself predicts (DDPM's simple loss for eps)
+    #   v        the same as though it predicted v, or on a flow the flow's velocity (Salimans & Ho 2022)
+    #   min_snr  min(1 / ratio², gamma) (Hang et al. 2023, eq. 8)
+    #   soft     1 / (ratio² + 1 / gamma) (Crowson et al. 2024, eq. 13): also the sigmoid weighting with bias log(gamma)
     loss_weighting: str = "v"
     gamma: float = 5.0
-    min_c_out: float = 0.05
-    caption_dropout: float = 0.1
+    min_c_out: float = 0.05  # |c_out| counts as at least this
+    caption_dropout: float = 0.1  # share of the examples that are trained without their captions
 
     def __post_init__(self) -> None:
         for name, names in ((self.time_distribution, TIME_DISTRIBUTIONS), (self.loss_weighting, LOSS_WEIGHTINGS)):
             if name not in names:
-                raise InputError(f"{name!r} is no objective; choose one of {', '.join(names)}")
+                raise InputError(f"{name!r} is unknown to an objective; choose one of {', '.join(names)}")
 
-    def __call__(self, denoiser: Denoiser, x: Tensor, conditioning: Conditioning, rng: ExampleRNG) -> Tensor:
+    def __call__(self, denoiser: Denoiser, x: Tensor, conditioning: AnyConditioning, rng: ExampleRNG) -> Tensor:
         """The loss of each example, (B,) float32, at its own time and noise. x is (B, C, H, W)."""
-        return self.loss_at(denoiser, x, conditioning, self.sample_times(rng, denoiser.schedule), rng.normal(_NOISE, x.shape[1:]))
+        t = self.sample_times(rng, denoiser.schedule)
+        return self.loss_at(denoiser, x, conditioning, t, rng.normal(_NOISE, x.shape[1:]))
 
-    def loss_at(self, denoiser: Denoiser, x: Tensor, conditioning: Conditioning, t: Tensor, eps: Tensor) -> Tensor:
+    def loss_at(self, denoiser: Denoiser, x: Tensor, conditioning: AnyConditioning, t: Tensor, eps: Tensor) -> Tensor:
         """The loss (B,) at times t (B,) with noise eps."""
         alpha, sigma = (level.to(x.dtype).view(-1, 1, 1, 1) for level in denoiser.schedule(t))
         error = denoiser(alpha * x + sigma * eps, t, conditioning) - x
@@ -64,7 +65,7 @@ class Objective:
         if self.loss_weighting == "soft":
             return alpha**2 / (sigma**2 + alpha**2 / self.gamma)
         if self.loss_weighting == "v":
-            prediction = "flow" if isinstance(schedule, Flow) else "v"
+            prediction = schedule.velocity
         return coefficients(prediction, alpha, sigma)[1].abs().clamp(min=self.min_c_out) ** -2
 
     def dropped_captions(self, rng: ExampleRNG) -> Tensor:

@@ -44,11 +44,11 @@ def noise_from_seeds(seeds: Sequence[int], shape: Sequence[int], device: torch.d
     key, size = seed_keys(seeds, device), math.prod(shape)
     block = torch.arange(-(-size // 4), device=device).unsqueeze(0)
 
-    def draw(step: int, draw: int) -> Tensor:
+    def noise(step: int, draw: int) -> Tensor:
         words = philox((block, block * 0 + (step & _WORD), block * 0 + draw, block * 0), key)
         return box_muller(words, torch.float64)[:, :size].reshape(len(seeds), *shape)
 
-    return draw
+    return noise
 
 
 class ExampleRNG:

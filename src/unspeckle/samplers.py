@@ -1,9 +1,10 @@
-"""From noise to a picture: samplers as generators of steps.
+"""From noise to an image: each sampler is a generator of steps under its own name.
 
-Every sampler sees (x_t, t) -> x̂ alone and works on every schedule. Each move is the one law, `_move`."""
+A sampler sees (x_t, t) -> denoised and nothing else, and works on every schedule. All of them move by `ddim_step`, the
+one law solved for x_s. Where k-diffusion writes sigma, this file has sigma / alpha; the two are equal where alpha = 1.
+"""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,179 +17,260 @@ from unspeckle.schedule import Schedule
 
 
 class Step(NamedTuple):
-    """x at time t, before the move, and its estimated picture; the last Step, where that is x itself, is the result."""
+    """One step of a drawing, before x moves. The last Step holds the result: its x and its denoised are the same."""
 
-    t: Tensor  # () float64
+    t: Tensor  # () float64, the time of x: 1 is pure noise, 0 the image
     x: Tensor  # (B, C, H, W)
-    denoised: Tensor
+    denoised: Tensor  # (B, C, H, W), the image expected at this time
 
 
 Steps = Iterator[Step]
-Sampler = Callable[[Denoise, Schedule, Tensor, Tensor, Noise], Steps]  # ..., times (N + 1,) float64, x, noise
+Sampler = Callable[[Denoise, Schedule, Tensor, Tensor, Noise], Steps]  # denoise, schedule, times (N + 1,), x, noise
 
 
-class _Level(NamedTuple):  # scalars, float64 on the CPU: exact, and no device waits for them
-    t: Tensor
+class NoiseLevel(NamedTuple):
+    """A time and what the schedule says of it: scalars, float64 on the CPU, so that no device waits for them."""
+
+    time: Tensor
     alpha: Tensor
     sigma: Tensor
 
-    def __sub__(self, other: "_Level") -> Tensor:
-        """Half the log-SNR gained since the other; infinite where either is pure noise or pure picture."""
-        return (self.alpha * other.sigma / (self.sigma * other.alpha)).log()
 
-
-def _levels(schedule: Schedule, times: Tensor) -> list[_Level]:
+def noise_levels(schedule: Schedule, times: Tensor) -> list[NoiseLevel]:
+    """The noise levels at times (N,)."""
     times = times.double().cpu()
-    return [_Level(*level) for level in zip(times, *schedule(times), strict=True)]
+    return [NoiseLevel(*level) for level in zip(times, *schedule(times), strict=True)]
 
 
-def _move(x: Tensor, estimate: Tensor, here: _Level, there: _Level, eta: float = 0, eps: Tensor | float = 0) -> Tensor:
+def log_snr_gain(t: NoiseLevel, s: NoiseLevel) -> Tensor:
+    """Half the log-SNR gained from t to s, DPM-Solver's h = lambda_s - lambda_t with lambda = log(alpha / sigma);
+    infinite where t is pure noise or s the image."""
+    return (s.alpha * t.sigma / (s.sigma * t.alpha)).log()
+
+
+def ddim_step(
+    x: Tensor, denoised: Tensor, t: NoiseLevel, s: NoiseLevel, eta: float = 0, eps: Tensor | float = 0
+) -> Tensor:
     """x_s = alpha_s x̂ + kept (x_t - alpha_t x̂) / sigma_t + fresh eps, where kept² + fresh² = sigma_s².
-    eta 0 is the ODE, eta 1 the ancestral step (Song et al. 2021, eq. 16); with a huge eta all noise is fresh."""
-    shrink = here.alpha * there.sigma / (here.sigma * there.alpha)
-    fresh = there.sigma * (eta * (1 - shrink**2).clamp(min=0).sqrt()).clamp(max=1)
-    kept = (there.sigma**2 - fresh**2).sqrt()
-    return there.alpha * estimate + kept / here.sigma * (x - here.alpha * estimate) + fresh * eps
+
+    eta = 0 keeps the noise that is in x_t (the ODE); eta = 1 is the ancestral step (Song et al. 2021, eq. 16)."""
+    shrink = t.alpha * s.sigma / (t.sigma * s.alpha)
+    fresh = s.sigma * (eta * (1 - shrink**2).clamp(min=0).sqrt()).clamp(max=1)
+    kept = (s.sigma**2 - fresh**2).sqrt()
+    return s.alpha * denoised + kept / t.sigma * (x - t.alpha * denoised) + fresh * eps
 
 
-def _ahead(estimate: Tensor, older: Tensor | None, levels: list[_Level]) -> Tensor:
-    """x̂ extrapolated to the middle of the last of these steps; as it is where it is the first, or ends in a picture."""
-    if older is None or levels[-1].sigma == 0:
-        return estimate
-    return estimate + (levels[-1] - levels[-2]) / (levels[-2] - levels[-3]) / 2 * (estimate - older)
+def predicted_noise(x: Tensor, denoised: Tensor, t: NoiseLevel) -> Tensor:
+    """eps in x_t = alpha_t x̂ + sigma_t eps."""
+    return (x - t.alpha * denoised) / t.sigma
 
 
-def _eps(x: Tensor, estimate: Tensor, level: _Level) -> Tensor:
-    return (x - level.alpha * estimate) / level.sigma
+def step_length(t: NoiseLevel, s: NoiseLevel) -> Tensor:
+    """The length of a step in sigma / alpha, in the units of x at s; the slope along it is eps."""
+    return s.sigma - s.alpha / t.alpha * t.sigma
 
 
-def _length(here: _Level, there: _Level) -> Tensor:
-    """Of a move in sigma/alpha, in the units of x there: eps is the slope."""
-    return there.sigma - there.alpha / here.alpha * here.sigma
+@torch.no_grad()
+def euler(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+    """Euler's method on the probability-flow ODE (Karras et al. 2022, Alg. 1 without its correction)."""
+    for t, s in pairwise(noise_levels(schedule, times)):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
+        x = ddim_step(x, denoised, t, s)
+    yield Step(s.time, x, x)
+
+
+@torch.no_grad()
+def euler_ancestral(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+    """Euler's method with fresh noise at each step (Song et al. 2021, eq. 16 with eta = 1)."""
+    for i, (t, s) in enumerate(pairwise(noise_levels(schedule, times))):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
+        x = ddim_step(x, denoised, t, s, eta=1, eps=noise(i, 0))
+    yield Step(s.time, x, x)
 
 
 @torch.no_grad()
 def ddim(
-    denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, eta: float = 0.0, order: int = 1
-) -> Steps:
-    """Song et al. 2021. With eta 0 it is Euler's method in sigma/alpha, and on a flow in t; with eta 1 ancestral Euler,
-    and DDPM with its small variance (Ho et al. 2020); with a huge eta a consistency model's (Song et al. 2023).
-    order 2 extrapolates x̂: DPM++ 2M (Lu et al. 2022, "DPM-Solver++", Alg. 2), with eta 1 its SDE (midpoint)."""
-    levels = _levels(schedule, times)
-    older = None
-    for i, (here, there) in enumerate(pairwise(levels)):
-        estimate = denoise(x, here.t.expand(len(x)))
-        yield Step(here.t, x, estimate)
-        ahead = _ahead(estimate, older, levels[: i + 2])
-        x = _move(x, ahead, here, there, eta, noise(i, 0) if eta else 0)
-        older = estimate if order == 2 else None
-    yield Step(levels[-1].t, x, x)
+    denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, eta: float = 0.0
+) -> Steps:  # fmt: skip
+    """DDIM (Song et al. 2021, eq. 12). eta = 0 is Euler's method; between 0 and 1 part of the noise is fresh."""
+    for i, (t, s) in enumerate(pairwise(noise_levels(schedule, times))):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
+        x = ddim_step(x, denoised, t, s, eta, noise(i, 0) if eta else 0)
+    yield Step(s.time, x, x)
+
+
+@torch.no_grad()
+def ddpm(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+    """Ancestral sampling with the smaller posterior variance (Ho et al. 2020, Alg. 2): DDIM with eta = 1."""
+    yield from ddim(denoise, schedule, times, x, noise, eta=1.0)
+
+
+@torch.no_grad()
+def lcm(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+    """Multistep consistency sampling (Song et al. 2023, Alg. 1; Luo et al. 2023): all noise is fresh at each step."""
+    for i, (t, s) in enumerate(pairwise(noise_levels(schedule, times))):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
+        x = s.alpha * denoised + s.sigma * noise(i, 0)
+    yield Step(s.time, x, x)
 
 
 @torch.no_grad()
 def heun(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
-    """Karras et al. 2022, Alg. 1, in sigma/alpha. Two calls a step, but where one end is pure noise or picture."""
-    levels = _levels(schedule, times)
-    for here, there in pairwise(levels):
-        estimate = denoise(x, here.t.expand(len(x)))
-        yield Step(here.t, x, estimate)
-        left, x = x, _move(x, estimate, here, there)
-        if here.alpha > 0 and there.sigma > 0:
-            again = denoise(x, there.t.expand(len(x)))
-            x = x + _length(here, there) / 2 * (_eps(x, again, there) - _eps(left, estimate, here))
-    yield Step(levels[-1].t, x, x)
+    """Heun's method (Karras et al. 2022, Alg. 1). Two network calls a step, one where an end is pure noise or image."""
+    for t, s in pairwise(noise_levels(schedule, times)):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
+        x_t, x = x, ddim_step(x, denoised, t, s)  # Euler's step, which the slope at its end corrects
+        if t.alpha > 0 and s.sigma > 0:
+            slope_t, slope_s = predicted_noise(x_t, denoised, t), predicted_noise(x, denoise(x, s.time), s)
+            x = x + step_length(t, s) / 2 * (slope_s - slope_t)
+    yield Step(s.time, x, x)
 
 
 @torch.no_grad()
-def adams(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, even: bool = False) -> Steps:
-    """Adams-Bashforth in sigma/alpha over up to four steps: LMS (Crowson 2022). even: its weights as though steps were
-    equal, and the first one Heun's: PLMS (Liu et al. 2022, "Pseudo numerical methods", eq. 9 and 12)."""
-    levels = _levels(schedule, times)
-    places = torch.stack([torch.tensor(-float(i)) if even else b.sigma / b.alpha for i, b in enumerate(levels)])
-    past: list[Tensor] = []  # eps, the newest last
-    for i, (here, there) in enumerate(pairwise(levels)):
-        estimate = denoise(x, here.t.expand(len(x)))
-        yield Step(here.t, x, estimate)
-        guess = _move(x, estimate, here, there)
-        if here.alpha > 0:
-            eps = _eps(x, estimate, here)
-            weights = _weights(places[i - len(past) : i + 2])
-            turns = [weight * (one - eps) for weight, one in zip(weights[:-1], past, strict=True)]
-            if even and i == 0 and len(levels) > 2:
-                turns = [(_eps(guess, denoise(guess, there.t.expand(len(x))), there) - eps) / 2]
+def lms(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+    """Linear multistep (Adams-Bashforth) of up to fourth order in sigma / alpha (Crowson 2022, k-diffusion)."""
+    levels = noise_levels(schedule, times)
+    nodes = torch.stack([level.sigma / level.alpha for level in levels])
+    past: list[Tensor] = []  # eps of up to three earlier steps, the newest last
+    for i, (t, s) in enumerate(pairwise(levels)):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
+        eps = predicted_noise(x, denoised, t) if t.alpha > 0 else None
+        x = ddim_step(x, denoised, t, s)
+        if eps is not None:
+            x = x + _multistep_correction(eps, past, nodes[i - len(past) : i + 2], step_length(t, s))
             past = [*past[-2:], eps]
-            guess = guess + _length(here, there) * torch.stack(turns).sum(0) if turns else guess
-        x = guess
-    yield Step(levels[-1].t, x, x)
+    yield Step(s.time, x, x)
 
 
-def _weights(places: Tensor) -> Tensor:
-    """Of a curve's values at all places but the last, so that their sum is its mean over the last step."""
-    shares = ((places[:-1] - places[-2]) / (places[-1] - places[-2])).double()
+@torch.no_grad()
+def plms(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+    """Pseudo linear multistep (Liu et al. 2022, eq. 9 and 12): LMS with weights as though steps were equal; the first
+    step is Heun's."""
+    levels = noise_levels(schedule, times)
+    nodes = -torch.arange(len(levels), dtype=torch.float64)
+    past: list[Tensor] = []  # eps of up to three earlier steps, the newest last
+    for i, (t, s) in enumerate(pairwise(levels)):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
+        eps = predicted_noise(x, denoised, t) if t.alpha > 0 else None
+        x = ddim_step(x, denoised, t, s)
+        if eps is not None:
+            if i == 0 and len(levels) > 2:
+                x = x + step_length(t, s) * ((predicted_noise(x, denoise(x, s.time), s) - eps) / 2)
+            else:
+                x = x + _multistep_correction(eps, past, nodes[i - len(past) : i + 2], step_length(t, s))
+            past = [*past[-2:], eps]
+    yield Step(s.time, x, x)
+
+
+def _multistep_correction(eps: Tensor, past: Sequence[Tensor], nodes: Tensor, length: Tensor) -> Tensor | float:
+    """What earlier slopes change in Euler's step: length · Σ w_i (past_i - eps). nodes: the places of the past slopes,
+    of eps, and of the step's end."""
+    if not past:
+        return 0.0
+    weights = _adams_bashforth_weights(nodes)
+    return length * torch.stack([weight * (old - eps) for weight, old in zip(weights[:-1], past, strict=True)]).sum(0)
+
+
+def _adams_bashforth_weights(nodes: Tensor) -> Tensor:
+    """The weights of a curve's values at all nodes but the last, so that their sum is its mean over the last step."""
+    shares = (nodes[:-1] - nodes[-2]) / (nodes[-1] - nodes[-2])
     powers = torch.arange(len(shares), dtype=torch.float64)
     weights: Tensor = torch.linalg.solve(shares ** powers[:, None], 1 / (powers + 1))
     return weights
 
 
 @torch.no_grad()
+def dpmpp_2m(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+    """DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", Alg. 2)."""
+    levels = noise_levels(schedule, times)
+    previous = None
+    for i, (t, s) in enumerate(pairwise(levels)):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
+        x = ddim_step(x, _extrapolate(denoised, previous, levels[: i + 2]), t, s)
+        previous = denoised
+    yield Step(s.time, x, x)
+
+
+@torch.no_grad()
+def dpmpp_2m_sde(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+    """SDE-DPM-Solver++(2M), its midpoint form (Lu et al. 2022, "DPM-Solver++", appendix; k-diffusion)."""
+    levels = noise_levels(schedule, times)
+    previous = None
+    for i, (t, s) in enumerate(pairwise(levels)):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
+        x = ddim_step(x, _extrapolate(denoised, previous, levels[: i + 2]), t, s, eta=1, eps=noise(i, 0))
+        previous = denoised
+    yield Step(s.time, x, x)
+
+
+def _extrapolate(denoised: Tensor, previous: Tensor | None, levels: Sequence[NoiseLevel]) -> Tensor:
+    """denoised, extrapolated in log-SNR to the middle of the last step; unchanged in a first step and in one that ends
+    in the image. levels: up to the end of the step."""
+    if previous is None or levels[-1].sigma == 0:
+        return denoised
+    ratio = log_snr_gain(levels[-2], levels[-1]) / log_snr_gain(levels[-3], levels[-2])
+    return denoised + ratio / 2 * (denoised - previous)
+
+
+@torch.no_grad()
 def dpmpp_sde(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
-    """k-diffusion's DPM-Solver++ SDE (r 1/2): an ancestral step to the middle, a whole one on one Brownian path."""
-    levels = _levels(schedule, times)
-    for i, (here, there) in enumerate(pairwise(levels)):
-        estimate = denoise(x, here.t.expand(len(x)))
-        yield Step(here.t, x, estimate)
+    """DPM-Solver++ SDE, r = 1/2 (k-diffusion): an ancestral step to the middle, a whole one on one Brownian path."""
+    for i, (t, s) in enumerate(pairwise(noise_levels(schedule, times))):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
         eps = noise(i, 0)
-        if here.alpha > 0 and there.sigma > 0:
-            start, end = here.sigma / here.alpha, there.sigma / there.alpha
-            middle = _levels(schedule, schedule.inverse((start * end).sqrt())[None])[0]
-            guess = _move(x, estimate, here, middle, 1, eps)
-            estimate = denoise(guess, middle.t.expand(len(x)))
-            share = (start - (start * end).sqrt()) / (start - end)
+        if t.alpha > 0 and s.sigma > 0:
+            ratio_t, ratio_s = t.sigma / t.alpha, s.sigma / s.alpha
+            ratio_m = (ratio_t * ratio_s).sqrt()
+            m = noise_levels(schedule, schedule.inverse(ratio_m[None]))[0]
+            denoised = denoise(ddim_step(x, denoised, t, m, eta=1, eps=eps), m.time)
+            share = (ratio_t - ratio_m) / (ratio_t - ratio_s)  # of the Brownian path that the first half has used
             eps = share.sqrt() * eps + (1 - share).sqrt() * noise(i, 1)
-        x = _move(x, estimate, here, there, 1, eps)
-    yield Step(levels[-1].t, x, x)
+        x = ddim_step(x, denoised, t, s, eta=1, eps=eps)
+    yield Step(s.time, x, x)
 
 
 @torch.no_grad()
 def unipc(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
-    """Zhao et al. 2023, UniPC-2 with B_2(h) on x̂: DPM++ 2M's move, corrected by the x̂ found where it led."""
-    levels = _levels(schedule, times)
-    past: list[Tensor] = []  # x̂ at the last two levels
-    left = x  # the x from which the last move set out
-    for i, (here, there) in enumerate(pairwise(levels)):
-        estimate = denoise(x, here.t.expand(len(x)))
-        yield Step(here.t, x, estimate)
+    """UniPC-2 with B_2(h) (Zhao et al. 2023): DPM++ 2M's step, corrected by the denoised image found where it led."""
+    levels = noise_levels(schedule, times)
+    past: list[Tensor] = []  # denoised at the last two levels
+    x_start = x  # the x from which the last step set out
+    for i, (t, s) in enumerate(pairwise(levels)):
+        denoised = denoise(x, t.time)
+        yield Step(t.time, x, denoised)
         if past and levels[i - 1].alpha > 0:
-            x = _correct(left, [*past, estimate], levels[: i + 1])
-        ahead = _ahead(estimate, past[-1] if past else None, levels[: i + 2])
-        left, x, past = x, _move(x, ahead, here, there), [*past[-1:], estimate]
-    yield Step(levels[-1].t, x, x)
+            x = _unipc_correct(x_start, [*past, denoised], levels[: i + 1])
+        ahead = _extrapolate(denoised, past[-1] if past else None, levels[: i + 2])
+        x_start, x, past = x, ddim_step(x, ahead, t, s), [*past[-1:], denoised]
+    yield Step(s.time, x, x)
 
 
-def _correct(x: Tensor, estimates: list[Tensor], levels: list[_Level]) -> Tensor:
-    """UniC, Zhao et al. 2023, Alg. 1: the last move again, with the curve of x̂ through its end as well."""
-    h = levels[-1] - levels[-2]
+def _unipc_correct(x: Tensor, denoised: Sequence[Tensor], levels: Sequence[NoiseLevel]) -> Tensor:
+    """UniC (Zhao et al. 2023, Alg. 1): the last step again, with the curve of denoised through its end as well."""
+    h = log_snr_gain(levels[-2], levels[-1])
     reach = -torch.expm1(-h)
-    bend = 0.5 * (estimates[-1] - estimates[-2])
-    if len(estimates) > 2:
-        r = (levels[-3] - levels[-2]) / h
+    bend = 0.5 * (denoised[-1] - denoised[-2])
+    if len(denoised) > 2:
+        r = -log_snr_gain(levels[-3], levels[-2]) / h
         b_1, b_2 = (1 - reach / h) / reach, (1 - 2 * (1 - reach / h) / h) / reach
         rho = (b_2 - b_1) / (r - 1)
-        bend = rho / r * (estimates[-3] - estimates[-2]) + (b_1 - rho) * (estimates[-1] - estimates[-2])
-    return _move(x, estimates[-2], levels[-2], levels[-1]) + levels[-1].alpha * reach * bend
+        bend = rho / r * (denoised[-3] - denoised[-2]) + (b_1 - rho) * (denoised[-1] - denoised[-2])
+    return ddim_step(x, denoised[-2], levels[-2], levels[-1]) + levels[-1].alpha * reach * bend
 
 
 SAMPLERS: dict[str, Sampler] = {
-    "ddpm": partial(ddim, eta=1.0),
-    "ddim": ddim,
-    "euler": ddim,
-    "euler_a": partial(ddim, eta=1.0),
-    "heun": heun,
-    "lms": adams,
-    "plms": partial(adams, even=True),
-    "dpmpp_2m": partial(ddim, order=2),
-    "dpmpp_2m_sde": partial(ddim, eta=1.0, order=2),
-    "dpmpp_sde": dpmpp_sde,
-    "unipc": unipc,
-    "lcm": partial(ddim, eta=1e9),
-}
+    sampler.__name__: sampler
+    for sampler in (
+        ddpm, ddim, euler, euler_ancestral, heun, lms, plms, dpmpp_2m, dpmpp_2m_sde, dpmpp_sde, unipc, lcm,
+    )
+}  # fmt: skip

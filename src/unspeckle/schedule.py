@@ -1,19 +1,19 @@
-"""How a picture turns into noise: the pair (alpha_t, sigma_t) as a function of the time t.
+"""How an image turns into noise: the pair (alpha_t, sigma_t) as a function of the time t.
 
 The one law, everywhere in this package:
 
-    x_t = alpha_t · x + sigma_t · eps          t = 0 is the picture, t = 1 is pure noise
-    x̂ = c_skip · x_t + c_out · F(c_in · x_t, clock(t), given)
+    x_t = alpha_t · x + sigma_t · eps          t = 0 is the image, t = 1 is pure noise
+    x̂ = c_skip · x_t + c_out · F(c_in · x_t, c_noise(t), conditioning)
 
-x has unit variance from the autoencoder on, eps is standard normal, sigma_0 = 0 exactly. A network's kind is only its
-(c_skip, c_out), see `denoiser.py`. The ratio sigma/alpha is Karras' sigma, log(alpha/sigma) half the log-SNR. Guidance
-scale 1 means no guidance. Foreign conventions are translated at the edge, in `formats/`.
+x has unit variance from the autoencoder on, eps is standard normal, sigma_0 = 0 exactly. What a network predicts is
+only its (c_skip, c_out), see `denoiser.py`. The ratio sigma/alpha is Karras' sigma, log(alpha/sigma) half the log-SNR.
+Conventions of other programs are translated in `formats/`.
 """
 
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,14 @@ class Schedule(Protocol):
     """A frozen dataclass of numbers and names. `schedule(t)` is (alpha_t, sigma_t) for t in [0, 1], shaped as t and of
     its dtype; `inverse` gives the t in [0, 1] at which sigma/alpha is nearest to ratio, 0 and infinity included."""
 
+    @property
+    def scales_input(self) -> bool:
+        """Whether x_t is scaled to unit variance (c_in) before a network sees it."""
+
+    @property
+    def velocity(self) -> str:
+        """What a network predicts that predicts the velocity of x_t: "v" or, on straight lines, "flow"."""
+
     def __call__(self, t: Tensor, /) -> tuple[Tensor, Tensor]: ...
     def inverse(self, ratio: Tensor, /) -> Tensor: ...
 
@@ -35,9 +43,11 @@ def alpha_sigma_from_ratio(sigma_over_alpha: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Linear:
+class LinearSchedule:
     """The variance-preserving diffusion with beta(t) linear in continuous time. Song et al. 2021, eq. 32."""
 
+    scales_input: ClassVar[bool] = False
+    velocity: ClassVar[str] = "v"
     beta_min: float = 0.1
     beta_max: float = 20.0
 
@@ -51,9 +61,11 @@ class Linear:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class CosineSchedule:
     """alpha = cos(angle), scaled to begin at 1; alpha_1 = 0. Nichol & Dhariwal 2021, eq. 17, in continuous time."""
 
+    scales_input: ClassVar[bool] = False
+    velocity: ClassVar[str] = "v"
     offset: float = 0.008
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,9 +81,11 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Sigmoid:
+class SigmoidSchedule:
     """alpha² falls as a sigmoid from 1 to 0 between `start` and `end`. Jabri et al. 2022, Alg. 1 (tau = 1)."""
 
+    scales_input: ClassVar[bool] = False
+    velocity: ClassVar[str] = "v"
     start: float = -3.0
     end: float = 3.0
 
@@ -87,9 +101,11 @@ class Sigmoid:
 
 
 @dataclass(frozen=True)
-class VE:
-    """The picture keeps its size while sigma grows as t^7: uniform t is Karras' grid. Karras et al. 2022, eq. 5."""
+class VESchedule:
+    """alpha stays 1 while sigma grows as t^7: uniform t are the sigmas of Karras et al. 2022, eq. 5."""
 
+    scales_input: ClassVar[bool] = True
+    velocity: ClassVar[str] = "v"
     sigma_max: float = 80.0
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,8 +116,11 @@ class VE:
 
 
 @dataclass(frozen=True)
-class Flow:
-    """Straight lines from picture to noise: alpha = 1 - t, sigma = t. Lipman et al. 2023; Liu et al. 2023."""
+class FlowSchedule:
+    """Straight lines from image to noise: alpha = 1 - t, sigma = t. Lipman et al. 2023; Liu et al. 2023."""
+
+    scales_input: ClassVar[bool] = False
+    velocity: ClassVar[str] = "flow"
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return 1 - t, t
@@ -117,6 +136,8 @@ class DiscreteSchedule:
     Dhariwal 2021; no start and end). zero_snr: alphas rescaled to end at 0 (Lin et al. 2024, Alg. 1), where alpha/sigma
     is linear."""
 
+    scales_input: ClassVar[bool] = False
+    velocity: ClassVar[str] = "v"
     beta_schedule: str = "linear"
     beta_start: float = 1e-4
     beta_end: float = 0.02
@@ -125,7 +146,9 @@ class DiscreteSchedule:
 
     def __post_init__(self) -> None:
         if self.beta_schedule not in ("linear", "scaled_linear", "cosine") or self.num_train_timesteps < 3:
-            raise InputError(f"a table's curve is linear, scaled_linear or cosine, not {self.beta_schedule!r}; count is over 2")
+            raise InputError(
+                f"a table's curve is linear, scaled_linear or cosine, not {self.beta_schedule!r}; count is over 2"
+            )
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         ratios = sigma_alpha_ratios(self, t.device).to(t.dtype)
@@ -150,9 +173,16 @@ STABLE_DIFFUSION = DiscreteSchedule("scaled_linear", 0.00085, 0.012)
 @lru_cache(maxsize=16)
 def sigma_alpha_ratios(table: DiscreteSchedule, device: torch.device) -> Tensor:
     power = 0.5 if table.beta_schedule == "scaled_linear" else 1.0
-    betas = torch.linspace(table.beta_start**power, table.beta_end**power, table.num_train_timesteps, dtype=torch.float64) ** (1 / power)
+    betas = torch.linspace(
+        table.beta_start**power, table.beta_end**power, table.num_train_timesteps, dtype=torch.float64
+    ) ** (1 / power)
     if table.beta_schedule == "cosine":
-        edges = torch.linspace(0.008, 1.008, table.num_train_timesteps + 1, dtype=torch.float64).div(1.008).mul(math.pi / 2).cos()
+        edges = (
+            torch.linspace(0.008, 1.008, table.num_train_timesteps + 1, dtype=torch.float64)
+            .div(1.008)
+            .mul(math.pi / 2)
+            .cos()
+        )
         betas = (1 - (edges[1:] / edges[:-1]) ** 2).clamp(max=0.999)
     log_alpha = torch.log1p(-betas).cumsum(0) / 2
     alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
@@ -162,4 +192,11 @@ def sigma_alpha_ratios(table: DiscreteSchedule, device: torch.device) -> Tensor:
     return (sigma / alpha).to(device)
 
 
-SCHEDULES: dict[str, type[Any]] = {cls.__name__.lower(): cls for cls in (Linear, Cosine, Sigmoid, VE, Flow, DiscreteSchedule)}
+SCHEDULES: dict[str, type[Any]] = {  # by the name that model files give them
+    "linear": LinearSchedule,
+    "cosine": CosineSchedule,
+    "sigmoid": SigmoidSchedule,
+    "ve": VESchedule,
+    "flow": FlowSchedule,
+    "discrete": DiscreteSchedule,
+}

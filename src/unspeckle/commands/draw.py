@@ -54,9 +54,13 @@ def run(
     if guide_model is not None:
         with prefix_with_option("--guide", guide_model):
             weaker = load(
-                guide_model, resolve_device(device), prediction=prediction, trust_pickle=trust_pickle, precision=loaded.precision
+                guide_model,
+                resolve_device(device),
+                prediction=prediction,
+                trust_pickle=trust_pickle,
+                precision=loaded.precision,
             )
-        request = replace(request, guide=guide_like_model(weaker, loaded, add_ons))
+        request = replace(request, guide_model=guide_like_model(weaker, loaded, add_ons))
     batches = batches_of_request(loaded, request)
     total, done = sum(order.total_steps for order in batches), 0
     with TerminalView(quiet=quiet) as show:
@@ -64,9 +68,13 @@ def run(
         if unknown_words:
             show.note(f"words the model never saw: {', '.join(unknown_words)}")
         if why := why_not_student(loaded, request):
-            show.note(f"{why}: the student does without, so its teacher draws, badly in {request.steps} steps; leave it out")
+            show.note(
+                f"{why}: the student does without, so its teacher draws, badly in {request.steps} steps; leave it out"
+            )
         if names := ignored_options(loaded, batches[0]):
-            show.note(f"{' and '.join(names)}: nothing to do at scale {batches[0].guidance_scale:g}, which is no guidance")
+            show.note(
+                f"{' and '.join(names)}: nothing to do at scale {batches[0].guidance_scale:g}, which is no guidance"
+            )
         if preview_model is None:
             preview_model = with_fitted_preview(loaded) if show.color_count else loaded
         for order in batches:
@@ -106,7 +114,7 @@ def guide_like_model(guide: Model, model: Model, additions: AddOns) -> Model:
     """The guide, with the autoencoder that was added to the model; its hash stays that of its file."""
     if additions.vae is None:
         return guide
-    return replace(guide, autoencoder=model.autoencoder, known_hash=guide.weights_hash)
+    return replace(guide, autoencoder=model.autoencoder, stored_hash=guide.weights_hash)
 
 
 def with_preview_decoder(model: Model, path: Path) -> Model:
@@ -172,7 +180,9 @@ def save_images(drawn: list[Image.Image], film: FilmStrip | None, out: Path) -> 
     for at, image in enumerate(drawn):
         paths = [save_new_png(image, out)]
         if film is not None:
-            paths.append(save_new_png(attach_metadata(film.render(at), {**image_metadata(image), "film": True}), out, "-strip"))
+            paths.append(
+                save_new_png(attach_metadata(film.render(at), {**image_metadata(image), "film": True}), out, "-strip")
+            )
         for path in paths:
             print(path.absolute())
         sys.stdout.flush()

@@ -7,7 +7,14 @@ from typing import Any
 
 from PIL import Image
 
-from unspeckle.commands.draw import NO_ADD_ONS, AddOns, guide_like_model, load_with_add_ons, resolve_device, open_input_image
+from unspeckle.commands.draw import (
+    NO_ADD_ONS,
+    AddOns,
+    guide_like_model,
+    load_with_add_ons,
+    resolve_device,
+    open_input_image,
+)
 from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.generation.pipeline import request_from_metadata, image_fingerprint, resolve, images_with_metadata, steps
 from unspeckle.model import Model
@@ -42,12 +49,18 @@ def run(
     check_same_model(path, metadata.get("model"), loaded, "model")
     if "guide" in metadata:
         if guide is None:
-            raise InputError(f"{path}: was guided by a weaker model, {model_label(metadata['guide'])}; name it with --guide")
+            raise InputError(
+                f"{path}: was guided by a weaker model, {model_label(metadata['guide'])}; name it with --guide"
+            )
         with prefix_with_option("--guide", guide):
             weaker = load(guide)
         check_same_model(path, metadata["guide"], weaker, "guide")
-        request = replace(request, guide=guide_like_model(weaker, loaded, add_ons))
-    request = replace(request, image=original_image(path, metadata, "image", "RGB", image), mask=original_image(path, metadata, "mask", "L", mask))
+        request = replace(request, guide_model=guide_like_model(weaker, loaded, add_ons))
+    request = replace(
+        request,
+        image=original_image(path, metadata, "image", "RGB", image),
+        mask=original_image(path, metadata, "mask", "L", mask),
+    )
     resolved = resolve(loaded, request)
     with TerminalView(quiet=quiet) as show:
         for done, step in enumerate(steps(loaded, resolved), 1):
@@ -63,7 +76,9 @@ def model_label(model: Any) -> str:
     return f"{model.get('name')!r} ({model.get('hash')})"
 
 
-def original_image(path: Path, metadata: dict[str, Any], name: str, mode: str, path_given: Path | None) -> Image.Image | None:
+def original_image(
+    path: Path, metadata: dict[str, Any], name: str, mode: str, path_given: Path | None
+) -> Image.Image | None:
     """The picture that the drawing started from, if it is the one of the record."""
     if name not in metadata:
         return None
@@ -72,7 +87,9 @@ def original_image(path: Path, metadata: dict[str, Any], name: str, mode: str, p
     picture = open_input_image(path_given, f"--{name}")
     found = picture and image_fingerprint(picture.convert(mode))
     if found != metadata[name]:
-        raise InputError(f"--{name} {path_given}: is not the picture that {path} was drawn from ({found}, not {metadata[name]})")
+        raise InputError(
+            f"--{name} {path_given}: is not the picture that {path} was drawn from ({found}, not {metadata[name]})"
+        )
     return picture
 
 

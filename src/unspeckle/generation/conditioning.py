@@ -36,14 +36,22 @@ def denoise_prompts(
     one batch must be alike, see `kind`. complete(given, wanted) adds what else the model wants to be told.
     """
     times = setup.times
-    states = [step_state(model, prompts, negative_prompt, step, len(times) - 1, rule is None) for step in range(len(times) - 1)]
+    states = [
+        step_state(model, prompts, negative_prompt, step, len(times) - 1, rule is None)
+        for step in range(len(times) - 1)
+    ]
     conditioning_of = conditioning_reader(model, states)
     denoisers: dict[StepState, Denoise] = {}
     for state in states:
         if state not in denoisers:
             composed_rule = composed(rule or unguided, state.weights)
-            positive = [share == 0 for share in state.weights[1]] if len(state.weights) > 1 else [True] * len(state.captions)
-            conditionings = [add_conditioning(conditioning_of(blends), own) for blends, own in zip(state.captions, positive, strict=True)]
+            positive = (
+                [share == 0 for share in state.weights[1]] if len(state.weights) > 1 else [True] * len(state.captions)
+            )
+            conditionings = [
+                add_conditioning(conditioning_of(blends), own)
+                for blends, own in zip(state.captions, positive, strict=True)
+            ]
             denoisers[state] = guided_denoise(setup.denoiser, conditionings, composed_rule)
     ends = times[1:-1].double().cpu()
 
@@ -121,7 +129,9 @@ def encode_caption(model: Model, caption: ChunkedPrompt) -> Conditioning:
     if len(chunks) == 1:
         return chunks[0]
     mask = None if chunks[0].mask is None else torch.cat([g.mask for g in chunks if g.mask is not None], 1)
-    vector = None if chunks[0].vector is None else torch.stack([g.vector for g in chunks if g.vector is not None]).mean(0)
+    vector = (
+        None if chunks[0].vector is None else torch.stack([g.vector for g in chunks if g.vector is not None]).mean(0)
+    )
     return Conditioning(torch.cat([given.tokens for given in chunks], 1), mask, vector)
 
 
@@ -142,7 +152,11 @@ def pad_conditioning(conditioning: Conditioning, empty: Conditioning, length: in
     """As long as others: by tokens that nothing sees, or where everything is seen by empty chunks."""
     missing = length - conditioning.tokens.shape[1]
     padding = empty.tokens.repeat(1, -(-missing // empty.tokens.shape[1]), 1)[:, :missing]
-    mask = None if conditioning.mask is None else torch.cat([conditioning.mask, conditioning.mask.new_zeros(1, missing)], 1)
+    mask = (
+        None
+        if conditioning.mask is None
+        else torch.cat([conditioning.mask, conditioning.mask.new_zeros(1, missing)], 1)
+    )
     return conditioning._replace(tokens=torch.cat([conditioning.tokens, padding], 1), mask=mask)
 
 
@@ -153,7 +167,9 @@ def blend_conditionings(parts: Sequence[tuple[float, Conditioning]]) -> Conditio
     weights = torch.tensor([share for share, _ in parts]).to(parts[0][1].tokens)
     joined = concatenate([given for _, given in parts])
     token_weights = weights[:, None] if joined.mask is None else weights[:, None] * joined.mask.to(weights)  # (n, L)
-    tokens = (token_weights[:, :, None] * joined.tokens).sum(0, keepdim=True) / token_weights.sum(0)[:, None].clamp(min=1e-9)
+    tokens = (token_weights[:, :, None] * joined.tokens).sum(0, keepdim=True) / token_weights.sum(0)[:, None].clamp(
+        min=1e-9
+    )
     mask = None if joined.mask is None else joined.mask.any(0, keepdim=True)
     vector = None if joined.vector is None else (weights[:, None] * joined.vector).sum(0, keepdim=True)
     return Conditioning(tokens, mask, vector)

@@ -14,13 +14,20 @@ from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.errors import InputError
 from unspeckle.model import ModelCard, Model
 
-GUIDANCE_DEFAULTS = {"guidance": "cfg", "rescale": 0.0, "interval": None, "guide": None}  # what an unguided drawing leaves so
+GUIDANCE_DEFAULTS = {
+    "guidance": "cfg",
+    "rescale": 0.0,
+    "interval": None,
+    "guide": None,
+}  # what an unguided drawing leaves so
 
 
 def with_step_count(conditioning: Conditioning, steps: Tensor) -> Conditioning:
     """Join log2 of each row's number of steps (B,) to what the network is told beside the words and the time."""
     number = torch.log2(steps.float())[:, None].to(conditioning.tokens)
-    return conditioning._replace(vector=number if conditioning.vector is None else torch.cat([conditioning.vector, number], dim=1))
+    return conditioning._replace(
+        vector=number if conditioning.vector is None else torch.cat([conditioning.vector, number], dim=1)
+    )
 
 
 class FewStepDenoiser(Denoiser):
@@ -31,7 +38,9 @@ class FewStepDenoiser(Denoiser):
         self.steps = steps
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return super().forward(x_t, t, with_step_count(conditioning, torch.full((len(x_t),), self.steps, device=x_t.device)))
+        return super().forward(
+            x_t, t, with_step_count(conditioning, torch.full((len(x_t),), self.steps, device=x_t.device))
+        )
 
 
 def select_network(model: Model, request: Any) -> Model:
@@ -67,4 +76,7 @@ def unsupported_option(card: ModelCard, request: Any) -> str:
     own = ((name, getattr(request, name), getattr(card, name)) for name in ("sampler", "grid", "scale"))
     foreign = [f"{name} {value!r}" for name, value, mine in own if value not in (None, mine)]
     foreign += ["negative words"] if request.negative else []
-    return next(iter(foreign + [f"{name} set" for name, usual in GUIDANCE_DEFAULTS.items() if getattr(request, name) != usual]), "")
+    return next(
+        iter(foreign + [f"{name} set" for name, usual in GUIDANCE_DEFAULTS.items() if getattr(request, name) != usual]),
+        "",
+    )

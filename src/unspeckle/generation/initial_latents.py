@@ -28,7 +28,9 @@ class InitialLatents(NamedTuple):
     mask_conditioning: Tensor | None = None  # (B or 1, 1 + C, h, w): for networks that learnt what a mask is
 
 
-def initial_latents(model: Model, resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: Others) -> InitialLatents:
+def initial_latents(
+    model: Model, resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: Others
+) -> InitialLatents:
     """The start of an order, or of its first part where it is enlarged later. others: the seeds of variations.
 
     The ecosystem's generators are asked in the order in which diffusers' pipelines ask them: for the picture's latents,
@@ -41,9 +43,17 @@ def initial_latents(model: Model, resolved: ResolvedRequest, seeds: Sequence[int
         return InitialLatents(setup, setup.initial_scale * noise, noise, step_noise)
     image = image_to_tensor(fit_image(resolved.image.convert("RGB"), resolved.size)).to(model.device)  # (1, 3, H, W)
     from_noise_alone = resolved.mask is not None and resolved.strength == 1  # then diffusers starts at noise alone
-    init_latents = None if from_noise_alone and model.takes_mask else encode_images(model, image, lambda: step_noise(-2, 0), resolved.tile_size)
+    init_latents = (
+        None
+        if from_noise_alone and model.takes_mask
+        else encode_images(model, image, lambda: step_noise(-2, 0), resolved.tile_size)
+    )
     noise = vary_noise(model, step_noise(-1, 0), variation_seeds, resolved.variation_strength)
-    setup, x = (setup, setup.initial_scale * noise) if from_noise_alone or init_latents is None else noised_to_strength(setup, resolved, init_latents, noise)
+    setup, x = (
+        (setup, setup.initial_scale * noise)
+        if from_noise_alone or init_latents is None
+        else noised_to_strength(setup, resolved, init_latents, noise)
+    )
     if resolved.mask is None:
         return InitialLatents(setup, x, noise, step_noise, init_latents)
     white = image_to_tensor(fit_image(resolved.mask.convert("L"), resolved.size)).to(model.device) >= 0  # (1, 1, H, W)
@@ -51,10 +61,20 @@ def initial_latents(model: Model, resolved: ResolvedRequest, seeds: Sequence[int
     if not model.takes_mask:
         return InitialLatents(setup, x, noise, step_noise, init_latents, mask)
     masked_latents = encode_images(model, image * ~white, lambda: step_noise(-3, 0), resolved.tile_size)
-    return InitialLatents(setup, x, noise, step_noise, mask_conditioning=torch.cat([mask.to(masked_latents).expand(len(masked_latents), -1, -1, -1), masked_latents], 1))
+    return InitialLatents(
+        setup,
+        x,
+        noise,
+        step_noise,
+        mask_conditioning=torch.cat(
+            [mask.to(masked_latents).expand(len(masked_latents), -1, -1, -1), masked_latents], 1
+        ),
+    )
 
 
-def hires_latents(model: Model, resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: Others, x: Tensor) -> InitialLatents:
+def hires_latents(
+    model: Model, resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: Others, x: Tensor
+) -> InitialLatents:
     """The start of an order's second part: from the first part's x, enlarged to the final size."""
     step_noise, shape = drawing_noise(model, resolved.final_size, seeds)
     if resolved.upscaler == "latent":
@@ -68,7 +88,9 @@ def hires_latents(model: Model, resolved: ResolvedRequest, seeds: Sequence[int],
         large = torch.cat([image_to_tensor(fit_image(one, resolved.final_size)) for one in small]).to(model.device)
         init_latents = encode_images(model, large, lambda: step_noise(-2, 0), resolved.tile_size)
     noise = vary_noise(model, step_noise(-1, 0), variation_seeds, resolved.variation_strength)
-    setup, x = noised_to_strength(model.sampling_setup(resolved.sampler, resolved.timestep_spacing, resolved.steps), resolved, init_latents, noise)
+    setup, x = noised_to_strength(
+        model.sampling_setup(resolved.sampler, resolved.timestep_spacing, resolved.steps), resolved, init_latents, noise
+    )
     return InitialLatents(setup, x, noise, step_noise, init_latents)
 
 
@@ -78,7 +100,9 @@ def drawing_noise(model: Model, size: tuple[int, int], seeds: Sequence[int]) -> 
     return model.noise(seeds, shape), shape
 
 
-def noised_to_strength(setup: SamplingSetup, resolved: ResolvedRequest, init_latents: Tensor, noise: Tensor) -> tuple[SamplingSetup, Tensor]:
+def noised_to_strength(
+    setup: SamplingSetup, resolved: ResolvedRequest, init_latents: Tensor, noise: Tensor
+) -> tuple[SamplingSetup, Tensor]:
     """The last steps of the way, as many as the order takes, and the picture with the noise that is left there."""
     setup = setup._replace(times=setup.times[resolved.steps - resolved.img2img_steps :])
     alpha, sigma = (float(level) for level in setup.denoiser.schedule(setup.times[0]))

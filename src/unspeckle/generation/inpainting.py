@@ -11,7 +11,9 @@ from unspeckle.samplers import Step
 from unspeckle.schedule import Schedule
 
 
-def inpainting_denoise(denoise: Denoise, schedule: Schedule, init_latents: Tensor, noise: Tensor, mask: Tensor, first_time: float) -> Denoise:
+def inpainting_denoise(
+    denoise: Denoise, schedule: Schedule, init_latents: Tensor, noise: Tensor, mask: Tensor, first_time: float
+) -> Denoise:
     """x̂ where the mask is, the known picture elsewhere; and there the network sees that picture with one noise at every
     time, alpha_t · known + sigma_t · noise (Lugmayr et al. 2022, "RePaint", eq. 8, without its returns), but for the
     time `first`, at which it sees the drawing's start as it is.

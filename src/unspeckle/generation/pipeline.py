@@ -53,7 +53,9 @@ def batches_of_request(model: Model, request: Request) -> list[ResolvedRequest]:
     """The ask cut into batches that memory holds; each goes through `steps` on its own."""
     resolved = resolve(model, request)
     batch_size = images_per_batch(model, resolved)
-    return [resolved.slice(first, min(batch_size, resolved.count - first)) for first in range(0, resolved.count, batch_size)]
+    return [
+        resolved.slice(first, min(batch_size, resolved.count - first)) for first in range(0, resolved.count, batch_size)
+    ]
 
 
 def images_per_batch(model: Model, resolved: ResolvedRequest) -> int:
@@ -76,7 +78,11 @@ def steps(model: Model, request: Request) -> Iterator[Step]:
 
 @torch.no_grad()
 def batch_steps(
-    model: Model, resolved: ResolvedRequest, prompts: Sequence[Prompt], seeds: Sequence[int], variation_seeds: Sequence[int | None]
+    model: Model,
+    resolved: ResolvedRequest,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    variation_seeds: Sequence[int | None],
 ) -> Iterator[Step]:
     """One batch: row i from prompts[i] and the noise of seeds[i] (turned to that of others[i]), the rest as ordered."""
     model = select_network(model, resolved).with_clip_skip(resolved.clip_skip)
@@ -86,13 +92,21 @@ def batch_steps(
         yield from sample(model, resolved, prompts, hires_latents(model, resolved, seeds, variation_seeds, step.x))
 
 
-def sample(model: Model, resolved: ResolvedRequest, prompts: Sequence[Prompt], initial: InitialLatents) -> Iterator[Step]:
+def sample(
+    model: Model, resolved: ResolvedRequest, prompts: Sequence[Prompt], initial: InitialLatents
+) -> Iterator[Step]:
     schedule, times = initial.setup.denoiser.schedule, initial.setup.times
     denoise = build_denoise(model, resolved, prompts, initial)
     if initial.mask is not None and initial.init_latents is not None:
-        denoise = inpainting_denoise(denoise, schedule, initial.init_latents, initial.noise, initial.mask, float(times[0]))
+        denoise = inpainting_denoise(
+            denoise, schedule, initial.init_latents, initial.noise, initial.mask, float(times[0])
+        )
     sampled = SAMPLERS[resolved.sampler](denoise, schedule, times, initial.x, initial.step_noise)
-    return sampled if initial.mask is None or initial.init_latents is None else restore_unmasked(sampled, initial.init_latents, initial.mask)
+    return (
+        sampled
+        if initial.mask is None or initial.init_latents is None
+        else restore_unmasked(sampled, initial.init_latents, initial.mask)
+    )
 
 
 def build_denoise(model: Model, resolved: ResolvedRequest, prompts: Sequence[Prompt], initial: InitialLatents) -> Denoise:
@@ -101,11 +115,13 @@ def build_denoise(model: Model, resolved: ResolvedRequest, prompts: Sequence[Pro
 
     def complete(one: Model, given: Conditioning, wanted: bool) -> Conditioning:
         if one.takes_mask and initial.mask_conditioning is not None:
-            given = given._replace(beside=initial.mask_conditioning.expand(len(given.tokens), -1, -1, -1))
+            given = given._replace(concat=initial.mask_conditioning.expand(len(given.tokens), -1, -1, -1))
         return one.add_conditioning(given, wanted, resolved.guidance_scale, size)
 
     def read(one: Model, rule: guidance.GuidanceRule | None) -> Denoise:
-        way = one.sampling_setup(resolved.sampler, resolved.timestep_spacing, resolved.steps)._replace(times=initial.setup.times)
+        way = one.sampling_setup(resolved.sampler, resolved.timestep_spacing, resolved.steps)._replace(
+            times=initial.setup.times
+        )
         return conditioning.denoise_prompts(one, prompts, negative_prompt, way, rule, partial(complete, one))
 
     if resolved.guide_model is None or rule is None:
@@ -137,7 +153,9 @@ def draw(model: Model, request: Request) -> list[Image.Image]:
     return images
 
 
-def draw_prompts(model: Model, prompts: Sequence[str], seeds: Sequence[int], request: Request | None = None) -> list[Image.Image]:
+def draw_prompts(
+    model: Model, prompts: Sequence[str], seeds: Sequence[int], request: Request | None = None
+) -> list[Image.Image]:
     """prompts[i] drawn with seeds[i], many to a batch; the ask (or the card) says the rest. Each picture is that of
     `draw` but for the rounding of float32, so it carries no record to be replayed by."""
     if len(prompts) != len(seeds):
@@ -173,7 +191,9 @@ def images_with_metadata(model: Model, resolved: ResolvedRequest, last: Step) ->
         "batch": [resolved.first_seed, resolved.count],  # rounding differs a little with the neighbours
         "version": installed_version(),
     }
-    options = {name: getattr(resolved, name) for name, usual in RECORDED_DEFAULTS.items() if getattr(resolved, name) != usual}
+    options = {
+        name: getattr(resolved, name) for name, usual in RECORDED_DEFAULTS.items() if getattr(resolved, name) != usual
+    }
     if resolved.guide_model is not None:
         options["guide"] = {"name": resolved.guide_model.card.name, "hash": resolved.guide_model.hash}
     if resolved.image is not None or resolved.hires_size is not None:
@@ -187,7 +207,9 @@ def images_with_metadata(model: Model, resolved: ResolvedRequest, last: Step) ->
         logging.getLogger("unspeckle").warning("the network overflows%s; what it drew is grey there", lower)
     images = decode_to_images(model, last.x, resolved.tile_size)
     if resolved.image is not None and resolved.mask is not None and resolved.paste_original:
-        picture, mask = (fit_image(one, resolved.size) for one in (resolved.image.convert("RGB"), resolved.mask.convert("L")))
+        picture, mask = (
+            fit_image(one, resolved.size) for one in (resolved.image.convert("RGB"), resolved.mask.convert("L"))
+        )
         images = [paste_original(one, picture, mask) for one in images]
     for one, seed, other in zip(images, *resolved.seeds(), strict=True):
         varied = {} if other is None else {"variation": other, "variation_strength": resolved.variation_strength}
@@ -210,7 +232,9 @@ def request_from_metadata(metadata: dict[str, Any]) -> tuple[Request, int]:
         counted = metadata["variation" if varied else "seed"]
         names = ("prompt", "negative", "steps", "sampler", "grid", "scale")
         fields = {name: metadata[name] for name in names}
-        fields |= {name: metadata[name] for name in (*RECORDED_DEFAULTS, "strength", "variation_strength") if name in metadata}
+        fields |= {
+            name: metadata[name] for name in (*RECORDED_DEFAULTS, "strength", "variation_strength") if name in metadata
+        }
         fields |= {"hires": tuple(metadata["hires"])} if "hires" in metadata else {}
         fields |= {"seed": metadata["seed"], "variation": first} if varied else {"seed": first}
         request = Request(count=count, size=(width, height), **fields)

@@ -19,7 +19,11 @@ from unspeckle.timesteps import TIMESTEP_SPACINGS
 
 GUIDANCE_METHODS = ("cfg", "apg")
 UPSCALERS = ("lanczos", "latent")
-DEFAULT_STRENGTHS = {"image": 0.8, "mask": 1.0, "hires": 0.5}  # where none is asked for; those of a picture are diffusers'
+DEFAULT_STRENGTHS = {
+    "image": 0.8,
+    "mask": 1.0,
+    "hires": 0.5,
+}  # where none is asked for; those of a picture are diffusers'
 LARGEST_SEED = 2**64 - 1
 
 
@@ -91,7 +95,9 @@ class ResolvedRequest(Request):
     @property
     def steps_per_pass(self) -> tuple[int, ...]:
         """How many steps are taken: at once, or before and after the picture is enlarged."""
-        return (self.steps, self.img2img_steps) if self.hires_size else (self.img2img_steps if self.image else self.steps,)
+        return (
+            (self.steps, self.img2img_steps) if self.hires_size else (self.img2img_steps if self.image else self.steps,)
+        )
 
     @property
     def total_steps(self) -> int:
@@ -117,7 +123,7 @@ class ResolvedRequest(Request):
         """The order of `count` of its pictures, from the given place on."""
         if self.variation_seed is None:
             return replace(self, seed=self.seed + place, count=count)
-        return replace(self, variation=self.variation_seed + place, count=count)
+        return replace(self, variation_seed=self.variation_seed + place, count=count)
 
 
 def resolve(model: Model, request: Request) -> ResolvedRequest:
@@ -130,7 +136,10 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     scale = card.guidance_scale if request.guidance_scale is None else request.guidance_scale
     if not is_number(scale):
         raise InputError(f"scale {scale!r}: must be a finite number; 1 is no guidance, 3 to 7 is usual")
-    count, seed = check_integer("count", request.count, 1, 1_000_000), check_integer("seed", request.seed, 0, LARGEST_SEED)
+    count, seed = (
+        check_integer("count", request.count, 1, 1_000_000),
+        check_integer("seed", request.seed, 0, LARGEST_SEED),
+    )
     first, name = (seed, "seed") if request.variation_seed is None else (request.variation_seed, "variation")
     if check_integer(name, first, 0, LARGEST_SEED) + count > 2**64:
         raise InputError(f"{name} {first} with count {count}: seeds end at 2^64 - 1; take a smaller one")
@@ -138,7 +147,11 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     choices: dict[str, Any] = {
         "steps": check_integer("steps", card.steps if request.steps is None else request.steps, 1, 1000),
         "sampler": sampler,
-        "grid": check_choice("grid", model.default_timestep_spacing(sampler) if request.timestep_spacing is None else request.timestep_spacing, TIMESTEP_SPACINGS),
+        "grid": check_choice(
+            "grid",
+            model.default_timestep_spacing(sampler) if request.timestep_spacing is None else request.timestep_spacing,
+            TIMESTEP_SPACINGS,
+        ),
         "scale": float(scale),
         "size": size,
         "guidance": check_choice("guidance", request.guidance_method, GUIDANCE_METHODS),
@@ -149,7 +162,9 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         "paste": check_bool("paste", request.paste_original),
         "strength": check_strength(request),
         "variation_strength": check_fraction("variation_strength", request.variation_strength),
-        "hires": None if request.hires_size is None else image_size.check_hires_size(image_size.check_size(model, request.hires_size, "hires"), size),
+        "hires": None
+        if request.hires_size is None
+        else image_size.check_hires_size(image_size.check_size(model, request.hires_size, "hires"), size),
         "upscaler": check_choice("upscaler", request.upscaler, UPSCALERS),
         "clip_skip": check_integer("clip_skip", request.clip_skip, 1, 100),
         "tiles": check_tile_size(model, request.tile_size),
@@ -157,13 +172,21 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
     }
     model.with_clip_skip(request.clip_skip)
     resolved = ResolvedRequest(**{**{one.name: getattr(request, one.name) for one in fields(Request)}, **choices})
-    if resolved.dynamic_threshold is not None and 3 * math.prod(resolved.final_size) > image_size.MAX_PIXELS:  # what torch.quantile takes
-        raise InputError(f"threshold: is reckoned for at most {image_size.MAX_PIXELS // 3} pixels of a picture; leave it out")
+    if (
+        resolved.dynamic_threshold is not None and 3 * math.prod(resolved.final_size) > image_size.MAX_PIXELS
+    ):  # what torch.quantile takes
+        raise InputError(
+            f"threshold: is reckoned for at most {image_size.MAX_PIXELS // 3} pixels of a picture; leave it out"
+        )
     if resolved.img2img_steps < 1:
-        raise InputError(f"strength {resolved.strength:g}: leaves none of {resolved.steps} steps; choose more of either")
+        raise InputError(
+            f"strength {resolved.strength:g}: leaves none of {resolved.steps} steps; choose more of either"
+        )
     if model.cfg_scale(2.0) == 1 and (names := ignored_options(model, resolved)):
         why = "this model is told of the guidance scale and guesses once, which it cannot change"
-        raise InputError(f"{names[0]}: {why}; {'write NOT in the prompt' if resolved.negative_prompt else 'leave it out'}")
+        raise InputError(
+            f"{names[0]}: {why}; {'write NOT in the prompt' if resolved.negative_prompt else 'leave it out'}"
+        )
     return resolved
 
 
@@ -235,7 +258,9 @@ def check_guide_model(model: Model, request: Request) -> Model | None:
     if request.negative_prompt:
         raise InputError("negative: a guide takes its place; write NOT in the prompt, or leave one of the two out")
     if model.precision != request.guide_model.precision:
-        raise InputError(f"guide: draws in {request.guide_model.precision}, the model in {model.precision}; load both alike")
+        raise InputError(
+            f"guide: draws in {request.guide_model.precision}, the model in {model.precision}; load both alike"
+        )
     mine, its = noisy_space(model), noisy_space(request.guide_model)
     if mine[:3] != its[:3] or any(not torch.equal(tensor, its[3][name]) for name, tensor in mine[3].items()):
         name = request.guide_model.card.name
@@ -268,7 +293,9 @@ def check_strength(request: Request) -> float:
     if request.strength is None:
         return DEFAULT_STRENGTHS[use]
     if not is_number(request.strength) or not 0 < request.strength <= 1:
-        raise InputError(f"strength {request.strength!r}: must be over 0 (the picture as it is) and at most 1 (all anew)")
+        raise InputError(
+            f"strength {request.strength!r}: must be over 0 (the picture as it is) and at most 1 (all anew)"
+        )
     return float(request.strength)
 
 

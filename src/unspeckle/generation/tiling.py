@@ -53,5 +53,7 @@ def tile_weights(positions: slice, length: int, tile: int, scale_out: int) -> Te
     count = (positions.stop - positions.start) * scale_out
     at = torch.arange(count) + 0.5
     rise = ((at - margin) / (overlap - 2 * margin)).clamp(0, 1) if positions.start > 0 else torch.ones(count)
-    fall = ((count - at - margin) / (overlap - 2 * margin)).clamp(0, 1) if positions.stop < length else torch.ones(count)
+    fall = (
+        ((count - at - margin) / (overlap - 2 * margin)).clamp(0, 1) if positions.stop < length else torch.ones(count)
+    )
     return rise * fall

@@ -48,7 +48,9 @@ def open_safetensors(file: Path, again: str) -> Iterator[Any]:
         raise InputError(f"{file}: is damaged or cut off ({str(e)[:100]}); copy or {again} it again") from e
 
 
-def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path, again: str = "train") -> None:
+def check_tensors(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], file: Path, again: str = "train"
+) -> None:
     """InputError, naming the first tensor that is missing, spare, ill-shaped or not finite. again: what mends it."""
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:

@@ -12,7 +12,7 @@ from unspeckle.denoiser import Denoiser, Conditioning
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
-from unspeckle.schedule import Flow, Schedule
+from unspeckle.schedule import FlowSchedule, Schedule
 from unspeckle.text.tokenizer import Tokenizer
 
 NOISE_LEVELS = 8  # of noise

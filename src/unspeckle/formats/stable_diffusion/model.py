@@ -64,7 +64,9 @@ class StableDiffusionModel(Model):
         denoiser = Denoiser(self.denoiser.network, schedule, self.denoiser.prediction, timesteps.c_noise)
         return SamplingSetup(timesteps.times, timesteps.init_noise_sigma, denoiser)
 
-    def add_conditioning(self, conditioning: Conditioning, positive: bool, guidance_scale: float, size: tuple[int, int]) -> Conditioning:
+    def add_conditioning(
+        self, conditioning: Conditioning, positive: bool, guidance_scale: float, size: tuple[int, int]
+    ) -> Conditioning:
         """Sizes, the guidance scale and an unknown picture to paint, where the network wants to be told of them."""
         config, batch_size = self.network.config, len(conditioning.tokens)
         assert isinstance(config, UNetConfig)
