@@ -21,7 +21,8 @@ from unspeckle import atomic, quantities
 from unspeckle.commands.draw import resolve_device
 from unspeckle.commands.score import ProgressBar
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, draw_prompts, resolve, images_per_batch
+from unspeckle.generation.pipeline import draw_prompts, images_per_batch
+from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model, load
 from unspeckle.output import png
 from unspeckle.prompts import escape_prompt
@@ -96,7 +97,7 @@ def laid_out(out: Path, rows: list[tuple[str, str]], seeds: int) -> list[Sample]
 
 def draw(model: Model, samples: list[Sample], ask: Request, watch: ProgressBar) -> None:
     """In batches, each written as soon as it is drawn."""
-    most = images_per_batch(model, resolve(model, ask))
+    most = images_per_batch(resolve(model, ask))
     watch.restart_stage("drawing", len(samples))
     for batch in (samples[first : first + most] for first in range(0, len(samples), most)):
         images = draw_prompts(model, [escape_prompt(one.prompt) for one in batch], [one.seed for one in batch], ask)

@@ -18,10 +18,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from unspeckle.generation.pipeline import Request
+from unspeckle.generation.request import Request
 from unspeckle.model import load
-from unspeckle.prompts import HYBRID_METHODS
-from unspeckle.scoring.composition.hybrids import SECOND_NOUN_SHARE, AND_METHOD, generate_hybrids, judge_hybrids
+from unspeckle.prompts import SCORED_METHODS
+from unspeckle.scoring.composition.hybrids import AND_METHOD, SECOND_NOUN_SHARE, generate_hybrids, judge_hybrids
 from unspeckle.scoring.composition.questions import read_composition_test
 from unspeckle.scoring.composition.train_detector import load_or_train_detector
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--pairs", default=PAIRS)
-    parser.add_argument("--methods", default=",".join(HYBRID_METHODS))
+    parser.add_argument("--methods", default=",".join(SCORED_METHODS))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--share", type=float, default=SECOND_NOUN_SHARE)
     parser.add_argument("--steps", type=int)
@@ -76,7 +76,9 @@ def main() -> None:
         if detector is not None:
             way = judge_hybrids(method, pairs, rows[method], detector)
             line += f"   {way.accuracy:.3f} of {way.image_count} ({way.low:.2f}–{way.high:.2f})   "
-            line += "  ".join(f"{'-'.join(pair)} {count}" for pair, count in zip(pairs, way.correct_per_pair, strict=True))
+            line += "  ".join(
+                f"{'-'.join(pair)} {count}" for pair, count in zip(pairs, way.correct_per_pair, strict=True)
+            )
         print(line, flush=True)
         sheet({name: some[:8] for name, some in rows.items()}, pairs[:8]).save(args.out)
     print(args.out.absolute())

@@ -20,17 +20,22 @@ import torch
 from training_step import plan_for
 
 from unspeckle.corpus import batches, open_corpus, read_folder
-from unspeckle.model import ModelCard, Model, save
+from unspeckle.model import Model, ModelCard, save
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder
 from unspeckle.objective import Objective
 from unspeckle.presets import get_preset
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import autoencoder_task
 from unspeckle.training.cost import count_text_steps
-from unspeckle.training.inputs import image_cache_folder, fit_pixel_autoencoder
+from unspeckle.training.inputs import fit_pixel_autoencoder, image_cache_folder
 from unspeckle.training.master_weights import TextToImageUpdater, init_modules
 from unspeckle.training.plan import Plan
-from unspeckle.training.planner import AUTOENCODER_STEP_FRACTION, LATENT_TIME_MEAN_STD, PIXEL_TIME_MEAN_STD, network_config_for
+from unspeckle.training.planner import (
+    AUTOENCODER_STEP_FRACTION,
+    LATENT_TIME_MEAN_STD,
+    PIXEL_TIME_MEAN_STD,
+    network_config_for,
+)
 from unspeckle.training.validation import ValidationLoss
 
 
@@ -64,19 +69,27 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     corpus = open_corpus(read_folder(args.folder), args.size, cache_dir=image_cache_folder())
     tokenizer = Tokenizer.train(corpus.training_captions())
-    autoencoder = fit_pixel_autoencoder(corpus) if args.space == "pixels" else autoencoder_task.init_autoencoder(args.seed)
+    autoencoder = (
+        fit_pixel_autoencoder(corpus) if args.space == "pixels" else autoencoder_task.init_autoencoder(args.seed)
+    )
     usual = plan_for(args.preset, args.size, 32, tokenizer)
     network = network_config_for(get_preset(args.preset), (args.size, args.size), autoencoder)
     usual = replace(usual, seed=args.seed, autoencoder=autoencoder.config, network=network, optimizer="muon")
     usual = replace(usual, times=PIXEL_TIME_MEAN_STD if args.space == "pixels" else LATENT_TIME_MEAN_STD)
     plan = changed(usual, args.changes)
     steps = args.pictures // plan.batch_size
-    if getattr(plan.network_config, "draft", 0) and not any(change.startswith("word_steps=") for change in args.changes):
+    if getattr(plan.network_config, "draft", 0) and not any(
+        change.startswith("word_steps=") for change in args.changes
+    ):
         plan = replace(plan, word_steps=count_text_steps(steps))
-    plan = replace(plan, steps=steps, warmup=max(1, min(200, steps // 20)), latent_steps=round(AUTOENCODER_STEP_FRACTION * steps))
+    plan = replace(
+        plan, steps=steps, warmup=max(1, min(200, steps // 20)), latent_steps=round(AUTOENCODER_STEP_FRACTION * steps)
+    )
     if isinstance(autoencoder, LatentAutoencoder):
         with tempfile.TemporaryDirectory() as run:
-            for _ in autoencoder_task.train_autoencoder(autoencoder_task.AutoencoderTask(plan, Path(run), corpus, autoencoder)):
+            for _ in autoencoder_task.train_autoencoder(
+                autoencoder_task.AutoencoderTask(plan, Path(run), corpus, autoencoder)
+            ):
                 pass
     learner = TextToImageUpdater(plan, init_modules(plan), tokenizer, autoencoder)
     judged = Objective("logit_normal", *usual.time_mean_std)
@@ -86,7 +99,9 @@ def main() -> None:
     for step in range(1, steps + 1):
         learner.step(next(data), step)
     rate = steps * plan.batch_size / (time.perf_counter() - start)
-    alone = steps * plan.batch_size / (time.process_time() - began)  # had nothing else run: compare these on a busy machine
+    alone = (
+        steps * plan.batch_size / (time.process_time() - began)
+    )  # had nothing else run: compare these on a busy machine
     loss = held(learner.denoiser, learner.compute_module.text_encoder)
     shares = " ".join(f"{share:.4f}" for share in loss.relative_errors)
     if args.out:

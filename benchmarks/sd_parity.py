@@ -22,7 +22,8 @@ from torch import Tensor
 import unspeckle.networks.layers as layers
 from unspeckle.denoiser import Conditioning
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
-from unspeckle.generation.pipeline import Request, decode_to_images
+from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.request import Request
 from unspeckle.generation.pipeline import steps as drawn
 from unspeckle.model import load
 from unspeckle.model_io import detect
@@ -42,7 +43,9 @@ Answers = dict[str, Tensor]
 
 def ours(checkpoint: StableDiffusionCheckpoint, part: str) -> Any:
     module = checkpoint.build_modules()[part]
-    module.load_state_dict({name: to_float32(held) for name, held in checkpoint.part_tensors(part).items()}, assign=True)
+    module.load_state_dict(
+        {name: to_float32(held) for name, held in checkpoint.part_tensors(part).items()}, assign=True
+    )
     return module.eval().requires_grad_(False)
 
 
@@ -90,8 +93,14 @@ def networks(folder: Path, checkpoint: StableDiffusionCheckpoint, side: int) -> 
         return answers | ({"other sizes": asked(size=1)} if config.vector_width else {})
 
     def mine() -> Answers:
-        vector = torch.cat([pooled, layers.sinusoidal_embedding(sizes[0], 256).view(1, -1)], 1) if config.vector_width else None
-        return {"answer": ours(checkpoint, "network")(x, torch.tensor(TIMES[:1]), Conditioning(words[:1], None, vector))}
+        vector = (
+            torch.cat([pooled, layers.sinusoidal_embedding(sizes[0], 256).view(1, -1)], 1)
+            if config.vector_width
+            else None
+        )
+        return {
+            "answer": ours(checkpoint, "network")(x, torch.tensor(TIMES[:1]), Conditioning(words[:1], None, vector))
+        }
 
     return compared("U-Net", peer, mine)
 

@@ -27,7 +27,7 @@ PROMPT, SEED = "a photograph of an astronaut riding a horse", 7
 def make(folder: Path, family: str) -> None:
     """Write a whole model with weights under which it says something."""
     from unspeckle.formats.stable_diffusion import writing
-    from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint, SchedulerDefaults
+    from unspeckle.formats.stable_diffusion.checkpoint import SchedulerDefaults, StableDiffusionCheckpoint
     from unspeckle.networks.vae import VAEConfig
     from unspeckle.presets import STABLE_DIFFUSION_CONFIGS
     from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncodersConfig
@@ -38,7 +38,17 @@ def make(folder: Path, family: str) -> None:
     end = len(letters.get_vocab()) - 1
     readers = [CLIPTextConfig(eos_token_id=end, skipped_layers=int(large), normalize_tokens=not large)]
     if large:
-        wide = CLIPTextConfig(1280, 32, 20, 5120, eos_token_id=end, quick_gelu=False, projection_width=1280, skipped_layers=1, normalize_tokens=False)
+        wide = CLIPTextConfig(
+            1280,
+            32,
+            20,
+            5120,
+            eos_token_id=end,
+            quick_gelu=False,
+            projection_width=1280,
+            skipped_layers=1,
+            normalize_tokens=False,
+        )
         readers.append(wide)
     made = StableDiffusionCheckpoint(
         path=folder,

@@ -44,7 +44,8 @@ def network(state: Mapping[str, Tensor] | None) -> tuple[UNet, UNetConfig]:
         with torch.device("meta"):
             made = UNet(config)
         made.load_state_dict(
-            convert_tensors(UNet, config, module_name_table(UNet, config, diffusers_names.UNET), state, Path("state")), assign=True
+            convert_tensors(UNet, config, module_name_table(UNet, config, diffusers_names.UNET), state, Path("state")),
+            assign=True,
         )
     return made.eval().requires_grad_(False), config
 

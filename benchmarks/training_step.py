@@ -29,7 +29,7 @@ from unspeckle.corpus import Batch, batches, open_corpus, read_folder
 from unspeckle.networks.autoencoder import Autoencoder, PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.presets import get_preset
-from unspeckle.text.text_encoder import TextEncoderConfig, TextEncoder
+from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import autoencoder_task, measurement
 from unspeckle.training.encoded_corpus import encode_split
@@ -174,9 +174,13 @@ def main() -> None:
         opened = corpus(Path(folder), args.size, args.classes)
         tokenizer = Tokenizer.train(opened.training_captions())
         standard = PixelAutoencoder(PixelAutoencoderConfig())
-        autoencoder = standard if args.space == "pixels" else autoencoder_task.init_autoencoder(0).eval().requires_grad_(False)
+        autoencoder = (
+            standard if args.space == "pixels" else autoencoder_task.init_autoencoder(0).eval().requires_grad_(False)
+        )
         plan = plan_for(args.preset, args.size, args.batch, tokenizer, autoencoder)
-        cost, count = ours_cost(plan.network_config, args.size // autoencoder.downsampling_factor, tokenizer.context_length)
+        cost, count = ours_cost(
+            plan.network_config, args.size // autoencoder.downsampling_factor, tokenizer.context_length
+        )
         network, peer_cost, peer_count, widths = peer(args.size, (cost, count))
         print(f"ours       {count / 1e6:6.2f} M parameters, {cost / 1e9:.2f} GFLOP a picture forward")
         print(f"diffusers  {peer_count / 1e6:6.2f} M parameters, {peer_cost / 1e9:.2f} GFLOP, widths {widths}")
@@ -189,7 +193,11 @@ def main() -> None:
         }
         taken: dict[str, list[float]] = {name: [] for name in steps}
         data = batches(opened.training, args.batch, seed=0, start=0, flip=False)
-        split = encode_split(opened.training, autoencoder.with_dtype(torch.bfloat16)) if args.space == "latents" else opened.training
+        split = (
+            encode_split(opened.training, autoencoder.with_dtype(torch.bfloat16))
+            if args.space == "latents"
+            else opened.training
+        )
         kept = batches(split, args.batch, seed=0, start=0, flip=False)
         for _ in range(-(-len(split) // args.batch) if args.space == "latents" else 0):
             next(kept)  # all of them encoded, outside of what is timed

@@ -18,11 +18,17 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unspeckle import configuration
-from unspeckle.generation.pipeline import Request
+from unspeckle.generation.request import Request
 from unspeckle.model import load
 from unspeckle.scoring.composition.detector import load_detector as load_detector
 from unspeckle.scoring.composition.questions import CATEGORIES, read_composition_test
-from unspeckle.scoring.composition.score import JudgedImages, CompositionScore, generate_and_judge, measure_detector_limits, combine_scores
+from unspeckle.scoring.composition.score import (
+    CompositionScore,
+    JudgedImages,
+    combine_scores,
+    generate_and_judge,
+    measure_detector_limits,
+)
 from unspeckle.scoring.composition.train_detector import load_or_train_detector
 
 COLUMNS = 8  # of pictures judged right, and as many of those judged wrong
@@ -59,7 +65,9 @@ def sheet(kept: list[JudgedImages], path: Path) -> None:
                 place = column + (0 if right else COLUMNS + 1)
                 whole.paste(picture.resize((side, side), Image.Resampling.NEAREST), (place * side, row * side))
                 verdict = answer.verdicts[i]
-                things = "; ".join(" ".join((t.tint, *t.nouns, t.wearing, "stilts" * t.on_stilts)) for t in verdict.detections)
+                things = "; ".join(
+                    " ".join((t.tint, *t.nouns, t.wearing, "stilts" * t.on_stilts)) for t in verdict.detections
+                )
                 listed.append(f"{category} {place + 1}: {answer.prompt.text!r} {verdict.reason or 'right'} [{things}]")
     whole.save(path)
     path.with_suffix(".txt").write_text("\n".join(listed) + "\n")

@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from unspeckle import Request, Model, draw, load, rng, steps
-from unspeckle.generation.pipeline import decode_to_images, resolve, images_with_metadata
+from unspeckle import Model, Request, draw, load, rng, steps
+from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.pipeline import images_with_metadata
+from unspeckle.generation.request import resolve
 from unspeckle.output import png
 from unspeckle.output.film_strip import FilmStrip
 
@@ -65,7 +67,7 @@ def film(model: Model) -> Image.Image:
     reel = FilmStrip(model, order.steps)
     for step in steps(model, order):
         reel.record(step)
-    said = png.image_metadata(images_with_metadata(model, order, step)[0])
+    said = png.image_metadata(images_with_metadata(order, step)[0])
     return png.attach_metadata(few_colours(reel.render()), {**said, "film": True})
 
 

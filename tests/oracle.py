@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unspeckle.denoiser import Denoise
-from unspeckle.schedule import CosineSchedule, FlowSchedule, LinearSchedule, Schedule, SigmoidSchedule, DiscreteSchedule
+from unspeckle.schedule import CosineSchedule, DiscreteSchedule, FlowSchedule, LinearSchedule, Schedule, SigmoidSchedule
 
 SD = DiscreteSchedule("scaled_linear", 0.00085, 0.012)
 SCHEDULES: dict[str, Schedule] = {

@@ -15,7 +15,7 @@ from torch import Tensor
 import test_training
 from test_training import equal, final, options, stop_after
 from unspeckle.training import checkpoint, command, stage
-from unspeckle.training.master_weights import TextToImageUpdater, MasterWeights, StepStats, read_step_stats
+from unspeckle.training.master_weights import MasterWeights, StepStats, TextToImageUpdater, read_step_stats
 from unspeckle.training.optimizer import Muon
 
 folder, whole, own_cache = test_training.folder, test_training.whole, test_training.own_cache  # fixtures

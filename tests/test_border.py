@@ -12,9 +12,10 @@ from test_stable_pictures import kept
 from test_tasks import picture
 from tiny import random_model
 from unspeckle.denoiser import Conditioning
-from unspeckle.generation.codec import decode_latents, encode_images, decode_to_images
+from unspeckle.generation.codec import decode_latents, decode_to_images, encode_images
 from unspeckle.generation.initial_latents import image_to_tensor
-from unspeckle.generation.pipeline import Request, draw, resolve, images_with_metadata, steps
+from unspeckle.generation.pipeline import draw, images_with_metadata, steps
+from unspeckle.generation.request import Request, resolve
 from unspeckle.generation.tiling import map_tiles
 from unspeckle.model import load
 from unspeckle.output.png import max_pixel_difference
@@ -137,9 +138,9 @@ def test_a_network_that_overflows_is_told_of(tmp_path_factory: Any, caplog: pyte
     order = resolve(model, Request("a frog", size=64, steps=1))
     for step in steps(model, order):
         last = step
-    images_with_metadata(model, order, last)
+    images_with_metadata(order, last)
     assert not caplog.records
-    images_with_metadata(model, order, last._replace(x=last.x * torch.nan))
+    images_with_metadata(order, last._replace(x=last.x * torch.nan))
     assert [one.getMessage() for one in caplog.records if one.name == "unspeckle"] == [
         "the network overflows; what it drew is grey there"
     ]

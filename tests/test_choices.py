@@ -15,7 +15,7 @@ from unspeckle.errors import InputError
 from unspeckle.model import load
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
-from unspeckle.schedule import VESchedule, CosineSchedule, FlowSchedule, Schedule
+from unspeckle.schedule import CosineSchedule, FlowSchedule, Schedule, VESchedule
 from unspeckle.training import command
 from unspeckle.training import plan as plans
 from unspeckle.training.validation import NOISE_LEVELS, quantile_times

@@ -18,7 +18,7 @@ import unspeckle
 from tiny import random_model, saved
 from unspeckle.cli import entry, main
 from unspeckle.model import save
-from unspeckle.output.png import read_png, image_metadata, attach_metadata, write_png
+from unspeckle.output.png import attach_metadata, image_metadata, read_png, write_png
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import unspeckle
 from test_tasks import mask, picture
 from tiny import random_model, saved
 from unspeckle.cli import main
-from unspeckle.generation.pipeline import image_fingerprint
-from unspeckle.output.png import read_png, image_metadata
+from unspeckle.generation.metadata import image_fingerprint
+from unspeckle.output.png import image_metadata, read_png
 
 
 @pytest.fixture(scope="module")

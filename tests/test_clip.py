@@ -8,7 +8,14 @@ import torch
 
 from unspeckle.errors import InputError
 from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoder
-from unspeckle.text.clip_tokenizer import COMMA_BACKTRACK, END_TOKEN, OPENAI_MERGES_FILE, START_TOKEN, CLIPTokenizer, _openai_bpe
+from unspeckle.text.clip_tokenizer import (
+    COMMA_BACKTRACK,
+    END_TOKEN,
+    OPENAI_MERGES_FILE,
+    START_TOKEN,
+    CLIPTokenizer,
+    _openai_bpe,
+)
 
 transformers = pytest.importorskip("transformers")
 WORDS = ("a frog on stilts", "", "It's 2024, naïve  café — 日本語 😀!! frogs' <x>", "frog, " * 9)
@@ -34,7 +41,10 @@ def test_encoder_is_that_of_transformers(act: str, projection: int, skip: int) -
     config = CLIPTextConfig(32, 3, 4, 80, 60, 20, 59, act == "quick_gelu", projection, skip, normalize_tokens=skip != 2)
     ours = CLIPTextEncoder(config).eval()
     inner = theirs.text_model if projection else theirs
-    ours.token_embedding.weight, ours.position_embedding = inner.embeddings.token_embedding.weight, inner.embeddings.position_embedding.weight
+    ours.token_embedding.weight, ours.position_embedding = (
+        inner.embeddings.token_embedding.weight,
+        inner.embeddings.position_embedding.weight,
+    )
     ours.final_norm = inner.final_layer_norm
     for mine, other in zip(ours.layers, inner.encoder.layers, strict=True):
         mine.norm1, mine.norm2, mine.inner, mine.leave = (
@@ -89,7 +99,9 @@ def test_long_prompts_are_cut_into_chunks_of_75() -> None:
     assert rows.shape == (3, 2, 77)
     frog = ours.bpe.token_to_id("frog</w>")
     assert (
-        (rows[0, :, 1:76] == frog).all() and (rows[0, :, 0] == ours.start_id).all() and (rows[0, :, 76] == ours.end_id).all()
+        (rows[0, :, 1:76] == frog).all()
+        and (rows[0, :, 0] == ours.start_id).all()
+        and (rows[0, :, 76] == ours.end_id).all()
     )
     assert torch.equal(rows[1, 1], ours.encode([""])[0, 0])
     assert ours.encode(["frog " * 75]).shape == (1, 1, 77) and ours.encode(["frog " * 76]).shape == (1, 1, 154)

@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from near import anew, off, random
 from unspeckle.kernels import convolution
 from unspeckle.kernels.convolution import ChannelAffine
-from unspeckle.kernels.fused_layers import FusedResBlock, FusedConv, FusedNormConv, FusedNorm, is_fusable
-from unspeckle.kernels.packed_layers import PackedConv, cast_for_inference, can_pack
+from unspeckle.kernels.fused_layers import FusedConv, FusedNorm, FusedNormConv, FusedResBlock, is_fusable
+from unspeckle.kernels.packed_layers import PackedConv, can_pack, cast_for_inference
 from unspeckle.networks.layers import UpsampleConv, upsample_2x
 from unspeckle.networks.unet import ResBlock, UNetConfig
-from unspeckle.networks.vae import VAEDecoder, VAEResBlock, VAEConfig
+from unspeckle.networks.vae import VAEConfig, VAEDecoder, VAEResBlock
 
 LOW = torch.bfloat16
-needs_kernel = pytest.mark.skipif(convolution._load_kernel() is None, reason="no compiler, or a processor without bfloat16")
+needs_kernel = pytest.mark.skipif(
+    convolution._load_kernel() is None, reason="no compiler, or a processor without bfloat16"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 
 from unspeckle.corpus import Split, batches, open_corpus, read_folder
-from unspeckle.corpus.batches import _random_integers, _splitmix64, weighted_epoch_order, random_bits, epoch_permutation, sampling_probabilities
+from unspeckle.corpus.batches import (
+    _random_integers,
+    _splitmix64,
+    epoch_permutation,
+    random_bits,
+    sampling_probabilities,
+    weighted_epoch_order,
+)
 from unspeckle.errors import InputError
 
 COUNT = 30
@@ -174,7 +181,20 @@ def test_the_order_is_pinned() -> None:
     # A change here breaks the resuming of every run that was begun before it.
     assert epoch_permutation(10, seed=1, epoch=0).tolist() == [4, 6, 5, 9, 0, 8, 7, 3, 1, 2]
     assert epoch_permutation(10, seed=1, epoch=1).tolist() == [2, 5, 7, 3, 9, 6, 4, 8, 0, 1]
-    assert weighted_epoch_order(sampling_probabilities(CLASSES[27:39], 1.0), seed=1, epoch=0).tolist() == [0, 0, 8, 9, 3, 10, 2, 6, 2, 5, 1, 1]
+    assert weighted_epoch_order(sampling_probabilities(CLASSES[27:39], 1.0), seed=1, epoch=0).tolist() == [
+        0,
+        0,
+        8,
+        9,
+        3,
+        10,
+        2,
+        6,
+        2,
+        5,
+        1,
+        1,
+    ]
     assert np.array_equal(np.sort(epoch_permutation(1000, seed=2**70, epoch=10**6)), np.arange(1000))
 
 

@@ -30,13 +30,17 @@ def folder_of(folder: Path, count: int, suffix: str = "png", seed: int = 0) -> P
 def opened(folder: Path, store: Path, size: int = 8) -> tuple[Corpus, int]:
     """The corpus, and how many pictures were decoded for it."""
     seen: list[int] = []
-    corpus = open_corpus(read_folder(folder, caption="c"), size, cache_dir=store, progress=lambda done, total: seen.append(done))
+    corpus = open_corpus(
+        read_folder(folder, caption="c"), size, cache_dir=store, progress=lambda done, total: seen.append(done)
+    )
     assert seen == list(range(1, len(seen) + 1))
     return corpus, len(seen)
 
 
 def pixels(corpus: Corpus) -> bytes:
-    return b"".join(split.center_crops(range(len(split))).numpy().tobytes() for split in (corpus.training, corpus.validation))
+    return b"".join(
+        split.center_crops(range(len(split))).numpy().tobytes() for split in (corpus.training, corpus.validation)
+    )
 
 
 def test_holds_what_decoding_gives_and_opens_again_without_decoding(tmp_path: Path) -> None:

@@ -12,9 +12,15 @@ from PIL import Image
 from tiny import random_model
 from unspeckle.cli import main
 from unspeckle.corpus import read_folder
-from unspeckle.corpus.emoji.wording import MAX_CAPTION_LENGTH, class_from_folders, clean_caption, fill_template, words_from_file_name
+from unspeckle.corpus.emoji.wording import (
+    MAX_CAPTION_LENGTH,
+    class_from_folders,
+    clean_caption,
+    fill_template,
+    words_from_file_name,
+)
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, resolve
+from unspeckle.generation.request import Request, resolve
 from unspeckle.prompts import escape_prompt
 
 

@@ -29,7 +29,9 @@ def test_names_and_order_change_nothing(tmp_path: Path) -> None:
     first = opened(folder_of(tmp_path / "a", colours))
     names = [f"{(i * 37) % 61:02}-renamed" for i in colours]
     second = opened(folder_of(tmp_path / "b", colours, names))
-    assert first.training.captions == second.training.captions and first.validation.captions == second.validation.captions
+    assert (
+        first.training.captions == second.training.captions and first.validation.captions == second.validation.captions
+    )
     assert first.fingerprint == second.fingerprint
     shown = [split.center_crops([0, 1])[:, 0, 0, 0].tolist() for split in (first.training, second.training)]
     assert shown[0] == shown[1] == [int(words[0].split()[1]) for words in first.training.captions[:2]]

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from oracle import SCHEDULES
-from unspeckle.denoiser import PREDICTIONS, Denoiser, Conditioning
+from unspeckle.denoiser import PREDICTIONS, Conditioning, Denoiser
 from unspeckle.errors import InputError
-from unspeckle.schedule import VESchedule, CosineSchedule, FlowSchedule, LinearSchedule, DiscreteSchedule
+from unspeckle.schedule import CosineSchedule, DiscreteSchedule, FlowSchedule, LinearSchedule, VESchedule
 
 ALL = {**SCHEDULES, "ve": VESchedule()}
 GIVEN = Conditioning(torch.zeros(7, 1, 1))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unspeckle.scoring import distances
-from unspeckle.scoring.distances import frechet_distance, kid, nearest_neighbors, compute_prdc
+from unspeckle.scoring.distances import compute_prdc, frechet_distance, kid, nearest_neighbors
 
 
 def normal(count: int, width: int, seed: int) -> Tensor:
@@ -47,7 +47,9 @@ def test_frechet_of_gaussians_with_known_moments() -> None:
     second = turn @ torch.diag(torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64)) @ turn.T
     mean = torch.tensor([1.0, -2.0, 2.0], dtype=torch.float64)
     a, b = with_moments(50, torch.zeros(3, dtype=torch.float64), first, 0), with_moments(40, mean, second, 1)
-    assert frechet_distance(a, b) == pytest.approx(9 + (1 - 2) ** 2 + (2 - 1) ** 2 + (3 - 0.5) ** 2, rel=1e-9)  # they commute
+    assert frechet_distance(a, b) == pytest.approx(
+        9 + (1 - 2) ** 2 + (2 - 1) ** 2 + (3 - 0.5) ** 2, rel=1e-9
+    )  # they commute
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 

@@ -17,16 +17,25 @@ from tiny import CAPTIONS, random_model, told_model
 from unspeckle.commands import distil as command
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, draw
+from unspeckle.generation.pipeline import draw
+from unspeckle.generation.request import Request
 from unspeckle.model import load, save
-from unspeckle.schedule import VESchedule, CosineSchedule, FlowSchedule
+from unspeckle.schedule import CosineSchedule, FlowSchedule, VESchedule
 from unspeckle.timesteps import timesteps
 from unspeckle.training import command as train_command
 from unspeckle.training import plan as plans
 from unspeckle.training.distillation_task import StudentUpdater
 from unspeckle.training.options import DistilOptions, TrainOptions
 from unspeckle.training.plan import DistilPlan
-from unspeckle.training.teacher_trajectories import DISTILLATION_TIMESTEP_SPACING, draw_trajectory, generate_teacher_trajectories, draw_student_images, draw_teacher_trajectories, list_segments, segment_target
+from unspeckle.training.teacher_trajectories import (
+    DISTILLATION_TIMESTEP_SPACING,
+    draw_student_images,
+    draw_teacher_trajectories,
+    draw_trajectory,
+    generate_teacher_trajectories,
+    list_segments,
+    segment_target,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +111,15 @@ def test_one_step_towards_a_target_lands_where_the_teacher_does(schedule: object
 
 def test_a_grids_stretches_are_the_students_own_grids() -> None:
     for n in (1, 2, 3, 4, 6):
-        torch.testing.assert_close(timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 12)[:: 12 // n], timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), n), rtol=1e-15, atol=0)
-    torch.testing.assert_close(timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 4), torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
+        torch.testing.assert_close(
+            timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 12)[:: 12 // n],
+            timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), n),
+            rtol=1e-15,
+            atol=0,
+        )
+    torch.testing.assert_close(
+        timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 4), torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("schedule", [FlowSchedule(), CosineSchedule()], ids=["flow", "cosine"])
@@ -148,7 +164,9 @@ def test_lessons_hang_on_their_number_alone() -> None:
     many = generate_teacher_trajectories(teacher, ids, plan(batch=3), 0)
     first, second = next(many), next(many)
     again = next(generate_teacher_trajectories(teacher, ids, plan(batch=3), 3))
-    assert torch.equal(second.points, again.points) and torch.equal(second.conditioning.tokens, again.conditioning.tokens)
+    assert torch.equal(second.points, again.points) and torch.equal(
+        second.conditioning.tokens, again.conditioning.tokens
+    )
     assert not torch.equal(first.points[0], second.points[0])
     alone = next(generate_teacher_trajectories(teacher, ids, plan(batch=1), 4))
     torch.testing.assert_close(alone.points, second.points[:, 1:2], rtol=1e-4, atol=1e-4)

@@ -6,22 +6,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.networks import NetworkConfig, build_network
 from unspeckle.networks.coarse_predictor import COARSE_SIZE, CoarseImagePredictor
 from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
-from unspeckle.schedule import Flow
-from unspeckle.text.text_encoder import TextEncoderConfig, TextEncoder
+from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 
 SMALL = UNetConfig(
     channels=2, base_channels=16, blocks_per_level=1, transformer_depths=(1, 1), self_attention=(False, True), head_width=8, text_width=32,
     vector_width=32, norm_groups=0, coarse_predictor_layers=1,
 )  # fmt: skip
 TRANSFORMER = TransformerConfig(
-    channels=2, patch_size=1, widths=(8, 16), depths=(1, 1), head_width=8, text_width=32, vector_width=32, coarse_predictor_layers=1
+    channels=2,
+    patch_size=1,
+    widths=(8, 16),
+    depths=(1, 1),
+    head_width=8,
+    text_width=32,
+    vector_width=32,
+    coarse_predictor_layers=1,
 )
 BOTH = pytest.mark.parametrize("config", [SMALL, TRANSFORMER], ids=["U-Net", "transformer"])
 NOUNS, LEFT, RIGHT = 6, 7, 8  # ids: 1 … 6 are nouns, 0 is no word

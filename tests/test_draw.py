@@ -13,23 +13,15 @@ from PIL import Image
 from tiny import random_model, told_model
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import (
-    Request,
-    request_from_metadata,
-    draw,
-    ignored_options,
-    draw_prompts,
-    batches_of_request,
-    decode_to_images,
-    resolve,
-    steps,
-    images_per_batch,
-)
-from unspeckle.guidance import classifier_free_guidance, clamp_denoised, guided_denoise
+from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.metadata import request_from_metadata
+from unspeckle.generation.pipeline import split_into_batches, draw, draw_prompts, images_per_batch, steps
+from unspeckle.generation.request import Request, ignored_options, resolve
+from unspeckle.guidance import clamp_denoised, classifier_free_guidance, guided_denoise
 from unspeckle.model import Model
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.output.film_strip import MAX_COLUMNS, FilmStrip
-from unspeckle.output.png import max_pixel_difference, image_metadata
+from unspeckle.output.png import image_metadata, max_pixel_difference
 from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import VESchedule
@@ -59,7 +51,7 @@ def test_what_guidance_would_do_is_refused_where_the_network_is_told_of_it(
     with pytest.raises(InputError, match=f"^{name}: this model is told of the guidance scale"):
         resolve(told, Request("0.3", guidance_scale=scale, **option))
     order = resolve(plain, Request("0.3", guidance_scale=scale, **option))
-    assert ignored_options(plain, order) == ([name] if scale == 1 else [])
+    assert ignored_options(order) == ([name] if scale == 1 else [])
 
 
 def test_what_is_called_idle_changes_no_picture() -> None:
@@ -68,7 +60,7 @@ def test_what_is_called_idle_changes_no_picture() -> None:
     for prompt in ("a frog", "a frog AND two frogs", "a frog NOT red", "[a frog:a pizza:0.5] AND red :0.5"):
         plain, away = (Request(prompt, negative_prompt=words, guidance_scale=1.0) for words in ("", "a blue rabbit"))
         same = draw(model, plain)[0].tobytes() == draw(model, away)[0].tobytes()
-        assert same == ("negative" in ignored_options(model, resolve(model, away)))
+        assert same == ("negative" in ignored_options(resolve(model, away)))
         assert same == (prompt == "a frog")
 
 
@@ -133,7 +125,7 @@ def test_so_many_are_drawn_together(batch: int | None, monkeypatch: pytest.Monke
     monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", {"cpu": 3 * 16 * 16})
     model, ask = random_model(steps=12), Request("a frog", seed=20, count=5, batch_size=batch)
     counts = {None: [3, 2], 1: [1] * 5, 2: [2, 2, 1], 9: [5]}[batch]
-    assert [order.count for order in batches_of_request(model, ask)] == counts
+    assert [order.count for order in split_into_batches(resolve(model, ask))] == counts
     rows: list[int] = []
     model.network.register_forward_pre_hook(lambda module, given: rows.append(len(given[0])))
     drawn = draw(model, ask)
@@ -150,10 +142,10 @@ def test_so_many_are_drawn_together(batch: int | None, monkeypatch: pytest.Monke
 def test_a_gpu_draws_more_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model()
     small, large = resolve(model, Request(size=64)), resolve(model, Request(size=64, hires_size=512))
-    assert (images_per_batch(model, small), images_per_batch(model, large)) == (16, 1)
+    assert (images_per_batch(small), images_per_batch(large)) == (16, 1)
     monkeypatch.setattr(Model, "device", torch.device("cuda:1"))
-    assert (images_per_batch(model, small), images_per_batch(model, large)) == (256, 4)
-    assert images_per_batch(model, replace(small, batch=3)) == 3
+    assert (images_per_batch(small), images_per_batch(large)) == (256, 4)
+    assert images_per_batch(replace(small, batch=3)) == 3
 
 
 def test_many_prompts_in_one_batch_are_drawn_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +188,10 @@ def test_plain_prompts_are_what_they_were() -> None:
                 one = model.denoiser.prepare(model.text_encoder(model.tokenizer.encode([said])))
                 fields = (None if field is None else field.expand(order.count, *field.shape[1:]) for field in one[:4])
                 givens.append(Conditioning(*fields, one.prepared))
-            plain = clamp_denoised(guided_denoise(model.denoiser, givens, classifier_free_guidance(order.guidance_scale)), *model.autoencoder.latent_bounds)
+            plain = clamp_denoised(
+                guided_denoise(model.denoiser, givens, classifier_free_guidance(order.guidance_scale)),
+                *model.autoencoder.latent_bounds,
+            )
             way = timesteps(order.timestep_spacing, model.denoiser.schedule, order.steps)
             *_, before = SAMPLERS[order.sampler](plain, model.denoiser.schedule, way, fresh(-1, 0), fresh)
         assert torch.equal(last(model, ask).x, before.x)
@@ -334,10 +329,10 @@ def test_size_is_width_then_height() -> None:
 
 
 def test_large_asks_are_cut_and_lose_no_seed() -> None:
-    orders = batches_of_request(random_model(), Request(seed=2**64 - 1000, count=1000))
+    orders = split_into_batches(random_model(), Request(seed=2**64 - 1000, count=1000))
     assert [seed for o in orders for seed in range(o.seed, o.seed + o.count)] == list(range(2**64 - 1000, 2**64))
     assert all(o.count * 16 * 16 <= 1 << 16 for o in orders) and len(orders) == 4
-    assert [o.count for o in batches_of_request(random_model(), Request(count=2, size=512))] == [1, 1]
+    assert [o.count for o in split_into_batches(random_model(), Request(count=2, size=512))] == [1, 1]
 
 
 def test_a_step_leaves_the_consumers_gradients_on() -> None:

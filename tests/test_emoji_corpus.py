@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from unspeckle.corpus.emoji import sprites
-from unspeckle.corpus.emoji.make_corpus import make_emoji_corpus, build_vocabulary, generate_scene
+from unspeckle.corpus.emoji.make_corpus import build_vocabulary, generate_scene, make_emoji_corpus
 from unspeckle.corpus.emoji.nouns import CURATED_NOUNS, GARMENT_GLYPHS, all_nouns
 from unspeckle.corpus.emoji.painter import ScenePainter
 from unspeckle.corpus.emoji.sprites import open_sprite_library
@@ -132,7 +132,9 @@ def test_nothing_is_left_of_a_corpus_that_was_stopped(drawn_sprites: Path, tmp_p
     (killed / "0000").mkdir(parents=True)
     (killed / "0000/0000099.png").write_bytes(b"left by a killed run")
     said: list[tuple[int, int]] = []
-    make_emoji_corpus(tmp_path / "out", scene_count=10, seed=0, sprite_folder=drawn_sprites, progress=lambda *at: said.append(at))
+    make_emoji_corpus(
+        tmp_path / "out", scene_count=10, seed=0, sprite_folder=drawn_sprites, progress=lambda *at: said.append(at)
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and said == [(10, 10)]
     assert not (tmp_path / "out/0000/0000099.png").exists()
 

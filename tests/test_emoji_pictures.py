@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from unspeckle.corpus.emoji.accessories import make_hybrid, add_garment, add_stilts
+from unspeckle.corpus.emoji.accessories import add_garment, add_stilts, make_hybrid
 from unspeckle.corpus.emoji.nouns import Face
 from unspeckle.corpus.emoji.sprites import SPRITE_SIZE, trim_and_shrink
 from unspeckle.corpus.emoji.tints import TINTS, color_shares, tint_image
@@ -64,7 +64,9 @@ def test_stilts_are_two_legs_on_the_ground_below_an_object_that_is_left_whole() 
 
 def test_garments_sit_at_their_places() -> None:
     face, cloth = disc((0, 200, 0)), Image.new("RGBA", (100, 50), (255, 0, 0, 255))
-    worn = {name: np.asarray(add_garment(face, FACE, name, cloth)).astype(int) for name in ("sunglasses", "top hat", "bow")}
+    worn = {
+        name: np.asarray(add_garment(face, FACE, name, cloth)).astype(int) for name in ("sunglasses", "top hat", "bow")
+    }
 
     def middle(pixels: np.ndarray) -> tuple[float, float]:
         red = (pixels[..., 0] > 200) & (pixels[..., 1] < 60)

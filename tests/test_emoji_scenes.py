@@ -6,9 +6,15 @@ from collections import Counter
 import pytest
 
 from unspeckle.corpus.emoji.captions import NUMBERS
-from unspeckle.corpus.emoji.held_out import ALWAYS_HELD_OUT, HELD_OUT_FRACTIONS, scene_combinations, held_out_rows, is_held_out
+from unspeckle.corpus.emoji.held_out import (
+    ALWAYS_HELD_OUT,
+    HELD_OUT_FRACTIONS,
+    held_out_rows,
+    is_held_out,
+    scene_combinations,
+)
 from unspeckle.corpus.emoji.make_corpus import generate_scene
-from unspeckle.corpus.emoji.nouns import CURATED_NOUNS, pluralize, plural_name, with_article
+from unspeckle.corpus.emoji.nouns import CURATED_NOUNS, plural_name, pluralize, with_article
 from unspeckle.corpus.emoji.scenes import RELATIONS, SCENE_KIND_WEIGHTS, SceneVocabulary
 from unspeckle.corpus.emoji.tints import BACKGROUNDS, TINTS
 

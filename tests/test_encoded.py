@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tiny import plan
 from unspeckle.corpus import Corpus, batches, open_corpus, read_folder
-from unspeckle.networks import LatentAutoencoderConfig, LatentAutoencoder
+from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.training import encoded_corpus, memory
-from unspeckle.training.cost import StepCost, ImageCost
+from unspeckle.training.cost import ImageCost, StepCost
 
 SIZES = [(32, 32), (32, 47), (61, 32), (32, 40)]
 
@@ -72,7 +72,9 @@ def test_each_picture_is_encoded_once_either_way_round(
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_what_was_seen_before_does_not_show(corpus: Corpus, autoencoder: LatentAutoencoder, precision: torch.dtype) -> None:
+def test_what_was_seen_before_does_not_show(
+    corpus: Corpus, autoencoder: LatentAutoencoder, precision: torch.dtype
+) -> None:
     lower = autoencoder.with_dtype(precision)
     whole = some(encoded_corpus.encode_split(corpus.training, lower), 0, 10)
     assert torch.equal(whole[32:], some(encoded_corpus.encode_split(corpus.training, lower), 32, 6))
@@ -99,9 +101,9 @@ def test_they_are_kept_where_pictures_are_seen_often_and_there_is_room(monkeypat
 
 
 def test_they_are_kept_where_more_is_spared_than_spent() -> None:
-    assert encoded_corpus.latent_cache_pays(1000, 100, encode_seconds=3.0, saved_seconds=0.4) and not encoded_corpus.latent_cache_pays(
-        1000, 100, encode_seconds=3.0, saved_seconds=0.2
-    )
+    assert encoded_corpus.latent_cache_pays(
+        1000, 100, encode_seconds=3.0, saved_seconds=0.4
+    ) and not encoded_corpus.latent_cache_pays(1000, 100, encode_seconds=3.0, saved_seconds=0.2)
 
 
 def test_what_a_picture_takes_makes_the_cost_of_steps() -> None:

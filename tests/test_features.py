@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from unspeckle.scoring.features import DIRECTIONS, LOG_OFFSET, FREQUENCY, ScatteringFeatures, WhitenedFeatures, to_opponent_colors
+from unspeckle.scoring.features import (
+    DIRECTIONS,
+    FREQUENCY,
+    LOG_OFFSET,
+    ScatteringFeatures,
+    WhitenedFeatures,
+    to_opponent_colors,
+)
 
 
 def noise(count: int, side: int, seed: int = 0) -> Tensor:

@@ -15,7 +15,8 @@ import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion.model import _interleaved_bit_sums
-from unspeckle.generation.pipeline import Request, steps
+from unspeckle.generation.pipeline import steps
+from unspeckle.generation.request import Request
 from unspeckle.model_io import detect
 
 FAMILIES = {"1": "epsilon", "1-inpaint": "epsilon", "1-lcm": "epsilon", "2": "v_prediction", "xl": "epsilon",

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import unspeckle
-from unspeckle.generation.pipeline import Request
+from unspeckle.generation.request import Request
 
 MODEL = Path(unspeckle.__file__).parent / "models" / "embedded.safetensors"
 PROMPTS = ["a photo of a frog", "a photo of two (red) hats: AND", "a photo of a pizza above a house"]

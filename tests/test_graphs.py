@@ -16,7 +16,7 @@ import unspeckle
 from tiny import random_model
 from unspeckle.cli import main
 from unspeckle.commands import export
-from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.formats.export import model_graphs, runtimes, stable_diffusion_graphs
 from unspeckle.formats.export.runtimes import RUNTIMES
 from unspeckle.formats.stable_diffusion import writing
@@ -64,7 +64,12 @@ def apart(one: Any, other: Tensor) -> float:
 def parts(folder: Path) -> dict[str, stable_diffusion_graphs.ExportGraph]:
     checkpoint = detect.read_foreign(folder)
     assert checkpoint is not None
-    return {graph.name: graph for graph in stable_diffusion_graphs.build_stable_diffusion_graphs(checkpoint, writing.build_diffusers_configs(checkpoint)[1])}
+    return {
+        graph.name: graph
+        for graph in stable_diffusion_graphs.build_stable_diffusion_graphs(
+            checkpoint, writing.build_diffusers_configs(checkpoint)[1]
+        )
+    }
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -81,7 +86,10 @@ def test_what_is_exported_takes_and_gives_what_diffusers_parts_do(family: str, f
     )[0]  # fmt: skip
     assert apart(graph.build_module()(*question.values()), expected) <= 1e-5
     graph = found["vae_decoder"]
-    assert apart(graph.build_module()(*graph.example_inputs(True)), pipe.vae.decode(*graph.example_inputs(True)).sample) <= 1e-5
+    assert (
+        apart(graph.build_module()(*graph.example_inputs(True)), pipe.vae.decode(*graph.example_inputs(True)).sample)
+        <= 1e-5
+    )
     graph = found["vae_encoder"]
     moments = pipe.vae.encode(*graph.example_inputs(True)).latent_dist.parameters
     assert apart(graph.build_module()(*graph.example_inputs(True)), moments) <= 1e-5
@@ -164,11 +172,20 @@ def test_other_networks_of_ours_as_graphs(kind: str, onnx: Any, tmp_path: Path) 
     model = random_model()
     if kind == "draft":
         config: Any = UNetConfig(
-            patch_size=2, base_channels=16, blocks_per_level=1, head_width=16, text_width=32, vector_width=32, norm_groups=0, coarse_predictor_layers=1
+            patch_size=2,
+            base_channels=16,
+            blocks_per_level=1,
+            head_width=16,
+            text_width=32,
+            vector_width=32,
+            norm_groups=0,
+            coarse_predictor_layers=1,
         )
         network: nn.Module = UNet(config)
     else:
-        network = Transformer(TransformerConfig(widths=(16, 32), depths=(1, 1), head_width=16, text_width=32, patch_size=2))
+        network = Transformer(
+            TransformerConfig(widths=(16, 32), depths=(1, 1), head_width=16, text_width=32, patch_size=2)
+        )
     stable.speaking(network)
     model.denoiser = Denoiser(network, model.denoiser.schedule, "x")  # type: ignore[arg-type]
     graph = model_graphs.build_model_graphs(model)[1]
@@ -194,7 +211,9 @@ def test_a_graph_that_computes_otherwise_is_found(tmp_path: Path, monkeypatch: A
     made = {tuple(graph.inputs): graph.build_module() for graph in model_graphs.build_model_graphs(model)}
 
     def answer(off: float, place: Path, names: Any, question: Any) -> list[Tensor]:
-        return [one * (1 + off) if "unet" in str(place) else one for one in runtimes.run_module(made[(*names,)], question)]
+        return [
+            one * (1 + off) if "unet" in str(place) else one for one in runtimes.run_module(made[(*names,)], question)
+        ]
 
     for off, says, code in ((1e-5, "1.0e-05", 0), (1e-3, "1.0e-03", 1), (float("nan"), "inf", 1)):
         fake(monkeypatch, lambda *asked, off=off: answer(off, *asked))

@@ -3,16 +3,16 @@ import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
 from oracle import one_lump
-from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.guidance import (
+    adaptive_projected_guidance,
     autoguidance,
-    classifier_free_guidance,
     clamp_denoised,
-    guided_denoise,
+    classifier_free_guidance,
+    composed,
     dynamic_threshold,
     guidance_interval,
-    composed,
-    adaptive_projected_guidance,
+    guided_denoise,
 )
 from unspeckle.samplers import ddim
 from unspeckle.schedule import FlowSchedule

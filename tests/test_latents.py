@@ -15,14 +15,15 @@ from torch import Tensor
 
 from tiny import saved
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, draw
+from unspeckle.generation.pipeline import draw
+from unspeckle.generation.request import Request
 from unspeckle.model import load
-from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, LatentAutoencoderConfig, LatentAutoencoder
-from unspeckle.presets import UNET_PRESETS, PRESETS
+from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig, PixelAutoencoder, PixelAutoencoderConfig
+from unspeckle.presets import PRESETS, UNET_PRESETS
 from unspeckle.training import autoencoder_task, checkpoint, command, measurement, optimizer
 from unspeckle.training import plan as plans
 from unspeckle.training.options import TrainOptions
-from unspeckle.training.planner import network_config_for, choose_space
+from unspeckle.training.planner import choose_space, network_config_for
 from unspeckle.training.reconstruction_loss import laplacian_pyramid_loss
 
 
@@ -252,7 +253,9 @@ def test_a_run_without_its_autoencoder_does_not_go_on(
         stop_in(patch, "unspeckle.training.master_weights.Learner.step", 2)
         assert command.run_training(options(folder, out, **asked)) == 130
     shutil.move(out / autoencoder_task.AUTOENCODER_FOLDER, tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=f"{out / autoencoder_task.AUTOENCODER_FOLDER}: the autoencoder .* is gone; put it back"):
+    with pytest.raises(
+        InputError, match=f"{out / autoencoder_task.AUTOENCODER_FOLDER}: the autoencoder .* is gone; put it back"
+    ):
         command.run_training(options(folder, out, **asked))
     shutil.rmtree(out / autoencoder_task.AUTOENCODER_FOLDER, ignore_errors=True)
     shutil.move(tmp_path / "elsewhere", out / autoencoder_task.AUTOENCODER_FOLDER)
@@ -294,9 +297,17 @@ def test_latents_are_the_default_only_where_a_network_fits_them(
     asked = options(folder, Path("run"), space=None, preset=preset, steps=None, seconds=3600.0)
     assert choose_space(asked, size) == where
     names = [preset] if preset else UNET_PRESETS
-    autoencoder = LatentAutoencoder(LatentAutoencoderConfig()) if where == "latents" else PixelAutoencoder(PixelAutoencoderConfig())
+    autoencoder = (
+        LatentAutoencoder(LatentAutoencoderConfig())
+        if where == "latents"
+        else PixelAutoencoder(PixelAutoencoderConfig())
+    )
     networks = [network_config_for(PRESETS[name], size, autoencoder) for name in names]
-    assert any(side % (network.size_multiple * autoencoder.downsampling_factor) == 0 for network in networks for side in size[:1])
+    assert any(
+        side % (network.size_multiple * autoencoder.downsampling_factor) == 0
+        for network in networks
+        for side in size[:1]
+    )
 
 
 def test_a_drawing_is_as_large_as_asked(learnt: Path) -> None:

@@ -10,7 +10,7 @@ from unspeckle.corpus import Batch
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.rng import ExampleRNG
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training.master_weights import TextToImageUpdater, init_modules, gather_rows
+from unspeckle.training.master_weights import TextToImageUpdater, gather_rows, init_modules
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -19,7 +19,9 @@ def test_a_batch_costs_the_mean_of_its_examples(drop: float, step: int) -> None:
     """Of words alone at step 1, of all at step 2; two captions are alike, one is empty."""
     tokenizer = Tokenizer.train(CAPTIONS, vocab_size=120)
     made = replace(plan("nano"), word_steps=1, drop=drop)
-    made = replace(made, text=replace(made.text_config, vocabulary=tokenizer.vocab_size, length=tokenizer.context_length))
+    made = replace(
+        made, text=replace(made.text_config, vocabulary=tokenizer.vocab_size, length=tokenizer.context_length)
+    )
     weights = init_modules(made)
     with torch.no_grad():
         for parameter in weights.parameters():

@@ -20,9 +20,9 @@ from unspeckle.errors import InputError
 from unspeckle.formats.lora import lora_file
 from unspeckle.formats.lora.layer_names import lora_layer_names
 from unspeckle.formats.stable_diffusion import add_ons
-from unspeckle.generation.pipeline import Request
+from unspeckle.generation.request import Request
 from unspeckle.model_io.precision import set_precision
-from unspeckle.output.png import read_png, image_metadata
+from unspeckle.output.png import image_metadata, read_png
 from unspeckle.prompts import parse_prompt
 
 FAMILIES = ("1", "2", "xl")
@@ -145,7 +145,10 @@ def test_two_at_once_merged_and_live_are_those_of_diffusers(family: str, whole: 
         save_file(held := kohya(model, seed=seed), tmp_path / f"{name}.safetensors")
         loaded[name] = load(pipe, held, name, tmp_path)
     use(pipe, weights, loaded)
-    read = {name: lora_file.read_lora(tmp_path / f"{name}.safetensors", model).set_strength(weights[name]) for name in weights}
+    read = {
+        name: lora_file.read_lora(tmp_path / f"{name}.safetensors", model).set_strength(weights[name])
+        for name in weights
+    }
     before = model.hash
     for one in read.values():
         one.attach(model.modules())
@@ -217,7 +220,9 @@ def test_every_layout_says_the_same(family: str, whole: Any, tmp_path: Path) -> 
     model, expected = unspeckle.load(whole(family)), None
     for layout in LAYOUTS:
         save_file(told(model, layout), tmp_path / "file.safetensors")
-        found = {name: one.weight_delta() for name, one in lora_file.read_lora(tmp_path / "file.safetensors", model).items()}
+        found = {
+            name: one.weight_delta() for name, one in lora_file.read_lora(tmp_path / "file.safetensors", model).items()
+        }
         expected = expected or found
         assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
@@ -234,7 +239,9 @@ def test_names_of_the_first_processors(whole: Any, tmp_path: Path) -> None:
         save_file(held, tmp_path / "old.safetensors")
         read = dict(lora_file.read_lora(tmp_path / "old.safetensors", model).items())
         base = "network.down.0.transformer.layers.0.itself"
-        assert read.keys() == {f"{base}.query", f"{base}.out"} and torch.equal(read[f"{base}.out"].weight_delta(), up @ down)
+        assert read.keys() == {f"{base}.query", f"{base}.out"} and torch.equal(
+            read[f"{base}.out"].weight_delta(), up @ down
+        )
     name, file = "text_encoder.text_model.encoder.layers.1.self_attn.to_out_lora", tmp_path / "old.safetensors"
     save_file({f"{name}.down.weight": torch.randn(2, 64), f"{name}.up.weight": torch.randn(64, 2)}, file)
     assert [name for name, _ in lora_file.read_lora(file, model).items()] == ["text.encoders.0.layers.1.out"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from unspeckle.corpus import Split, open_corpus, read_folder
 from unspeckle.scoring import memorisation as module
-from unspeckle.scoring.memorisation import NearestImages, measure_memorization, find_nearest_images, make_thumbnails
+from unspeckle.scoring.memorisation import NearestImages, find_nearest_images, make_thumbnails, measure_memorization
 
 
 def scenes(count: int, seed: int, width: int = 32, height: int = 32) -> NDArray[np.uint8]:
@@ -79,7 +79,9 @@ def test_copies_are_found_however_they_are_disguised(training: Split, how: str) 
 
 def test_a_copy_of_the_end_of_a_long_picture_is_found(tmp_path: Path) -> None:
     long = split_of(tmp_path / "long", scenes(40, 2, width=56))
-    ends = long.crop_images(np.arange(10), np.zeros(10, np.int64), long.crop_margins(np.arange(10))[1], np.ones(10, np.bool_))
+    ends = long.crop_images(
+        np.arange(10), np.zeros(10, np.int64), long.crop_margins(np.arange(10))[1], np.ones(10, np.bool_)
+    )
     found = find_nearest_images(ends, long)
     assert found.index.tolist() == list(range(10))
     assert float(found.distance.max()) < 0.1
@@ -89,7 +91,12 @@ def test_pictures_from_where_training_pictures_come_from_are_not_accused(trainin
     one, other = (find_nearest_images(torch.from_numpy(scenes(400, s)).permute(0, 3, 1, 2), training) for s in (5, 6))
     verdict = measure_memorization(one, other, len(training))
     assert 0.85 < verdict.ratio < 1.18 and verdict.ratio_low < 1 < verdict.ratio_high
-    assert verdict.copy_count == 0 and verdict.fraction_nearer < 0.04 and "no" in verdict.verdict.lower() and not verdict.has_few_images
+    assert (
+        verdict.copy_count == 0
+        and verdict.fraction_nearer < 0.04
+        and "no" in verdict.verdict.lower()
+        and not verdict.has_few_images
+    )
 
 
 def test_two_copies_among_hundreds_decide_the_first_percentile() -> None:
@@ -101,7 +108,9 @@ def test_two_copies_among_hundreds_decide_the_first_percentile() -> None:
     drawn[:8] = 1.0
     caught = measure_memorization(NearestImages(drawn, nothing), NearestImages(held, nothing), 9)
     assert caught.copy_count == 8 and caught.ratio == pytest.approx(1 / 20, abs=0.005)
-    assert caught.generated_percentiles[0] == 1.0 and caught.validation_percentiles[100] == pytest.approx(float(held.max()))
+    assert caught.generated_percentiles[0] == 1.0 and caught.validation_percentiles[100] == pytest.approx(
+        float(held.max())
+    )
 
 
 def test_nearer_but_no_copies_is_said_to_be_so() -> None:
@@ -109,6 +118,11 @@ def test_nearer_but_no_copies_is_said_to_be_so() -> None:
     held, drawn = 20 + torch.rand(400, generator=generator), 16 + torch.rand(400, generator=generator)
     nothing = torch.zeros(400, dtype=torch.int64)
     found = measure_memorization(NearestImages(drawn, nothing), NearestImages(held, nothing), 9)
-    assert found.copy_count == 0 and found.ratio_high < 1 and "Look at the pairs" in found.verdict and found.fraction_nearer == 1
+    assert (
+        found.copy_count == 0
+        and found.ratio_high < 1
+        and "Look at the pairs" in found.verdict
+        and found.fraction_nearer == 1
+    )
     few = measure_memorization(NearestImages(drawn[:50], nothing[:50]), NearestImages(held, nothing), 9)
     assert few.has_few_images

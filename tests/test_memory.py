@@ -12,7 +12,7 @@ from unspeckle.corpus import Batch
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.networks import build_network
-from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig, LatentAutoencoder
+from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.training import memory
 from unspeckle.training.autoencoder_task import AutoencoderUpdater
 from unspeckle.training.reconstruction_loss import COARSE_LOSS_EVERY
@@ -22,7 +22,10 @@ from unspeckle.training.reconstruction_loss import COARSE_LOSS_EVERY
 def test_what_is_counted_is_what_a_forward_pass_leaves_in_memory(name: str) -> None:
     counted, batch = plan(name), 4
     network = build_network(counted.network_config)
-    words, vector = torch.randn(batch, 8, counted.network_config.text_width), torch.randn(batch, counted.network_config.vector_width)
+    words, vector = (
+        torch.randn(batch, 8, counted.network_config.text_width),
+        torch.randn(batch, counted.network_config.vector_width),
+    )
     x, clock = torch.randn(batch, 3, 64, 64), torch.rand(batch)
     network(x, clock, Conditioning(words, None, vector)).sum().backward()  # what is allocated once
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -35,7 +38,9 @@ def test_what_is_counted_is_what_a_forward_pass_leaves_in_memory(name: str) -> N
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_what_is_counted_is_what_the_dearest_step_of_an_autoencoder_leaves(precision: str) -> None:
-    learning = replace(plan("nano", batch=4, precision=precision), autoencoder=LatentAutoencoderConfig(), latent_steps=8)
+    learning = replace(
+        plan("nano", batch=4, precision=precision), autoencoder=LatentAutoencoderConfig(), latent_steps=8
+    )
     learner = AutoencoderUpdater(learning, LatentAutoencoder(LatentAutoencoderConfig()))
     pictures = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
     batch = Batch(pictures, [""] * 4, torch.arange(4))
@@ -55,9 +60,14 @@ def test_a_learning_autoencoder_is_counted_where_it_takes_more() -> None:
     own = sum(p.numel() for p in LatentAutoencoder(LatentAutoencoderConfig()).parameters())
     assert memory.count_autoencoder_parameters(fixed) == own and memory.count_autoencoder_parameters(plan("nano")) == 0
     rows = memory.BACKWARD_FACTOR * learning.batch_size * memory.autoencoder_activation_bytes(learning)
-    assert memory.training_step_bytes(learning) == pytest.approx(memory.BASE_BYTES + 4 * learning.parameter_count + 16 * own + rows)
+    assert memory.training_step_bytes(learning) == pytest.approx(
+        memory.BASE_BYTES + 4 * learning.parameter_count + 16 * own + rows
+    )
     assert memory.training_step_bytes(fixed) == pytest.approx(
-        memory.BASE_BYTES + 4 * 6 * fixed.parameter_count + 4 * own + memory.BACKWARD_FACTOR * fixed.network_batch_size * memory.activation_bytes(fixed)
+        memory.BASE_BYTES
+        + 4 * 6 * fixed.parameter_count
+        + 4 * own
+        + memory.BACKWARD_FACTOR * fixed.network_batch_size * memory.activation_bytes(fixed)
     )
     assert memory.training_step_bytes(learning) > 1.5 * memory.training_step_bytes(fixed)
     huge = replace(learning, parameters=10**9)  # here the network's own step is the larger one

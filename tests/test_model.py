@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from tiny import random_model, saved
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, draw
-from unspeckle.model import METADATA_KEY, load, find_model_file, save
+from unspeckle.generation.pipeline import draw
+from unspeckle.generation.request import Request
+from unspeckle.model import METADATA_KEY, find_model_file, load, save
 
 
 def refusal(path: Path) -> str:
@@ -40,7 +41,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert again.card == model.card
     assert again.hash == model.hash
     assert again.denoiser.schedule == model.denoiser.schedule
-    assert (again.denoiser.prediction, again.denoiser.clock) == ("v", "t")
+    assert (again.denoiser.prediction, again.denoiser.time_conditioning) == ("v", "t")
     one, other = model.state_dict(), again.state_dict()
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -101,7 +102,7 @@ def test_a_model_that_cannot_be_stored_leaves_the_old_file(tmp_path: Path) -> No
     path = saved(tmp_path)
     before = path.read_bytes()
     model = random_model()
-    model.denoiser.clock = lambda t, schedule: t
+    model.denoiser.time_conditioning = lambda t, schedule: t
     with pytest.raises(InputError, match="clock"):
         save(model, path)
     with pytest.raises(InputError, match="float32, bfloat16, int8"):

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from oracle import SCHEDULES
-from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.errors import InputError
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
-from unspeckle.schedule import VESchedule, FlowSchedule, LinearSchedule, DiscreteSchedule
+from unspeckle.schedule import DiscreteSchedule, FlowSchedule, LinearSchedule, VESchedule
 
 T = torch.tensor([0.01, 0.05, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
 LATE = T.clamp(min=0.2)  # before, VE's sigma drowns in the rounding of x_t

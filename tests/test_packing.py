@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Conditioning
-from unspeckle.kernels.packed_layers import cast_for_inference, can_pack
+from unspeckle.kernels.packed_layers import can_pack, cast_for_inference
 from unspeckle.networks.layers import GatedFeedForward, UpsampleConv
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import VAE, VAEConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import schedulers as peers
 
-from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion.scheduler_timesteps import build_scheduler_timesteps
 from unspeckle.rng import noise_from_seeds
@@ -87,7 +87,9 @@ def assert_draws_as_peer(
     start = draw(-1, 0).double()
     theirs = drawn_by_peer(peer, steps, start, draw, monkeypatch)
 
-    ours = build_scheduler_timesteps(family, table, steps, spacing, steps_offset=offset, use_karras_sigmas=karras, end_at=end)
+    ours = build_scheduler_timesteps(
+        family, table, steps, spacing, steps_offset=offset, use_karras_sigmas=karras, end_at=end
+    )
     denoiser = Denoiser(Network(), table, prediction, ours.c_noise)
     given = Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64))
     clocks = torch.as_tensor(peer.timesteps, dtype=torch.float64)
@@ -95,7 +97,9 @@ def assert_draws_as_peer(
     torch.testing.assert_close(
         ours.table_indices, clocks[[0, *range(1, len(clocks), 2)]] if name == "heun" else clocks, rtol=1e-5, atol=1e-3
     )
-    path = list(SAMPLERS[name](lambda x, t: denoiser(x, t, given), table, ours.times, ours.init_noise_sigma * start, draw))
+    path = list(
+        SAMPLERS[name](lambda x, t: denoiser(x, t, given), table, ours.times, ours.init_noise_sigma * start, draw)
+    )
     assert len(path) == steps + 1
     error = float((path[-1].x - theirs).abs().max() / theirs.square().mean().sqrt())
     assert error <= 1e-5, error
@@ -164,7 +168,10 @@ def test_eta(monkeypatch):
     start = draw(-1, 0).double()
     theirs = drawn_by_peer(peer, 20, start, draw, monkeypatch, eta=0.6)
     ours = build_scheduler_timesteps("ddim", TABLE, 20, "leading")
-    denoiser, given = Denoiser(Network(), TABLE, "eps", ours.c_noise), Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64))
+    denoiser, given = (
+        Denoiser(Network(), TABLE, "eps", ours.c_noise),
+        Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64)),
+    )
     path = list(SAMPLERS["ddim"](lambda x, t: denoiser(x, t, given), TABLE, ours.times, start, draw, eta=0.6))
     assert (path[-1].x - theirs).abs().max() <= 1e-5 * theirs.square().mean().sqrt()
 
@@ -172,7 +179,11 @@ def test_eta(monkeypatch):
 def test_where_a_drawing_starts():
     """Euler's x is y = x / alpha: √(sigma² + 1) · noise is unit noise here, sigma · noise is less."""
     alpha, sigma = TABLE(torch.tensor(1.0, dtype=torch.float64))
-    assert build_scheduler_timesteps("euler", TABLE, 20, "leading").init_noise_sigma == build_scheduler_timesteps("dpm", TABLE, 20, "trailing").init_noise_sigma == 1
+    assert (
+        build_scheduler_timesteps("euler", TABLE, 20, "leading").init_noise_sigma
+        == build_scheduler_timesteps("dpm", TABLE, 20, "trailing").init_noise_sigma
+        == 1
+    )
     assert build_scheduler_timesteps("euler", TABLE, 20, "trailing").init_noise_sigma == pytest.approx(float(sigma))
     assert float(sigma / alpha) == pytest.approx(14.6146, rel=1e-5)
 

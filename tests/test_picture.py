@@ -14,13 +14,13 @@ from PIL import Image, PngImagePlugin
 from unspeckle.errors import InputError
 from unspeckle.output.png import (
     METADATA_KEY,
-    max_pixel_difference,
-    encode_png,
-    save_new_png,
-    read_png,
-    image_metadata,
-    file_stem,
     attach_metadata,
+    encode_png,
+    file_stem,
+    image_metadata,
+    max_pixel_difference,
+    read_png,
+    save_new_png,
     write_png,
 )
 

@@ -14,7 +14,8 @@ import tiny
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, draw
+from unspeckle.generation.pipeline import draw
+from unspeckle.generation.request import Request
 from unspeckle.model import Model, save
 from unspeckle.model_io import precision
 from unspeckle.model_io.precision import set_precision

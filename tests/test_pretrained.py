@@ -82,7 +82,9 @@ def test_shrinking_averages_and_does_not_round() -> None:
     ramp = torch.arange(64, dtype=torch.uint8).expand(1, 3, 64, 64)
     assert (resize_bicubic(ramp, 32) * 2 % 1).abs().max() > 0.01  # 127.5 is kept where bytes would be 127 or 128
     whole = Image.fromarray(ramp[0].permute(1, 2, 0).contiguous().numpy()).resize((32, 32), Image.Resampling.BICUBIC)
-    assert (resize_bicubic(ramp, 32)[0].permute(1, 2, 0) - torch.from_numpy(np.asarray(whole).copy())).abs().max() <= 0.51
+    assert (
+        resize_bicubic(ramp, 32)[0].permute(1, 2, 0) - torch.from_numpy(np.asarray(whole).copy())
+    ).abs().max() <= 0.51
 
 
 def test_fid_and_kid_are_those_of_torchmetrics() -> None:
@@ -142,7 +144,10 @@ def test_dinov2_from_a_folder(dinov2: Path) -> None:
     with torch.no_grad():
         token = network.layernorm(network.encoder(network.embeddings(x))[0])[:, 0]
     assert torch.allclose(features(pictures), token, atol=1e-5)
-    assert features.name == "dinov2 dinov2-tiny" and features.hash == load_pretrained_features("dinov2", str(dinov2), "cpu").hash
+    assert (
+        features.name == "dinov2 dinov2-tiny"
+        and features.hash == load_pretrained_features("dinov2", str(dinov2), "cpu").hash
+    )
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +201,9 @@ def test_clip_from_a_folder(clip: Path) -> None:
     seen, heard = features(pictures), features.embed_captions(captions)
     assert torch.allclose(seen, both.image_embeds, atol=1e-5) and torch.allclose(heard, both.text_embeds, atol=1e-5)
     cosines = both.logits_per_image.diagonal() / network.logit_scale.exp()
-    assert ClipFeatures.clip_score(seen, heard) == pytest.approx(100 * float(cosines.clamp(min=0).mean()), rel=1e-4, abs=1e-4)
+    assert ClipFeatures.clip_score(seen, heard) == pytest.approx(
+        100 * float(cosines.clamp(min=0).mean()), rel=1e-4, abs=1e-4
+    )
     assert seen.norm(dim=1).tolist() == pytest.approx([1] * 3, abs=1e-6)
 
 

@@ -10,14 +10,26 @@ import torch
 from tiny import random_model
 from unspeckle.errors import InputError
 from unspeckle.generation import conditioning
-from unspeckle.prompts import HYBRID_METHODS, escape_prompt, predictions, parse_prompt, plain_text
-from unspeckle.prompts.syntax_tree import Break, Subprompt, Hybrid, LoraTag, Prompt, PromptEdit, Alternation, Emphasis, PlainText
+from unspeckle.prompts import HYBRID_METHODS, escape_prompt, parse_prompt, plain_text, predictions
+from unspeckle.prompts.syntax_tree import (
+    Alternation,
+    Break,
+    Emphasis,
+    Hybrid,
+    LoraTag,
+    PlainText,
+    Prompt,
+    PromptEdit,
+    Subprompt,
+)
 
 DOWN = 1 / 1.1
 
 
 def tree(*pieces, weight=1.0, loras=()):
-    return Prompt((Subprompt(tuple(PlainText(piece) if isinstance(piece, str) else piece for piece in pieces), weight),), loras)
+    return Prompt(
+        (Subprompt(tuple(PlainText(piece) if isinstance(piece, str) else piece for piece in pieces), weight),), loras
+    )
 
 
 def text(said):
@@ -207,7 +219,9 @@ def test_spans_point_at_the_source():
 
 
 def test_plain_words_are_all_that_is_said():
-    said = plain_text(parse_prompt("a (frog:1.3)s [cat:dog:0.4] [fox|pig] hybrid(lion, bear) AND \\(hat\\) :0.5 NOT x BREAK y"))
+    said = plain_text(
+        parse_prompt("a (frog:1.3)s [cat:dog:0.4] [fox|pig] hybrid(lion, bear) AND \\(hat\\) :0.5 NOT x BREAK y")
+    )
     assert said.split() == ["a", "frog", "s", "cat", "dog", "fox", "pig", "lion", "bear", "(hat)", "x", "y"]
 
 

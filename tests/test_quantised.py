@@ -19,16 +19,16 @@ from test_transformer import SMALL
 from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request
+from unspeckle.generation.request import Request
 from unspeckle.kernels import quantize
 from unspeckle.kernels.packed_layers import cast_for_inference
 from unspeckle.model import Model, save
-from unspeckle.model_io.precision import AUTO, resolve_precision, check_precision, set_precision
+from unspeckle.model_io.precision import AUTO, check_precision, resolve_precision, set_precision
 from unspeckle.networks.layers import Attention, GatedFeedForward
 from unspeckle.networks.lora import init_adapters
 from unspeckle.networks.transformer import Transformer
 from unspeckle.networks.unet import UNet
-from unspeckle.output.png import read_png, image_metadata
+from unspeckle.output.png import image_metadata, read_png
 from unspeckle.quantization.int8_layers import (
     QuantizedAttention,
     QuantizedConv,

@@ -3,7 +3,7 @@
 import pytest
 
 from unspeckle.errors import InputError
-from unspeckle.quantities import parse_count, parse_duration, parse_size, parse_interval
+from unspeckle.quantities import parse_count, parse_duration, parse_interval, parse_size
 
 
 @pytest.mark.parametrize(

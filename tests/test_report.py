@@ -14,11 +14,11 @@ from torch import Tensor
 
 from test_scores import scores
 from unspeckle.scoring.charts import plot_steps
-from unspeckle.scoring.composition.hybrids import HYBRID_METHODS, hybrid_prompt
-from unspeckle.scoring.images import MAX_SIDE, image_tag, image_strip_tag
+from unspeckle.scoring.composition.hybrids import SCORED_METHODS, hybrid_prompt
+from unspeckle.scoring.images import MAX_SIDE, image_strip_tag, image_tag
 from unspeckle.scoring.plots import Axis, PlotLine, render_plot
 from unspeckle.scoring.report import render_report
-from unspeckle.scoring.task import ReportImages, NearestPair
+from unspeckle.scoring.task import NearestPair, ReportImages
 
 VOID = {"meta", "img"}
 
@@ -72,12 +72,15 @@ def album() -> ReportImages:
     pair = NearestPair(some[0], some[1], "a frog & <b>two</b> hats", 12.34)
     return ReportImages(
         some, ["a <frog>", "b", "c"], some.flip(0), [pair] * 2, [noise(4, 3, 8, 8)] * len(scores().by_steps),
-        [noise(4, 3, 8, 8)] * len(scores().by_guidance_scale), [noise(2, 3, 8, 8)] * len(HYBRID_METHODS),
+        [noise(4, 3, 8, 8)] * len(scores().by_guidance_scale), [noise(2, 3, 8, 8)] * len(SCORED_METHODS),
     )  # fmt: skip
 
 
 def test_it_says_the_licence_of_the_model() -> None:
-    said = [read(render_report(replace(scores(), licence=name), album(), "unspeckle score")).text for name in ("", "A & B <1>")]
+    said = [
+        read(render_report(replace(scores(), licence=name), album(), "unspeckle score")).text
+        for name in ("", "A & B <1>")
+    ]
     assert "licence" not in said[0] and "licence of the model: A & B <1>." in said[1]
 
 
@@ -136,11 +139,16 @@ def test_hybrids_have_their_table_and_a_row_of_pictures_of_each_way() -> None:
     html = render_report(scores(), album(), "x")
     found = read(html.partition("<h2>Two in one</h2>")[2].partition("</section>")[0])
     assert "2 of 16 pairs, 2 pictures of each" in found.text and "cat and panda, fox and owl" in found.text
-    for way in HYBRID_METHODS:
+    for way in SCORED_METHODS:
         assert hybrid_prompt(way, ("cat", "panda")) in found.text
-    assert found.text.count("3 of 4") == found.text.count("75 % (30 to 95)") == html.count('width:75.0%"') == len(HYBRID_METHODS)
-    assert [picture.size for picture in found.pictures] == [(16, 8)] * len(HYBRID_METHODS)
-    many = [noise(11, 3, 8, 8)] * len(HYBRID_METHODS)
+    assert (
+        found.text.count("3 of 4")
+        == found.text.count("75 % (30 to 95)")
+        == html.count('width:75.0%"')
+        == len(SCORED_METHODS)
+    )
+    assert [picture.size for picture in found.pictures] == [(16, 8)] * len(SCORED_METHODS)
+    many = [noise(11, 3, 8, 8)] * len(SCORED_METHODS)
     assert len(read(render_report(scores(), replace(album(), hybrids=many), "x")).pictures) == len(read(html).pictures)
     assert "Two in one" not in render_report(replace(scores(), hybrids=None), album(), "x")
 

@@ -10,7 +10,7 @@ from unspeckle import samplers
 from unspeckle.errors import InputError
 from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
-from unspeckle.schedule import VESchedule, FlowSchedule, LinearSchedule
+from unspeckle.schedule import FlowSchedule, LinearSchedule, VESchedule
 from unspeckle.timesteps import TIMESTEP_SPACINGS, timesteps
 
 ALL = {**SCHEDULES, "ve": VESchedule()}

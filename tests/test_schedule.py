@@ -10,12 +10,12 @@ from unspeckle.configuration import kind_from_json, kind_to_json
 from unspeckle.errors import InputError
 from unspeckle.schedule import (
     SCHEDULES,
-    VESchedule,
     CosineSchedule,
+    DiscreteSchedule,
     FlowSchedule,
     LinearSchedule,
     SigmoidSchedule,
-    DiscreteSchedule,
+    VESchedule,
 )
 
 ALL = {**SCHEDULES, "ve": VESchedule()}

@@ -20,16 +20,22 @@ from unspeckle import configuration
 from unspeckle.cli import main
 from unspeckle.corpus import open_corpus, read_folder
 from unspeckle.generation.conditioning import denoise_prompts
-from unspeckle.generation.pipeline import Request, resolve
+from unspeckle.generation.request import Request, resolve
 from unspeckle.model import SamplingSetup, save
 from unspeckle.prompts import escape_prompt, parse_prompt
 from unspeckle.rng import ExampleRNG
-from unspeckle.scoring.distances import kid, compute_prdc
+from unspeckle.scoring.distances import compute_prdc, kid
 from unspeckle.scoring.drawing import generate_images
 from unspeckle.scoring.features import ScatteringFeatures
-from unspeckle.scoring.measure import measure_scores, count_network_calls
+from unspeckle.scoring.measure import count_network_calls, measure_scores
 from unspeckle.scoring.scores import Scores
-from unspeckle.scoring.sweeps import ReferenceFeatures, network_calls_per_image, guidance_scale_variants, step_count_variants, run_sweep
+from unspeckle.scoring.sweeps import (
+    ReferenceFeatures,
+    guidance_scale_variants,
+    network_calls_per_image,
+    run_sweep,
+    step_count_variants,
+)
 from unspeckle.scoring.task import ScoreSettings
 
 SMALL = ["--pictures", "16", "--seeds", "2", "--steps", "2"]
@@ -112,7 +118,11 @@ def test_sweeps_never_mix_a_student_with_its_teacher(alone: bool) -> None:
         order = resolve(model, ask)
         assert step_count_variants(model, order) == [replace(order, steps=count) for count in (1, 2, 4)]
         assert guidance_scale_variants(model, order) == []
-    for ask in (Request(), Request(steps=4, guidance_scale=3.0, sampler="ddim", timestep_spacing="shifted"), Request(steps=6, sampler="ddim")):
+    for ask in (
+        Request(),
+        Request(steps=4, guidance_scale=3.0, sampler="ddim", timestep_spacing="shifted"),
+        Request(steps=6, sampler="ddim"),
+    ):
         order = resolve(both, ask)
         orders = [*step_count_variants(both, order), *guidance_scale_variants(both, order)]
         assert orders.count(order) >= 1 and not any(select_network(both, o).card.step_counts for o in orders)
@@ -123,7 +133,9 @@ def test_a_sweep_s_numbers_are_those_of_its_pictures() -> None:
     held = features(torch.randint(0, 256, (30, 3, 16, 16), dtype=torch.uint8))
     order = resolve(model, Request(steps=2))
     captions, numbers = ["a frog"] * 16, range(16)
-    ((point, shown),) = run_sweep(model, [order], captions, numbers, ReferenceFeatures(features, held), lambda count: None)
+    ((point, shown),) = run_sweep(
+        model, [order], captions, numbers, ReferenceFeatures(features, held), lambda count: None
+    )
     rows = features(generate_images(model, captions, numbers, Request(steps=2)).images)
     near = compute_prdc(held, rows)
     assert (point.kid, point.precision, point.recall) == pytest.approx((kid(held, rows), near.precision, near.recall))
@@ -138,7 +150,11 @@ def test_scores_of_a_corpus(model: Path, folder: Path, tmp_path: Path, capsys: p
     assert "held out, at 16x16" in said.err and "note: " in said.err and "s left" in said.err
     found = configuration.from_json(Scores, json.loads(out.with_suffix(".json").read_text()), "scores")
     assert found.hash == random_model().hash and (found.images_per_seed, found.seeds, found.steps) == (16, (0, 1), 2)
-    assert found.corpus is not None and not found.corpus.is_training_corpus and "another corpus" in " ".join(found.warnings)
+    assert (
+        found.corpus is not None
+        and not found.corpus.is_training_corpus
+        and "another corpus" in " ".join(found.warnings)
+    )
     assert [d.name for d in found.distances] == ["kid", "frechet", "precision", "recall", "density", "coverage"]
     assert found.loss is not None and found.bits_per_dim is not None and found.memorization is not None
     distance = found.find_distance("kid")
@@ -174,7 +190,9 @@ def test_distances_are_those_of_the_drawn_pictures(folder: Path, tmp_path: Path)
     assert sum(told) == count_network_calls(model, corpus, wishes)
     assert len(said) == len(set(said)) == 9 and scores.corpus is not None
     held = corpus.validation.center_crops(range(len(corpus.validation)))
-    assert album.generated_images is not None and album.validation_images is not None and len(album.generated_images) == 16
+    assert (
+        album.generated_images is not None and album.validation_images is not None and len(album.generated_images) == 16
+    )
     places = torch.arange(16) * len(held) // 16
     assert torch.equal(album.validation_images, held[places])
     for caption, place in zip(album.captions, places.tolist(), strict=True):

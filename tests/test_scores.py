@@ -9,17 +9,17 @@ import torch
 
 from unspeckle import configuration
 from unspeckle.errors import InputError
-from unspeckle.scoring.composition.hybrids import HYBRID_METHODS, HybridsScore, HybridMethodScore, hybrid_prompt
+from unspeckle.scoring.composition.hybrids import SCORED_METHODS, HybridMethodScore, HybridsScore, hybrid_prompt
 from unspeckle.scoring.likelihood import BitsPerDim
 from unspeckle.scoring.memorisation import NearestImages, measure_memorization
 from unspeckle.scoring.scores import (
+    ConfidenceInterval,
     CorpusInfo,
     Distance,
     FeatureInfo,
-    ConfidenceInterval,
     LossScore,
-    SweepPoint,
     Scores,
+    SweepPoint,
     confidence_interval,
     find_warnings,
 )
@@ -45,7 +45,7 @@ def scores() -> Scores:
         by_steps=tuple(SweepPoint("dpmpp_2m", n, 3.0, n / 600, 1 / n, 0.01, 0.7, 0.5, 0.6) for n in (4, 8, 16, 24, 48)),
         by_guidance_scale=tuple(SweepPoint("dpmpp_2m", 24, s, 0.04, 0.02 * s, 0.01, 0.7, 0.5, 0.6) for s in (1.0, 3.0, 7.0)),
         hybrids=HybridsScore(16, (("cat", "panda"), ("fox", "owl")), 2, tuple(
-            HybridMethodScore(way, hybrid_prompt(way, ("cat", "panda")), (1, 2), 3, 4, 0.75, 0.3, 0.95) for way in HYBRID_METHODS
+            HybridMethodScore(way, hybrid_prompt(way, ("cat", "panda")), (1, 2), 3, 4, 0.75, 0.3, 0.95) for way in SCORED_METHODS
         )),
     )  # fmt: skip
 
@@ -88,7 +88,10 @@ def test_nothing_is_warned_of_where_counts_suffice() -> None:
         ({"floor_pictures": 40}, "only 40 training pictures"),
         ({"corpus": CorpusInfo("c", "f", 1500, 400, True)}, "floors share training pictures"),
         ({"seeds": (0, 1)}, "fewer than three seeds"),
-        ({"bits": replace(scores().bits_per_dim or BitsPerDim(0, 0, 0, 0, 0, 0, (), ()), pictures=20)}, "20 pictures only"),
+        (
+            {"bits": replace(scores().bits_per_dim or BitsPerDim(0, 0, 0, 0, 0, 0, (), ()), pictures=20)},
+            "20 pictures only",
+        ),
     ],
 )
 def test_counts_that_are_too_small_are_said_to_be(change: dict[str, object], said: str) -> None:

@@ -12,7 +12,8 @@ import unspeckle
 from unspeckle.commands import draw as command
 from unspeckle.commands.draw import run
 from unspeckle.generation.codec import decode_latents
-from unspeckle.generation.pipeline import Request, steps
+from unspeckle.generation.pipeline import steps
+from unspeckle.generation.request import Request
 from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.networks.latent_preview import fit_latent_preview
 from unspeckle.networks.vae import VAE

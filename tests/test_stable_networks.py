@@ -91,7 +91,16 @@ def test_unet_is_that_of_diffusers(family: str) -> None:
 def test_autoencoder_is_that_of_diffusers(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     theirs = stable.vae(**changes)
-    ours = VAE(VAEConfig(base_channels=32, channel_multipliers=(1, 2), blocks_per_level=1, use_quant_conv=not changes, scaling_factor=0.7, shift_factor=0.1))
+    ours = VAE(
+        VAEConfig(
+            base_channels=32,
+            channel_multipliers=(1, 2),
+            blocks_per_level=1,
+            use_quant_conv=not changes,
+            scaling_factor=0.7,
+            shift_factor=0.1,
+        )
+    )
     table = rename_tables.build_name_table(ours.state_dict(), diffusers_names.VAE, rename_tables.BlockLayout(1, 2))
     assert set(table.values()) == set(theirs.state_dict())
     ours.load_state_dict(rename_tables.to_our_names(table, theirs.state_dict()))

@@ -13,7 +13,9 @@ from diffusers import schedulers as peers
 import stable
 import unspeckle
 from unspeckle.denoiser import TIME_CONDITIONINGS
-from unspeckle.generation.pipeline import Request, decode_to_images, resolve, steps
+from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.pipeline import steps
+from unspeckle.generation.request import Request, resolve
 from unspeckle.samplers import SAMPLERS
 from unspeckle.timesteps import TIMESTEP_SPACINGS
 
@@ -96,7 +98,7 @@ def test_all_grids_lead_to_the_same_picture(sampler: str, tmp_path_factory: Any)
 def test_the_shifted_grid_tells_the_table_its_own_times(tmp_path_factory: Any) -> None:
     way = kept("1", tmp_path_factory)[1].way("dpmpp_2m", "shifted", 4)
     assert torch.allclose(way.times, torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
-    told: Any = way.denoiser.clock
+    told: Any = way.denoiser.time_conditioning
     clock = TIME_CONDITIONINGS[told] if isinstance(told, str) else told
     assert torch.allclose(clock(way.times[:-1], way.denoiser.schedule), torch.tensor([999.0, 899, 749, 499]).double())
 

@@ -15,20 +15,13 @@ from torch import Tensor
 from test_tasks import mask, picture
 from tiny import random_model, told_model
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import (
-    Request,
-    request_from_metadata,
-    draw,
-    image_fingerprint,
-    draw_prompts,
-    batches_of_request,
-    decode_to_images,
-    resolve,
-    steps,
-)
+from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.metadata import image_fingerprint, request_from_metadata
+from unspeckle.generation.pipeline import split_into_batches, draw, draw_prompts, steps
+from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model
-from unspeckle.networks import LatentAutoencoderConfig, LatentAutoencoder
-from unspeckle.output.png import max_pixel_difference, image_metadata
+from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig
+from unspeckle.output.png import image_metadata, max_pixel_difference
 from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import VESchedule
@@ -47,7 +40,9 @@ def latent_model() -> Model:
     """Random, with a random autoencoder of four pixels a place."""
     model = random_model()
     torch.manual_seed(1)
-    model.autoencoder = LatentAutoencoder(LatentAutoencoderConfig(latent_channels=3, downsampling_factor=4, widths=(16, 16), blocks_per_level=1)).eval()
+    model.autoencoder = LatentAutoencoder(
+        LatentAutoencoderConfig(latent_channels=3, downsampling_factor=4, widths=(16, 16), blocks_per_level=1)
+    ).eval()
     model.card = replace(model.card, clamp=False, size=(32, 32))
     return model
 
@@ -155,7 +150,7 @@ def test_hires_goes_on_from_the_enlarged_picture(upscaler: str) -> None:
     expected = 0.5 * large + 0.5 * noise_from_seeds([3, 4], (3, 24, 32))(-1, 0)
     assert torch.allclose(both[5].x, expected, atol=1e-5)
     assert [one.size for one in draw(model, ask)] == [(32, 24)] * 2
-    assert [order.count for order in batches_of_request(model, replace(ask, hires=256))] == [1, 1]
+    assert [order.count for order in split_into_batches(model, replace(ask, hires=256))] == [1, 1]
 
 
 def test_many_go_on_from_a_picture_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ from torch import nn
 
 from test_model import contents, refusal, written
 from tiny import random_model, saved
-from unspeckle.generation.pipeline import Request, draw
+from unspeckle.generation.pipeline import draw
+from unspeckle.generation.request import Request
 from unspeckle.model import METADATA_KEY, load
-from unspeckle.model_io.weight_dtypes import SCALE_SUFFIX, encode_weights, decode_weights
+from unspeckle.model_io.weight_dtypes import SCALE_SUFFIX, decode_weights, encode_weights
 
 
 def test_int8_is_off_by_half_a_step_of_its_row_at_most(tmp_path: Path) -> None:

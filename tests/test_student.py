@@ -12,9 +12,11 @@ from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.few_step import select_network, with_step_count
-from unspeckle.generation.pipeline import Request, request_from_metadata, draw, resolve, steps
+from unspeckle.generation.metadata import request_from_metadata
+from unspeckle.generation.pipeline import draw, steps
+from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model, load, save
-from unspeckle.output.png import max_pixel_difference, image_metadata
+from unspeckle.output.png import image_metadata, max_pixel_difference
 from unspeckle.training.distillation_task import init_student
 
 

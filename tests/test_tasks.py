@@ -11,7 +11,7 @@ from PIL import Image
 
 from test_stable_pictures import NEGATIVE, PEERS, PROMPT, SEED, SIZE, assert_same, kept, ours, theirs
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, resolve
+from unspeckle.generation.request import Request, resolve
 
 GUIDED = {"negative_prompt": NEGATIVE, "guidance_scale": 4.0}
 

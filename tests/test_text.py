@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unspeckle.errors import InputError
-from unspeckle.text.text_encoder import TextEncoderConfig, TextEncoder
+from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 from unspeckle.text.tokenizer import START_ID, Tokenizer
 
 CAPTIONS = ["a frog on stilts", "two rabbits left of a frog", "Ein größerer Hase", "a frog wearing a hat", "12 cats"]

@@ -10,11 +10,12 @@ import unspeckle
 from tiny import random_model
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import request_from_metadata, steps
+from unspeckle.generation.metadata import request_from_metadata
+from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model, save
-from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig, LatentAutoencoder
-from unspeckle.output.png import read_png, image_metadata
+from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
+from unspeckle.output.png import image_metadata, read_png
 
 
 def spread(model: Model, **changes: object) -> list[float]:

@@ -29,7 +29,7 @@ from unspeckle.training import plan as plans
 from unspeckle.training.checkpoint import Checkpoint
 from unspeckle.training.cost import StepCost
 from unspeckle.training.ema import PowerFunctionEMA, gamma_from_width
-from unspeckle.training.master_weights import TextToImageUpdater, StepStats, init_modules
+from unspeckle.training.master_weights import StepStats, TextToImageUpdater, init_modules
 from unspeckle.training.options import TrainOptions
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (30, 60, 220)}
@@ -235,7 +235,9 @@ def test_classes_are_shown_more_alike_than_their_folders_are_full(
 def test_the_plan_decides_how_often_rare_captions_are_shown(folder: Path, whole: Path) -> None:
     """All pictures but ten have the same caption."""
     plan = replace(plans.load_plan(whole), balance=1.0)
-    materials = command.load_inputs(command.read_folder(folder), options(folder, whole), plan, command.Console(quiet=True))
+    materials = command.load_inputs(
+        command.read_folder(folder), options(folder, whole), plan, command.Console(quiet=True)
+    )
     split = materials.corpus.training
     words = [("one",) if i < len(split) - 10 else ("rare",) for i in range(len(split))]
     corpus = replace(materials.corpus, training=replace(split, wordings=tuple(words)))
@@ -248,7 +250,9 @@ def test_the_plan_decides_how_often_rare_captions_are_shown(folder: Path, whole:
 @pytest.mark.parametrize("mirror", [False, True])
 def test_the_plan_decides_whether_pictures_are_mirrored(folder: Path, whole: Path, mirror: bool) -> None:
     plan = replace(plans.load_plan(whole), mirror=mirror)
-    materials = command.load_inputs(command.read_folder(folder), options(folder, whole), plan, command.Console(quiet=True))
+    materials = command.load_inputs(
+        command.read_folder(folder), options(folder, whole), plan, command.Console(quiet=True)
+    )
     training = loop.TextToImageTask(plan, whole, *materials[:3], ModelCard(), (), loop.init_modules(plan))
     seen = torch.cat([next(data).images for data in [training.batches(0)] for _ in range(8)])
     corpus = materials.corpus.training
@@ -376,7 +380,8 @@ def test_the_model_is_the_best_candidate(folder: Path, whole: Path) -> None:
 
 
 def test_it_learns_which_colour_a_word_means(folder: Path, tmp_path: Path) -> None:
-    from unspeckle.generation.pipeline import Request, draw
+    from unspeckle.generation.pipeline import draw
+    from unspeckle.generation.request import Request
 
     out = tmp_path / "run"
     assert command.run_training(options(folder, out, steps=250, batch=32, precision=None)) == 0
@@ -393,10 +398,14 @@ def test_a_transformer_learns_too(folder: Path, tmp_path: Path) -> None:
     assert command.run_training(options(folder, out, steps=60, batch=32, precision=None, preset="t-nano")) == 0
     held = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][-1]["held_out"]
     plan = plans.load_plan(out)
-    materials = command.load_inputs(command.read_folder(folder), options(folder, out), plan, command.Console(quiet=True))
+    materials = command.load_inputs(
+        command.read_folder(folder), options(folder, out), plan, command.Console(quiet=True)
+    )
     untrained = TextToImageUpdater(plan, loop.init_modules(plan), materials.tokenizer, materials.autoencoder)
     heard = materials.corpus.validation, materials.tokenizer, materials.autoencoder, untrained.objective
-    silent = loop.ValidationLoss(*heard, torch.device("cpu"), loop.VALIDATION_IMAGES)(untrained.denoiser, untrained.compute_module.text_encoder)
+    silent = loop.ValidationLoss(*heard, torch.device("cpu"), loop.VALIDATION_IMAGES)(
+        untrained.denoiser, untrained.compute_module.text_encoder
+    )
     assert held < 0.5 * silent.total  # of saying nothing, which an untrained network does
 
 

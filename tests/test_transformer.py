@@ -9,13 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from tiny import plan, random_model
-from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, draw
+from unspeckle.generation.pipeline import draw
+from unspeckle.generation.request import Request
 from unspeckle.model import load, save
 from unspeckle.networks import UNetConfig
 from unspeckle.networks.layers import pad_tokens
-from unspeckle.networks.transformer import JointAttention, ConvFeedForward, AttentionContext, Transformer, TransformerConfig, apply_rotary, rotary_cos_sin
+from unspeckle.networks.transformer import (
+    AttentionContext,
+    ConvFeedForward,
+    JointAttention,
+    Transformer,
+    TransformerConfig,
+    apply_rotary,
+    rotary_cos_sin,
+)
 from unspeckle.presets import PRESETS
 from unspeckle.schedule import FlowSchedule
 from unspeckle.training import plan as plans
@@ -100,7 +109,9 @@ def test_attention_is_what_complex_numbers_say() -> None:
     x, words = torch.randn(2, 3, 5, 16, dtype=torch.float64), torch.randn(2, 4, 12, dtype=torch.float64)
     mask = given().mask
     seen = AttentionContext(
-        layer.project_keys_values(words), torch.cat([torch.ones(2, 15, dtype=torch.bool), mask], dim=1), *places(3, 5, 8)
+        layer.project_keys_values(words),
+        torch.cat([torch.ones(2, 15, dtype=torch.bool), mask], dim=1),
+        *places(3, 5, 8),
     )
     expected = torch.stack([attention_by_complex_numbers(layer, x, words, mask, row) for row in range(2)])
     torch.testing.assert_close(layer(x, seen), expected)  # explicit products, as in training

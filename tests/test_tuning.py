@@ -22,7 +22,8 @@ from unspeckle.cli import main
 from unspeckle.commands import tune
 from unspeckle.errors import InputError
 from unspeckle.formats.lora import lora_file
-from unspeckle.generation.pipeline import Request, steps
+from unspeckle.generation.pipeline import steps
+from unspeckle.generation.request import Request
 from unspeckle.training import cached_latents, checkpoint, lora_task
 from unspeckle.training import plan as plans
 from unspeckle.training.lora_task import OUTPUT_FILE, LoraUpdater
@@ -124,7 +125,12 @@ def test_diffusers_draws_the_same_with_it(family: str, layout: str, folder: Path
     pipe.load_lora_weights(out / OUTPUT_FILE)
     expected = theirs()
     lora_file.read_lora(out / OUTPUT_FILE, model).merge(model.modules())
-    *_, last = steps(model, Request("red", "blue", seed=7, steps=5, sampler="ddim", timestep_spacing="leading", size=16, guidance_scale=4.0))
+    *_, last = steps(
+        model,
+        Request(
+            "red", "blue", seed=7, steps=5, sampler="ddim", timestep_spacing="leading", size=16, guidance_scale=4.0
+        ),
+    )
     assert (last.x - expected).norm() <= 1e-3 * expected.norm()
     assert (expected - plain).norm() >= 0.02 * plain.norm()
 

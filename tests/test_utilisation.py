@@ -28,8 +28,13 @@ def test_there_and_back_is_nearly_thrice_there(name: str) -> None:
 
 def test_a_student_costs_its_own_rows_and_its_teachers_steps() -> None:
     fields = {**vars(plan("nano")), "counts": (1, 2), "moves": 6}
-    learnt, forward = measurement.count_flops_per_image(plan("nano")), measurement.count_training_flops(plan("nano").network_config, (64, 64), 8) / 3
-    guided, alone = (measurement.count_flops_per_image(DistilPlan(**fields, guidance_scale=scale)) for scale in (4.0, 1.0))
+    learnt, forward = (
+        measurement.count_flops_per_image(plan("nano")),
+        measurement.count_training_flops(plan("nano").network_config, (64, 64), 8) / 3,
+    )
+    guided, alone = (
+        measurement.count_flops_per_image(DistilPlan(**fields, guidance_scale=scale)) for scale in (4.0, 1.0)
+    )
     assert guided == pytest.approx(3 * learnt + 12 * forward) and alone == pytest.approx(3 * learnt + 6 * forward)
 
 

@@ -17,10 +17,12 @@ from test_stable_networks import far
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import add_ons, vae_files, writing
-from unspeckle.generation.pipeline import Request, decode_to_images, steps
+from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.pipeline import steps
+from unspeckle.generation.request import Request
 from unspeckle.model_io.detect import read_foreign as checkpoint
 from unspeckle.model_io.precision import set_precision
-from unspeckle.output.png import read_png, image_metadata
+from unspeckle.output.png import image_metadata, read_png
 
 PREFIX = "first_stage_model."
 
@@ -89,7 +91,9 @@ def test_every_layout(layout: str, place: Path, tmp_path: Path) -> None:
     add_ons.apply_add_ons(model, autoencoder=path)
     theirs = diffusers.AutoencoderKL.from_pretrained(place / "other")
     assert_same(model.autoencoder, theirs, 0.18215)
-    assert model.hash == add_ons.apply_add_ons(unspeckle.load(place / "pipe"), autoencoder=place / "other").hash != before
+    assert (
+        model.hash == add_ons.apply_add_ons(unspeckle.load(place / "pipe"), autoencoder=place / "other").hash != before
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,9 @@ def test_a_drawing_through_a_tiny_one_is_that_of_diffusers(place: Path) -> None:
 def test_a_drawing_through_a_tiny_one_in_bfloat16(place: Path) -> None:
     """It has no normalisation, so all of it is packed."""
     exact = add_ons.apply_add_ons(unspeckle.load(place / "pipe"), autoencoder=place / "tiny").autoencoder
-    low = set_precision(add_ons.apply_add_ons(unspeckle.load(place / "pipe"), autoencoder=place / "tiny"), "bfloat16").autoencoder
+    low = set_precision(
+        add_ons.apply_add_ons(unspeckle.load(place / "pipe"), autoencoder=place / "tiny"), "bfloat16"
+    ).autoencoder
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for one, other in ((low.decode(z), exact.decode(z)), (low.encode(z[:, :3]), exact.encode(z[:, :3]))):

@@ -13,31 +13,36 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle import configuration
-from unspeckle.corpus.emoji.held_out import is_allowed_in_training, scene_combinations, is_held_out
-from unspeckle.corpus.emoji.make_corpus import make_emoji_corpus, build_vocabulary
+from unspeckle.corpus.emoji.held_out import is_allowed_in_training, is_held_out, scene_combinations
+from unspeckle.corpus.emoji.make_corpus import build_vocabulary, make_emoji_corpus
 from unspeckle.corpus.emoji.painter import BACKGROUND_BRIGHTNESS_RANGE, BACKGROUND_GRADIENT_RANGE, ScenePainter
 from unspeckle.corpus.emoji.tints import BACKGROUNDS
-from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request
-from unspeckle.model import ModelCard, Model
+from unspeckle.generation.request import Request
+from unspeckle.model import Model, ModelCard
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, UNetConfig
-from unspeckle.schedule import Flow
-from unspeckle.scoring.composition.detector import Detection, Detector, load_detector, box_iou, save_detector
+from unspeckle.scoring.composition.detector import Detection, Detector, box_iou, load_detector, save_detector
 from unspeckle.scoring.composition.examples import ExamplePainter, paint_blocks
 from unspeckle.scoring.composition.questions import (
     CATEGORIES,
     CompositionPrompt,
-    read_composition_test,
-    scene_matches,
-    open_corpus_sprites,
     make_hard_negative,
+    open_corpus_sprites,
     read_composition_prompts,
+    read_composition_test,
     sample_matching_scene,
+    scene_matches,
 )
-from unspeckle.scoring.composition.score import generate_and_judge, measure_detector_limits, render_prompt, wilson_interval, score_composition
-from unspeckle.scoring.composition.train_detector import train_detector, degrade_images
-from unspeckle.scoring.composition.verdicts import find_directions, find_background, judge_images, judge_detections
+from unspeckle.scoring.composition.score import (
+    generate_and_judge,
+    measure_detector_limits,
+    render_prompt,
+    score_composition,
+    wilson_interval,
+)
+from unspeckle.scoring.composition.train_detector import degrade_images, train_detector
+from unspeckle.scoring.composition.verdicts import find_background, find_directions, judge_detections, judge_images
 
 NOUNS = ["frog", "rabbit", "house", "robot"]  # of these every category has something kept out
 SIDE = 32
@@ -164,7 +169,10 @@ def test_verdicts(question: CompositionPrompt, right: list[list[Detection]], wro
 def test_of_several_things_the_hottest_is_meant_and_others_are_spare() -> None:
     asked = CompositionPrompt("colours", "", ("frog",), ("blue",))
     found = [thing("frog", tint="red", heat=0.9), thing("frog", tint="blue", heat=0.5), CAR, TREE]
-    assert judge_detections(asked, found, "white").reason == "the frog is red" and judge_detections(asked, found, "white").extra_count == 2
+    assert (
+        judge_detections(asked, found, "white").reason == "the frog is red"
+        and judge_detections(asked, found, "white").extra_count == 2
+    )
 
 
 def test_directions_are_genevals() -> None:
@@ -187,7 +195,11 @@ def test_every_background_is_named_at_its_brightest_and_darkest() -> None:
     for name, (glow, slope) in product(BACKGROUNDS, product((-1, 1), repeat=2)):
         shade = torch.tensor(BACKGROUNDS[name]).float()[:, None, None].expand(3, 24, 24)
         if name != "white":
-            shade = shade + BACKGROUND_BRIGHTNESS_RANGE * glow + BACKGROUND_GRADIENT_RANGE * slope * torch.linspace(-0.5, 0.5, 24)[:, None]
+            shade = (
+                shade
+                + BACKGROUND_BRIGHTNESS_RANGE * glow
+                + BACKGROUND_GRADIENT_RANGE * slope * torch.linspace(-0.5, 0.5, 24)[:, None]
+            )
         picture = shade.clamp(0, 255).byte().clone()
         assert find_background(picture, []) == name
         picture[:, 2:20, 3:20] = 77
@@ -338,13 +350,18 @@ def test_a_model_that_draws_true_renders_scores_the_ceiling(corpus: Path, detect
     painted = rendered(corpus, asked)
     denoiser = Denoiser(Renders([shown.float() / 127.5 - 1 for shown in painted]), FlowSchedule(), "x")
     card = ModelCard(name="renders", steps=2, size=(SIDE, SIDE), guidance_scale=1.0)
-    words, plain = Numbered([q.text for q in asked]), PixelAutoencoder(PixelAutoencoderConfig((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+    words, plain = (
+        Numbered([q.text for q in asked]),
+        PixelAutoencoder(PixelAutoencoderConfig((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))),
+    )
     model = Shown(denoiser, words, Tokens(), plain, card)  # type: ignore[arg-type]
     for answer, shown in zip(generate_and_judge(model, asked, detector, Request(), seed_count=2), painted, strict=True):
         assert torch.equal(answer.images, shown)
         assert answer.verdicts == judge_images(shown, answer.prompt, detector)
     heard: list[tuple[int, int]] = []
-    result = score_composition(model, read_composition_test(corpus, 1), seed_count=2, detector=detector, progress=lambda *at: heard.append(at))
+    result = score_composition(
+        model, read_composition_test(corpus, 1), seed_count=2, detector=detector, progress=lambda *at: heard.append(at)
+    )
     assert heard == [(i + 1, 9) for i in range(9)]
     assert [c.name for c in result.categories] == list(CATEGORIES)
     assert all(c.accuracy == c.ceiling and c.image_count == c.render_count == 2 for c in result.categories)

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Denoiser, Conditioning
-from unspeckle.model import ModelCard, Model, save
+from unspeckle.denoiser import Conditioning, Denoiser
+from unspeckle.model import Model, ModelCard, save
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, UNet, UNetConfig
 from unspeckle.presets import get_preset
 from unspeckle.schedule import Flow
-from unspeckle.text.text_encoder import TextEncoderConfig, TextEncoder
+from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.plan import Plan
 
@@ -22,13 +22,18 @@ def random_model(steps: int = 4) -> Model:
     tokenizer = Tokenizer.train(CAPTIONS, vocab_size=120)
     torch.manual_seed(0)
     config = UNetConfig(patch_size=2, base_channels=16, blocks_per_level=1, head_width=16, text_width=32, norm_groups=8)
-    network, text = UNet(config), TextEncoder(TextEncoderConfig(tokenizer.vocab_size, tokenizer.context_length, 32, layers=1))
+    network, text = (
+        UNet(config),
+        TextEncoder(TextEncoderConfig(tokenizer.vocab_size, tokenizer.context_length, 32, layers=1)),
+    )
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.1)
     identity = PixelAutoencoder(PixelAutoencoderConfig((0.1, 0.0, -0.1), (0.5, 0.4, 0.6)))
-    card = ModelCard(name="tiny", license="CC0", steps=steps, size=(16, 16), vocabulary=("frog",), corpus={"pictures": 3})
+    card = ModelCard(
+        name="tiny", license="CC0", steps=steps, size=(16, 16), vocabulary=("frog",), corpus={"pictures": 3}
+    )
     return Model(Denoiser(network, Flow(), "v"), tokenizer, text, identity, card)
 
 

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 
 if TYPE_CHECKING:
-    from .generation.pipeline import Request, draw, steps
+    from .generation.pipeline import draw, steps
+    from .generation.request import Request
     from .model import Model, ModelCard, load, save
 
 __all__ = ["InputError", "Model", "ModelCard", "Request", "draw", "load", "save", "steps"]
 
 _HOMES = {
-    "Ask": "generation.pipeline",
-    "draw": "generation.pipeline",
-    "steps": "generation.pipeline",
-    "Card": "model",
     "Model": "model",
+    "ModelCard": "model",
+    "Request": "generation.request",
+    "draw": "generation.pipeline",
     "load": "model",
     "save": "model",
+    "steps": "generation.pipeline",
 }
 
 

@@ -1,6 +1,6 @@
 """The one thing that knows what its network predicts: (x_t, t, conditioning) to the image that is expected, x̂."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -30,7 +30,7 @@ class PreparedConditioning(NamedTuple):
 
 
 AnyConditioning = Conditioning | PreparedConditioning
-SomeConditioning = TypeVar("SomeConditioning", Conditioning, PreparedConditioning)
+SomeConditioning = TypeVar("SomeConditioning", bound=AnyConditioning)
 
 
 def map_fields(conditioning: SomeConditioning, function: Callable[[Tensor], Tensor]) -> SomeConditioning:
@@ -38,7 +38,12 @@ def map_fields(conditioning: SomeConditioning, function: Callable[[Tensor], Tens
     return type(conditioning)(*(None if field is None else function(field) for field in conditioning))  # type: ignore[arg-type]
 
 
-def concatenate(conditionings: "list[SomeConditioning]") -> SomeConditioning:
+def with_fields(conditioning: SomeConditioning, **fields: Tensor | None) -> SomeConditioning:
+    """The conditioning with these fields changed."""
+    return conditioning._replace(**fields)  # type: ignore[arg-type,return-value]
+
+
+def concatenate(conditionings: Sequence[SomeConditioning]) -> SomeConditioning:
     """The rows of all of them in one; they have the same fields and the same number of tokens."""
     fields = zip(*conditionings, strict=True)
     return type(conditionings[0])(*(None if field[0] is None else torch.cat(field) for field in fields))  # type: ignore[arg-type]

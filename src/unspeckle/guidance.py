@@ -20,7 +20,7 @@ def guided_denoise(denoiser: Denoiser, conditionings: Sequence[AnyConditioning],
 
     conditionings: the positive one first; alike in shape and in which fields they have. What does not depend on the
     time is prepared once."""
-    prepared = cache(lambda n: denoiser.prepare(concatenate(list(conditionings[:n]))))
+    prepared = cache(lambda n: denoiser.prepare(concatenate(conditionings[:n])))
 
     def predict(x_t: Tensor, t: Tensor, n: int) -> Tensor:
         denoised: Tensor = denoiser(torch.cat([x_t] * n), t.expand(len(x_t)).repeat(n), prepared(n))

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from unspeckle import configuration, schedule
 from unspeckle.atomic import replace_file
-from unspeckle.denoiser import TIME_CONDITIONINGS, Conditioning, Denoiser
+from unspeckle.denoiser import TIME_CONDITIONINGS, Denoiser, SomeConditioning
 from unspeckle.errors import InputError
 from unspeckle.model_io import weight_dtypes
 from unspeckle.model_io.safetensors_io import check_tensors, read_safetensors
@@ -27,7 +27,7 @@ from unspeckle.networks import AUTOENCODERS, NETWORKS
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.prompts import LoraTag
 from unspeckle.rng import Noise, noise_from_seeds
-from unspeckle.text.text_encoder import TextEncoderConfig, TextEncoder
+from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.timesteps import timesteps
 
@@ -99,8 +99,8 @@ class Model:
         return SamplingSetup(stops, float(self.denoiser.schedule(stops[0])[1]), self.denoiser)
 
     def add_conditioning(
-        self, conditioning: Conditioning, positive: bool, guidance_scale: float, size: tuple[int, int]
-    ) -> Conditioning:
+        self, conditioning: SomeConditioning, positive: bool, guidance_scale: float, size: tuple[int, int]
+    ) -> SomeConditioning:
         """The given of a wanted or an unwanted guess, with what the model wants to be told besides of a drawing with
         that guidance scale and of that size in pixels."""
         return conditioning
@@ -143,7 +143,7 @@ class Model:
     def with_network(self, network: Any, card: ModelCard) -> "Model":
         """A student of this model: its own network and card, all else shared."""
         teacher = self.denoiser
-        denoiser = Denoiser(network, teacher.schedule, teacher.prediction, teacher.clock)
+        denoiser = Denoiser(network, teacher.schedule, teacher.prediction, teacher.time_conditioning)
         return Model(denoiser, self.tokenizer, self.text_encoder, self.autoencoder, card)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -214,7 +214,9 @@ def load(
 
     foreign = detect.read_foreign(path, prediction, trust_pickle)
     if foreign is not None:
-        return detect.build_stable_diffusion_model(foreign, device, precisions.resolve_precision(precision, str(device)))
+        return detect.build_stable_diffusion_model(
+            foreign, device, precisions.resolve_precision(precision, str(device))
+        )
     file = find_model_file(Path(path))
     said, tensors = _read_model_file(file)
     try:
@@ -250,21 +252,24 @@ def find_model_file(path: Path) -> Path:
 
 def model_metadata(model: Model) -> dict[str, Any]:
     denoiser, student = model.denoiser, model.student
-    if not isinstance(denoiser.clock, str):
+    if not isinstance(denoiser.time_conditioning, str):
         raise InputError(f"a clock that is a function cannot be stored; choose one of {', '.join(TIME_CONDITIONINGS)}")
     metadata = {
         "format": FORMAT,
         "network": _configured(model.network, NETWORKS),
         "schedule": configuration.kind_to_json(schedule.SCHEDULES, denoiser.schedule),
         "prediction": denoiser.prediction,
-        "clock": denoiser.clock,
+        "clock": denoiser.time_conditioning,
         "text": _configured(model.text_encoder, TEXT_ENCODERS),
         "tokenizer": model.tokenizer.to_json(),
         "autoencoder": _configured(model.autoencoder, AUTOENCODERS),
         "card": configuration.to_json(model.card),
     }
     if student is not None:
-        metadata["student"] = {"network": _configured(student.network, NETWORKS), "card": configuration.to_json(student.card)}
+        metadata["student"] = {
+            "network": _configured(student.network, NETWORKS),
+            "card": configuration.to_json(student.card),
+        }
     return metadata
 
 
@@ -291,7 +296,9 @@ def _read_model_file(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Model:
     parts: dict[str, Kinds] = {"network": NETWORKS, "text": TEXT_ENCODERS, "autoencoder": AUTOENCODERS}
-    missing = [name for name in (*parts, "schedule", "prediction", "clock", "tokenizer", "card") if name not in metadata]
+    missing = [
+        name for name in (*parts, "schedule", "prediction", "clock", "tokenizer", "card") if name not in metadata
+    ]
     if missing:
         raise InputError(f"{file}: its metadata lack {', '.join(missing)}; copy or train it again")
     prefixes = {*parts, *({"student"} & metadata.keys())}

@@ -22,7 +22,7 @@ class Preset:
         """The network for x of (width, height) and so many channels: 16 places a side at 64 pixels, more above."""
         shorter_side = min(size)
         patch_size = 4 if shorter_side >= 64 else 2 if shorter_side >= 32 else 1
-        return replace(self.network, patch=patch_size, channels=channels)
+        return replace(self.network, patch_size=patch_size, channels=channels)
 
 
 _F, _T = False, True
@@ -62,7 +62,13 @@ def _transformer_preset(
     text_width: int, text_layers: int,
 ) -> Preset:  # fmt: skip
     network = TransformerConfig(
-        widths=widths, depths=depths, mlp_ratio=mlp_ratio, head_width=head_width, text_width=text_width, vector_width=text_width, coarse_predictor_layers=2
+        widths=widths,
+        depths=depths,
+        mlp_ratio=mlp_ratio,
+        head_width=head_width,
+        text_width=text_width,
+        vector_width=text_width,
+        coarse_predictor_layers=2,
     )
     return Preset(name, million_parameters, network, text_layers)
 

@@ -128,7 +128,7 @@ def draw(
     larger = None if hires is None else quantities.parse_size(hires, "--hires")
     share_the_cores()
     from unspeckle.commands.draw import AddOns, run
-    from unspeckle.generation.pipeline import Request
+    from unspeckle.generation.request import Request
 
     ask = Request(
         " ".join(prompt), negative, seed, count, steps, sampler, grid, scale, sides, guidance, rescale, when,

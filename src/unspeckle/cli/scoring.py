@@ -49,7 +49,7 @@ def score(
     """
     share_the_cores()
     from unspeckle.commands.score import ScoreOptions, score_model
-    from unspeckle.generation.pipeline import Request
+    from unspeckle.generation.request import Request
 
     ask = Request(steps=steps, sampler=sampler, timestep_spacing=grid, guidance_scale=scale)
     return score_model(

@@ -44,7 +44,9 @@ def run(source: str | None, target: Path, to: str | None, prediction: str | None
     return SAME if worst <= 1e-5 else DIFFERENT
 
 
-def open_source(source: str | None, prediction: str | None, trust_pickle: bool) -> StableDiffusionCheckpoint | model.Model:
+def open_source(
+    source: str | None, prediction: str | None, trust_pickle: bool
+) -> StableDiffusionCheckpoint | model.Model:
     if source is None:
         return model.load()
     if not Path(source).exists() and not hub.is_hub_name(source):

@@ -16,7 +16,15 @@ from unspeckle.schedule import SCHEDULES
 from unspeckle.training import checkpoint, distillation_task, measurement, memory
 from unspeckle.training import plan as plans
 from unspeckle.training.check_options import PRECISIONS, check_common_options
-from unspeckle.training.command import CAPTIONS_FILE, MAX_CAPTIONS, EXIT_DONE, lock_run, run_task, stop_on_signal, check_run_folder
+from unspeckle.training.command import (
+    CAPTIONS_FILE,
+    EXIT_DONE,
+    MAX_CAPTIONS,
+    check_run_folder,
+    lock_run,
+    run_task,
+    stop_on_signal,
+)
 from unspeckle.training.inputs import load_trainable_model
 from unspeckle.training.options import DistilOptions
 from unspeckle.training.plan import DistilPlan
@@ -36,7 +44,9 @@ def run_distillation(options: DistilOptions) -> int:
     console = Console(stderr=True, quiet=options.quiet)
     plan = plans.load_plan(options.out, DistilPlan)
     if options.guidance_scale is not None and not math.isfinite(options.guidance_scale):
-        raise InputError(f"--scale {options.guidance_scale}: must be a finite number; 1 is no guidance, 3 to 7 is usual")
+        raise InputError(
+            f"--scale {options.guidance_scale}: must be a finite number; 1 is no guidance, 3 to 7 is usual"
+        )
     if plan is None:
         check_common_options(options)
     else:
@@ -54,7 +64,12 @@ def run_distillation(options: DistilOptions) -> int:
         is_resumed = plan is not None
         if plan is None:
             plan = _make_distil_plan(
-                options, teacher, training_captions, fingerprint, start_time, lambda line: console.print(line, highlight=False)
+                options,
+                teacher,
+                training_captions,
+                fingerprint,
+                start_time,
+                lambda line: console.print(line, highlight=False),
             )
         elif plan.teacher_hash != teacher.hash or plan.corpus_fingerprint != fingerprint:
             changed = options.model if plan.teacher_hash != teacher.hash else "its captions"
@@ -69,7 +84,9 @@ def run_distillation(options: DistilOptions) -> int:
         if plan.threads != torch.get_num_threads() and plan.device == "cpu":
             torch.set_num_threads(plan.threads)
         card = distillation_task.student_card(teacher, plan, _command_line(plan))
-        task = distillation_task.DistillationTask(plan, options.out, teacher, training_captions, validation_captions, card)
+        task = distillation_task.DistillationTask(
+            plan, options.out, teacher, training_captions, validation_captions, card
+        )
         return run_task(task, options, console, stop_on_signal())
 
 
@@ -96,7 +113,8 @@ def _split_captions(captions: list[str]) -> tuple[tuple[str, ...], tuple[str, ..
     former is empty, so that the student can draw without words as well."""
     distinct = list(dict.fromkeys(captions))
     validation_captions = tuple(
-        distinct[i * len(distinct) // distillation_task.DISTILLATION_VALIDATION_IMAGES] for i in range(distillation_task.DISTILLATION_VALIDATION_IMAGES)
+        distinct[i * len(distinct) // distillation_task.DISTILLATION_VALIDATION_IMAGES]
+        for i in range(distillation_task.DISTILLATION_VALIDATION_IMAGES)
     )
     validation_captions = tuple(dict.fromkeys(validation_captions))
     if len(distinct) >= VALIDATION_MIN_CAPTIONS:
@@ -105,7 +123,12 @@ def _split_captions(captions: list[str]) -> tuple[tuple[str, ...], tuple[str, ..
 
 
 def _make_distil_plan(
-    options: DistilOptions, teacher: Model, captions: tuple[str, ...], fingerprint: str, start_time: float, print_line: PrintLine
+    options: DistilOptions,
+    teacher: Model,
+    captions: tuple[str, ...],
+    fingerprint: str,
+    start_time: float,
+    print_line: PrintLine,
 ) -> DistilPlan:
     """Measure, then decide all that was left open."""
     if options.device is None or options.precision is None:
@@ -120,14 +143,18 @@ def _make_distil_plan(
         threads=torch.get_num_threads(), parameter_count=sum(p.numel() for p in student.parameters()),
         images_per_second=0, total_seconds=0, memory_bytes=0, disk_bytes=0, autoencoder_config=teacher.autoencoder.config,
         schedule=configuration.kind_to_json(SCHEDULES, denoiser.schedule), prediction=denoiser.prediction,
-        time_conditioning=str(denoiser.clock),
+        time_conditioning=str(denoiser.time_conditioning),
         optimizer="muon" if precision == "bfloat16" else "adamw", learning_rate=LEARNING_RATE, muon_learning_rate=MUON_LEARNING_RATE,
         weight_decay=0.0, teacher_hash=teacher.hash, guidance_scale=teacher.card.guidance_scale if options.guidance_scale is None else options.guidance_scale,
     )  # fmt: skip
     plan = memory.fit_batch_size(plan, options.batch_size is not None, print_line)
     ids = teacher.tokenizer.encode(captions).to(device)
-    trajectories = generate_teacher_trajectories(distillation_task.copy_teacher_in_precision(teacher, plan), ids, plan, 0)
-    throughput = measurement.measure_steps(lambda plan: distillation_task.create_student_updater(plan, teacher), plan, trajectories, 4.0)
+    trajectories = generate_teacher_trajectories(
+        distillation_task.copy_teacher_in_precision(teacher, plan), ids, plan, 0
+    )
+    throughput = measurement.measure_steps(
+        lambda plan: distillation_task.create_student_updater(plan, teacher), plan, trajectories, 4.0
+    )
     return finalize_plan(plan, throughput, options, start_time, FINAL_COST_IMAGES)
 
 

@@ -13,15 +13,16 @@ from PIL import Image
 from unspeckle.corpus.decoding import IMAGE_FORMATS, MAX_FILE_BYTES, ImageDecodeError, decode_full_size
 from unspeckle.corpus.decoding import suppress_decoder_warnings as quiet_decoders
 from unspeckle.errors import InputError, prefix_with_option
+from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.few_step import why_not_student
-from unspeckle.generation.pipeline import Request, batches_of_request, decode_to_images, images_with_metadata, steps
-from unspeckle.generation.request import ignored_options
+from unspeckle.generation.pipeline import images_with_metadata, split_into_batches, steps
+from unspeckle.generation.request import Request, ignored_options, resolve
 from unspeckle.model import Model, load
-from unspeckle.model_io.precision import resolve_precision, keep_freed_memory, check_precision, set_precision
+from unspeckle.model_io.precision import check_precision, keep_freed_memory, resolve_precision, set_precision
 from unspeckle.networks.latent_preview import fit_latent_preview
 from unspeckle.networks.vae import VAE
 from unspeckle.output.film_strip import FilmStrip
-from unspeckle.output.png import save_new_png, image_metadata, attach_metadata
+from unspeckle.output.png import attach_metadata, image_metadata, save_new_png
 from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import LoraTag, parse_prompt, plain_text
 from unspeckle.samplers import Step
@@ -61,7 +62,7 @@ def run(
                 precision=loaded.precision,
             )
         request = replace(request, guide_model=guide_like_model(weaker, loaded, add_ons))
-    batches = batches_of_request(loaded, request)
+    batches = split_into_batches(resolve(loaded, request))
     total, done = sum(order.total_steps for order in batches), 0
     with TerminalView(quiet=quiet) as show:
         unknown_words = loaded.tokenizer.unknown_words(plain_text(parse_prompt(request.prompt)))
@@ -71,7 +72,7 @@ def run(
             show.note(
                 f"{why}: the student does without, so its teacher draws, badly in {request.steps} steps; leave it out"
             )
-        if names := ignored_options(loaded, batches[0]):
+        if names := ignored_options(batches[0]):
             show.note(
                 f"{' and '.join(names)}: nothing to do at scale {batches[0].guidance_scale:g}, which is no guidance"
             )
@@ -84,7 +85,7 @@ def run(
                     film.record(step)
                 if moves < order.total_steps:
                     show.update(done + moves, total, request.prompt, preview_frame(preview_model, step))
-            drawn = images_with_metadata(loaded, order, step)
+            drawn = images_with_metadata(order, step)
             done += order.total_steps
             show.update(done, total, request.prompt, drawn.copy)
             save_images(drawn, film if film_strip else None, out)

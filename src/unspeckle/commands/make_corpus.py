@@ -11,7 +11,13 @@ from unspeckle.corpus.emoji.make_corpus import make_emoji_corpus
 
 
 def run_make_corpus(
-    output_folder: Path, scene_count: int, seed: int, nouns: Sequence[str] | None, image_size: int, sprite_folder: Path | None, quiet: bool
+    output_folder: Path,
+    scene_count: int,
+    seed: int,
+    nouns: Sequence[str] | None,
+    image_size: int,
+    sprite_folder: Path | None,
+    quiet: bool,
 ) -> int:
     """Draw the scenes with progress on standard error; the corpus's path on standard output."""
     console = Console(stderr=True, quiet=quiet)

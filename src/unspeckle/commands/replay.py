@@ -12,14 +12,16 @@ from unspeckle.commands.draw import (
     AddOns,
     guide_like_model,
     load_with_add_ons,
-    resolve_device,
     open_input_image,
+    resolve_device,
 )
 from unspeckle.errors import InputError, prefix_with_option
-from unspeckle.generation.pipeline import request_from_metadata, image_fingerprint, resolve, images_with_metadata, steps
+from unspeckle.generation.metadata import image_fingerprint, request_from_metadata
+from unspeckle.generation.pipeline import images_with_metadata, steps
+from unspeckle.generation.request import resolve
 from unspeckle.model import Model
 from unspeckle.model import load as read_model
-from unspeckle.output.png import max_pixel_difference, read_png, image_metadata
+from unspeckle.output.png import image_metadata, max_pixel_difference, read_png
 from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import parse_prompt
 
@@ -66,7 +68,7 @@ def run(
         for done, step in enumerate(steps(loaded, resolved), 1):
             last = step
             show.update(done, resolved.total_steps + 1, request.prompt, list)
-    difference = max_pixel_difference(picture, images_with_metadata(loaded, resolved, last)[index])
+    difference = max_pixel_difference(picture, images_with_metadata(resolved, last)[index])
     print(f"largest pixel difference: {difference}")
     return DIFFERENT if difference else SAME
 

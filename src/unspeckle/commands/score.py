@@ -15,15 +15,15 @@ from unspeckle import atomic, configuration
 from unspeckle.commands.draw import resolve_device
 from unspeckle.corpus import Corpus, open_corpus, read_folder
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, resolve
+from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model, load
 from unspeckle.model_io.precision import AUTO
 from unspeckle.output.png import file_stem
-from unspeckle.scoring.composition.hybrids import HYBRID_METHODS, score_hybrids
+from unspeckle.scoring.composition.hybrids import SCORED_METHODS, score_hybrids
 from unspeckle.scoring.composition.questions import CompositionTest, read_composition_test
 from unspeckle.scoring.composition.score import score_composition
 from unspeckle.scoring.composition.train_detector import load_or_train_detector
-from unspeckle.scoring.measure import measure_scores, count_network_calls
+from unspeckle.scoring.measure import count_network_calls, measure_scores
 from unspeckle.scoring.report import render_report
 from unspeckle.scoring.scores import Scores
 from unspeckle.scoring.task import ReportImages, ScoreSettings
@@ -32,7 +32,9 @@ from unspeckle.training.inputs import image_cache_folder
 
 FEATURE_EXTRACTORS = ("scattering", "inception", "dinov2", "clip")
 LOG_INTERVAL = 10.0  # seconds between two lines where there is no terminal
-PROMPTS_PER_HYBRID_PAIR = 3  # prompts of a category for each pair whose hybrids are drawn, in six ways: a fifth of the work of words
+PROMPTS_PER_HYBRID_PAIR = (
+    3  # prompts of a category for each pair whose hybrids are drawn, in six ways: a fifth of the work of words
+)
 SCENE_CORPUS_FILES = ("held-out.jsonl", "truth.jsonl")  # what tells that a corpus is of emoji scenes
 
 
@@ -73,7 +75,9 @@ class ProgressBar:
         self.bar.start()
         return self
 
-    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def restart(self, total: int) -> None:
@@ -133,7 +137,9 @@ def score_model(options: ScoreOptions) -> int:
         for line in missing:
             console.print(f"note: {line}", soft_wrap=True)  # before the long work, not only after it
         progress.restart(count_network_calls(model, corpus, settings))
-        scores, report_images = measure_scores(model, corpus, "" if options.corpus is None else options.corpus.name, settings, progress)
+        scores, report_images = measure_scores(
+            model, corpus, "" if options.corpus is None else options.corpus.name, settings, progress
+        )
         scores = replace(scores, missing=(*scores.missing, *missing))
         if test is not None:
             scores = _score_composition(scores, report_images, test, model, options, progress)
@@ -162,13 +168,19 @@ def _check_options(options: ScoreOptions) -> None:
     if extractor_name == "scattering" and source:
         raise InputError(f"--features {options.features}: scattering is computed and needs no file; leave it out")
     if extractor_name != "scattering" and options.corpus is None:
-        raise InputError(f"--features {extractor_name}: has nothing to compare drawn pictures with; give --corpus as well")
+        raise InputError(
+            f"--features {extractor_name}: has nothing to compare drawn pictures with; give --corpus as well"
+        )
     if not 8 <= options.images_per_seed <= 1_000_000:
-        raise InputError(f"--pictures {options.images_per_seed}: out of range; give 8 to 1000000, some hundreds are usual")
+        raise InputError(
+            f"--pictures {options.images_per_seed}: out of range; give 8 to 1000000, some hundreds are usual"
+        )
     if not 1 <= options.seed_count <= 100:
         raise InputError(f"--seeds {options.seed_count}: out of range; give 1 to 100, 4 is usual")
     if not 0 <= options.prompts_per_category <= 10_000:
-        raise InputError(f"--prompts {options.prompts_per_category}: out of range; give 25 or more of each category, 0 for no words")
+        raise InputError(
+            f"--prompts {options.prompts_per_category}: out of range; give 25 or more of each category, 0 for no words"
+        )
     if options.out is not None and options.out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--out {options.out}: give a file that ends in .html; the numbers go beside it as .json")
 
@@ -186,7 +198,9 @@ def _model_name(model: Model, path: Path | None) -> str:
     return path.absolute().name if path.is_dir() else path.stem
 
 
-def _open_corpus(options: ScoreOptions, model: Model, plan: plans.Plan | None, console: Console, progress: ProgressBar) -> Corpus:
+def _open_corpus(
+    options: ScoreOptions, model: Model, plan: plans.Plan | None, console: Console, progress: ProgressBar
+) -> Corpus:
     """The corpus as the model saw it: at its size, its captions read as its RUN read them where no option says else."""
     assert options.corpus is not None
     plan_options: dict[str, Any] = {} if plan is None else plan.options
@@ -199,7 +213,9 @@ def _open_corpus(options: ScoreOptions, model: Model, plan: plans.Plan | None, c
         )
     )
     listing = read_folder(options.corpus, captions or "auto", caption, template)
-    corpus = open_corpus(listing, resolve(model, options.request).size, cache_dir=image_cache_folder(), progress=progress.show_decoding)
+    corpus = open_corpus(
+        listing, resolve(model, options.request).size, cache_dir=image_cache_folder(), progress=progress.show_decoding
+    )
     for line in corpus.describe():
         console.print(line, soft_wrap=True)
     return corpus
@@ -209,7 +225,11 @@ def _read_test(options: ScoreOptions) -> tuple[CompositionTest | None, tuple[str
     """What the corpus lets the model be asked, where it tells what is in its scenes; else why not, if words are wanted.
     Before anything is measured, so that nothing measured is lost."""
     folder = options.corpus
-    if folder is None or not options.prompts_per_category or not all((folder / name).is_file() for name in SCENE_CORPUS_FILES):
+    if (
+        folder is None
+        or not options.prompts_per_category
+        or not all((folder / name).is_file() for name in SCENE_CORPUS_FILES)
+    ):
         return None, ()
     try:
         return read_composition_test(folder, options.prompts_per_category), ()
@@ -217,17 +237,31 @@ def _read_test(options: ScoreOptions) -> tuple[CompositionTest | None, tuple[str
         return None, (f"no words and no hybrids: {_error_text(e)}",)
 
 
-def _score_composition(scores: Scores, report_images: ReportImages, test: CompositionTest, model: Model, options: ScoreOptions, progress: ProgressBar) -> Scores:
+def _score_composition(
+    scores: Scores,
+    report_images: ReportImages,
+    test: CompositionTest,
+    model: Model,
+    options: ScoreOptions,
+    progress: ProgressBar,
+) -> Scores:
     """The scores with those of words and of hybrids; of what fails, the reason."""
     pair_count = min(len(test.hybrid_pairs), max(1, options.prompts_per_category // PROMPTS_PER_HYBRID_PAIR))
     try:
         progress.restart_stage("the detector of words learns, where it is not there yet", 1)
         detector = load_or_train_detector(test.library, test.image_size, progress.set_completed)
         progress.restart_stage("words", len(test.prompts))
-        composition_score = score_composition(model, test, seed_count=options.seed_count, request=options.request, detector=detector, progress=progress.set_completed)
-        scores = replace(scores, words=configuration.to_json(composition_score))
+        composition_score = score_composition(
+            model,
+            test,
+            seed_count=options.seed_count,
+            request=options.request,
+            detector=detector,
+            progress=progress.set_completed,
+        )
+        scores = replace(scores, composition=configuration.to_json(composition_score))
         if pair_count:
-            progress.restart_stage("hybrids", pair_count * options.seed_count * len(HYBRID_METHODS))
+            progress.restart_stage("hybrids", pair_count * options.seed_count * len(SCORED_METHODS))
             hybrid_scores, report_images.hybrids = score_hybrids(
                 model, test.hybrid_pairs, pair_count, options.seed_count, options.request, detector, progress.advance
             )
@@ -248,7 +282,9 @@ def _command_line(options: ScoreOptions, model: Model) -> str:
     arguments = ["unspeckle score MODEL"] + ["--corpus FOLDER"] * (options.corpus is not None)
     extractor_name, separator, _ = options.features.partition(":")
     arguments += [f"--features {extractor_name}{separator and ':…'}"] * (options.features != "scattering")
-    arguments += [f"--pictures {options.images_per_seed} --seeds {options.seed_count} --prompts {options.prompts_per_category}"]
+    arguments += [
+        f"--pictures {options.images_per_seed} --seeds {options.seed_count} --prompts {options.prompts_per_category}"
+    ]
     for name in ("steps", "sampler", "grid", "scale"):
         if (value := getattr(options.request, name)) is not None:
             arguments.append(f"--{name} {value}")

@@ -23,9 +23,17 @@ from unspeckle.text.clip import CLIPTextEncoders
 from unspeckle.training import cached_latents, checkpoint, measurement, memory
 from unspeckle.training import plan as plans
 from unspeckle.training.check_options import PRECISIONS, check_common_options, check_image_size, check_learning_rate
-from unspeckle.training.command import EXIT_DONE, lock_run, run_task, stop_on_signal, check_run_folder
+from unspeckle.training.command import EXIT_DONE, check_run_folder, lock_run, run_task, stop_on_signal
 from unspeckle.training.inputs import decode_corpus
-from unspeckle.training.lora_task import OUTPUT_FILE, LORA_VALIDATION_IMAGES, SAMPLE_PROMPTS, SAMPLE_STEPS, LoraUpdater, LoraTask, cast_base_model
+from unspeckle.training.lora_task import (
+    LORA_VALIDATION_IMAGES,
+    OUTPUT_FILE,
+    SAMPLE_PROMPTS,
+    SAMPLE_STEPS,
+    LoraTask,
+    LoraUpdater,
+    cast_base_model,
+)
 from unspeckle.training.options import LoraOptions
 from unspeckle.training.plan import LoraPlan
 from unspeckle.training.planner import PrintLine, finalize_plan
@@ -33,7 +41,9 @@ from unspeckle.training.progress_view import plan_table
 
 DEFAULT_BATCH_SIZE = 4
 LEARNING_RATE = 1e-4
-FINAL_COST_IMAGES = LORA_VALIDATION_IMAGES * 8 / 3 + SAMPLE_PROMPTS * SAMPLE_STEPS * 2 / 3  # examination and samples at the end, in training pictures
+FINAL_COST_IMAGES = (
+    LORA_VALIDATION_IMAGES * 8 / 3 + SAMPLE_PROMPTS * SAMPLE_STEPS * 2 / 3
+)  # examination and samples at the end, in training pictures
 MEASURE_SECONDS = 4.0  # seconds of steps that say how fast it is
 MAX_RANK = 256  # of the rank
 
@@ -66,7 +76,9 @@ def run_lora_training(options: LoraOptions) -> int:
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         corpus = decode_corpus(listing, size, console)
         if plan is None:
-            plan = _make_lora_plan(options, base_model, corpus, start_time, lambda line: console.print(line, highlight=False))
+            plan = _make_lora_plan(
+                options, base_model, corpus, start_time, lambda line: console.print(line, highlight=False)
+            )
         elif plan.base_hash != base_model.hash or plan.corpus_fingerprint != corpus.fingerprint:
             changed = options.from_model if plan.base_hash != base_model.hash else options.folder
             raise InputError(f"{changed}: changed since {options.out} began; give another --out")
@@ -113,21 +125,32 @@ def _load_base_model(options: LoraOptions) -> StableDiffusionModel:
     return base_model
 
 
-def _make_lora_plan(options: LoraOptions, base_model: StableDiffusionModel, corpus: Corpus, start_time: float, print_line: PrintLine) -> LoraPlan:
+def _make_lora_plan(
+    options: LoraOptions, base_model: StableDiffusionModel, corpus: Corpus, start_time: float, print_line: PrintLine
+) -> LoraPlan:
     """Measure, then decide all that was left open."""
     if options.device is None or options.precision is None:
         print_line("measuring this machine …")
     requested_device = None if options.device is None else resolve_device(options.device)
-    device, precision = measurement.choose_device_and_precision(requested_device, PRECISIONS.get(options.precision or ""))
-    network, text_encoder, autoencoder, denoiser = base_model.network.config, base_model.text_encoder, base_model.autoencoder, base_model.denoiser
-    assert isinstance(network, UNetConfig) and isinstance(text_encoder, CLIPTextEncoders) and isinstance(autoencoder, VAE)
+    device, precision = measurement.choose_device_and_precision(
+        requested_device, PRECISIONS.get(options.precision or "")
+    )
+    network, text_encoder, autoencoder, denoiser = (
+        base_model.network.config,
+        base_model.text_encoder,
+        base_model.autoencoder,
+        base_model.denoiser,
+    )
+    assert (
+        isinstance(network, UNetConfig) and isinstance(text_encoder, CLIPTextEncoders) and isinstance(autoencoder, VAE)
+    )
     plan = LoraPlan(
         options=plans.options_to_json(options), corpus_fingerprint=corpus.fingerprint, size=corpus.training.size,
         preset=f"a LoRA of rank {options.rank} for {base_model.card.name}", network_config=network, text_config=text_encoder.config, steps=10**6,
         batch_size=options.batch_size or DEFAULT_BATCH_SIZE, seed=options.seed or 0, device=device, precision=precision, compile=False,
         threads=torch.get_num_threads(), parameter_count=0, images_per_second=0, total_seconds=0, memory_bytes=0, disk_bytes=0,
         autoencoder_config=autoencoder.config, schedule=configuration.kind_to_json(SCHEDULES, denoiser.schedule),
-        prediction=denoiser.prediction, time_conditioning=str(denoiser.clock), learning_rate=options.learning_rate or LEARNING_RATE,
+        prediction=denoiser.prediction, time_conditioning=str(denoiser.time_conditioning), learning_rate=options.learning_rate or LEARNING_RATE,
         ema_widths=(), base_hash=base_model.hash, rank=options.rank, train_text_encoder=options.train_text_encoder, layout=options.layout,
         guidance_scale=base_model.card.guidance_scale,
     )  # fmt: skip
@@ -157,7 +180,7 @@ def _with_parameter_count(plan: LoraPlan, base_model: StableDiffusionModel) -> L
     """The plan with the number of parameters that learn."""
     updater = LoraUpdater(plan, base_model)
     updater.detach_adapters()
-    return replace(plan, parameters=sum(p.numel() for p in updater.parameters()))
+    return replace(plan, parameter_count=sum(p.numel() for p in updater.parameters()))
 
 
 def _file_metadata(options: LoraOptions, plan: LoraPlan) -> dict[str, str]:

@@ -24,9 +24,7 @@ _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 class Batch(NamedTuple):
     """Examples of the global positions `indices`."""
 
-    images: (
-        Tensor  # uint8 (B, 3, H, W), channels last in memory; or float32 latents (B, C, h, w), where they are kept
-    )
+    images: Tensor  # uint8 (B, 3, H, W), channels last in memory; or float32 latents (B, C, h, w), where they are kept
     captions: list[str]
     example_indices: Tensor  # int64 (B,), start, start + 1, …
 
@@ -50,7 +48,9 @@ def batches(
     return _generate_batches(split, batch_size, seed, start, flip, balance)
 
 
-def _generate_batches(split: Split, batch_size: int, seed: int, start: int, flip: bool, balance: float) -> Iterator[Batch]:
+def _generate_batches(
+    split: Split, batch_size: int, seed: int, start: int, flip: bool, balance: float
+) -> Iterator[Batch]:
     import torch
 
     image_count = len(split)
@@ -59,7 +59,11 @@ def _generate_batches(split: Split, batch_size: int, seed: int, start: int, flip
 
     @lru_cache(maxsize=2)
     def epoch_order(epoch: int) -> NDArray[np.int64]:
-        return epoch_permutation(image_count, seed, epoch) if weights is None else weighted_epoch_order(weights, seed, epoch)
+        return (
+            epoch_permutation(image_count, seed, epoch)
+            if weights is None
+            else weighted_epoch_order(weights, seed, epoch)
+        )
 
     while True:
         example_indices = np.arange(start, start + batch_size, dtype=np.int64)
@@ -71,11 +75,15 @@ def _generate_batches(split: Split, batch_size: int, seed: int, start: int, flip
             _random_integers(extra_widths + 1, seed, _LEFT, example_indices),
             flippable[image_indices] & (random_bits(seed, _FLIP, example_indices) >> np.uint64(63) == 0),
         )
-        yield Batch(images, select_captions(split, seed, example_indices, image_indices), torch.from_numpy(example_indices))
+        yield Batch(
+            images, select_captions(split, seed, example_indices, image_indices), torch.from_numpy(example_indices)
+        )
         start += batch_size
 
 
-def select_images(image_count: int, example_indices: NDArray[np.int64], epoch_order: Callable[[int], NDArray[np.int64]]) -> NDArray[np.int64]:
+def select_images(
+    image_count: int, example_indices: NDArray[np.int64], epoch_order: Callable[[int], NDArray[np.int64]]
+) -> NDArray[np.int64]:
     """Which of so many pictures is shown at each global position: (B,) -> (B,). order: of an epoch, (count,)."""
     image_indices = np.empty(len(example_indices), np.int64)
     for epoch in np.unique(example_indices // image_count).tolist():
@@ -100,24 +108,35 @@ def weighted_epoch_order(probabilities: NDArray[np.float64], seed: int, epoch: i
     shuffled = epoch_permutation(image_count, seed, epoch)
     cumulative = np.cumsum(probabilities[shuffled])
     offset = float(random_bits(seed, _OFFSET, np.array([epoch], np.int64))[0]) / 2**64
-    sampled = shuffled[np.searchsorted(cumulative / cumulative[-1], (np.arange(image_count) + offset) / image_count, side="right").clip(max=image_count - 1)]
+    sampled = shuffled[
+        np.searchsorted(
+            cumulative / cumulative[-1], (np.arange(image_count) + offset) / image_count, side="right"
+        ).clip(max=image_count - 1)
+    ]
     reshuffle_seed = int(random_bits(seed, _RESHUFFLE, np.array([epoch], np.int64))[0])
     reshuffle = epoch_permutation(image_count, reshuffle_seed, epoch)
     return np.asarray(sampled[reshuffle], np.int64)  # what is shown twice does not come in a row
 
 
-def select_captions(split: Split, seed: int, example_indices: NDArray[np.int64], image_indices: NDArray[np.int64]) -> list[str]:
+def select_captions(
+    split: Split, seed: int, example_indices: NDArray[np.int64], image_indices: NDArray[np.int64]
+) -> list[str]:
     """With which of its wordings each of the pictures chosen (B,) is shown at its position."""
     caption_counts = np.array([len(split.captions[image_index]) for image_index in image_indices.tolist()], np.int64)
     caption_indices = _random_integers(caption_counts, seed, _CAPTION, example_indices).tolist()
-    return [split.captions[image_index][caption_index] for image_index, caption_index in zip(image_indices.tolist(), caption_indices, strict=True)]
+    return [
+        split.captions[image_index][caption_index]
+        for image_index, caption_index in zip(image_indices.tolist(), caption_indices, strict=True)
+    ]
 
 
 @lru_cache(maxsize=4)
 def epoch_permutation(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """An order of range(count) that hangs on (seed, epoch) alone."""
     epoch_seed = int(random_bits(seed, _SHUFFLE, np.array([epoch], np.int64))[0])
-    return np.argsort(random_bits(epoch_seed, _SHUFFLE, np.arange(count, dtype=np.int64)), kind="stable").astype(np.int64)
+    return np.argsort(random_bits(epoch_seed, _SHUFFLE, np.arange(count, dtype=np.int64)), kind="stable").astype(
+        np.int64
+    )
 
 
 def random_bits(seed: int, purpose: int, counters: NDArray[np.int64]) -> NDArray[np.uint64]:
@@ -134,7 +153,9 @@ def _splitmix64(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def _random_integers(bounds: NDArray[np.int64], seed: int, purpose: int, counters: NDArray[np.int64]) -> NDArray[np.int64]:
+def _random_integers(
+    bounds: NDArray[np.int64], seed: int, purpose: int, counters: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """A whole number in [0, bound) for each position: (B,), (B,) -> (B,)."""
     high_bits = random_bits(seed, purpose, counters) >> np.uint64(32)
     return (high_bits * bounds.astype(np.uint64) >> np.uint64(32)).astype(np.int64)

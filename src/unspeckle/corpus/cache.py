@@ -81,7 +81,9 @@ def open_image_store(
             _build_store(cache_file, folder, paths, size, progress)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise InputError(f"{cache_dir}: the disk is full; free some space or choose another cache folder") from error
+            raise InputError(
+                f"{cache_dir}: the disk is full; free some space or choose another cache folder"
+            ) from error
         reason = error.strerror or "failed"
         raise InputError(f"{cache_dir}: cannot be written ({reason}); choose another cache folder") from error
     store = _load_store(cache_file)
@@ -118,12 +120,22 @@ def _load_store(cache_file: Path) -> ImageStore | None:
         if hashlib.blake2b(index_data, digest_size=16).digest() != index_hash:
             return None
         records = np.frombuffer(index_data, RECORD_DTYPE, record_count)
-        unreadable = tuple(UnreadableImage(*entry) for entry in json.loads(index_data[record_count * RECORD_DTYPE.itemsize :]))
-        pixels = np.asarray(np.memmap(cache_file, np.uint8, "r", shape=(pixel_bytes,))) if pixel_bytes else np.empty(0, np.uint8)
+        unreadable = tuple(
+            UnreadableImage(*entry) for entry in json.loads(index_data[record_count * RECORD_DTYPE.itemsize :])
+        )
+        pixels = (
+            np.asarray(np.memmap(cache_file, np.uint8, "r", shape=(pixel_bytes,)))
+            if pixel_bytes
+            else np.empty(0, np.uint8)
+        )
     except (OSError, ValueError, TypeError, struct.error):
         return None
     store = ImageStore(pixels, records, unreadable)
-    return store if all(zlib.crc32(store.pixels[start:end].tobytes()) == crc for start, end, crc in _checksum_samples(records)) else None
+    return (
+        store
+        if all(zlib.crc32(store.pixels[start:end].tobytes()) == crc for start, end, crc in _checksum_samples(records))
+        else None
+    )
 
 
 def _checksum_samples(records: NDArray[Any]) -> Iterator[tuple[int, int, int]]:
@@ -148,7 +160,9 @@ def _is_current(store: ImageStore, folder: Path, paths: Sequence[str]) -> bool:
     return True
 
 
-def _build_store(cache_file: Path, folder: Path, paths: Sequence[str], size: tuple[int, int], progress: ProgressCallback | None) -> None:
+def _build_store(
+    cache_file: Path, folder: Path, paths: Sequence[str], size: tuple[int, int], progress: ProgressCallback | None
+) -> None:
     partial_file = cache_file.with_name(f"{cache_file.stem}.{os.getpid()}-{time.monotonic_ns():x}.part")
     try:
         with partial_file.open("xb") as file:
@@ -178,21 +192,37 @@ def _write_store(
             path_index, image, digest, enlarged = result
             height, width, _ = image.shape
             raw = image.tobytes()
-            records[record_count] = (path_index, offset, height, width, zlib.crc32(raw), enlarged, np.frombuffer(digest, np.uint8))
+            records[record_count] = (
+                path_index,
+                offset,
+                height,
+                width,
+                zlib.crc32(raw),
+                enlarged,
+                np.frombuffer(digest, np.uint8),
+            )
             file.write(raw)
             record_count, offset = record_count + 1, offset + len(raw)
         if progress is not None:
             progress(done, len(paths))
-    unreadable_json = json.dumps([[entry.path_index, entry.reason, entry.is_temporary] for entry in unreadable]).encode()
+    unreadable_json = json.dumps(
+        [[entry.path_index, entry.reason, entry.is_temporary] for entry in unreadable]
+    ).encode()
     index_data = records[:record_count].tobytes() + unreadable_json
     file.write(index_data)
-    file.write(_FOOTER.pack(_MAGIC, offset, record_count, len(unreadable_json), hashlib.blake2b(index_data, digest_size=16).digest()))
+    file.write(
+        _FOOTER.pack(
+            _MAGIC, offset, record_count, len(unreadable_json), hashlib.blake2b(index_data, digest_size=16).digest()
+        )
+    )
 
 
 _DecodedFile = tuple[int, NDArray[np.uint8], bytes, bool]
 
 
-def _decode_file(folder: Path, paths: Sequence[str], path_index: int, size: tuple[int, int]) -> _DecodedFile | UnreadableImage:
+def _decode_file(
+    folder: Path, paths: Sequence[str], path_index: int, size: tuple[int, int]
+) -> _DecodedFile | UnreadableImage:
     path = folder / paths[path_index]
     try:
         if path.stat().st_size > decoding.MAX_FILE_BYTES:
@@ -224,7 +254,9 @@ def _require_disk_space(folder: Path, paths: Sequence[str], size: tuple[int, int
     if needed_bytes > free_bytes:
         images_at_size = f"{len(paths):,} pictures at {size[0]}x{size[1]}"
         hint = "free some space, choose another cache folder or a smaller size"
-        raise InputError(f"{cache_dir}: {images_at_size} need {needed_bytes / 1e6:,.0f} MB and {free_bytes / 1e6:,.0f} MB are free; {hint}")
+        raise InputError(
+            f"{cache_dir}: {images_at_size} need {needed_bytes / 1e6:,.0f} MB and {free_bytes / 1e6:,.0f} MB are free; {hint}"
+        )
 
 
 def _lock_file(file: BinaryIO) -> None:

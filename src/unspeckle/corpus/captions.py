@@ -54,7 +54,10 @@ class FolderListing:
 
     def describe(self, example_count: int = 5) -> list[str]:
         """What was taken, in words: lines for a person, with some pairs of picture and caption."""
-        lines = [f"{_format_count(count, 'picture')} with captions {_SOURCE_DESCRIPTIONS[source]}" for source, count in self.source_counts.items()]
+        lines = [
+            f"{_format_count(count, 'picture')} with captions {_SOURCE_DESCRIPTIONS[source]}"
+            for source, count in self.source_counts.items()
+        ]
         caption_count = sum(len(image.captions) for image in self.images)
         if caption_count > len(self.images):
             lines.append(f"{caption_count:,} captions: {caption_count / len(self.images):.1f} for each picture")
@@ -66,7 +69,9 @@ class FolderListing:
             lines.append(f"left out, no caption: {_format_count(len(self.uncaptioned), 'picture')} ({examples})")
         if self.missing_files:
             examples = summarize_names(self.missing_files)
-            lines.append(f"named by metadata, but no picture there: {_format_count(len(self.missing_files), 'file')} ({examples})")
+            lines.append(
+                f"named by metadata, but no picture there: {_format_count(len(self.missing_files), 'file')} ({examples})"
+            )
         if self.skipped:
             examples = summarize_names([f"{path}: {reason}" for path, reason in self.skipped])
             lines.append(f"passed over: {len(self.skipped):,} ({examples})")
@@ -127,7 +132,12 @@ class _CaptionReader:
         if caption is not None:
             return {path: ((wording.clean_caption(caption),), "caption") for path in self.scan.images}
         if mode != "auto":
-            sources: dict[str, CaptionSource] = {"txt": "txt", "metadata": "metadata", "folders": "folders", "names": "names"}
+            sources: dict[str, CaptionSource] = {
+                "txt": "txt",
+                "metadata": "metadata",
+                "folders": "folders",
+                "names": "names",
+            }
             return {path: (captions, sources[mode]) for path, captions in getattr(self, mode)().items()}
         captioned: dict[str, tuple[tuple[str, ...], CaptionSource]] = {}
         captioned.update({path: (captions, "txt") for path, captions in self.captions_from_txt().items()})
@@ -177,7 +187,9 @@ class _CaptionReader:
                 not_utf8.append(txt_path)
                 captions_by_path[image_path] = raw.decode("cp1252", "replace").splitlines()
         if not_utf8:
-            self.notes.append(f"not UTF-8, read as Windows-1252: {_format_count(len(not_utf8), 'file')} ({summarize_names(not_utf8)})")
+            self.notes.append(
+                f"not UTF-8, read as Windows-1252: {_format_count(len(not_utf8), 'file')} ({summarize_names(not_utf8)})"
+            )
         return _clean_captions(captions_by_path)
 
     def captions_from_folders(self) -> dict[str, tuple[str, ...]]:
@@ -194,7 +206,10 @@ class _CaptionReader:
 
 
 def _clean_captions(captions_by_path: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    cleaned = {path: tuple(dict.fromkeys(filter(None, map(wording.clean_caption, captions)))) for path, captions in captions_by_path.items()}
+    cleaned = {
+        path: tuple(dict.fromkeys(filter(None, map(wording.clean_caption, captions))))
+        for path, captions in captions_by_path.items()
+    }
     return {path: captions for path, captions in cleaned.items() if captions}
 
 

@@ -43,7 +43,10 @@ class CorpusReport:
         summary = f"{self.image_count:,} pictures with captions checked"
         if self.decoded_count < self.image_count:
             summary += f", {self.decoded_count:,} of them decoded whole"
-        issue_lines = [f"{issue.kind}: {issue.count:,} {issue.description} ({summarize_names(issue.examples)})" for issue in self.issues]
+        issue_lines = [
+            f"{issue.kind}: {issue.count:,} {issue.description} ({summarize_names(issue.examples)})"
+            for issue in self.issues
+        ]
         return [summary, *(issue_lines or ["nothing wrong was found"])]
 
     def to_json(self) -> dict[str, Any]:
@@ -58,7 +61,9 @@ class _InspectedFile:
     digest: bytes = b""
 
 
-def check_corpus(listing: FolderListing, size: int | tuple[int, int] = 64, progress: ProgressCallback | None = None) -> CorpusReport:
+def check_corpus(
+    listing: FolderListing, size: int | tuple[int, int] = 64, progress: ProgressCallback | None = None
+) -> CorpusReport:
     """Look for files that cannot be read, copies, and pictures and captions that will train badly at `size` (W, H).
 
     Reads every file, and decodes up to 20,000. `progress(done, total)` is called from this thread.
@@ -71,7 +76,9 @@ def check_corpus(listing: FolderListing, size: int | tuple[int, int] = 64, progr
     step = -(-len(paths) // MAX_DECODED)
 
     def inspect_file(i: int) -> _InspectedFile:
-        return _inspect_file(listing.folder / paths[i], should_decode=i % step == 0, should_hash=size_counts[file_sizes[i]] > 1)
+        return _inspect_file(
+            listing.folder / paths[i], should_decode=i % step == 0, should_hash=size_counts[file_sizes[i]] > 1
+        )
 
     with decoding.suppress_decoder_warnings():
         for i, file in enumerate(map_in_order(inspect_file, len(paths))):
@@ -80,12 +87,20 @@ def check_corpus(listing: FolderListing, size: int | tuple[int, int] = 64, progr
                 progress(i + 1, len(paths))
     readable = {path: file for path, file in files.items() if not file.error}
     unreadable = [f"{path}: {file.error}" for path, file in files.items() if file.error]
-    small_images = [path for path, file in readable.items() if file.image_size[0] < width or file.image_size[1] < height]
-    narrow_images = [path for path, file in readable.items() if max(file.image_size) > NARROW_ASPECT_RATIO * min(file.image_size)]
+    small_images = [
+        path for path, file in readable.items() if file.image_size[0] < width or file.image_size[1] < height
+    ]
+    narrow_images = [
+        path for path, file in readable.items() if max(file.image_size) > NARROW_ASPECT_RATIO * min(file.image_size)
+    ]
     issues = [
         _make_issue("unreadable", unreadable, "cannot be decoded and will be left out"),
         _make_issue("small", small_images, f"are smaller than {width}x{height} and will be enlarged"),
-        _make_issue("narrow", narrow_images, f"are over {NARROW_ASPECT_RATIO} times as long as wide; most of each will never be seen"),
+        _make_issue(
+            "narrow",
+            narrow_images,
+            f"are over {NARROW_ASPECT_RATIO} times as long as wide; most of each will never be seen",
+        ),
         _make_issue("duplicates", _find_duplicates(readable), "are exact copies of another picture"),
         *_caption_issues(listing),
     ]
@@ -93,16 +108,26 @@ def check_corpus(listing: FolderListing, size: int | tuple[int, int] = 64, progr
 
 
 def _caption_issues(listing: FolderListing) -> list[CorpusIssue]:
-    long_captions = [image.path for image in listing.images if any(len(caption.split()) > LONG_CAPTION_WORDS for caption in image.captions)]
+    long_captions = [
+        image.path
+        for image in listing.images
+        if any(len(caption.split()) > LONG_CAPTION_WORDS for caption in image.captions)
+    ]
     first_captions = listing.images[0].captions
     has_shared_caption = listing.images[0].source == "caption"
-    all_same = len(listing.images) > 1 and not has_shared_caption and all(image.captions == first_captions for image in listing.images)
+    all_same = (
+        len(listing.images) > 1
+        and not has_shared_caption
+        and all(image.captions == first_captions for image in listing.images)
+    )
     skipped = [f"{path}: {reason}" for path, reason in listing.skipped]
     return [
         _make_issue("uncaptioned", listing.uncaptioned, "have no caption and will be left out"),
         _make_issue("missing", listing.missing_files, "are named by metadata but are not there"),
         _make_issue("skipped", skipped, "were passed over"),
-        _make_issue("long captions", long_captions, f"have a caption of over {LONG_CAPTION_WORDS} words; its end may be cut off"),
+        _make_issue(
+            "long captions", long_captions, f"have a caption of over {LONG_CAPTION_WORDS} words; its end may be cut off"
+        ),
         _make_issue(
             "same caption",
             [image.path for image in listing.images] if all_same else [],

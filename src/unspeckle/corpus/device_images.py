@@ -37,7 +37,9 @@ class DeviceSplit(Split):
         widths = records["width"].astype(np.int64)
         start_pixels = records["offset"].astype(np.int64) // 3 + tops * widths + lefts + flip * (width - 1)
         strides = np.stack([start_pixels, widths, np.where(flip, -1, 1)])
-        first_pixel, row_stride, column_stride = torch.from_numpy(strides).to(self.device_pixels.device).view(3, -1, 1, 1)
+        first_pixel, row_stride, column_stride = (
+            torch.from_numpy(strides).to(self.device_pixels.device).view(3, -1, 1, 1)
+        )
         rows = torch.arange(height, device=self.device_pixels.device)[:, None]
         columns = torch.arange(width, device=self.device_pixels.device)
         pixels = self.device_pixels[first_pixel + rows * row_stride + columns * column_stride]  # (B, H, W, 3)
@@ -52,6 +54,8 @@ def move_training_images_to_device(corpus: Corpus, device: str) -> Corpus:
     host_pixels = split.store.pixels
     device_pixels = torch.empty(len(host_pixels), dtype=torch.uint8, device=device)
     for start in range(0, len(host_pixels), COPY_CHUNK_BYTES):
-        device_pixels[start : start + COPY_CHUNK_BYTES] = torch.from_numpy(host_pixels[start : start + COPY_CHUNK_BYTES].copy())
+        device_pixels[start : start + COPY_CHUNK_BYTES] = torch.from_numpy(
+            host_pixels[start : start + COPY_CHUNK_BYTES].copy()
+        )
     device_split = DeviceSplit(split.store, split.record_indices, split.captions, split.size, device_pixels.view(-1, 3))
     return replace(corpus, training=device_split)

@@ -67,7 +67,9 @@ def scan_folder(folder: Path) -> FolderScan:
                 metadata_files.append(path)
             elif suffix == ".txt":
                 txt_files.add(path)
-    return FolderScan(tuple(sorted(images)), frozenset(txt_files), tuple(sorted(metadata_files)), tuple(sorted(skipped)))
+    return FolderScan(
+        tuple(sorted(images)), frozenset(txt_files), tuple(sorted(metadata_files)), tuple(sorted(skipped))
+    )
 
 
 def _unusable_reason(entry: os.DirEntry[str]) -> str:

@@ -21,7 +21,9 @@ def map_in_order(function: Callable[[int], Result], count: int) -> Iterator[Resu
     starts = iter(range(0, count, _CHUNK_SIZE))
     pool = ThreadPoolExecutor(worker_count, thread_name_prefix="pictures")
     try:
-        pending: deque[Future[list[Result]]] = deque(pool.submit(run_chunk, start) for start in islice(starts, 3 * worker_count))
+        pending: deque[Future[list[Result]]] = deque(
+            pool.submit(run_chunk, start) for start in islice(starts, 3 * worker_count)
+        )
         while pending:
             results = pending.popleft().result()
             pending.extend(pool.submit(run_chunk, start) for start in islice(starts, 1))

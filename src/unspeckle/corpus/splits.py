@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unspeckle.corpus.cache import ProgressCallback, ImageStore, open_image_store
+from unspeckle.corpus.cache import ImageStore, ProgressCallback, open_image_store
 from unspeckle.corpus.captions import FolderListing, summarize_names
 from unspeckle.errors import InputError
 
@@ -43,7 +43,9 @@ class Split:
         """The middles of these pictures: uint8 (B, 3, H, W), channels last in memory."""
         image_indices = np.asarray(indices, np.int64)
         extra_heights, extra_widths = self.crop_margins(image_indices)
-        return self.crop_images(image_indices, extra_heights // 2, extra_widths // 2, np.zeros(len(image_indices), np.bool_))
+        return self.crop_images(
+            image_indices, extra_heights // 2, extra_widths // 2, np.zeros(len(image_indices), np.bool_)
+        )
 
     def first_captions(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> list[str]:
         """The first wording of each of these pictures."""
@@ -116,7 +118,11 @@ class Corpus:
 
 
 def open_corpus(
-    listing: FolderListing, size: int | tuple[int, int], *, cache_dir: str | Path, progress: ProgressCallback | None = None
+    listing: FolderListing,
+    size: int | tuple[int, int],
+    *,
+    cache_dir: str | Path,
+    progress: ProgressCallback | None = None,
 ) -> Corpus:
     """Decode the listing's pictures once into a memory map below the folder `cache`, or find them there.
 
@@ -139,7 +145,9 @@ def open_corpus(
     captions = [listing.images[i].captions for i in store.records["listed"]]
     # copies with other words: by the words, so that the order never hangs on a file's name
     rank_by_captions = {image_captions: rank for rank, image_captions in enumerate(sorted(set(captions)))}
-    order = np.lexsort((np.array([rank_by_captions[image_captions] for image_captions in captions]), hashes[:, 1], hashes[:, 0]))
+    order = np.lexsort(
+        (np.array([rank_by_captions[image_captions] for image_captions in captions]), hashes[:, 1], hashes[:, 0])
+    )
     is_validation = validation_mask(hashes[order, 0])
 
     def make_split(mask: NDArray[np.bool_]) -> Split:

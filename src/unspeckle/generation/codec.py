@@ -1,4 +1,4 @@
-"""The border between pictures and x: in tiles where memory is short, in float32 where half precision overflows."""
+"""Images to x and back: in tiles where memory is short, in float32 where half precision overflows."""
 
 from collections.abc import Callable
 
@@ -12,33 +12,38 @@ from unspeckle.networks.autoencoder import run_without_overflow
 
 
 @torch.no_grad()
-def decode_to_images(model: Model, x: Tensor, tiles: int = 0) -> list[Image.Image]:
-    """x (B, C, H, W), of any time, as RGB pictures. tiles: see `decoded`."""
-    data = ((decode_latents(model, x, tiles).nan_to_num().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-    return [Image.fromarray(one) for one in data.permute(0, 2, 3, 1).contiguous().numpy()]
+def decode_to_images(model: Model, x: Tensor, tile_size: int = 0) -> list[Image.Image]:
+    """x (B, C, h, w), of any time, as RGB images. tile_size: see `decode_latents`."""
+    pixels = decode_latents(model, x, tile_size).nan_to_num().clamp(-1, 1)
+    data = ((pixels + 1) * 127.5).round().to("cpu", torch.uint8)
+    return [Image.fromarray(image) for image in data.permute(0, 2, 3, 1).contiguous().numpy()]
 
 
 @torch.no_grad()
-def decode_latents(model: Model, x: Tensor, tiles: int = 0) -> Tensor:
-    """x as pictures (B, 3, H, W) float32. tiles: the side in pixels of the parts that are decoded, 0 = the whole."""
-    coder = model.autoencoder
+def decode_latents(model: Model, x: Tensor, tile_size: int = 0) -> Tensor:
+    """x (B, C, h, w) as images (B, 3, H, W) float32 in about [-1, 1]. tile_size: the side in pixels of the tiles that are
+    decoded one by one; 0 decodes the whole."""
+    autoencoder = model.autoencoder
+    factor = autoencoder.downsampling_factor
 
     def decode(latents: Tensor) -> Tensor:
-        return map_tiles(coder.decode, latents, tiles // coder.downsampling_factor, 1, coder.downsampling_factor)
+        return map_tiles(autoencoder.decode, latents, tile_size // factor, 1, factor)
 
-    return run_without_overflow(coder, decode, x.float())
+    return run_without_overflow(autoencoder, decode, x.float())
 
 
 @torch.no_grad()
-def encode_images(model: Model, images: Tensor, noise: Callable[[], Tensor], tiles: int = 0) -> Tensor:
-    """Pictures (1, 3, H, W) as x (1 or B, C, h, w) float32, drawn by noise() (B, C, h, w) from what they may be."""
-    coder = model.autoencoder
+def encode_images(model: Model, images: Tensor, noise: Callable[[], Tensor], tile_size: int = 0) -> Tensor:
+    """Images (1, 3, H, W) in [-1, 1] as x (1 or B, C, h, w) float32: a sample of the autoencoder's posterior with the
+    noise() (B, C, h, w), or its mean where there is no deviation."""
+    autoencoder = model.autoencoder
+    factor = autoencoder.downsampling_factor
 
-    def moments(part: Tensor) -> Tensor:
-        return torch.cat(coder.posterior(part), 1)
+    def posterior(part: Tensor) -> Tensor:
+        return torch.cat(autoencoder.posterior(part), 1)
 
     def encode(whole: Tensor) -> Tensor:
-        return map_tiles(moments, whole, tiles // coder.downsampling_factor, coder.downsampling_factor, 1)
+        return map_tiles(posterior, whole, tile_size // factor, factor, 1)
 
-    mean, deviation = run_without_overflow(coder, encode, images).chunk(2, dim=1)
-    return mean if not deviation.any() else mean + deviation * noise()
+    mean, std = run_without_overflow(autoencoder, encode, images).chunk(2, dim=1)
+    return mean if not std.any() else mean + std * noise()

@@ -1,7 +1,7 @@
-"""Students: networks that a teacher taught to draw in few steps, and who of the two draws what is asked.
+"""Students: networks that learned from a teacher to draw in few steps, and which of the two draws a request.
 
-A student's estimate is not the picture expected now, but the one towards which the teacher moves, guidance and all,
-over the whole stretch ahead: one step of the law lands where the teacher's many would. How long it is, it is told.
+A student's x̂ is not the image that is expected now, but the one towards which its teacher moves, guidance and all, over
+the whole segment ahead: one DDIM step lands where the teacher's many would. The network sees how many steps there are.
 """
 
 from dataclasses import replace
@@ -10,73 +10,68 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.denoiser import AnyConditioning, Denoiser, SomeConditioning, with_fields
 from unspeckle.errors import InputError
-from unspeckle.model import ModelCard, Model
+from unspeckle.model import Model, ModelCard
 
-GUIDANCE_DEFAULTS = {
-    "guidance": "cfg",
-    "rescale": 0.0,
-    "interval": None,
-    "guide": None,
-}  # what an unguided drawing leaves so
+GUIDANCE_DEFAULTS = {  # the values of a request's options of guidance where nobody asked for them
+    "guidance_method": "cfg", "guidance_rescale": 0.0, "guidance_interval": None, "guide_model": None,
+}  # fmt: skip
 
 
-def with_step_count(conditioning: Conditioning, steps: Tensor) -> Conditioning:
-    """Join log2 of each row's number of steps (B,) to what the network is told beside the words and the time."""
-    number = torch.log2(steps.float())[:, None].to(conditioning.tokens)
-    return conditioning._replace(
-        vector=number if conditioning.vector is None else torch.cat([conditioning.vector, number], dim=1)
-    )
+def with_step_count(conditioning: SomeConditioning, steps: Tensor) -> SomeConditioning:
+    """The conditioning with log2 of each row's number of steps (B,) appended to its vector."""
+    number = torch.log2(steps.float())[:, None].to(conditioning[0])
+    vector = conditioning.vector
+    return with_fields(conditioning, vector=number if vector is None else torch.cat([vector, number], dim=1))
 
 
 class FewStepDenoiser(Denoiser):
-    """A student's denoiser for drawings of so many steps: its estimates are for the stretches of `times` at that."""
+    """A student's denoiser for drawings of that many steps."""
 
     def __init__(self, student: Denoiser, steps: int) -> None:
-        super().__init__(student.network, student.schedule, student.prediction, student.clock)
+        super().__init__(student.network, student.schedule, student.prediction, student.time_conditioning)
         self.steps = steps
 
-    def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        return super().forward(
-            x_t, t, with_step_count(conditioning, torch.full((len(x_t),), self.steps, device=x_t.device))
-        )
+    def forward(self, x_t: Tensor, t: Tensor, conditioning: AnyConditioning) -> Tensor:
+        steps = torch.full((len(x_t),), self.steps, device=x_t.device)
+        return super().forward(x_t, t, with_step_count(conditioning, steps))
 
 
 def select_network(model: Model, request: Any) -> Model:
-    """Who draws an Ask or an Order: the student, where the ask's steps are among those that it knows and no negative
-    words, scale, sampler or grid but its own are asked for; else the model itself.
+    """Who draws a request: the student, where it knows the step count and no negative prompt, guidance scale, sampler or
+    timestep spacing but its own is asked for; else the model itself.
 
-    InputError where the model is a student without its teacher, and cannot.
-    """
+    InputError where the model is a student without its teacher, and cannot draw it."""
     student = model if model.card.step_counts else model.student
     if student is None:
         return model
-    card, unsupported = student.card, unsupported_option(student.card, request)
+    card, unsupported = student.card, _unsupported_option(student.card, request)
     steps = card.steps if request.steps is None and student is model else request.steps
-    if steps in card.step_counts and not unsupported:
+    if steps in card.step_counts and unsupported is None:
         return replace(student, denoiser=FewStepDenoiser(student.denoiser, steps))
     if student is not model:
         return model
+    if unsupported is not None:
+        name, value = unsupported
+        raise InputError(f"{value}: this model was distilled to few steps and does without; leave it out", name)
     known = ", ".join(map(str, card.step_counts))
-    if unsupported:
-        raise InputError(f"{unsupported}: this model was distilled to few steps; leave it out")
-    raise InputError(f"steps {steps!r}: this model was distilled to {known} steps; choose one of these")
+    raise InputError(f" {steps!r}: this model was distilled to {known} steps; choose one of these", "steps")
 
 
-def why_not_student(model: Model, request: Any) -> str:
-    """What keeps a student from an ask in steps that it knows, so that its teacher draws it; else nothing."""
+def why_not_student(model: Model, request: Any) -> tuple[str, str] | None:
+    """The option, and its value, that keeps a student from a request whose step count it knows; else None."""
     if model.student is None or request.steps not in model.student.card.step_counts:
-        return ""
-    return unsupported_option(model.student.card, request)
+        return None
+    return _unsupported_option(model.student.card, request)
 
 
-def unsupported_option(card: ModelCard, request: Any) -> str:
-    """The first of the ask's wishes that a student with that card knows nothing of, if there is one."""
-    own = ((name, getattr(request, name), getattr(card, name)) for name in ("sampler", "grid", "scale"))
-    foreign = [f"{name} {value!r}" for name, value, mine in own if value not in (None, mine)]
-    foreign += ["negative words"] if request.negative else []
-    return next(
-        iter(foreign + [f"{name} set" for name, usual in GUIDANCE_DEFAULTS.items() if getattr(request, name) != usual]),
-        "",
-    )
+def _unsupported_option(card: ModelCard, request: Any) -> tuple[str, str] | None:
+    """The first option of the request that a student with that card cannot follow, and its value."""
+    for name in ("sampler", "timestep_spacing", "guidance_scale"):
+        value = getattr(request, name)
+        if value is not None and value != getattr(card, name):
+            return name, f" {value!r}"
+    if request.negative_prompt:
+        return "negative_prompt", ""
+    return next(((name, "") for name, usual in GUIDANCE_DEFAULTS.items() if getattr(request, name) != usual), None)

@@ -1,4 +1,4 @@
-"""Where a drawing starts: at pure noise, or later on the way, at a picture with some noise in it."""
+"""What a drawing starts from: pure noise, or later on the way, an image with some noise in it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,123 +8,115 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unspeckle.generation.codec import encode_images, decode_to_images
+from unspeckle.generation.codec import decode_to_images, encode_images
 from unspeckle.generation.request import ResolvedRequest
 from unspeckle.model import Model, SamplingSetup
 from unspeckle.rng import Noise
 
-Others = Sequence[int | None]  # the seed of each row's variation
+VariationSeeds = Sequence[int | None]  # of each row, the seed of its variation
+START, INIT_IMAGE, MASKED_IMAGE = (-1, 0), (-2, 0), (-3, 0)  # (step, draw) of the noise drawn before the first step
 
 
 class InitialLatents(NamedTuple):
-    """A drawing's first x, and what it goes on from."""
+    """The first x of a pass of sampling, and what it continues from."""
 
-    setup: SamplingSetup  # its times begin where the drawing does
-    x: Tensor  # (B, C, h, w) at the first of them
-    noise: Tensor  # (B, C, h, w) standard normal: the noise in it
-    step_noise: Noise  # what is drawn on the way
-    init_latents: Tensor | None = None  # (B or 1, C, h, w): the picture that it goes on from
+    setup: SamplingSetup  # its times begin where the pass does
+    x: Tensor  # (B, C, h, w) at the first of these times
+    noise: Tensor  # (B, C, h, w) standard normal: the noise in x
+    step_noise: Noise  # the noise that samplers add on the way
+    init_latents: Tensor | None = None  # (B or 1, C, h, w), of the image that the pass continues from
     mask: Tensor | None = None  # (1, 1, h, w) bool, True = paint, False = keep
-    mask_conditioning: Tensor | None = None  # (B or 1, 1 + C, h, w): for networks that learnt what a mask is
+    mask_conditioning: Tensor | None = None  # (B or 1, 1 + C, h, w), for networks that take a mask as an input
 
 
-def initial_latents(
-    model: Model, resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: Others
-) -> InitialLatents:
-    """The start of an order, or of its first part where it is enlarged later. others: the seeds of variations.
+def initial_latents(resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: VariationSeeds) -> InitialLatents:
+    """The start of a request's first or only pass.
 
-    The ecosystem's generators are asked in the order in which diffusers' pipelines ask them: for the picture's latents,
-    the noise, and the latents of what a mask leaves.
-    """
-    setup = model.sampling_setup(resolved.sampler, resolved.timestep_spacing, resolved.steps)
-    step_noise, shape = drawing_noise(model, resolved.size, seeds)
+    The generators of other programs are asked in the order in which diffusers' pipelines ask them: for the image's
+    latents, the noise, and the latents of what a mask leaves."""
+    model, setup = resolved.selected, resolved.setup
+    step_noise, shape = _drawing_noise(model, resolved.size, seeds)
+    strength = resolved.variation_strength
     if resolved.image is None:
-        noise = vary_noise(model, step_noise(-1, 0), variation_seeds, resolved.variation_strength)
+        noise = vary_noise(model, step_noise(*START), variation_seeds, strength)
         return InitialLatents(setup, setup.initial_scale * noise, noise, step_noise)
     image = image_to_tensor(fit_image(resolved.image.convert("RGB"), resolved.size)).to(model.device)  # (1, 3, H, W)
-    from_noise_alone = resolved.mask is not None and resolved.strength == 1  # then diffusers starts at noise alone
-    init_latents = (
-        None
-        if from_noise_alone and model.takes_mask
-        else encode_images(model, image, lambda: step_noise(-2, 0), resolved.tile_size)
-    )
-    noise = vary_noise(model, step_noise(-1, 0), variation_seeds, resolved.variation_strength)
-    setup, x = (
-        (setup, setup.initial_scale * noise)
-        if from_noise_alone or init_latents is None
-        else noised_to_strength(setup, resolved, init_latents, noise)
-    )
+    from_noise_alone = resolved.mask is not None and resolved.strength == 1  # as diffusers starts then
+    init = None
+    if not (from_noise_alone and model.takes_mask):
+        init = encode_images(model, image, lambda: step_noise(*INIT_IMAGE), resolved.tile_size)
+    noise = vary_noise(model, step_noise(*START), variation_seeds, strength)
+    if from_noise_alone or init is None:
+        x = setup.initial_scale * noise
+    else:
+        setup, x = _noise_to_strength(resolved, init, noise)
     if resolved.mask is None:
-        return InitialLatents(setup, x, noise, step_noise, init_latents)
+        return InitialLatents(setup, x, noise, step_noise, init)
     white = image_to_tensor(fit_image(resolved.mask.convert("L"), resolved.size)).to(model.device) >= 0  # (1, 1, H, W)
     mask = F.interpolate(white.float(), shape[1:], mode="nearest") > 0
     if not model.takes_mask:
-        return InitialLatents(setup, x, noise, step_noise, init_latents, mask)
-    masked_latents = encode_images(model, image * ~white, lambda: step_noise(-3, 0), resolved.tile_size)
-    return InitialLatents(
-        setup,
-        x,
-        noise,
-        step_noise,
-        mask_conditioning=torch.cat(
-            [mask.to(masked_latents).expand(len(masked_latents), -1, -1, -1), masked_latents], 1
-        ),
-    )
+        return InitialLatents(setup, x, noise, step_noise, init, mask)
+    masked = encode_images(model, image * ~white, lambda: step_noise(*MASKED_IMAGE), resolved.tile_size)
+    mask_conditioning = torch.cat([mask.to(masked).expand(len(masked), -1, -1, -1), masked], 1)
+    return InitialLatents(setup, x, noise, step_noise, mask_conditioning=mask_conditioning)
 
 
 def hires_latents(
-    model: Model, resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: Others, x: Tensor
+    resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: VariationSeeds, x: Tensor
 ) -> InitialLatents:
-    """The start of an order's second part: from the first part's x, enlarged to the final size."""
-    step_noise, shape = drawing_noise(model, resolved.final_size, seeds)
+    """The start of a request's second pass: the first pass's x (B, C, h, w), enlarged to the final size."""
+    model = resolved.selected
+    step_noise, shape = _drawing_noise(model, resolved.final_size, seeds)
     if resolved.upscaler == "latent":
-        grow = max(shape[1] / x.shape[2], shape[2] / x.shape[3])
-        sides = [max(want, round(have * grow)) for want, have in zip(shape[1:], x.shape[2:], strict=True)]
-        init_latents = F.interpolate(x, sides, mode="bilinear")
-        top, left = ((have - want) // 2 for have, want in zip(sides, shape[1:], strict=True))
-        init_latents = init_latents[:, :, top : top + shape[1], left : left + shape[2]]
+        init = _enlarge_latents(x, shape[1], shape[2])
     else:
         small = decode_to_images(model, x, resolved.tile_size)
-        large = torch.cat([image_to_tensor(fit_image(one, resolved.final_size)) for one in small]).to(model.device)
-        init_latents = encode_images(model, large, lambda: step_noise(-2, 0), resolved.tile_size)
-    noise = vary_noise(model, step_noise(-1, 0), variation_seeds, resolved.variation_strength)
-    setup, x = noised_to_strength(
-        model.sampling_setup(resolved.sampler, resolved.timestep_spacing, resolved.steps), resolved, init_latents, noise
-    )
-    return InitialLatents(setup, x, noise, step_noise, init_latents)
+        large = torch.cat([image_to_tensor(fit_image(image, resolved.final_size)) for image in small]).to(model.device)
+        init = encode_images(model, large, lambda: step_noise(*INIT_IMAGE), resolved.tile_size)
+    noise = vary_noise(model, step_noise(*START), variation_seeds, resolved.variation_strength)
+    setup, x = _noise_to_strength(resolved, init, noise)
+    return InitialLatents(setup, x, noise, step_noise, init)
 
 
-def drawing_noise(model: Model, size: tuple[int, int], seeds: Sequence[int]) -> tuple[Noise, tuple[int, int, int]]:
+def _enlarge_latents(x: Tensor, height: int, width: int) -> Tensor:
+    """x scaled until it covers height × width, and the middle of it."""
+    scale = max(height / x.shape[2], width / x.shape[3])
+    tall, wide = (max(want, round(have * scale)) for want, have in zip((height, width), x.shape[2:], strict=True))
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return F.interpolate(x, [tall, wide], mode="bilinear")[:, :, top : top + height, left : left + width]
+
+
+def _drawing_noise(model: Model, size: tuple[int, int], seeds: Sequence[int]) -> tuple[Noise, tuple[int, int, int]]:
+    """The noise of a drawing of that size in pixels, and the shape (C, h, w) of its latents."""
     width, height = (side // model.autoencoder.downsampling_factor for side in size)
     shape = (model.autoencoder.latent_channels, height, width)
     return model.noise(seeds, shape), shape
 
 
-def noised_to_strength(
-    setup: SamplingSetup, resolved: ResolvedRequest, init_latents: Tensor, noise: Tensor
-) -> tuple[SamplingSetup, Tensor]:
-    """The last steps of the way, as many as the order takes, and the picture with the noise that is left there."""
-    setup = setup._replace(times=setup.times[resolved.steps - resolved.img2img_steps :])
+def _noise_to_strength(resolved: ResolvedRequest, init: Tensor, noise: Tensor) -> tuple[SamplingSetup, Tensor]:
+    """The last steps of the setup, as many as the request takes, and the image with the noise that is left there."""
+    setup = resolved.setup._replace(times=resolved.setup.times[resolved.steps - resolved.img2img_steps :])
     alpha, sigma = (float(level) for level in setup.denoiser.schedule(setup.times[0]))
-    return setup, alpha * init_latents + sigma * noise
+    return setup, alpha * init + sigma * noise
 
 
-def vary_noise(model: Model, noise: Tensor, variation_seeds: Others, strength: float) -> Tensor:
-    """The noise (B, C, h, w), each row turned toward that of another seed: by 0 not at all, by 1 wholly. On the sphere
-    (Shoemake 1985), as the mean of two noises is less than noise; as A1111's variation seed, which turns each column of
-    the latents on its own."""
+def vary_noise(model: Model, noise: Tensor, variation_seeds: VariationSeeds, strength: float) -> Tensor:
+    """The noise (B, C, h, w), each row turned toward that of its variation seed: by 0 not at all, by 1 wholly.
+
+    Spherical interpolation (Shoemake 1985), as the mean of two noises is less than noise, over the whole of an image;
+    A1111's variation seed turns each column of the latents on its own."""
     seeds = [seed for seed in variation_seeds if seed is not None]
     if not seeds:
         return noise
-    variation_noise = model.noise(seeds, noise.shape[1:])(-1, 0)
-    cosine = F.cosine_similarity(noise.flatten(1), variation_noise.flatten(1)).clamp(-1, 1)
+    other = model.noise(seeds, noise.shape[1:])(*START)
+    cosine = F.cosine_similarity(noise.flatten(1), other.flatten(1)).clamp(-1, 1)
     angle = cosine.acos().view(-1, 1, 1, 1)
-    turned = ((1 - strength) * angle).sin() * noise + (strength * angle).sin() * variation_noise
+    turned = ((1 - strength) * angle).sin() * noise + (strength * angle).sin() * other
     return torch.where(angle.sin() < 1e-4, noise, turned / angle.sin().clamp(min=1e-4))
 
 
 def fit_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture scaled (Lanczos) until it covers the size, the middle of it."""
+    """The image scaled (Lanczos) until it covers the size, and the middle of it."""
     return image if image.size == size else ImageOps.fit(image, size, Image.Resampling.LANCZOS)
 
 

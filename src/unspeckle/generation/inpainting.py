@@ -1,4 +1,4 @@
-"""Painting where a mask says, with a network that knows nothing of masks: a wrap of its Denoise."""
+"""Painting where a mask says, with a network that knows nothing of masks: a wrapper around its Denoise."""
 
 from collections.abc import Iterator
 
@@ -12,17 +12,16 @@ from unspeckle.schedule import Schedule
 
 
 def inpainting_denoise(
-    denoise: Denoise, schedule: Schedule, init_latents: Tensor, noise: Tensor, mask: Tensor, first_time: float
+    denoise: Denoise, schedule: Schedule, init_latents: Tensor, noise: Tensor, mask: Tensor, *, first_time: float
 ) -> Denoise:
-    """x̂ where the mask is, the known picture elsewhere; and there the network sees that picture with one noise at every
-    time, alpha_t · known + sigma_t · noise (Lugmayr et al. 2022, "RePaint", eq. 8, without its returns), but for the
-    time `first`, at which it sees the drawing's start as it is.
+    """x̂ under the mask (True = paint), the initial latents elsewhere; and there the network sees these with one and the
+    same noise at every time, alpha_t · init_latents + sigma_t · noise (Lugmayr et al. 2022, "RePaint", eq. 8, without
+    its resampling), but for `first_time`, at which it sees x as the drawing starts.
 
-    diffusers blends x itself after each step. That is the same: what the mask covers moves place by place, by x̂ at
-    that place alone, so it depends on the rest only through what the network sees. It differs in the last step of a way
-    that ends above t = 0 (see `settled`), and where a step asks the network in its middle (dpmpp_sde), which diffusers'
-    blending does not reach.
-    """
+    diffusers blends x itself after each step. That is the same: what lies under the mask moves place by place, by x̂ at
+    that place alone, so it depends on the rest only through what the network sees. It differs in the last step of
+    times that end above t = 0 (see `restore_unmasked`), and where a sampler calls the network in the middle of a step
+    (dpmpp_sde), which diffusers' blending does not reach."""
 
     def inpaint(x_t: Tensor, t: Tensor) -> Tensor:
         if float(t.flatten()[0]) < first_time:
@@ -34,14 +33,15 @@ def inpainting_denoise(
 
 
 def restore_unmasked(steps: Iterator[Step], init_latents: Tensor, mask: Tensor) -> Iterator[Step]:
-    """The steps, the last one's x that of the known picture outside the mask: exactly, wherever the sampler ends."""
+    """The steps, the last one's x exactly that of the initial latents outside the mask, wherever the sampler ends."""
     previous = next(steps)
     for step in steps:
         yield previous
         previous = step
-    yield Step(previous.t, *[torch.where(mask, previous.x, init_latents)] * 2)
+    x = torch.where(mask, previous.x, init_latents)
+    yield Step(previous.t, x, x)
 
 
 def paste_original(generated: Image.Image, original: Image.Image, mask: Image.Image) -> Image.Image:
-    """The drawn picture where the mask (L) is white, the other where it is black, mixed where it is grey."""
+    """The generated image where the mask (L) is white, the original where it is black, mixed where it is gray."""
     return Image.composite(generated, original, mask)

@@ -1,83 +1,71 @@
-"""What is asked for, and the order that it becomes once every choice is made and found possible."""
+"""What to draw, as a person asks for it, and the same with every choice made: resolved once, then only drawn."""
 
-import math
-import sys
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from unspeckle.errors import InputError
-from unspeckle.generation import conditioning, image_size
+from unspeckle.generation import image_size
+from unspeckle.generation.checks import (
+    MAX_SEED,
+    check_bool,
+    check_choice,
+    check_fraction,
+    check_guide_model,
+    check_integer,
+    check_interval,
+    check_loras,
+    check_scale,
+    check_strength,
+    check_threshold,
+    check_tile_size,
+)
+from unspeckle.generation.conditioning import prediction_weights
 from unspeckle.generation.few_step import GUIDANCE_DEFAULTS, select_network
-from unspeckle.model import Model
-from unspeckle.prompts import LoraTag, parse_prompt
+from unspeckle.model import Model, SamplingSetup
+from unspeckle.prompts import Prompt, parse_prompt
 from unspeckle.samplers import SAMPLERS
 from unspeckle.timesteps import TIMESTEP_SPACINGS
 
 GUIDANCE_METHODS = ("cfg", "apg")
 UPSCALERS = ("lanczos", "latent")
-DEFAULT_STRENGTHS = {
-    "image": 0.8,
-    "mask": 1.0,
-    "hires": 0.5,
-}  # where none is asked for; those of a picture are diffusers'
-LARGEST_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to draw. None = the model card's. Pictures have the seeds seed, seed + 1, … seed + count - 1.
+    """What to draw. None means: as the model's card says."""
 
-    prompt and negative are written in the language of `prompts/`. scale is the guidance scale, 1 = no guidance, and so
-    nothing to do for negative, guidance, rescale, interval and guide (an error in models told of the scale). size is
-    (width, height) in pixels, or one number for both. guidance: classifier-free or adaptive projected, see guidance.py;
-    interval: the times (low, high) of guidance; rescale: 0 to 1; guide: a weaker model in place of the negative prompt.
-    threshold: the share of values, over 0 to 1, that dynamic thresholding leaves within bounds, in models of pixels.
-    steps that the model's student knows, such as 1, 2 or 4, are drawn by it, unless negative words, or a scale, sampler
-    or grid that are not its own, are asked for.
-
-    image: a picture to go on from; of the steps, the last int(steps · strength) are taken. mask: white where it is to
-    be painted anew, black where kept; paste: its own pixels stand in the result where the mask is black. variation:
-    another seed, toward whose noise that of `seed` is turned by variation_strength; then pictures have the one seed and
-    the variations variation, variation + 1, …. hires: the final size; the picture is drawn at `size`, enlarged by the
-    upscaler and drawn on from, with the strength. clip_skip: 1 = the whole text encoder, 2 = without its last layer, as
-    A1111 counts. tiles: side in pixels of the parts in which the autoencoder works, 0 = on the whole at once.
-    batch: how many of the pictures are drawn together, None = as many as are usual at their size on the device.
-    """
-
-    prompt: str = ""
-    negative_prompt: str = ""
-    seed: int = 0
-    count: int = 1
-    steps: int | None = None
-    sampler: str | None = None
-    timestep_spacing: str | None = None
-    guidance_scale: float | None = None
-    size: int | tuple[int, int] | None = None
-    guidance_method: str = "cfg"
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] | None = None
-    guide_model: Model | None = field(default=None, repr=False)
-    dynamic_threshold: float | None = None
-    image: Image.Image | None = field(default=None, repr=False)
-    mask: Image.Image | None = field(default=None, repr=False)
-    strength: float | None = None
-    paste_original: bool = True
-    variation_seed: int | None = None
-    variation_strength: float = 0.2
-    hires_size: int | tuple[int, int] | None = None
-    upscaler: str = "lanczos"
-    clip_skip: int = 1
-    tile_size: int = 0
-    batch_size: int | None = None
+    prompt: str = ""  # in the prompt language of docs/prompts.md
+    negative_prompt: str = ""  # what to draw away from; needs guidance
+    seed: int = 0  # images have the seeds seed, seed + 1, … seed + count - 1
+    count: int = 1  # how many images
+    steps: int | None = None  # of the sampler; a step count that the model's student knows (1, 2 or 4) is drawn by it
+    sampler: str | None = None  # a name of samplers.SAMPLERS
+    timestep_spacing: str | None = None  # a name of timesteps.TIMESTEP_SPACINGS
+    guidance_scale: float | None = None  # how strongly the image follows the prompt; 1 is no guidance
+    size: int | tuple[int, int] | None = None  # (width, height) in pixels, or one number for both
+    guidance_method: str = "cfg"  # classifier-free guidance, or "apg", adaptive projected guidance
+    guidance_rescale: float = 0.0  # 0 to 1: bring the guided contrast back to that of the unguided prediction
+    guidance_interval: tuple[float, float] | None = None  # guide only at times (low, high); 0 is the image, 1 is noise
+    guide_model: Model | None = field(default=None, repr=False)  # autoguidance: a weaker model, no negative prompt
+    dynamic_threshold: float | None = None  # share of values kept within bounds, for models of pixels; 0.995 is usual
+    image: Image.Image | None = field(default=None, repr=False)  # image-to-image: what to start from
+    mask: Image.Image | None = field(default=None, repr=False)  # inpainting: white is painted anew, black is kept
+    strength: float | None = None  # how far to leave the image, over 0 to 1: the last int(steps · strength) steps run
+    paste_original: bool = True  # with a mask: put the image's own pixels back where the mask is black
+    variation_seed: int | None = None  # a second seed, toward whose noise the first one's is turned; this one counts up
+    variation_strength: float = 0.2  # how far it is turned, 0 not at all, 1 wholly
+    hires_size: int | tuple[int, int] | None = None  # draw at `size`, enlarge to this, and continue from there
+    upscaler: str = "lanczos"  # how hires enlarges: "lanczos" the image, "latent" the latents
+    clip_skip: int = 1  # 1 reads the whole CLIP text encoder, 2 leaves out its last layer, as A1111 counts
+    tile_size: int = 0  # side in pixels of the tiles in which the autoencoder works; 0 decodes the image as a whole
+    batch_size: int | None = None  # images drawn together; None: as many as are usual at their size on the device
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRequest(Request):
-    """An ask with every choice made and found possible."""
+    """A request with every choice made and checked, its prompts parsed, and the network chosen that draws it."""
 
     steps: int
     sampler: str
@@ -86,221 +74,129 @@ class ResolvedRequest(Request):
     size: tuple[int, int]
     strength: float
     hires_size: tuple[int, int] | None = None
+    model: Model = field(repr=False)  # as it was loaded: its name and hash are recorded, its autoencoder decodes
+    selected: Model = field(repr=False)  # whose network draws: the model, or its few-step student; clip_skip applied
+    guide: Model | None = field(default=None, repr=False)  # the guide model, with clip_skip applied
+    parsed_prompt: Prompt = field(repr=False)
+    parsed_negative: Prompt = field(repr=False)
+    setup: SamplingSetup = field(repr=False)  # the times of a whole drawing, and the denoiser that is asked
 
     @property
     def img2img_steps(self) -> int:
-        """How many of the steps a drawing takes that goes on from a picture, as diffusers counts them."""
+        """How many of the steps are taken by a drawing that starts from an image, as diffusers counts them."""
         return min(int(self.steps * self.strength), self.steps)
 
     @property
     def steps_per_pass(self) -> tuple[int, ...]:
-        """How many steps are taken: at once, or before and after the picture is enlarged."""
-        return (
-            (self.steps, self.img2img_steps) if self.hires_size else (self.img2img_steps if self.image else self.steps,)
-        )
+        """How many steps each pass takes: one pass, or with hires two, before and after the image is enlarged."""
+        if self.hires_size:
+            return (self.steps, self.img2img_steps)
+        return (self.img2img_steps if self.image else self.steps,)
 
     @property
     def total_steps(self) -> int:
-        """How many Steps a drawing of it has before its last one."""
+        """How many Steps are yielded before the last one."""
         return sum(self.steps_per_pass) + len(self.steps_per_pass) - 1
 
     @property
     def final_size(self) -> tuple[int, int]:
-        """(width, height) of the result."""
+        """(width, height) of the resulting images in pixels."""
         return self.hires_size or self.size
 
     @property
     def first_seed(self) -> int:
-        """The seed that counts up: of the first picture, or of its variation."""
+        """The first of the seeds that count up: the image's, or its variation's."""
         return self.seed if self.variation_seed is None else self.variation_seed
 
     def seeds(self) -> tuple[list[int], list[int] | list[None]]:
-        """Each picture's seed, and the seed of its variation."""
+        """Each image's seed, and each image's variation seed."""
         counted = list(range(self.first_seed, self.first_seed + self.count))
-        return (counted, [None] * self.count) if self.variation_seed is None else ([self.seed] * self.count, counted)
-
-    def slice(self, place: int, count: int) -> "ResolvedRequest":
-        """The order of `count` of its pictures, from the given place on."""
         if self.variation_seed is None:
-            return replace(self, seed=self.seed + place, count=count)
-        return replace(self, variation_seed=self.variation_seed + place, count=count)
+            return counted, [None] * self.count
+        return [self.seed] * self.count, counted
+
+    def slice(self, start: int, count: int) -> "ResolvedRequest":
+        """The request for `count` of its images, from number `start` on."""
+        if self.variation_seed is None:
+            return replace(self, seed=self.seed + start, count=count)
+        return replace(self, variation_seed=self.variation_seed + start, count=count)
 
 
 def resolve(model: Model, request: Request) -> ResolvedRequest:
-    """The ask with the card's choices filled in. InputError, naming the option, where it cannot be drawn."""
-    model = select_network(model, request)
+    """The request with the model card's choices filled in, its prompts parsed and its network chosen.
+
+    InputError, naming the argument, where it cannot be drawn by this model."""
+    if isinstance(request, ResolvedRequest):
+        raise TypeError("this request is resolved already; give it to sample_steps")
+    loaded, model = model, select_network(model, request)
     card = model.card
     sampler = check_choice("sampler", card.sampler if request.sampler is None else request.sampler, SAMPLERS)
-    for name, text in (("prompt", request.prompt), ("negative", request.negative_prompt)):
-        check_loras(model, parse_prompt(text, name).lora_tags, name)
-    scale = card.guidance_scale if request.guidance_scale is None else request.guidance_scale
-    if not is_number(scale):
-        raise InputError(f"scale {scale!r}: must be a finite number; 1 is no guidance, 3 to 7 is usual")
-    count, seed = (
-        check_integer("count", request.count, 1, 1_000_000),
-        check_integer("seed", request.seed, 0, LARGEST_SEED),
-    )
-    first, name = (seed, "seed") if request.variation_seed is None else (request.variation_seed, "variation")
-    if check_integer(name, first, 0, LARGEST_SEED) + count > 2**64:
-        raise InputError(f"{name} {first} with count {count}: seeds end at 2^64 - 1; take a smaller one")
+    prompts = {name: parse_prompt(getattr(request, name), name) for name in ("prompt", "negative_prompt")}
+    for name, prompt in prompts.items():
+        check_loras(model, prompt.lora_tags, name)
+    count, seed = check_integer("count", request.count, 1, 1_000_000), check_integer("seed", request.seed, 0, MAX_SEED)
+    _check_seeds(request, count, seed)
     size = image_size.choose_size(model, request.size, request.image, request.mask)
+    steps = check_integer("steps", card.steps if request.steps is None else request.steps, 1, 1000)
+    spacing = model.default_timestep_spacing(sampler) if request.timestep_spacing is None else request.timestep_spacing
+    spacing = check_choice("timestep_spacing", spacing, TIMESTEP_SPACINGS)
+    clip_skip = check_integer("clip_skip", request.clip_skip, 1, 100)
+    guide = check_guide_model(model, request.guide_model, request.negative_prompt)
     choices: dict[str, Any] = {
-        "steps": check_integer("steps", card.steps if request.steps is None else request.steps, 1, 1000),
+        "steps": steps,
         "sampler": sampler,
-        "grid": check_choice(
-            "grid",
-            model.default_timestep_spacing(sampler) if request.timestep_spacing is None else request.timestep_spacing,
-            TIMESTEP_SPACINGS,
+        "timestep_spacing": spacing,
+        "guidance_scale": check_scale(
+            card.guidance_scale if request.guidance_scale is None else request.guidance_scale
         ),
-        "scale": float(scale),
         "size": size,
-        "guidance": check_choice("guidance", request.guidance_method, GUIDANCE_METHODS),
-        "rescale": check_fraction("rescale", request.guidance_rescale),
-        "interval": None if request.guidance_interval is None else check_interval(request.guidance_interval),
-        "guide": check_guide_model(model, request),
-        "threshold": None if request.dynamic_threshold is None else check_threshold(model, request.dynamic_threshold),
-        "paste": check_bool("paste", request.paste_original),
-        "strength": check_strength(request),
+        "guidance_method": check_choice("guidance_method", request.guidance_method, GUIDANCE_METHODS),
+        "guidance_rescale": check_fraction("guidance_rescale", request.guidance_rescale),
+        "guidance_interval": check_interval(request.guidance_interval),
+        "paste_original": check_bool("paste_original", request.paste_original),
+        "strength": check_strength(request.strength, request.image, request.mask, request.hires_size),
         "variation_strength": check_fraction("variation_strength", request.variation_strength),
-        "hires": None
-        if request.hires_size is None
-        else image_size.check_hires_size(image_size.check_size(model, request.hires_size, "hires"), size),
+        "hires_size": image_size.check_hires_size(model, request.hires_size, size),
         "upscaler": check_choice("upscaler", request.upscaler, UPSCALERS),
-        "clip_skip": check_integer("clip_skip", request.clip_skip, 1, 100),
-        "tiles": check_tile_size(model, request.tile_size),
-        "batch": None if request.batch_size is None else check_integer("batch", request.batch_size, 1, 1_000_000),
+        "clip_skip": clip_skip,
+        "tile_size": check_tile_size(model, request.tile_size),
     }
-    model.with_clip_skip(request.clip_skip)
-    resolved = ResolvedRequest(**{**{one.name: getattr(request, one.name) for one in fields(Request)}, **choices})
-    if (
-        resolved.dynamic_threshold is not None and 3 * math.prod(resolved.final_size) > image_size.MAX_PIXELS
-    ):  # what torch.quantile takes
-        raise InputError(
-            f"threshold: is reckoned for at most {image_size.MAX_PIXELS // 3} pixels of a picture; leave it out"
-        )
+    choices["dynamic_threshold"] = check_threshold(model, request.dynamic_threshold, choices["hires_size"] or size)
+    if request.batch_size is not None:
+        check_integer("batch_size", request.batch_size, 1, 1_000_000)
+    resolved = ResolvedRequest(
+        **{**{one.name: getattr(request, one.name) for one in fields(Request)}, **choices},
+        model=loaded,
+        selected=model.with_clip_skip(clip_skip),
+        guide=None if guide is None else guide.with_clip_skip(clip_skip),
+        parsed_prompt=prompts["prompt"],
+        parsed_negative=prompts["negative_prompt"],
+        setup=model.sampling_setup(sampler, spacing, steps),
+    )
     if resolved.img2img_steps < 1:
-        raise InputError(
-            f"strength {resolved.strength:g}: leaves none of {resolved.steps} steps; choose more of either"
-        )
-    if model.cfg_scale(2.0) == 1 and (names := ignored_options(model, resolved)):
-        why = "this model is told of the guidance scale and guesses once, which it cannot change"
-        raise InputError(
-            f"{names[0]}: {why}; {'write NOT in the prompt' if resolved.negative_prompt else 'leave it out'}"
-        )
+        raise InputError(f" {resolved.strength:g}: leaves none of {steps} steps; choose more of either", "strength")
+    if model.cfg_scale(2.0) == 1 and (names := ignored_options(resolved)):
+        why = "this model takes the guidance scale as an input and predicts once, which cannot be changed"
+        mend = "write NOT in the prompt" if resolved.negative_prompt else "leave it out"
+        raise InputError(f": {why}; {mend}", names[0])
     return resolved
 
 
-def ignored_options(model: Model, resolved: ResolvedRequest) -> list[str]:
-    """The options of guidance that change nothing, where none is left for them: at scale 1, and in a model that is told
-    of the scale. Prompts whose weights do not sum to 1 (AND, NOT) draw away from the negative one without guidance."""
-    if model.cfg_scale(resolved.guidance_scale) != 1:
+def ignored_options(resolved: ResolvedRequest) -> list[str]:
+    """The options of guidance that change nothing: at guidance scale 1, and in a model that takes the scale as an input.
+    Prompts whose weights do not sum to 1 (AND, NOT) draw away from the negative prompt without guidance too."""
+    if resolved.selected.cfg_scale(resolved.guidance_scale) != 1:
         return []
-    names = [name for name, usual in GUIDANCE_DEFAULTS.items() if getattr(resolved, name) != usual]
+    names = [name for name, default in GUIDANCE_DEFAULTS.items() if getattr(resolved, name) != default]
     if resolved.negative_prompt:
-        weights = map(sum, conditioning.prediction_weights(model, parse_prompt(resolved.prompt), resolved.steps))
-        names += ["negative"] if all(abs(1 - weight) < 1e-9 for weight in weights) else []
+        weights = map(sum, prediction_weights(resolved.selected, resolved.parsed_prompt, resolved.steps))
+        names += ["negative_prompt"] if all(abs(1 - weight) < 1e-9 for weight in weights) else []
     return names
 
 
-def check_loras(model: Model, tags: tuple[LoraTag, ...], name: str) -> None:
-    """InputError where a text names adapters that the model has not."""
-    if tags and name == "negative":
-        raise InputError(f"negative: {tags[0]}: counts for the whole drawing; write it in the prompt")
-    if tags and tags != model.loras:
-        raise InputError(
-            f"prompt: {' '.join(map(str, tags))}: is not in {model.card.name!r}; a Stable Diffusion gets it by "
-            "formats.additions.add(model, tags=…)"
-        )
-
-
-def check_integer(name: str, value: Any, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        most = f"to {high}" if high < 2**63 else "to 2^64 - 1"
-        raise InputError(f"{name} {value!r}: must be a whole number from {low} {most}")
-    return value
-
-
-def check_choice(option: str, name: Any, known: Any) -> str:
-    if not isinstance(name, str) or name not in known:
-        raise InputError(f"{option} {name!r}: unknown; choose one of {', '.join(known)}")
-    return name
-
-
-def check_bool(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"{name} {value!r}: must be True or False")
-    return value
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def check_fraction(name: str, value: Any) -> float:
-    if not is_number(value) or not 0 <= value <= 1:
-        raise InputError(f"{name} {value!r}: must be a number from 0 to 1")
-    return float(value)
-
-
-def check_interval(interval: Any) -> tuple[float, float]:
-    if not isinstance(interval, tuple | list) or len(interval) != 2:
-        raise InputError(f"interval {interval!r}: must be two times from 0 to 1, the lower first")
-    low, high = (check_fraction("interval", time) for time in interval)
-    if low > high:
-        raise InputError(f"interval {low:g} to {high:g}: the lower time comes first; 0 is the picture, 1 noise")
-    return low, high
-
-
-def check_guide_model(model: Model, request: Request) -> Model | None:
-    """The ask's guide, if it sees the same noisy pictures as the model."""
-    if request.guide_model is None:
-        return None
-    if request.negative_prompt:
-        raise InputError("negative: a guide takes its place; write NOT in the prompt, or leave one of the two out")
-    if model.precision != request.guide_model.precision:
-        raise InputError(
-            f"guide: draws in {request.guide_model.precision}, the model in {model.precision}; load both alike"
-        )
-    mine, its = noisy_space(model), noisy_space(request.guide_model)
-    if mine[:3] != its[:3] or any(not torch.equal(tensor, its[3][name]) for name, tensor in mine[3].items()):
-        name = request.guide_model.card.name
-        raise InputError(f"guide {name!r}: knows other noise or colours than the model; give one of the same corpus")
-    return request.guide_model
-
-
-def check_threshold(model: Model, share: Any) -> float:
-    if not is_number(share) or not 0 < share <= 1:
-        raise InputError(f"threshold {share!r}: must be over 0 and at most 1; 0.995 is usual")
-    if model.autoencoder.latent_bounds is None or not model.card.clamp_denoised:
-        raise InputError("threshold: this model draws latents, which have no bounds as pixels have; leave it out")
-    return float(share)
-
-
-def noisy_space(model: Model) -> tuple[Any, type, Any, dict[str, Tensor]]:
-    """What decides how a noisy picture looks to the network."""
-    config: Any = model.autoencoder.config
-    return model.denoiser.schedule, type(model.autoencoder), config, model.autoencoder.state_dict()
-
-
-def check_strength(request: Request) -> float:
-    if request.image is not None and request.hires_size is not None:
-        raise InputError("hires: does not go with an image to start from; draw that at the size that you want")
-    use = "mask" if request.mask is not None else "image" if request.image is not None else "hires"
-    if request.image is None and request.hires_size is None:
-        if not (request.strength is None or (is_number(request.strength) and request.strength == 1)):
-            raise InputError(f"strength {request.strength!r}: says how far to go from a picture; give image or hires")
-        return 1.0
-    if request.strength is None:
-        return DEFAULT_STRENGTHS[use]
-    if not is_number(request.strength) or not 0 < request.strength <= 1:
-        raise InputError(
-            f"strength {request.strength!r}: must be over 0 (the picture as it is) and at most 1 (all anew)"
-        )
-    return float(request.strength)
-
-
-def check_tile_size(model: Model, tiles: Any) -> int:
-    least = 16 * model.autoencoder.downsampling_factor
-    if type(tiles) is not int or not (tiles == 0 or least <= tiles <= image_size.MAX_PIXELS):
-        raise InputError(f"tiles {tiles!r}: must be a side of at least {least} pixels, 512 is usual; 0 is the whole")
-    return tiles
+def _check_seeds(request: Request, count: int, seed: int) -> None:
+    """InputError where the seeds of the images run past the last one there is."""
+    varied = request.variation_seed is not None
+    first, name = (request.variation_seed, "variation_seed") if varied else (seed, "seed")
+    if check_integer(name, first, 0, MAX_SEED) + count > 2**64:
+        raise InputError(f" {first} with count {count}: seeds end at 2^64 - 1; take a smaller one", name)

@@ -1,21 +1,19 @@
-"""A large picture in overlapping tiles, so that memory need hold but one at a time."""
+"""A large image in overlapping tiles, so that memory need hold only one at a time."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-OVERLAP = 4  # neighbours share a quarter of a tile's side
-MARGIN = (
-    4  # of that, the outer quarter of each is dropped: there a tile sees the border that it has and the whole lacks
-)
+OVERLAP = 4  # neighboring tiles share a quarter of a tile's side
+MARGIN = 4  # the outer quarter of that overlap is dropped: there a tile sees its own border, which the whole lacks
 
 
 def map_tiles(code: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in: int, scale_out: int) -> Tensor:
-    """code of x (B, C, h · enter, w · enter), (B, C', h · leave, w · leave), from tiles of `side` places, blended in
-    straight ramps; of the whole at once where side is 0 or a tile covers it.
+    """code(x) from tiles of `tile` latents a side, blended in linear ramps; of the whole at once where tile is 0 or
+    covers it. x is (B, C, h · scale_in, w · scale_in), the result (B, C', h · scale_out, w · scale_out).
 
-    Not equal to the whole: normalisation and attention see a tile's own values. The ramps make the difference smooth.
+    Not equal to the whole: normalization and attention see a tile's own values. The ramps make the difference smooth.
     """
     high, wide = x.shape[2] // scale_in, x.shape[3] // scale_in
     if not tile or (tile >= high and tile >= wide):
@@ -36,24 +34,22 @@ def map_tiles(code: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in: 
     return out / weights
 
 
-def tile_positions(length: int, side: int) -> list[int]:
-    """Where tiles begin: evenly, overlapping by a quarter at least."""
-    count = 1 + max(0, -(-(length - side) // (side - side // OVERLAP)))
-    return [round(i * max(0, length - side) / max(1, count - 1)) for i in range(count)]
+def tile_positions(length: int, tile: int) -> list[int]:
+    """Where the tiles along one side begin: evenly spaced, overlapping by a quarter at least."""
+    count = 1 + max(0, -(-(length - tile) // (tile - tile // OVERLAP)))
+    return [round(i * max(0, length - tile) / max(1, count - 1)) for i in range(count)]
 
 
-def scale_slice(places: slice, by: int) -> slice:
-    return slice(places.start * by, places.stop * by)
+def scale_slice(positions: slice, by: int) -> slice:
+    return slice(positions.start * by, positions.stop * by)
 
 
 def tile_weights(positions: slice, length: int, tile: int, scale_out: int) -> Tensor:
-    """Of a tile's values along one axis: 1, but for ramps toward its neighbours."""
+    """The weights of a tile's values along one axis: 1, but for ramps toward its neighbors."""
     overlap = tile // OVERLAP * scale_out
     margin = overlap // MARGIN
     count = (positions.stop - positions.start) * scale_out
-    at = torch.arange(count) + 0.5
-    rise = ((at - margin) / (overlap - 2 * margin)).clamp(0, 1) if positions.start > 0 else torch.ones(count)
-    fall = (
-        ((count - at - margin) / (overlap - 2 * margin)).clamp(0, 1) if positions.stop < length else torch.ones(count)
-    )
+    at, ramp, ones = torch.arange(count) + 0.5, overlap - 2 * margin, torch.ones(count)
+    rise = ((at - margin) / ramp).clamp(0, 1) if positions.start > 0 else ones
+    fall = ((count - at - margin) / ramp).clamp(0, 1) if positions.stop < length else ones
     return rise * fall

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspeckle.kernels.compiling import load_kernels, cpu_features
+from unspeckle.kernels.compiling import cpu_features, load_kernels
 
 
 def attention_kernel(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor | None:

@@ -33,7 +33,9 @@ def load_kernels(source: str, *functions: str) -> ctypes.CDLL | None:
     """The library with these functions, which return nothing; None where the processor lacks what it needs or oneDNN is
     told to do with less, it cannot be compiled or kept, torch is built otherwise, or UNSPECKLE_KERNELS=0 is set."""
     required = {feature.replace("avx512bf16", "avx512_bf16") for feature in REQUIRED_FEATURES}
-    restricting_variables = {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & set(os.environ)  # then its products may be refused midway
+    restricting_variables = {"ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"} & set(
+        os.environ
+    )  # then its products may be refused midway
     if os.environ.get("UNSPECKLE_KERNELS") == "0" or restricting_variables or not required <= cpu_features():
         return None
     try:
@@ -53,7 +55,12 @@ def compile_library(source: str) -> ctypes.CDLL:
     flags = (*_COMPILER_FLAGS, *(f"-m{feature}" for feature in REQUIRED_FEATURES))
     source_texts = [path.read_text(encoding="utf-8") for path in (source_file, *sorted(source_file.parent.glob("*.h")))]
     cache_key = (source_texts, flags, torch.__version__, platform.machine(), sys.platform)
-    library_file = _cache_folder() / "unspeckle" / "kernels" / f"{source_file.stem}-{hashlib.sha256(repr(cache_key).encode()).hexdigest()[:16]}.so"
+    library_file = (
+        _cache_folder()
+        / "unspeckle"
+        / "kernels"
+        / f"{source_file.stem}-{hashlib.sha256(repr(cache_key).encode()).hexdigest()[:16]}.so"
+    )
     if not library_file.is_file():
         compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
         if compiler is None:

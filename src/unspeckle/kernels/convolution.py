@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspeckle.kernels.compiling import load_kernels, cpu_features
+from unspeckle.kernels.compiling import cpu_features, load_kernels
 
 _CHANNEL_BLOCK = 32  # as in convolution.cpp
 _OUTPUT_BLOCK = 64  # as in convolution.cpp
@@ -47,7 +47,11 @@ def pack_conv_weight(weight: Tensor, upsample: bool = False) -> Tensor:
 def unpack_conv_weight(weight: Tensor, out_channels: int, upsample: bool = False) -> Tensor:
     """The weights (O, C, 3, 3) again, float32, but for rounding."""
     inverse, tile_size = (_UPSAMPLE_INVERSE, 3) if upsample else (_INVERSE, 4)
-    flat = weight.float().permute(1, 0, 3, 2, 4).reshape(tile_size, tile_size, -1, 2 * weight.shape[2])[:, :, :out_channels]
+    flat = (
+        weight.float()
+        .permute(1, 0, 3, 2, 4)
+        .reshape(tile_size, tile_size, -1, 2 * weight.shape[2])[:, :, :out_channels]
+    )
     return torch.einsum("ia,aboc,jb->ocij", inverse, flat, inverse).contiguous()
 
 
@@ -78,7 +82,13 @@ def _run_weight_transform(kernel: Any, weight: Tensor, upsample: bool) -> Tensor
 
 
 def _run_convolution(
-    kernel: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: ChannelAffine | None, residual: Tensor | None, upsample: bool
+    kernel: Any,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    norm: ChannelAffine | None,
+    residual: Tensor | None,
+    upsample: bool,
 ) -> Tensor:
     x, bias = _channels_last(x), (bias[0] if bias.ndim == 2 and len(bias) == 1 else bias).contiguous()
     batch_size, in_channels, height, width = x.shape
@@ -137,7 +147,12 @@ def _load_kernel() -> Any:
         conv_input = F.interpolate(activation, scale_factor=2.0) if upsample else activation
         expected = F.conv2d(conv_input, weight, bias, padding=1)
         residual = expected.flip(0).bfloat16()
-        actual = _run_convolution(kernel, x, _run_weight_transform(kernel, weight, upsample), bias, norm, residual, upsample).float() - residual
+        actual = (
+            _run_convolution(
+                kernel, x, _run_weight_transform(kernel, weight, upsample), bias, norm, residual, upsample
+            ).float()
+            - residual
+        )
         if not float((actual - expected).norm()) < 0.02 * float(expected.norm()):
             return None
     return kernel

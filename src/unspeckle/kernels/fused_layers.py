@@ -27,12 +27,18 @@ class FusedConv(nn.Module):
         self.bias = _float32_copy(layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias)
 
     def forward(
-        self, x: Tensor, norm: ChannelAffine | None = None, channel_bias: Tensor | None = None, residual: Tensor | None = None
+        self,
+        x: Tensor,
+        norm: ChannelAffine | None = None,
+        channel_bias: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """Of SiLU(norm(x)), if that is given; more (B, O) is added at every place, beside (B, O, H, W) at each."""
         bias = self.bias if channel_bias is None else self.bias + channel_bias.float()
         if x.dtype == self.weight.dtype:
-            return convolution.winograd_conv2d(x, self.weight, bias, norm=norm, residual=residual, upsample=self.upsample)
+            return convolution.winograd_conv2d(
+                x, self.weight, bias, norm=norm, residual=residual, upsample=self.upsample
+            )
         if norm is not None:
             x = F.silu(x * norm.scale[:, :, None, None].to(x.dtype) + norm.shift[:, :, None, None].to(x.dtype))
         weight = convolution.unpack_conv_weight(self.weight, self.bias.shape[0], self.upsample).to(x.dtype)
@@ -89,7 +95,7 @@ class FusedResBlock(nn.Module):
             assert modulation is not None
             scale, shift = modulation.float().chunk(2, dim=1)
             norm = ChannelAffine(norm.scale * (1 + scale), norm.shift * (1 + scale) + shift)
-        out: Tensor = self.conv2(h, norm, beside=self.shortcut(x))
+        out: Tensor = self.conv2(h, norm, residual=self.shortcut(x))
         return out
 
 
@@ -98,7 +104,9 @@ def is_fusable(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Conv2d):
         is_plain = layer.groups == 1 and layer.padding_mode == "zeros" and layer.dilation == (1, 1)
         is_3x3 = layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.padding == (1, 1)
-        return is_plain and is_3x3 and convolution.is_conv_supported(layer.in_channels) and convolution.has_conv_kernel()
+        return (
+            is_plain and is_3x3 and convolution.is_conv_supported(layer.in_channels) and convolution.has_conv_kernel()
+        )
     norms, convs = ([getattr(layer, f"{kind}{index}", None) for index in (1, 2)] for kind in ("norm", "conv"))
     return all(type(norm) is nn.GroupNorm for norm in norms) and all(
         type(conv) is nn.Conv2d and is_fusable(conv) for conv in convs

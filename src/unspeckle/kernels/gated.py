@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspeckle.kernels.compiling import load_kernels, cpu_features
+from unspeckle.kernels.compiling import cpu_features, load_kernels
 
 _OUTPUT_BLOCK = 64  # as in gated.cpp
 

@@ -14,10 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.kernels import gated
-from unspeckle.kernels.fused_layers import FusedResBlock, FusedConv, FusedNormConv, is_fusable
-from unspeckle.networks.layers import Attention, GatedFeedForward, UpsampleConv, apply_with_residual, multi_head_attention
+from unspeckle.kernels.fused_layers import FusedConv, FusedNormConv, FusedResBlock, is_fusable
+from unspeckle.networks.layers import (
+    Attention,
+    GatedFeedForward,
+    UpsampleConv,
+    apply_with_residual,
+    multi_head_attention,
+)
 from unspeckle.networks.lora import AdaptedLayer
-from unspeckle.networks.unet import TransformerLayer, ResBlock, UNet
+from unspeckle.networks.unet import ResBlock, TransformerLayer, UNet
 from unspeckle.networks.vae import VAEDecoder, VAEEncoder, VAEResBlock
 
 _LayerFactory = Callable[[Any, torch.dtype], nn.Module]
@@ -112,7 +118,10 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.is_conv = isinstance(layer, nn.Conv2d)
         self.out_features, self.in_features = layer.weight.shape[:2]
-        self.weight, self.bias = _pack_matrix(layer.weight.detach().flatten(1), dtype), _parameter_copy(layer.bias, dtype)
+        self.weight, self.bias = (
+            _pack_matrix(layer.weight.detach().flatten(1), dtype),
+            _parameter_copy(layer.bias, dtype),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self._linear(x, None)
@@ -143,7 +152,12 @@ class PackedAttention(nn.Module):
     def __init__(self, attention: Any, dtype: torch.dtype) -> None:
         super().__init__()
         projections = (attention.query, attention.key, attention.value)
-        qkv = nn.Linear(attention.query.in_features, sum(projection.out_features for projection in projections), False, device="meta")
+        qkv = nn.Linear(
+            attention.query.in_features,
+            sum(projection.out_features for projection in projections),
+            False,
+            device="meta",
+        )
         qkv.weight = nn.Parameter(torch.cat([projection.weight.detach() for projection in projections]))
         self.heads, self.to_qkv = attention.heads, PackedLinear(qkv, dtype)
         self.to_out = PackedLinear(attention.out, dtype)
@@ -161,8 +175,14 @@ class PackedFeedForward(nn.Module):
         super().__init__()
         weight, bias = feed_forward.proj_in.weight.detach(), feed_forward.proj_in.bias.detach()
         self.uses_kernel = gated.is_geglu_supported(weight.shape[1], len(weight) // 2) and gated.has_geglu_kernel()
-        self.weights = [gated.pack_geglu_weight(weight)] if self.uses_kernel else [_pack_matrix(half, dtype) for half in weight.chunk(2)]
-        self.biases: list[Any] = [bias.float().clone()] if self.uses_kernel else [_parameter_copy(half, dtype) for half in bias.chunk(2)]
+        self.weights = (
+            [gated.pack_geglu_weight(weight)]
+            if self.uses_kernel
+            else [_pack_matrix(half, dtype) for half in weight.chunk(2)]
+        )
+        self.biases: list[Any] = (
+            [bias.float().clone()] if self.uses_kernel else [_parameter_copy(half, dtype) for half in bias.chunk(2)]
+        )
         self.proj_out = PackedLinear(feed_forward.proj_out, dtype)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -170,8 +190,14 @@ class PackedFeedForward(nn.Module):
 
     def _geglu(self, x: Tensor) -> Tensor:
         if x.dtype != torch.bfloat16:
-            halves = [gated.unpack_geglu_weight(self.weights[0])] if self.uses_kernel else [weight.to_dense() for weight in self.weights]
-            value, gate = F.linear(x, torch.cat(halves).to(x.dtype), torch.cat(self.biases).to(x.dtype)).chunk(2, dim=-1)
+            halves = (
+                [gated.unpack_geglu_weight(self.weights[0])]
+                if self.uses_kernel
+                else [weight.to_dense() for weight in self.weights]
+            )
+            value, gate = F.linear(x, torch.cat(halves).to(x.dtype), torch.cat(self.biases).to(x.dtype)).chunk(
+                2, dim=-1
+            )
             return value * F.gelu(gate)
         if self.uses_kernel:
             return gated.geglu(x, self.weights[0], self.biases[0])
@@ -203,7 +229,9 @@ class PackedUpsampleConv(nn.Module):
         self.padding, self.stride = [1, 1], [1, 1]
         weight = layer.weight.detach().float()
         self.phases = [
-            _pack_conv_weight(phase, dtype, self.padding, self.stride) for half in _sum_taps(weight, 2) for phase in _sum_taps(half, 3)
+            _pack_conv_weight(phase, dtype, self.padding, self.stride)
+            for half in _sum_taps(weight, 2)
+            for phase in _sum_taps(half, 3)
         ]
         self.bias = _parameter_copy(layer.bias, dtype)
 

@@ -25,7 +25,9 @@ class QuantizedRows(NamedTuple):
 def quantize_rows(x: Tensor) -> QuantizedRows:
     """x (N, C) bfloat16, so that the largest magnitude of each row is 127 steps."""
     kernel = _load_kernel()
-    return _torch_quantize_rows(x.float()) if kernel is None else _run_rows_kernel(kernel.unspeckle_rows, x.contiguous())
+    return (
+        _torch_quantize_rows(x.float()) if kernel is None else _run_rows_kernel(kernel.unspeckle_rows, x.contiguous())
+    )
 
 
 def quantize_tensor(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +46,11 @@ def scale_rows_(x: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
 def quantize_geglu(x: Tensor, scales: Tensor, bias: Tensor) -> QuantizedRows:
     """value · gelu(gate) of x (N, 2 · C), value first, once it is scaled: by scales again."""
     kernel = _load_kernel()
-    return _torch_quantize_geglu(x, scales, bias) if kernel is None else _run_rows_kernel(kernel.unspeckle_gated, x, scales, bias)
+    return (
+        _torch_quantize_geglu(x, scales, bias)
+        if kernel is None
+        else _run_rows_kernel(kernel.unspeckle_gated, x, scales, bias)
+    )
 
 
 def _torch_quantize_rows(x: Tensor) -> QuantizedRows:
@@ -74,21 +80,33 @@ def _torch_quantize_geglu(x: Tensor, scales: Tensor, bias: Tensor) -> QuantizedR
 def _run_rows_kernel(function: Any, x: Tensor, *scales_and_bias: Tensor) -> QuantizedRows:
     """x with what belongs to it, to rows."""
     num_rows, width = len(x), x.shape[1] // 2 if scales_and_bias else x.shape[1]
-    quantized = QuantizedRows(torch.empty(num_rows, width, dtype=torch.uint8), torch.empty(num_rows, dtype=torch.float32))
-    function(_pointer(x), ctypes.c_int64(num_rows), ctypes.c_int64(width), *map(_pointer, (*scales_and_bias, *quantized)), _num_threads())
+    quantized = QuantizedRows(
+        torch.empty(num_rows, width, dtype=torch.uint8), torch.empty(num_rows, dtype=torch.float32)
+    )
+    function(
+        _pointer(x),
+        ctypes.c_int64(num_rows),
+        ctypes.c_int64(width),
+        *map(_pointer, (*scales_and_bias, *quantized)),
+        _num_threads(),
+    )
     return quantized
 
 
 def _run_tensor_kernel(kernel: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale, zero_point = torch.empty((), dtype=torch.float32), torch.empty((), dtype=torch.int32)
     out = torch.empty_like(x, dtype=torch.uint8)
-    kernel.unspeckle_whole(_pointer(x), ctypes.c_int64(x.numel()), *map(_pointer, (out, scale, zero_point)), _num_threads())
+    kernel.unspeckle_whole(
+        _pointer(x), ctypes.c_int64(x.numel()), *map(_pointer, (out, scale, zero_point)), _num_threads()
+    )
     return out, scale, zero_point
 
 
 def _run_scale_kernel(kernel: Any, x: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     sizes = (ctypes.c_int64(size) for size in x.shape)
-    kernel.unspeckle_scaled(_pointer(x), *sizes, _pointer(scales), None if bias is None else _pointer(bias), _num_threads())
+    kernel.unspeckle_scaled(
+        _pointer(x), *sizes, _pointer(scales), None if bias is None else _pointer(bias), _num_threads()
+    )
     return x
 
 
@@ -108,12 +126,18 @@ def _load_kernel() -> Any:
         return None
     x = torch.randn(9, 70, generator=torch.Generator().manual_seed(0)).bfloat16()
     scales, bias = x[:, 0].float().abs(), x[0].float()
-    (actual, actual_scale, actual_zero_point), (expected, expected_scale, expected_zero_point) = _run_tensor_kernel(kernel, x), _torch_quantize_tensor(x)
+    (actual, actual_scale, actual_zero_point), (expected, expected_scale, expected_zero_point) = (
+        _run_tensor_kernel(kernel, x),
+        _torch_quantize_tensor(x),
+    )
     agreements = (
         _is_close(_run_rows_kernel(kernel.unspeckle_rows, x), _torch_quantize_rows(x.float())),
         _is_close(_run_rows_kernel(kernel.unspeckle_gated, x, scales, bias), _torch_quantize_geglu(x, scales, bias)),
-        _is_close(QuantizedRows(actual, actual_scale), QuantizedRows(expected, expected_scale)) and abs(int(actual_zero_point) - int(expected_zero_point)) <= 1,
-        torch.allclose(_run_scale_kernel(kernel, x.clone(), scales, bias).float(), _torch_scale_rows(x, scales, bias), 1e-2, 1e-2),
+        _is_close(QuantizedRows(actual, actual_scale), QuantizedRows(expected, expected_scale))
+        and abs(int(actual_zero_point) - int(expected_zero_point)) <= 1,
+        torch.allclose(
+            _run_scale_kernel(kernel, x.clone(), scales, bias).float(), _torch_scale_rows(x, scales, bias), 1e-2, 1e-2
+        ),
     )
     return kernel if all(agreements) else None
 

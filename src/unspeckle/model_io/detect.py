@@ -15,7 +15,7 @@ from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpo
 from unspeckle.formats.stable_diffusion.model import build_stable_diffusion_model
 from unspeckle.model import METADATA_KEY
 from unspeckle.model_io import hub
-from unspeckle.model_io.safetensors_io import read_safetensors, is_pickle, read_metadata
+from unspeckle.model_io.safetensors_io import is_pickle, read_metadata, read_safetensors
 
 __all__ = ["build_stable_diffusion_model", "read_foreign"]
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")

@@ -6,7 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unspeckle.errors import InputError
-from unspeckle.formats.stable_diffusion.diffusers_folder import MODEL_INDEX, read_model_index, read_json_object, find_tensor_files
+from unspeckle.formats.stable_diffusion.diffusers_folder import (
+    MODEL_INDEX,
+    find_tensor_files,
+    read_json_object,
+    read_model_index,
+)
 
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _VOCABULARIES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
@@ -38,8 +43,12 @@ def download_snapshot(name: str) -> Path:
     try:
         files = files_to_download(HfApi().list_repo_files(name))
         if MODEL_INDEX not in files:
-            raise InputError(f"{name}: is on the hub without a {MODEL_INDEX}; only folders of diffusers are read from there")
-        read_model_index(Path(snapshot_download(name, allow_patterns=[MODEL_INDEX])))  # before the rest, which is gigabytes
+            raise InputError(
+                f"{name}: is on the hub without a {MODEL_INDEX}; only folders of diffusers are read from there"
+            )
+        read_model_index(
+            Path(snapshot_download(name, allow_patterns=[MODEL_INDEX]))
+        )  # before the rest, which is gigabytes
         return Path(snapshot_download(name, allow_patterns=[glob.escape(file) for file in files]))
     except InputError:
         raise

@@ -3,13 +3,16 @@
 from torch import nn
 
 from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
-from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig, LatentAutoencoder
+from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 
 NetworkConfig = UNetConfig | TransformerConfig
 NETWORKS = {"unet": (UNetConfig, UNet), "transformer": (TransformerConfig, Transformer)}
-AUTOENCODERS = {"identity": (PixelAutoencoderConfig, PixelAutoencoder), "latents": (LatentAutoencoderConfig, LatentAutoencoder)}
+AUTOENCODERS = {
+    "identity": (PixelAutoencoderConfig, PixelAutoencoder),
+    "latents": (LatentAutoencoderConfig, LatentAutoencoder),
+}
 
 
 def build_network(config: NetworkConfig) -> nn.Module:

@@ -25,7 +25,9 @@ class CoarsePredictorLayer(nn.Module):
         self.feed_forward = GatedFeedForward(width)
 
     def forward(self, x: Tensor, conditioning: Conditioning) -> Tensor:
-        x = x + self.cross_attn(self.norm1(x), self.cross_attn.project_keys_values(conditioning.tokens), conditioning.mask)
+        x = x + self.cross_attn(
+            self.norm1(x), self.cross_attn.project_keys_values(conditioning.tokens), conditioning.mask
+        )
         h = self.norm2(x)
         x = x + self.self_attn(h, self.self_attn.project_keys_values(h))
         out: Tensor = x + self.feed_forward(self.norm3(x))
@@ -60,11 +62,14 @@ def concat_coarse_image(x: Tensor, coarse_image: Tensor) -> Tensor:
     """x (B, C, H, W) and behind it a draft of it (B, C, SIDE, SIDE), as (B, 2·C, H, W). What it costs to denoise
     teaches the draft nothing: it is to stay the mean picture."""
     size = (x.shape[2], x.shape[3])
-    return torch.cat([x, F.interpolate(coarse_image.detach().to(x.dtype), size, mode="bilinear", align_corners=False)], dim=1)
+    return torch.cat(
+        [x, F.interpolate(coarse_image.detach().to(x.dtype), size, mode="bilinear", align_corners=False)], dim=1
+    )
 
 
 def init_output_projections(module: nn.Module) -> None:
     """Let the branches within begin as what mixes at random, not as nothing: order shows in what mixes."""
     for layer in module.modules():
         if isinstance(layer, Attention | GatedFeedForward):
-            nn.init.normal_(layer.to_out.weight, std=layer.to_out.weight.shape[1] ** -0.5)
+            out = layer.to_out if isinstance(layer, Attention) else layer.proj_out
+            nn.init.normal_(out.weight, std=out.weight.shape[1] ** -0.5)

@@ -42,16 +42,24 @@ class LatentAutoencoder(Autoencoder):
 
     def __init__(self, config: LatentAutoencoderConfig) -> None:
         super().__init__()
-        self.config, self.latent_channels, self.downsampling_factor = config, config.latent_channels, config.downsampling_factor
+        self.config, self.latent_channels, self.downsampling_factor = (
+            config,
+            config.latent_channels,
+            config.downsampling_factor,
+        )
         if config.downsampling_factor != 2 ** len(config.widths):
-            raise ValueError(f"factor {config.downsampling_factor} wants a width for each of its halvings, not {config.widths}")
+            raise ValueError(
+                f"factor {config.downsampling_factor} wants a width for each of its halvings, not {config.widths}"
+            )
         widths, blocks_per_level = config.widths, config.blocks_per_level
         self.conv_in = nn.Conv2d(12, widths[0], 3, padding=1)
         self.encoder_layers, self.decoder_layers = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             if level:
                 self.encoder_layers.append(nn.Conv2d(4 * widths[level - 1], width, 1))
-            self.encoder_layers.extend(LatentResBlock(width) for _ in range(1 if level + 1 < len(widths) else blocks_per_level))
+            self.encoder_layers.extend(
+                LatentResBlock(width) for _ in range(1 if level + 1 < len(widths) else blocks_per_level)
+            )
         self.to_latents = nn.Conv2d(widths[-1], config.latent_channels, 1)
         self.latent_norm = nn.BatchNorm2d(config.latent_channels, affine=False, momentum=0.01)
         self.from_latents = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)

@@ -35,7 +35,9 @@ def fit_latent_preview(autoencoder: Autoencoder, device: torch.device) -> Latent
     image_size = LATENTS_PER_SIDE * autoencoder.downsampling_factor
     image = F.interpolate(colors, (image_size, image_size), mode="bicubic").clamp(-1, 1)
     x = autoencoder.encode(image.to(device)).float()
-    if not x.isfinite().all() and next(autoencoder.parameters()).dtype == torch.float16:  # see border.py; but a picture is
+    if (
+        not x.isfinite().all() and next(autoencoder.parameters()).dtype == torch.float16
+    ):  # see border.py; but a picture is
         x = deepcopy(autoencoder).float().encode(image.to(device))  # not to depend on whether somebody watches
     x = x.nan_to_num().cpu()
     mean_colors = F.avg_pool2d(image, autoencoder.downsampling_factor)

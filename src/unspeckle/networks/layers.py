@@ -12,9 +12,13 @@ from torch import Tensor, nn
 from unspeckle.denoiser import Conditioning
 from unspeckle.kernels.attention import attention_kernel
 
-ConvOrLinear = TypeVar("Weighted", nn.Conv2d, nn.Linear)
-MAX_EXPLICIT_KEYS = 128  # up to here explicit products train faster on a CPU than the fused kernel, whose backward is slow
-MIN_KERNEL_SCORES = 2**14  # of a head: from here our own kernel is asked, so that small models never wait for a compiler
+ConvOrLinear = TypeVar("ConvOrLinear", nn.Conv2d, nn.Linear)
+MAX_EXPLICIT_KEYS = (
+    128  # up to here explicit products train faster on a CPU than the fused kernel, whose backward is slow
+)
+MIN_KERNEL_SCORES = (
+    2**14
+)  # of a head: from here our own kernel is asked, so that small models never wait for a compiler
 
 
 def sinusoidal_embedding(values: Tensor, width: int) -> Tensor:
@@ -32,7 +36,9 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, 
         if mask is None and is_large and (kernel_out := attention_kernel(query, key, value, heads)) is not None:
             return kernel_out
     batch_size, num_queries, width = query.shape
-    query, key, value = (tensor.view(batch_size, -1, heads, width // heads).transpose(1, 2) for tensor in (query, key, value))
+    query, key, value = (
+        tensor.view(batch_size, -1, heads, width // heads).transpose(1, 2) for tensor in (query, key, value)
+    )
     attn_mask = None if mask is None else mask[:, None, None, :]
     if torch.is_grad_enabled() and query.device.type == "cpu" and key.shape[2] <= MAX_EXPLICIT_KEYS:
         flat_heads = [tensor.flatten(0, 1) for tensor in (query, key, value)]  # (B·heads, ·, C / heads)
@@ -54,7 +60,11 @@ def pad_tokens(conditioning: Conditioning) -> Conditioning:
     padding = -num_tokens % 32
     if not padding:
         return conditioning
-    mask = conditioning.tokens.new_ones(batch_size, num_tokens, dtype=torch.bool) if conditioning.mask is None else conditioning.mask
+    mask = (
+        conditioning.tokens.new_ones(batch_size, num_tokens, dtype=torch.bool)
+        if conditioning.mask is None
+        else conditioning.mask
+    )
     return conditioning._replace(tokens=F.pad(conditioning.tokens, (0, 0, 0, padding)), mask=F.pad(mask, (0, padding)))
 
 
@@ -115,11 +125,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """What is seen, plus what is beside, (B, N, C)."""
         key, value = keys_values.chunk(2, dim=2)
-        return apply_with_residual(self.to_out, multi_head_attention(self.to_q(x), key, value, self.heads, mask), residual)
+        return apply_with_residual(
+            self.to_out, multi_head_attention(self.to_q(x), key, value, self.heads, mask), residual
+        )
 
     def forward_self(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The same of x to itself."""
-        return self(x, self.project_keys_values(x), beside=residual)  # type: ignore[no-any-return]
+        return self(x, self.project_keys_values(x), residual=residual)  # type: ignore[no-any-return]
 
 
 class GatedFeedForward(nn.Module):

@@ -129,7 +129,9 @@ def find_attached_adapters(module: nn.Module) -> list[Adapter]:
 
 def find_target_layers(parts: ModelParts) -> list[str]:
     """The layers that learn best: the linear ones of attention and feed-forward."""
-    named_modules = ((f"{part}.{name}", submodule) for part, module in parts.items() for name, submodule in module.named_modules())
+    named_modules = (
+        (f"{part}.{name}", submodule) for part, module in parts.items() for name, submodule in module.named_modules()
+    )
     return [name for name, submodule in named_modules if isinstance(submodule, nn.Linear) and ".layers." in name]
 
 

@@ -41,13 +41,22 @@ class TinyAutoencoder(Autoencoder):
 
     def __init__(self, config: TinyAutoencoderConfig) -> None:
         super().__init__()
-        self.config, self.latent_channels, self.downsampling_factor = config, config.latent_channels, 1 << (len(config.decoder_blocks) - 1)
+        self.config, self.latent_channels, self.downsampling_factor = (
+            config,
+            config.latent_channels,
+            1 << (len(config.decoder_blocks) - 1),
+        )
         width, num_levels = config.base_channels, len(config.encoder_blocks)
         encoder_layers: list[nn.Module] = []
         for level, num_blocks in enumerate(config.encoder_blocks if config.has_encoder else ()):
             downsample = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
-            encoder_layers += [downsample if level else nn.Conv2d(3, width, 3, padding=1), *(TinyResBlock(width) for _ in range(num_blocks))]
-        self.encoder = nn.Sequential(*encoder_layers, *([nn.Conv2d(width, config.latent_channels, 3, padding=1)] if encoder_layers else []))
+            encoder_layers += [
+                downsample if level else nn.Conv2d(3, width, 3, padding=1),
+                *(TinyResBlock(width) for _ in range(num_blocks)),
+            ]
+        self.encoder = nn.Sequential(
+            *encoder_layers, *([nn.Conv2d(width, config.latent_channels, 3, padding=1)] if encoder_layers else [])
+        )
         decoder_layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 3, padding=1), nn.ReLU()]
         for level, num_blocks in enumerate(config.decoder_blocks):
             decoder_layers += [TinyResBlock(width) for _ in range(num_blocks)]

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Conditioning
+from unspeckle.denoiser import AnyConditioning, Conditioning, PreparedConditioning
 from unspeckle.networks.coarse_predictor import CoarseImagePredictor, concat_coarse_image
-from unspeckle.networks.layers import multi_head_attention, pad_tokens, zero_init, sinusoidal_embedding
+from unspeckle.networks.layers import multi_head_attention, pad_tokens, sinusoidal_embedding, zero_init
 
 ROTARY_BASE = 100.0  # the rotations' periods go from 2π to nearly this many times 2π places
 TIME_FEATURES = 256  # of the time
@@ -35,7 +35,9 @@ class TransformerConfig:
     text_width: int = 192  # of given.tokens
     vector_width: int = 0  # of given.vector
     time_scale: float = 1000.0  # makes the clock span the sinusoids' periods
-    coarse_predictor_layers: int = 0  # layers of the Draft whose mean picture of the words is joined to the input; 0 = there is none
+    coarse_predictor_layers: int = (
+        0  # layers of the Draft whose mean picture of the words is joined to the input; 0 = there is none
+    )
 
     @property
     def size_multiple(self) -> int:
@@ -48,8 +50,12 @@ def rotary_cos_sin(height: int, width: int, head_width: int, like: Tensor) -> tu
     by rows, the second by columns (Su et al. 2021, over two axes)."""
     num_angles = head_width // 4
     frequencies = ROTARY_BASE ** -(torch.arange(num_angles, device=like.device) / num_angles)  # radians a place
-    row_angles, column_angles = (torch.arange(size, device=like.device)[:, None] * frequencies for size in (height, width))
-    angles = torch.cat([row_angles[:, None].expand(-1, width, -1), column_angles.expand(height, -1, -1)], dim=2)  # (H, W, width / 2)
+    row_angles, column_angles = (
+        torch.arange(size, device=like.device)[:, None] * frequencies for size in (height, width)
+    )
+    angles = torch.cat(
+        [row_angles[:, None].expand(-1, width, -1), column_angles.expand(height, -1, -1)], dim=2
+    )  # (H, W, width / 2)
     angles = angles.reshape(height * width, 1, 1, 2 * num_angles)
     cos, sin = angles.cos().to(like.dtype), angles.sin().to(like.dtype)
     return torch.cat([cos, cos], dim=3), torch.cat([-sin, sin], dim=3)
@@ -122,7 +128,9 @@ class HDiTLayer(nn.Module):
         super().__init__()
         self.joint_attn = JointAttention(width, config) if has_attention else None
         self.feed_forward = ConvFeedForward(width, config)
-        self.modulation_bias = nn.Parameter(torch.zeros(4 * width if has_attention else 2 * width))  # its own part of the modulation
+        self.modulation_bias = nn.Parameter(
+            torch.zeros(4 * width if has_attention else 2 * width)
+        )  # its own part of the modulation
 
     def forward(self, x: Tensor, modulation: Tensor, context: AttentionContext | None) -> Tensor:
         """told (B, 2·C or 4·C): what the level's layers share of the modulation."""
@@ -163,53 +171,77 @@ class Transformer(nn.Module):
         self.config = config
         self.compiled_trunk: Callable[..., Tensor] | None = None
         *outer_widths, inner_width = config.widths
-        self.time_embed_1, self.time_embed_2 = nn.Linear(TIME_FEATURES, inner_width), nn.Linear(inner_width, inner_width)
+        self.time_embed_1, self.time_embed_2 = (
+            nn.Linear(TIME_FEATURES, inner_width),
+            nn.Linear(inner_width, inner_width),
+        )
         if config.vector_width:
-            self.vector_embed_1, self.vector_embed_2 = nn.Linear(config.vector_width, inner_width), nn.Linear(inner_width, inner_width)
+            self.vector_embed_1, self.vector_embed_2 = (
+                nn.Linear(config.vector_width, inner_width),
+                nn.Linear(inner_width, inner_width),
+            )
         if config.coarse_predictor_layers and config.concat_channels:
             raise ValueError("a draft stands where other channels beside x would; take one of the two")
-        self.coarse_predictor = CoarseImagePredictor(config.channels, config.text_width, config.coarse_predictor_layers) if config.coarse_predictor_layers else None
+        self.coarse_predictor = (
+            CoarseImagePredictor(config.channels, config.text_width, config.coarse_predictor_layers)
+            if config.coarse_predictor_layers
+            else None
+        )
         concat_channels = config.channels if config.coarse_predictor_layers else config.concat_channels
-        self.conv_in = nn.Conv2d((config.channels + concat_channels) * config.patch_size**2, config.widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(
+            (config.channels + concat_channels) * config.patch_size**2, config.widths[0], 3, padding=1
+        )
         width_pairs = list(zip(config.widths, config.widths[1:], strict=False))
         outer_levels = list(zip(outer_widths, config.depths, strict=False))
         self.down_blocks = nn.ModuleList(HDiTLevel(width, depth, False, config) for width, depth in outer_levels)
-        self.downsamplers = nn.ModuleList(nn.Conv2d(fine, coarse, 2, stride=2, bias=False) for fine, coarse in width_pairs)
+        self.downsamplers = nn.ModuleList(
+            nn.Conv2d(fine, coarse, 2, stride=2, bias=False) for fine, coarse in width_pairs
+        )
         self.mid_block = HDiTLevel(inner_width, config.depths[-1], True, config)
         self.upsamplers = nn.ModuleList(nn.Linear(coarse, 4 * fine, bias=False) for fine, coarse in width_pairs)
-        self.up_blocks = nn.ModuleList(HDiTLevel(width, depth, False, config) for width, depth in reversed(outer_levels))
+        self.up_blocks = nn.ModuleList(
+            HDiTLevel(width, depth, False, config) for width, depth in reversed(outer_levels)
+        )
         self.out_modulation = zero_init(nn.Linear(inner_width, 2 * config.widths[0]))
         self.conv_out = zero_init(nn.Conv2d(config.widths[0], config.channels * config.patch_size**2, 3, padding=1))
 
     def text_attention_layers(self) -> list[JointAttention]:
         """Every attention, in the order in which forward meets them."""
-        return [layer.attention for layer in self.mid_block.layers]  # type: ignore[misc]
+        return [layer.joint_attn for layer in self.mid_block.layers]  # type: ignore[misc]
 
-    def prepare(self, conditioning: Conditioning) -> Conditioning:
-        """What does not depend on the time: the keys and values of all layers, joined in tokens (B, L, Σ 2·C), and the
-        draft, in beside."""
-        concat = conditioning.concat if self.coarse_predictor is None else self.coarse_predictor(conditioning)
+    def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
+        """What does not depend on the time: the keys and values of all attention layers to words, side by side, and the
+        coarse image."""
+        coarse_image = None if self.coarse_predictor is None else self.coarse_predictor(conditioning)
         conditioning = pad_tokens(conditioning)
-        keys_values = [attention.project_keys_values(conditioning.tokens) for attention in self.text_attention_layers()]
-        return conditioning._replace(tokens=torch.cat(keys_values, dim=2), beside=concat, prepared=True)
+        layers = self.text_attention_layers()
+        keys_values = torch.cat([layer.project_keys_values(conditioning.tokens) for layer in layers], dim=2)
+        return PreparedConditioning(
+            keys_values, conditioning.mask, conditioning.vector, conditioning.concat, coarse_image
+        )
 
-    def embed_time(self, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
+    def embed_time(self, c_noise: Tensor, conditioning: PreparedConditioning) -> Tensor:
         """What every level is told: the time, and the given vector, as (B, C)."""
-        time_features = sinusoidal_embedding(c_noise * self.config.time_scale, TIME_FEATURES).to(self.time_embed_1.weight.dtype)
+        time_features = sinusoidal_embedding(c_noise * self.config.time_scale, TIME_FEATURES).to(
+            self.time_embed_1.weight.dtype
+        )
         time_embed: Tensor = self.time_embed_2(F.silu(self.time_embed_1(time_features)))
         if self.config.vector_width:
             if conditioning.vector is None:
                 raise ValueError(f"this network wants given.vector of {self.config.vector_width} values a picture")
-            time_embed = time_embed + self.vector_embed_2(F.silu(self.vector_embed_1(conditioning.vector.to(time_features.dtype))))
+            time_embed = time_embed + self.vector_embed_2(
+                F.silu(self.vector_embed_1(conditioning.vector.to(time_features.dtype)))
+            )
         return F.silu(time_embed)
 
-    def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
-        if not conditioning.prepared:
-            conditioning = self.prepare(conditioning)
-        if conditioning.concat is not None:
-            x = concat_coarse_image(x, conditioning.concat) if self.coarse_predictor else torch.cat([x, conditioning.concat.to(x.dtype)], dim=1)
+    def forward(self, x: Tensor, c_noise: Tensor, conditioning: AnyConditioning) -> Tensor:
+        prepared = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
+        if prepared.coarse_image is not None:
+            x = concat_coarse_image(x, prepared.coarse_image)
+        elif prepared.concat is not None:
+            x = torch.cat([x, prepared.concat.to(x.dtype)], dim=1)
         trunk = self.compiled_trunk or self.trunk
-        return trunk(x, self.embed_time(c_noise, conditioning), conditioning.tokens, conditioning.mask)
+        return trunk(x, self.embed_time(c_noise, prepared), prepared.keys_values, prepared.mask)
 
     def trunk(self, x: Tensor, time_embed: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
         """Down, through the middle and up again. time (B, C); keys_values (B, L, Σ 2·C) of all layers of the middle."""
@@ -232,7 +264,10 @@ class Transformer(nn.Module):
         cos_sin = rotary_cos_sin(height, width, self.config.head_width, h)
         if mask is not None:
             mask = torch.cat([mask.new_ones(batch_size, height * width), mask], dim=1)  # (B, N + L)
-        return [AttentionContext(text_keys_values, mask, *cos_sin) for text_keys_values in keys_values.chunk(self.config.depths[-1], dim=2)]
+        return [
+            AttentionContext(text_keys_values, mask, *cos_sin)
+            for text_keys_values in keys_values.chunk(self.config.depths[-1], dim=2)
+        ]
 
 
 def to_bchw(x: Tensor) -> Tensor:

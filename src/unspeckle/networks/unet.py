@@ -7,9 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Conditioning
+from unspeckle.denoiser import AnyConditioning, Conditioning, PreparedConditioning
 from unspeckle.networks.coarse_predictor import CoarseImagePredictor, concat_coarse_image
-from unspeckle.networks.layers import Attention, GatedFeedForward, UpsampleConv, norm_silu_conv, apply_with_residual, make_norm, zero_init, sinusoidal_embedding
+from unspeckle.networks.layers import (
+    Attention,
+    GatedFeedForward,
+    UpsampleConv,
+    apply_with_residual,
+    make_norm,
+    norm_silu_conv,
+    sinusoidal_embedding,
+    zero_init,
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +46,12 @@ class UNetConfig:
     guidance_width: int = 0  # of what follows in given.vector: the guidance scale's waves (LCM; Luo et al. 2023)
     scale_shift: bool = True  # time scales and shifts the second norm (Dhariwal & Nichol 2021); SD only adds
     time_scale: float = 1000.0  # makes the clock span the sinusoids' periods
-    coarse_predictor_layers: int = 0  # layers of the Draft whose mean picture of the words is joined to the input; 0 = there is none
-    norm_groups: int = 32  # of the normalisations; 0 normalises each place over its channels, five times as fast on a CPU
+    coarse_predictor_layers: int = (
+        0  # layers of the Draft whose mean picture of the words is joined to the input; 0 = there is none
+    )
+    norm_groups: int = (
+        32  # of the normalisations; 0 normalises each place over its channels, five times as fast on a CPU
+    )
 
     @property
     def size_multiple(self) -> int:
@@ -54,7 +67,9 @@ class ResBlock(nn.Module):
         self.scale_shift = config.scale_shift
         self.norm1 = make_norm(in_channels, config.norm_groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(4 * config.base_channels, 2 * out_channels if config.scale_shift else out_channels)
+        self.time_emb_proj = nn.Linear(
+            4 * config.base_channels, 2 * out_channels if config.scale_shift else out_channels
+        )
         self.norm2 = make_norm(out_channels, config.norm_groups)
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
@@ -89,8 +104,8 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
         if self.has_self_attn:
             x = self.self_attn.forward_self(self.norm1(x), residual=x)
-        x = self.cross_attn(self.norm2(x), keys_values, mask, beside=x)
-        return self.feed_forward(self.norm3(x), beside=x) if self.has_feed_forward else x
+        x = self.cross_attn(self.norm2(x), keys_values, mask, residual=x)
+        return self.feed_forward(self.norm3(x), residual=x) if self.has_feed_forward else x
 
 
 class SpatialTransformer(nn.Module):
@@ -104,7 +119,11 @@ class SpatialTransformer(nn.Module):
         if self.has_projection:
             self.norm = make_norm(width, config.norm_groups, eps=1e-6)
             self.proj_in = nn.Conv2d(width, width, 1) if self.has_conv_projection else nn.Linear(width, width)
-            self.proj_out = zero_init(nn.Conv2d(width, width, 1)) if self.has_conv_projection else zero_init(nn.Linear(width, width))
+            self.proj_out = (
+                zero_init(nn.Conv2d(width, width, 1))
+                if self.has_conv_projection
+                else zero_init(nn.Linear(width, width))
+            )
         self.layers = nn.ModuleList(TransformerLayer(width, heads, has_self_attn, config) for _ in range(depth))
 
     def forward(self, x: Tensor, layer_keys_values: list[Tensor], mask: Tensor | None) -> Tensor:
@@ -124,7 +143,9 @@ class SpatialTransformer(nn.Module):
 class UNetBlock(nn.Module):
     """A residual block and the transformer behind it."""
 
-    def __init__(self, in_channels: int, out_channels: int, depth: int, has_self_attn: bool, config: UNetConfig) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, depth: int, has_self_attn: bool, config: UNetConfig
+    ) -> None:
         super().__init__()
         self.res_block, self.depth = ResBlock(in_channels, out_channels, config), depth
         self.transformer = SpatialTransformer(out_channels, depth, has_self_attn, config) if depth else None
@@ -159,26 +180,38 @@ class UNet(nn.Module):
             self.guidance_embed = nn.Linear(config.guidance_width, config.base_channels, bias=False)
         if config.coarse_predictor_layers and config.concat_channels:
             raise ValueError("a draft stands where other channels beside x would; take one of the two")
-        self.coarse_predictor = CoarseImagePredictor(config.channels, config.text_width, config.coarse_predictor_layers) if config.coarse_predictor_layers else None
+        self.coarse_predictor = (
+            CoarseImagePredictor(config.channels, config.text_width, config.coarse_predictor_layers)
+            if config.coarse_predictor_layers
+            else None
+        )
         concat_channels = config.concat_channels + (config.channels if config.coarse_predictor_layers else 0)
         self.conv_in = nn.Conv2d((config.channels + concat_channels) * config.patch_size**2, widths[0], 3, padding=1)
         channels, skip_channels = widths[0], [widths[0]]
         self.down_blocks, self.downsamplers = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
             for _ in range(config.blocks_per_level):
-                self.down_blocks.append(UNetBlock(channels, width, config.transformer_depths[level], config.self_attention[level], config))
+                self.down_blocks.append(
+                    UNetBlock(channels, width, config.transformer_depths[level], config.self_attention[level], config)
+                )
                 channels = width
                 skip_channels.append(channels)
             if level < last_level:
                 self.downsamplers.append(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
                 skip_channels.append(channels)
-        self.mid_block_1 = UNetBlock(channels, channels, config.mid_transformer_depth, config.self_attention[-1], config)
+        self.mid_block_1 = UNetBlock(
+            channels, channels, config.mid_transformer_depth, config.self_attention[-1], config
+        )
         self.mid_block_2 = ResBlock(channels, channels, config)
         self.up_blocks, self.upsamplers = nn.ModuleList(), nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for _ in range(config.blocks_per_level + 1):
                 in_channels = channels + skip_channels.pop()
-                self.up_blocks.append(UNetBlock(in_channels, width, config.transformer_depths[level], config.self_attention[level], config))
+                self.up_blocks.append(
+                    UNetBlock(
+                        in_channels, width, config.transformer_depths[level], config.self_attention[level], config
+                    )
+                )
                 channels = width
             if level:
                 self.upsamplers.append(UpsampleConv(channels))
@@ -188,19 +221,26 @@ class UNet(nn.Module):
     def text_attention_layers(self) -> list[Attention]:
         """Every attention to words, in the order in which forward meets them."""
         blocks = [*self.down_blocks, self.mid_block_1, *self.up_blocks]
-        return [layer.words for block in blocks if block.transformer is not None for layer in block.transformer.layers]
+        return [
+            layer.cross_attn for block in blocks if block.transformer is not None for layer in block.transformer.layers
+        ]
 
-    def prepare(self, conditioning: Conditioning) -> Conditioning:
-        """What does not depend on the time: the keys and values of all layers, joined in tokens (B, L, Σ 2·C), and the
-        draft, in beside."""
-        keys_values = [attention.project_keys_values(conditioning.tokens) for attention in self.text_attention_layers()]
-        concat = conditioning.concat if self.coarse_predictor is None else self.coarse_predictor(conditioning)
-        return conditioning._replace(tokens=torch.cat(keys_values, dim=2), beside=concat, prepared=True)
+    def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
+        """What does not depend on the time: the keys and values of all attention layers to words, side by side, and the
+        coarse image."""
+        coarse_image = None if self.coarse_predictor is None else self.coarse_predictor(conditioning)
+        layers = self.text_attention_layers()
+        keys_values = torch.cat([layer.project_keys_values(conditioning.tokens) for layer in layers], dim=2)
+        return PreparedConditioning(
+            keys_values, conditioning.mask, conditioning.vector, conditioning.concat, coarse_image
+        )
 
-    def embed_time(self, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
+    def embed_time(self, c_noise: Tensor, conditioning: PreparedConditioning) -> Tensor:
         """What every residual block is told: the time, and the given vector, as (B, 4·width)."""
         config = self.config
-        time_features = sinusoidal_embedding(c_noise * config.time_scale, config.base_channels).to(self.time_embed_1.weight.dtype)
+        time_features = sinusoidal_embedding(c_noise * config.time_scale, config.base_channels).to(
+            self.time_embed_1.weight.dtype
+        )
         vector, widths = conditioning.vector, [config.vector_width, config.guidance_width]
         if any(widths) and vector is None:
             raise ValueError(f"this network wants given.vector of {sum(widths)} values a picture")
@@ -212,18 +252,23 @@ class UNet(nn.Module):
             time_embed = time_embed + self.vector_embed_2(F.silu(self.vector_embed_1(vector.to(time_features.dtype))))  # type: ignore[union-attr]
         return F.silu(time_embed)
 
-    def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
-        if not conditioning.prepared:
-            conditioning = self.prepare(conditioning)
-        if conditioning.concat is not None:
-            x = concat_coarse_image(x, conditioning.concat) if self.coarse_predictor else torch.cat([x, conditioning.concat.to(x.dtype)], dim=1)
+    def forward(self, x: Tensor, c_noise: Tensor, conditioning: AnyConditioning) -> Tensor:
+        prepared = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
+        if prepared.coarse_image is not None:
+            x = concat_coarse_image(x, prepared.coarse_image)
+        elif prepared.concat is not None:
+            x = torch.cat([x, prepared.concat.to(x.dtype)], dim=1)
         trunk = self.compiled_trunk or self.trunk
-        return trunk(x, self.embed_time(c_noise, conditioning), conditioning.tokens, conditioning.mask)
+        return trunk(x, self.embed_time(c_noise, prepared), prepared.keys_values, prepared.mask)
 
     def trunk(self, x: Tensor, time_embed: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
         """Down, through the middle and up again. time (B, 4·width); keys_values (B, L, Σ 2·C) of all readers."""
         config = self.config
-        layer_keys_values = iter(torch.split(keys_values, [2 * attention.to_q.out_features for attention in self.text_attention_layers()], dim=2))
+        layer_keys_values = iter(
+            torch.split(
+                keys_values, [2 * attention.to_q.out_features for attention in self.text_attention_layers()], dim=2
+            )
+        )
         x = F.pixel_unshuffle(x, config.patch_size) if config.patch_size > 1 else x
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = [h]

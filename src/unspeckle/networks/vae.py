@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.layers import UpsampleConv, norm_silu_conv, apply_with_residual, multi_head_attention
+from unspeckle.networks.layers import UpsampleConv, apply_with_residual, multi_head_attention, norm_silu_conv
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,6 @@ class VAEConfig:
     shift_factor: float = 0.0
 
     @property
-    def latent_channels(self) -> int:
-        return self.latent_channels
-
-    @property
     def downsampling_factor(self) -> int:
         return 1 << (len(self.channel_multipliers) - 1)
 
@@ -38,7 +34,10 @@ class VAEResBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.GroupNorm(groups, in_channels, 1e-6), nn.GroupNorm(groups, out_channels, 1e-6)
-        self.conv1, self.conv2 = nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(in_channels, out_channels, 3, padding=1),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +65,9 @@ class VAEMidBlock(nn.Sequential):
     """What both halves do at the coarsest level."""
 
     def __init__(self, width: int, groups: int) -> None:
-        super().__init__(VAEResBlock(width, width, groups), VAEAttention(width, groups), VAEResBlock(width, width, groups))
+        super().__init__(
+            VAEResBlock(width, width, groups), VAEAttention(width, groups), VAEResBlock(width, width, groups)
+        )
 
 
 class VAEEncoder(nn.Module):
@@ -130,10 +131,20 @@ class VAE(Autoencoder):
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
-        self.config, self.latent_channels, self.downsampling_factor = config, config.latent_channels, config.downsampling_factor
+        self.config, self.latent_channels, self.downsampling_factor = (
+            config,
+            config.latent_channels,
+            config.downsampling_factor,
+        )
         self.encoder, self.decoder = VAEEncoder(config), VAEDecoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1) if config.use_quant_conv else nn.Identity()
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1) if config.use_quant_conv else nn.Identity()
+        self.quant_conv = (
+            nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+            if config.use_quant_conv
+            else nn.Identity()
+        )
+        self.post_quant_conv = (
+            nn.Conv2d(config.latent_channels, config.latent_channels, 1) if config.use_quant_conv else nn.Identity()
+        )
 
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of the standardised latents."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from unspeckle.generation.pipeline import decode_to_images
+from unspeckle.generation.codec import decode_to_images
 from unspeckle.model import Model
 from unspeckle.samplers import Step
 

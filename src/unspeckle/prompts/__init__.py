@@ -10,8 +10,20 @@ hybrid(frog, rabbit, 0.5)  one subject that is both, the second to that share
 <lora:ink:0.8>             no words: adapters of that name, so strong, for the whole drawing
 """
 
-from unspeckle.prompts.evaluation import PromptBlend, ChunkedPrompt, PromptChunk, WeightedPredictions, predictions
+from unspeckle.prompts.evaluation import ChunkedPrompt, PromptBlend, PromptChunk, WeightedPredictions, predictions
 from unspeckle.prompts.parser import parse_prompt
 from unspeckle.prompts.syntax_tree import HYBRID_METHODS, LoraTag, Prompt, escape_prompt, plain_text
 
-__all__ = ["HYBRID_METHODS", "PromptBlend", "ChunkedPrompt", "PromptChunk", "WeightedPredictions", "LoraTag", "Prompt", "escape_prompt", "predictions", "parse_prompt", "plain_text"]
+__all__ = [
+    "HYBRID_METHODS",
+    "ChunkedPrompt",
+    "LoraTag",
+    "Prompt",
+    "PromptBlend",
+    "PromptChunk",
+    "WeightedPredictions",
+    "escape_prompt",
+    "parse_prompt",
+    "plain_text",
+    "predictions",
+]

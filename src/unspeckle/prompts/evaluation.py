@@ -5,17 +5,17 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from unspeckle.prompts.syntax_tree import (
+    Alternation,
     Break,
+    Emphasis,
     Hybrid,
-    PromptNode,
+    PlainText,
     Prompt,
     PromptEdit,
+    PromptNode,
     PromptNodes,
-    Alternation,
-    Emphasis,
-    PlainText,
-    separate_words,
     merge_plain_text,
+    separate_words,
 )
 
 PromptChunk: TypeAlias = tuple[tuple[str, float], ...]  # runs of text, with the weight of their words
@@ -30,7 +30,10 @@ def predictions(prompt: Prompt, step: int, steps: int, default_hybrid_method: st
     for subprompt in prompt.subprompts:
         nodes = _resolve_nodes(subprompt.content, step, steps, default_hybrid_method)
         for share, branch in _expand_hybrids(nodes, "guesses"):
-            blend = tuple((blend_share, _to_chunks(nodes_of_part)) for blend_share, nodes_of_part in _expand_hybrids(branch, "embeddings"))
+            blend = tuple(
+                (blend_share, _to_chunks(nodes_of_part))
+                for blend_share, nodes_of_part in _expand_hybrids(branch, "embeddings")
+            )
             result.append((subprompt.weight * share, blend))
     return tuple(result)
 
@@ -44,7 +47,7 @@ def _resolve_nodes(nodes: PromptNodes, step: int, steps: int, default_method: st
     def resolve_node(node: PromptNode) -> PromptNodes:
         match node:
             case Emphasis(content):
-                return (replace(node, text=resolve(content)),)
+                return (replace(node, content=resolve(content)),)
             case PromptEdit(before, after, when, in_steps):
                 return resolve(before if step < (when if in_steps else round(when * steps)) else after)
             case Alternation(choices):
@@ -89,19 +92,27 @@ def _expand_hybrids(nodes: PromptNodes, method: str) -> list[tuple[float, Prompt
             for _, branch in branches:
                 branch += choices[0][1]
             continue
-        branches = [(share * choice_share, [*branch, *choice]) for share, branch in branches for choice_share, choice in choices]
+        branches = [
+            (share * choice_share, [*branch, *choice]) for share, branch in branches for choice_share, choice in choices
+        ]
     return [(share, merge_plain_text(branch)) for share, branch in branches]
 
 
 def _expand_node(node: PromptNode, method: str) -> list[tuple[float, PromptNodes]]:
     match node:
         case Emphasis(content):
-            return [(ratio, (replace(node, text=branch),)) for ratio, branch in _expand_hybrids(content, method)]
+            return [(ratio, (replace(node, content=branch),)) for ratio, branch in _expand_hybrids(content, method)]
         case Hybrid(first, second, share, own_method):
             left, right = _expand_hybrids(first, method), _expand_hybrids(second, method)
             if own_method == method:
-                return [((1 - share) * branch_share, branch) for branch_share, branch in left] + [(share * branch_share, branch) for branch_share, branch in right]
-            return [(left_share * right_share, (replace(node, first=left_branch, second=right_branch),)) for left_share, left_branch in left for right_share, right_branch in right]
+                return [((1 - share) * branch_share, branch) for branch_share, branch in left] + [
+                    (share * branch_share, branch) for branch_share, branch in right
+                ]
+            return [
+                (left_share * right_share, (replace(node, first=left_branch, second=right_branch),))
+                for left_share, left_branch in left
+                for right_share, right_branch in right
+            ]
     return [(1.0, (node,))]
 
 

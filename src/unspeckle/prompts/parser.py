@@ -7,19 +7,19 @@ from typing import NamedTuple, NoReturn
 from unspeckle.errors import InputError
 from unspeckle.prompts.syntax_tree import (
     DEEMPHASIS_WEIGHT,
-    HYBRID_METHODS,
     EMPHASIS_WEIGHT,
+    HYBRID_METHODS,
+    Alternation,
     Break,
-    Subprompt,
+    Emphasis,
     Hybrid,
     LoraTag,
-    PromptNode,
+    PlainText,
     Prompt,
     PromptEdit,
+    PromptNode,
     PromptNodes,
-    Alternation,
-    Emphasis,
-    PlainText,
+    Subprompt,
     merge_plain_text,
 )
 
@@ -92,7 +92,9 @@ class _Parser:
             nodes = _join_segments(groups[0])
             nodes = _strip_nodes(nodes) if self.lora_tags else nodes
             return Prompt((Subprompt(nodes, 1.0, (0, len(self.source))),), tuple(self.lora_tags))
-        subprompts = tuple(subprompt for index in range(len(groups)) for subprompt in self.parse_subprompt(groups, index))
+        subprompts = tuple(
+            subprompt for index in range(len(groups)) for subprompt in self.parse_subprompt(groups, index)
+        )
         if len(subprompts) > MAX_SUBPROMPTS:
             self.fail(f"more than {MAX_SUBPROMPTS} guesses", subprompts[MAX_SUBPROMPTS].span[0])
         return Prompt(subprompts, tuple(self.lora_tags))
@@ -111,8 +113,16 @@ class _Parser:
         if not nodes:
             self.fail("nothing to draw beside AND or NOT", start)
         if abs(weight) > MAX_SUBPROMPT_WEIGHT or (is_negative and weight <= 0):
-            self.fail(f"a guess has a weight up to {MAX_SUBPROMPT_WEIGHT:g}, behind NOT above 0 (a plain colon is \\:)", start)
-        return [Subprompt(nodes, -weight if is_negative else weight, (start, len(self.source) if next_operator is None else next_operator.start))]
+            self.fail(
+                f"a guess has a weight up to {MAX_SUBPROMPT_WEIGHT:g}, behind NOT above 0 (a plain colon is \\:)", start
+            )
+        return [
+            Subprompt(
+                nodes,
+                -weight if is_negative else weight,
+                (start, len(self.source) if next_operator is None else next_operator.start),
+            )
+        ]
 
     def parse_segments(self, opening: _Token | None, separators: tuple[str, ...]) -> list[_Segment]:
         """What stands up to the bracket that closes the opened one, or to the end, cut at the marks."""
@@ -128,7 +138,9 @@ class _Parser:
             elif token.text.startswith("<"):
                 self.parse_lora_tag(token, opening)
             elif token.text == closing or token.text in separators:
-                segments.append(_Segment(separator, merge_plain_text(nodes), self.source_without_loras(start, token.start)))
+                segments.append(
+                    _Segment(separator, merge_plain_text(nodes), self.source_without_loras(start, token.start))
+                )
                 if token.text == closing:
                     return segments
                 separator, nodes, start = token, [], token.end
@@ -145,7 +157,10 @@ class _Parser:
                 nodes.append(PlainText(token.text, (token.start, token.end)))
         if opening is not None:
             self.fail(f'unclosed "{opening.text}" (a plain bracket is \\{opening.text[-1]})', opening.start)
-        return [*segments, _Segment(separator, merge_plain_text(nodes), self.source_without_loras(start, len(self.source)))]
+        return [
+            *segments,
+            _Segment(separator, merge_plain_text(nodes), self.source_without_loras(start, len(self.source))),
+        ]
 
     def parse_lora_tag(self, token: _Token, opening: _Token | None) -> None:
         """Take a tag out: it counts for the whole drawing."""
@@ -154,7 +169,8 @@ class _Parser:
             self.fail(f'unclosed "<lora:" ({escape_hint})', token.start)
         if opening is not None:
             self.fail(
-                f"a LoRA inside a bracket; write it outside, as it counts for the whole drawing ({escape_hint})", token.start
+                f"a LoRA inside a bracket; write it outside, as it counts for the whole drawing ({escape_hint})",
+                token.start,
             )
         name, colon, weight_text = token.text[len("<lora:") : -1].partition(":")
         try:
@@ -163,7 +179,8 @@ class _Parser:
             weight = float("nan")
         if not name.strip() or not abs(weight) <= MAX_LORA_WEIGHT:
             self.fail(
-                f"a LoRA is <lora:name> or <lora:name:weight>, with one weight up to {MAX_LORA_WEIGHT:g} ({escape_hint})", token.start
+                f"a LoRA is <lora:name> or <lora:name:weight>, with one weight up to {MAX_LORA_WEIGHT:g} ({escape_hint})",
+                token.start,
             )
         if re.search(r"[/\\]|\A\s*\.", name):
             self.fail("a LoRA's name is that of its file, without folders", token.start)
@@ -192,7 +209,9 @@ class _Parser:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             self.fail(f"brackets more than {MAX_DEPTH} deep", opening.start)
-        parse_content = {"(": self.parse_emphasis, "[": self.parse_square_bracket, "hybrid(": self.parse_hybrid}[opening.text]
+        parse_content = {"(": self.parse_emphasis, "[": self.parse_square_bracket, "hybrid(": self.parse_hybrid}[
+            opening.text
+        ]
         node = parse_content(opening)
         self.depth -= 1
         return replace(node, span=(opening.start, self.tokens[self.at - 1].end))
@@ -228,7 +247,14 @@ class _Parser:
         arguments = segments[2:]
         ratio = arguments.pop(0).as_number() if arguments and arguments[0].as_number() is not None else 0.5
         method = arguments.pop(0).source.strip() if arguments else ""
-        if not first or not second or arguments or ratio is None or not 0 <= ratio <= 1 or method not in ("", *HYBRID_METHODS):
+        if (
+            not first
+            or not second
+            or arguments
+            or ratio is None
+            or not 0 <= ratio <= 1
+            or method not in ("", *HYBRID_METHODS)
+        ):
             methods = ", ".join(HYBRID_METHODS)
             self.fail(f"a hybrid is hybrid(one, other), then a share from 0 to 1, then one of {methods}", opening.start)
         return Hybrid(first, second, abs(ratio), method)

@@ -106,7 +106,9 @@ class Prompt:
         for index, subprompt in enumerate(self.subprompts):
             operator = "NOT" if subprompt.weight < 0 else "AND" if index else ""
             weight_suffix = "" if abs(subprompt.weight) == 1 else f":{_format_number(abs(subprompt.weight))}"
-            text = " ".join(part for part in (text, operator, _format_nodes(subprompt.content, ":"), weight_suffix) if part)
+            text = " ".join(
+                part for part in (text, operator, _format_nodes(subprompt.content, ":"), weight_suffix) if part
+            )
         return text
 
 
@@ -182,9 +184,9 @@ def _format_node(node: PromptNode, special: str) -> str:
             return f"[{_format_nodes(content, ':|')}]"
         case Emphasis(content, weight):
             return f"({_format_nodes(content, ':')}{'' if weight == EMPHASIS_WEIGHT else ':' + _format_number(weight)})"
-        case PromptEdit(first, second, when_text, in_steps):
+        case PromptEdit(first, second, when, in_steps):
             before_text = f"{_format_nodes(first, ':|')}:" if first else ""
-            when_text = f"{when_text:.0f}" if in_steps else format(Decimal(repr(when_text)), "f")
+            when_text = f"{when:.0f}" if in_steps else format(Decimal(repr(when)), "f")
             return f"[{before_text}{_format_nodes(second, ':|')}:{when_text}]"
         case Alternation(choices):
             return f"[{'|'.join(_format_nodes(choice, ':|') for choice in choices)}]"

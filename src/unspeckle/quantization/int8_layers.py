@@ -39,8 +39,17 @@ def can_quantize() -> bool:
 @torch.no_grad()
 def quantize_layers(module: nn.Module) -> nn.Module:
     """The module, changed in place; all that is left in it is for `packing.lowered`. Layers with live adapters stay."""
-    coarse_predictor_layers = {layer for submodule in module.modules() if isinstance(submodule, CoarseImagePredictor) for layer in submodule.modules()}
-    for layer in (submodule for submodule in module.modules() if isinstance(submodule, unet.TransformerLayer) and submodule not in coarse_predictor_layers):
+    coarse_predictor_layers = {
+        layer
+        for submodule in module.modules()
+        if isinstance(submodule, CoarseImagePredictor)
+        for layer in submodule.modules()
+    }
+    for layer in (
+        submodule
+        for submodule in module.modules()
+        if isinstance(submodule, unet.TransformerLayer) and submodule not in coarse_predictor_layers
+    ):
         if layer.has_self_attn and type(layer.self_attn) is layers.Attention and not _has_adapters(layer.self_attn):
             layer.self_attn = QuantizedAttention(layer.self_attn)  # type: ignore[assignment]
     parts = [part for part in module.modules() if part not in coarse_predictor_layers]
@@ -105,7 +114,9 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x_last = x.permute(0, 2, 3, 1) if self.is_conv else x
-        out = self.forward_rows(quantize.quantize_rows(x_last.reshape(-1, self.in_features))).view(*x_last.shape[:-1], self.out_features)
+        out = self.forward_rows(quantize.quantize_rows(x_last.reshape(-1, self.in_features))).view(
+            *x_last.shape[:-1], self.out_features
+        )
         return out.permute(0, 3, 1, 2) if self.is_conv else out
 
     def forward_rows(self, rows: QuantizedRows) -> Tensor:
@@ -119,11 +130,15 @@ class QuantizedAttention(nn.Module):
     def __init__(self, attention: layers.Attention) -> None:
         super().__init__()
         self.heads, self.to_out = attention.heads, QuantizedLinear(attention.to_out.weight, attention.to_out.bias)
-        self.to_qkv = QuantizedLinear(torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]), None)
+        self.to_qkv = QuantizedLinear(
+            torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight]), None
+        )
 
     def forward_self(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         query, key, value = self.to_qkv(x).chunk(3, dim=2)
-        return layers.apply_with_residual(self.to_out, layers.multi_head_attention(query, key, value, self.heads), residual)
+        return layers.apply_with_residual(
+            self.to_out, layers.multi_head_attention(query, key, value, self.heads), residual
+        )
 
 
 class QuantizedFeedForward(nn.Module):
@@ -131,12 +146,17 @@ class QuantizedFeedForward(nn.Module):
 
     def __init__(self, feed_forward: layers.GatedFeedForward) -> None:
         super().__init__()
-        self.proj_in, self.bias = Int8MatMul(feed_forward.proj_in.weight), feed_forward.proj_in.bias.detach().float().clone()
+        self.proj_in, self.bias = (
+            Int8MatMul(feed_forward.proj_in.weight),
+            feed_forward.proj_in.bias.detach().float().clone(),
+        )
         self.proj_out = QuantizedLinear(feed_forward.proj_out.weight, feed_forward.proj_out.bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         rows = quantize.quantize_rows(x.reshape(-1, x.shape[-1]))
-        out = self.proj_out.forward_rows(quantize.quantize_geglu(self.proj_in(rows), rows.scales, self.bias)).view(x.shape)
+        out = self.proj_out.forward_rows(quantize.quantize_geglu(self.proj_in(rows), rows.scales, self.bias)).view(
+            x.shape
+        )
         return out if residual is None else residual + out
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from unspeckle.scoring.likelihood import BitsPerDim
 from unspeckle.scoring.memorisation import MemorizationScore
 from unspeckle.scoring.plots import Axis, PlotLine, render_plot
-from unspeckle.scoring.scores import LossScore, SweepPoint, Scores
+from unspeckle.scoring.scores import LossScore, Scores, SweepPoint
 from unspeckle.scoring.sweeps import TWO_CALL_SAMPLERS
 
 MAX_LINES = 3
@@ -16,16 +16,30 @@ def plot_steps(scores: Scores) -> str:
     """KID against calls of the network and against time, a line for each sampler; time alone without a corpus."""
     points = scores.by_steps
     samplers = list(dict.fromkeys(p.sampler for p in points))[:MAX_LINES]
-    points_by_sampler = {sampler: sorted((p for p in points if p.sampler == sampler), key=lambda p: p.steps) for sampler in samplers}
-    network_calls, ms_per_image = sorted({_network_calls(p) for p in points}), [1000 * p.seconds_per_image for p in points]
+    points_by_sampler = {
+        sampler: sorted((p for p in points if p.sampler == sampler), key=lambda p: p.steps) for sampler in samplers
+    }
+    network_calls, ms_per_image = (
+        sorted({_network_calls(p) for p in points}),
+        [1000 * p.seconds_per_image for p in points],
+    )
     x_axis = Axis("steps (calls of the network, guidance apart)", log=True, ticks=network_calls)
     if any(p.kid is None for p in points):
-        lines = [_make_line(sampler, sampler_points, _network_calls, lambda p: 1000 * p.seconds_per_image) for sampler, sampler_points in points_by_sampler.items()]
+        lines = [
+            _make_line(sampler, sampler_points, _network_calls, lambda p: 1000 * p.seconds_per_image)
+            for sampler, sampler_points in points_by_sampler.items()
+        ]
         return _plots_container(render_plot(lines, x_axis, Axis("ms a picture", low=0), "Time against steps"))
     floor, floor_name = _kid_floor(scores)
     y_axis = Axis("KID × 1000, lower is better", low=min(0.0, *(1000 * (p.kid or 0) for p in points)))
-    lines_by_steps = [_make_line(sampler, sampler_points, _network_calls, _kid_times_1000, _kid_error_bar) for sampler, sampler_points in points_by_sampler.items()]
-    lines_by_time = [_make_line(sampler, sampler_points, lambda p: 1000 * p.seconds_per_image, _kid_times_1000, _kid_error_bar) for sampler, sampler_points in points_by_sampler.items()]
+    lines_by_steps = [
+        _make_line(sampler, sampler_points, _network_calls, _kid_times_1000, _kid_error_bar)
+        for sampler, sampler_points in points_by_sampler.items()
+    ]
+    lines_by_time = [
+        _make_line(sampler, sampler_points, lambda p: 1000 * p.seconds_per_image, _kid_times_1000, _kid_error_bar)
+        for sampler, sampler_points in points_by_sampler.items()
+    ]
     time_axis = Axis("milliseconds a picture", log=True, low=min(ms_per_image), high=max(ms_per_image))
     return _plots_container(
         render_plot(lines_by_steps, x_axis, y_axis, "Quality against steps", floor, floor_name),
@@ -62,7 +76,10 @@ def plot_guidance_scales(scores: Scores) -> str:
 def plot_loss(loss: LossScore) -> str:
     lines = [
         PlotLine(
-            "held out", loss.times, loss.relative_errors, point_labels=[f"t {t:.2f}: {s:.4f}" for t, s in _zip_strict(loss.times, loss.relative_errors)]
+            "held out",
+            loss.times,
+            loss.relative_errors,
+            point_labels=[f"t {t:.2f}: {s:.4f}" for t, s in _zip_strict(loss.times, loss.relative_errors)],
         ),
         PlotLine("training", loss.times, loss.training_relative_errors, dashed=True, has_dots=False),
     ]
@@ -113,7 +130,9 @@ def _make_line(
     error: Callable[[SweepPoint], float] | None = None,
 ) -> PlotLine:  # fmt: skip
     point_labels = [f"{p.sampler}, {p.steps} steps, scale {p.guidance_scale:g}: {y(p):.3g}" for p in points]
-    return PlotLine(name, [x(p) for p in points], [y(p) for p in points], [error(p) for p in points] if error else (), point_labels)
+    return PlotLine(
+        name, [x(p) for p in points], [y(p) for p in points], [error(p) for p in points] if error else (), point_labels
+    )
 
 
 def _kid_floor(scores: Scores) -> tuple[float | None, str]:

@@ -95,7 +95,9 @@ def _chunked_distances(p: Tensor, q: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def _neighborhood_radius(p: Tensor, k: int) -> Tensor:
-    return torch.cat([distance.kthvalue(k + 1, dim=1).values for _, distance in _chunked_distances(p, p)])  # itself is first
+    return torch.cat(
+        [distance.kthvalue(k + 1, dim=1).values for _, distance in _chunked_distances(p, p)]
+    )  # itself is first
 
 
 def _matrix_sqrt(matrix: Tensor) -> Tensor:

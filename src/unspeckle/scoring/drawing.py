@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unspeckle.generation.pipeline import Request, draw_prompts, resolve, images_per_batch
+from unspeckle.generation.pipeline import draw_prompts, images_per_batch
+from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model
 from unspeckle.prompts import escape_prompt
 
@@ -22,10 +23,16 @@ class GeneratedImages(NamedTuple):
     seconds_per_image: float
 
 
-def generate_images(model: Model, captions: Sequence[str], seeds: Sequence[int], request: Request, advance: AdvanceCallback | None = None) -> GeneratedImages:
+def generate_images(
+    model: Model,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    request: Request,
+    advance: AdvanceCallback | None = None,
+) -> GeneratedImages:
     """Picture i is of captions[i] with the seed numbers[i], as `draw` would draw it but for the rounding of float32;
     the ask gives the rest. A caption is no prompt: it is read word by word, as in training."""
-    batch_size = images_per_batch(model, resolve(model, request))
+    batch_size = images_per_batch(resolve(model, request))
     start_time, batches = time.perf_counter(), list[Tensor]()
     for first in range(0, len(captions), batch_size):
         prompts = [escape_prompt(caption) for caption in captions[first : first + batch_size]]

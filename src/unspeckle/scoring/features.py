@@ -17,7 +17,11 @@ from torch.nn import functional as F
 
 DIRECTIONS = 6
 WAVE_RADIUS = 4  # pixels from a wave's middle to its end
-ENVELOPE_WIDTH, SLANT, FREQUENCY = 1.3, 0.6, 0.62 * math.pi  # of the envelope along the wave, across it; radians a pixel
+ENVELOPE_WIDTH, SLANT, FREQUENCY = (
+    1.3,
+    0.6,
+    0.62 * math.pi,
+)  # of the envelope along the wave, across it; radians a pixel
 LOG_OFFSET = 0.01  # strength below which differences count little
 PIXELS_PER_BATCH = 1 << 18  # pixels at once: 64 pictures of 64 × 64
 MAX_WHITENED_DIMS = 128  # directions in which whitened features vary

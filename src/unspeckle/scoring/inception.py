@@ -15,7 +15,9 @@ FEATURE_DIM = 2048
 class BasicConv2d(nn.Module):
     """Convolution, fixed normalisation, rectifier."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], stride: int = 1, pad: bool = True):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], stride: int = 1, pad: bool = True
+    ):
         super().__init__()
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         padding = (height // 2, width // 2) if pad and stride == 1 else (0, 0)
@@ -61,10 +63,19 @@ class InceptionC(nn.Module):
     def __init__(self, in_channels: int, mid_channels: int) -> None:
         super().__init__()
         self.branch1x1 = BasicConv2d(in_channels, 192, 1)
-        self.branch7x7_1, self.branch7x7_2 = BasicConv2d(in_channels, mid_channels, 1), BasicConv2d(mid_channels, mid_channels, (1, 7))
+        self.branch7x7_1, self.branch7x7_2 = (
+            BasicConv2d(in_channels, mid_channels, 1),
+            BasicConv2d(mid_channels, mid_channels, (1, 7)),
+        )
         self.branch7x7_3 = BasicConv2d(mid_channels, 192, (7, 1))
-        self.branch7x7dbl_1, self.branch7x7dbl_2 = BasicConv2d(in_channels, mid_channels, 1), BasicConv2d(mid_channels, mid_channels, (7, 1))
-        self.branch7x7dbl_3, self.branch7x7dbl_4 = BasicConv2d(mid_channels, mid_channels, (1, 7)), BasicConv2d(mid_channels, mid_channels, (7, 1))
+        self.branch7x7dbl_1, self.branch7x7dbl_2 = (
+            BasicConv2d(in_channels, mid_channels, 1),
+            BasicConv2d(mid_channels, mid_channels, (7, 1)),
+        )
+        self.branch7x7dbl_3, self.branch7x7dbl_4 = (
+            BasicConv2d(mid_channels, mid_channels, (1, 7)),
+            BasicConv2d(mid_channels, mid_channels, (7, 1)),
+        )
         self.branch7x7dbl_5 = BasicConv2d(mid_channels, 192, (1, 7))
         self.branch_pool = BasicConv2d(in_channels, 192, 1)
 
@@ -102,7 +113,12 @@ class InceptionE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         branch3x3 = self.branch3x3_1(x)
         branch3x3dbl = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        branches = (self.branch3x3_2a(branch3x3), self.branch3x3_2b(branch3x3), self.branch3x3dbl_3a(branch3x3dbl), self.branch3x3dbl_3b(branch3x3dbl))
+        branches = (
+            self.branch3x3_2a(branch3x3),
+            self.branch3x3_2b(branch3x3),
+            self.branch3x3dbl_3a(branch3x3dbl),
+            self.branch3x3dbl_3b(branch3x3dbl),
+        )
         pooled = F.max_pool2d(x, 3, stride=1, padding=1) if self.use_max_pool else _avg_pool(x)
         return torch.cat((self.branch1x1(x), *branches, self.branch_pool(pooled)), 1)
 

@@ -27,7 +27,9 @@ from unspeckle.schedule import Schedule
 
 NOISE_LEVELS = 16  # of noise for each picture
 BATCH_SIZE = 64  # pictures a call of the network
-FINAL_NOISE_STD = 0.5  # deviation of the last noise, in levels: of an eighth to two, the lowest bound on the embedded model
+FINAL_NOISE_STD = (
+    0.5  # deviation of the last noise, in levels: of an eighth to two, the lowest bound on the embedded model
+)
 _NEIGHBOR_LEVELS = 12  # levels away from the true one that are told apart
 _NATS_PER_BIT = math.log(2)
 
@@ -59,7 +61,11 @@ BindDenoiser = Callable[[int, int], Denoise]  # (first, last) to the denoiser of
 
 @torch.no_grad()
 def measure_bits_per_dim(
-    images: Tensor, autoencoder: PixelAutoencoder, schedule: Schedule, bind_denoiser: BindDenoiser, advance: Callable[[int], None] | None = None
+    images: Tensor,
+    autoencoder: PixelAutoencoder,
+    schedule: Schedule,
+    bind_denoiser: BindDenoiser,
+    advance: Callable[[int], None] | None = None,
 ) -> BitsPerDim:
     """The bound for pictures (N, 3, H, W) uint8 that are what the network was made for. tell: calls times pictures."""
     level_steps = 1 / 127.5 / autoencoder.std.flatten().double().cpu()  # between two levels of each colour, in x
@@ -67,15 +73,21 @@ def measure_bits_per_dim(
     prior_batches, diffusion_batches = [], []
     for first in range(0, len(images), BATCH_SIZE):
         x = autoencoder.encode(images[first : first + BATCH_SIZE].to(autoencoder.mean.device).float() / 127.5 - 1)
-        prior_batches.append(math.expm1(noise_range.u_min) * x.double().square().flatten(1).mean(1).cpu() / 2 / _NATS_PER_BIT)
-        diffusion_batches.append(_diffusion_bits(x, first, noise_range, schedule, bind_denoiser(first, first + len(x)), advance))
+        prior_batches.append(
+            math.expm1(noise_range.u_min) * x.double().square().flatten(1).mean(1).cpu() / 2 / _NATS_PER_BIT
+        )
+        diffusion_batches.append(
+            _diffusion_bits(x, first, noise_range, schedule, bind_denoiser(first, first + len(x)), advance)
+        )
     reconstruction_bits, prior_bits, diffusion_bits = (
         _reconstruction_bits(images, level_steps / noise_range.final_noise_std),
         torch.cat(prior_batches),
         torch.cat(diffusion_batches),
     )  # spent (N, LEVELS)
     total = prior_bits + reconstruction_bits + diffusion_bits.mean(1) * (noise_range.u_max - noise_range.u_min)
-    u_centers = noise_range.u_min + (torch.arange(NOISE_LEVELS, dtype=torch.float64) + 0.5) / NOISE_LEVELS * (noise_range.u_max - noise_range.u_min)
+    u_centers = noise_range.u_min + (torch.arange(NOISE_LEVELS, dtype=torch.float64) + 0.5) / NOISE_LEVELS * (
+        noise_range.u_max - noise_range.u_min
+    )
     return BitsPerDim(
         total=float(total.mean()), standard_error=float(total.std() / len(total) ** 0.5) if len(total) > 1 else math.inf,
         prior=float(prior_bits.mean()), reconstruction=float(reconstruction_bits.mean()),
@@ -90,7 +102,12 @@ def _find_noise_range(schedule: Schedule, final_noise_std: float) -> _NoiseRange
 
 
 def _diffusion_bits(
-    x: Tensor, first_index: int, noise_range: _NoiseRange, schedule: Schedule, denoise: Denoise, advance: Callable[[int], None] | None
+    x: Tensor,
+    first_index: int,
+    noise_range: _NoiseRange,
+    schedule: Schedule,
+    denoise: Denoise,
+    advance: Callable[[int], None] | None,
 ) -> Tensor:
     """(B, LEVELS) float64: the integrand, bits a dimension, at a random u in each equal share of the way."""
     rng = ExampleRNG(0, torch.arange(first_index, first_index + len(x), device=x.device))
@@ -113,8 +130,13 @@ def _reconstruction_bits(images: Tensor, level_steps: Tensor) -> Tensor:
     p(level | value) is in proportion to the noise's density there. Exact but for the quadrature over the noise."""
     eps = torch.special.ndtri((torch.arange(2**14, dtype=torch.float64) + 0.5) / 2**14)
     level_offsets = torch.arange(-_NEIGHBOR_LEVELS, _NEIGHBOR_LEVELS + 1, dtype=torch.float64)
-    log_ratios = -(eps[None, :, None] - level_offsets * level_steps[:, None, None]).square() / 2 + eps.square()[None, :, None] / 2
+    log_ratios = (
+        -(eps[None, :, None] - level_offsets * level_steps[:, None, None]).square() / 2
+        + eps.square()[None, :, None] / 2
+    )
     inner_bits = torch.logsumexp(log_ratios, 2).mean(1) / _NATS_PER_BIT  # (3,)
-    edge_bits = torch.logsumexp(log_ratios[:, :, _NEIGHBOR_LEVELS:], 2).mean(1) / _NATS_PER_BIT  # of black and of white, which lack one side
+    edge_bits = (
+        torch.logsumexp(log_ratios[:, :, _NEIGHBOR_LEVELS:], 2).mean(1) / _NATS_PER_BIT
+    )  # of black and of white, which lack one side
     edge_fraction = ((images == 0) | (images == 255)).double().flatten(2).mean(2)  # (N, 3)
     return (edge_fraction * edge_bits + (1 - edge_fraction) * inner_bits).mean(1)

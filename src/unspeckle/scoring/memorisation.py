@@ -44,7 +44,9 @@ class MemorizationScore:
     ratio: float  # of drawn to held-out pictures' distances, at the 1st percentile
     ratio_low: float  # the ratio's 95 % interval, by bootstrap over pictures
     ratio_high: float
-    fraction_nearer: float  # of drawn pictures nearer than the held-out ones' 1st percentile: .01 where nothing is copied
+    fraction_nearer: (
+        float  # of drawn pictures nearer than the held-out ones' 1st percentile: .01 where nothing is copied
+    )
     copy_count: int  # drawn pictures less than a third as far as that
     verdict: str  # what the numbers say, in words
     has_few_images: bool  # too few pictures to say much of a 1st percentile
@@ -92,7 +94,11 @@ def _distance_ratio(generated_distances: Tensor, validation_distances: Tensor) -
     tiny = 1e-9  # held-out pictures that are training pictures too
     ratios = bootstrap_quantiles(generated_distances) / bootstrap_quantiles(validation_distances).clamp(min=tiny)
     low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return float(generated_distances.quantile(quantile) / validation_distances.quantile(quantile).clamp(min=tiny)), low, high
+    return (
+        float(generated_distances.quantile(quantile) / validation_distances.quantile(quantile).clamp(min=tiny)),
+        low,
+        high,
+    )
 
 
 @torch.no_grad()
@@ -105,7 +111,9 @@ def find_nearest_images(images: Tensor, training: Split, advance: Callable[[int]
         indices = np.arange(first, min(first + BATCH_SIZE, len(training)))
         for crop in _crop_images(training, indices):
             crop_thumbnails = make_thumbnails(crop)
-            squared_distance = crop_thumbnails.square().sum(1) - 2 * queries @ crop_thumbnails.T  # but for the query's own square
+            squared_distance = (
+                crop_thumbnails.square().sum(1) - 2 * queries @ crop_thumbnails.T
+            )  # but for the query's own square
             minimum = squared_distance.min(1)
             is_nearer = minimum.values < best_distance
             best_distance = torch.where(is_nearer, minimum.values, best_distance)
@@ -129,4 +137,8 @@ def _crop_images(split: Split, indices: NDArray[np.int64]) -> list[Tensor]:
     center_crop = split.crop_images(indices, spare_height // 2, spare_width // 2, no_flip)
     if not (spare_height.any() or spare_width.any()):
         return [center_crop]
-    return [center_crop, split.crop_images(indices, 0 * spare_height, 0 * spare_width, no_flip), split.crop_images(indices, spare_height, spare_width, no_flip)]
+    return [
+        center_crop,
+        split.crop_images(indices, 0 * spare_height, 0 * spare_width, no_flip),
+        split.crop_images(indices, spare_height, spare_width, no_flip),
+    ]

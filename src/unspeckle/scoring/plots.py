@@ -54,18 +54,26 @@ class _AxisScale:
         return self.pixel_start + (position - low) / (high - low) * (self.pixel_end - self.pixel_start)
 
 
-def render_plot(lines: Sequence[PlotLine], x: Axis, y: Axis, title: str, reference_y: float | None = None, reference_name: str = "") -> str:
+def render_plot(
+    lines: Sequence[PlotLine], x: Axis, y: Axis, title: str, reference_y: float | None = None, reference_name: str = ""
+) -> str:
     """One plot under its title. mark: a level of y to draw across, with its name."""
     lines = [line for line in lines if len(line.xs)]
     if not lines:
         return ""
     x_scale = _AxisScale(x, [v for line in lines for v in line.xs], MARGIN_LEFT, WIDTH - MARGIN_RIGHT, tight=True)
     y_values = [v for line in lines for i, v in enumerate(line.ys) for v in (v, *_error_bar_ends(line, i))]
-    y_scale = _AxisScale(y, y_values + ([] if reference_y is None else [reference_y]), HEIGHT - MARGIN_BOTTOM, MARGIN_TOP, tight=False)
+    y_scale = _AxisScale(
+        y, y_values + ([] if reference_y is None else [reference_y]), HEIGHT - MARGIN_BOTTOM, MARGIN_TOP, tight=False
+    )
     elements = [*_axis_elements(x_scale, y_scale, x, y)]
     if reference_y is not None:
-        elements.append(f'<line class="mark" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{y_scale(reference_y):.1f}" y2="{y_scale(reference_y):.1f}"/>')
-        elements.append(f'<text class="mark" x="{WIDTH - MARGIN_RIGHT}" y="{y_scale(reference_y) - 4:.1f}">{escape(reference_name)}</text>')
+        elements.append(
+            f'<line class="mark" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{y_scale(reference_y):.1f}" y2="{y_scale(reference_y):.1f}"/>'
+        )
+        elements.append(
+            f'<text class="mark" x="{WIDTH - MARGIN_RIGHT}" y="{y_scale(reference_y) - 4:.1f}">{escape(reference_name)}</text>'
+        )
     for number, line in enumerate(lines, 1):
         elements += _line_elements(line, number, x_scale, y_scale)
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(elements)}</svg>'
@@ -85,19 +93,27 @@ def _axis_elements(x_scale: _AxisScale, y_scale: _AxisScale, x: Axis, y: Axis) -
     bottom = HEIGHT - MARGIN_BOTTOM
     elements = []
     for tick in y_scale.ticks:
-        elements.append(f'<line class="grid" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{y_scale(tick):.1f}" y2="{y_scale(tick):.1f}"/>')
-        elements.append(f'<text class="tick y" x="{MARGIN_LEFT - 7}" y="{y_scale(tick) + 4:.1f}">{_format_tick(tick)}</text>')
+        elements.append(
+            f'<line class="grid" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{y_scale(tick):.1f}" y2="{y_scale(tick):.1f}"/>'
+        )
+        elements.append(
+            f'<text class="tick y" x="{MARGIN_LEFT - 7}" y="{y_scale(tick) + 4:.1f}">{_format_tick(tick)}</text>'
+        )
     last_label_x = -math.inf
     for tick in x_scale.ticks:
         if x_scale(tick) - last_label_x >= 26:  # else the words would touch
             last_label_x = x_scale(tick)
-            elements.append(f'<text class="tick x" x="{x_scale(tick):.1f}" y="{bottom + 17}">{_format_tick(tick)}</text>')
+            elements.append(
+                f'<text class="tick x" x="{x_scale(tick):.1f}" y="{bottom + 17}">{_format_tick(tick)}</text>'
+            )
     elements.append(f'<line class="axis" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{bottom}" y2="{bottom}"/>')
     elements.append(
         f'<text class="label x" x="{(MARGIN_LEFT + WIDTH - MARGIN_RIGHT) / 2:.0f}" y="{HEIGHT - 6}">{escape(x.label)}</text>'
     )
     middle = (MARGIN_TOP + bottom) / 2
-    elements.append(f'<text class="label y" transform="translate(12 {middle:.0f}) rotate(-90)">{escape(y.label)}</text>')
+    elements.append(
+        f'<text class="label y" transform="translate(12 {middle:.0f}) rotate(-90)">{escape(y.label)}</text>'
+    )
     return elements
 
 

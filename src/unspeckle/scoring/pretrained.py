@@ -23,7 +23,9 @@ from unspeckle.errors import InputError
 from unspeckle.scoring.features import FeatureExtractor, hash_tensors
 from unspeckle.scoring.inception import INPUT_SIZE, InceptionV3
 
-INCEPTION_URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+INCEPTION_URL = (
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
+)
 DINOV2_REPO, CLIP_REPO = "facebook/dinov2-large", "openai/clip-vit-large-patch14-336"
 BATCH_SIZE = 16  # pictures at once
 _IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -48,7 +50,9 @@ class InceptionFeatures:
         expected_keys = {k for k in network.state_dict() if not k.endswith("num_batches_tracked")}
         weights = {k: t for k, t in tensors.items() if not k.endswith("num_batches_tracked")}
         if mismatched_keys := sorted(expected_keys ^ weights.keys()):
-            raise InputError(f"--features inception:{path}: is not the Inception of FID ({mismatched_keys[0]!r} does not fit)")
+            raise InputError(
+                f"--features inception:{path}: is not the Inception of FID ({mismatched_keys[0]!r} does not fit)"
+            )
         network.to_empty(device=device)
         try:
             network.load_state_dict(weights, strict=False)
@@ -60,7 +64,10 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        batches = (((resize_bicubic(chunk, INPUT_SIZE) - 128) / 128).to(self.device) for chunk in torch.split(images, BATCH_SIZE))
+        batches = (
+            ((resize_bicubic(chunk, INPUT_SIZE) - 128) / 128).to(self.device)
+            for chunk in torch.split(images, BATCH_SIZE)
+        )
         return torch.cat([self.network(batch).cpu() for batch in batches])
 
 
@@ -113,7 +120,9 @@ class ClipFeatures(_VisionTransformer):
         """(N, D): a caption's embedding; its ends beyond 77 tokens are lost."""
         embeddings = []
         for first in range(0, len(captions), BATCH_SIZE):
-            tokens = self.tokenizer(captions[first : first + BATCH_SIZE], padding=True, truncation=True, return_tensors="pt")
+            tokens = self.tokenizer(
+                captions[first : first + BATCH_SIZE], padding=True, truncation=True, return_tensors="pt"
+            )
             pooled = self.network.text_model(**tokens.to(self.device)).pooler_output
             embeddings.append(F.normalize(self.network.text_projection(pooled).float(), dim=1).cpu())
         return torch.cat(embeddings)
@@ -130,7 +139,9 @@ def resize_bicubic(images: Tensor, size: int) -> Tensor:
     widens where pictures shrink, and never rounded. Parmar et al. 2022."""
     channels = images.cpu().flatten(0, 1).to(torch.float32).numpy()
     resized = [Image.fromarray(channel).resize((size, size), Image.Resampling.BICUBIC) for channel in channels]
-    return torch.from_numpy(np.stack([np.asarray(channel) for channel in resized])).clamp(0, 255).view(-1, 3, size, size)
+    return (
+        torch.from_numpy(np.stack([np.asarray(channel) for channel in resized])).clamp(0, 255).view(-1, 3, size, size)
+    )
 
 
 def _load_inception_weights(path: str) -> dict[str, Tensor]:
@@ -145,7 +156,9 @@ def _load_inception_weights(path: str) -> dict[str, Tensor]:
             )
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
         reason = " ".join(str(e).split())[:80]
-        raise InputError(f"--features inception: {path or INCEPTION_URL} cannot be read ({reason}); get it again") from e
+        raise InputError(
+            f"--features inception: {path or INCEPTION_URL} cannot be read ({reason}); get it again"
+        ) from e
     except OSError as e:  # URLError among them
         raise InputError(
             f"--features inception: {INCEPTION_URL} cannot be fetched; give inception:FILE with its copy"

@@ -7,10 +7,16 @@ from importlib.resources import files
 from torch import Tensor
 
 from unspeckle.scoring import likelihood, memorisation
-from unspeckle.scoring.charts import plot_bits_per_dim, plot_loss, plot_nearest_distances, plot_guidance_scales, plot_steps
+from unspeckle.scoring.charts import (
+    plot_bits_per_dim,
+    plot_guidance_scales,
+    plot_loss,
+    plot_nearest_distances,
+    plot_steps,
+)
 from unspeckle.scoring.composition.questions import PROTOCOL_PROMPTS
-from unspeckle.scoring.images import figure_tag, image_tag, image_strip_tag
-from unspeckle.scoring.scores import ConfidenceInterval, SweepPoint, Scores
+from unspeckle.scoring.images import figure_tag, image_strip_tag, image_tag
+from unspeckle.scoring.scores import ConfidenceInterval, Scores, SweepPoint
 from unspeckle.scoring.task import ReportImages
 
 DISTANCE_TEXTS = {  # of each distance: its name, a factor and decimals to show it with, what it says
@@ -100,15 +106,25 @@ def _key_figures(scores: Scores) -> str:
     for name, decimals in (("kid", 1), ("precision", 2), ("recall", 2)):
         if (distance := scores.find_distance(name)) is not None:
             label, factor, _, _ = DISTANCE_TEXTS[name]
-            generated, floor = (format_number(factor * value.mean, decimals) for value in (distance.generated, distance.floor))
+            generated, floor = (
+                format_number(factor * value.mean, decimals) for value in (distance.generated, distance.floor)
+            )
             figures.append((label, generated, f"real pictures: {floor}"))
     if (m := scores.memorization) is not None:
         figures.append(("memorisation", f"{m.ratio:.2f} ×", "held-out pictures' distance: 1 or more is clean"))
     if (b := scores.bits_per_dim) is not None:
         figures.append(("bits a dimension", format_number(b.total, 2), f"± {2 * b.standard_error:.2f}, an upper bound"))
     if (loss := scores.loss) is not None:
-        figures.append(("held-out loss", format_number(loss.total, 4), f"training pictures: {format_number(loss.training_total, 4)}"))
-    figures.append(("speed", f"{1 / max(scores.seconds_per_image, 1e-9):.3g}/s", f"pictures in batches, {escape(scores.device)}"))
+        figures.append(
+            (
+                "held-out loss",
+                format_number(loss.total, 4),
+                f"training pictures: {format_number(loss.training_total, 4)}",
+            )
+        )
+    figures.append(
+        ("speed", f"{1 / max(scores.seconds_per_image, 1e-9):.3g}/s", f"pictures in batches, {escape(scores.device)}")
+    )
     cells = "".join(
         f'<div class="fact"><span class="what">{name}</span><b>{value}</b><span>{note}</span></div>\n'
         for name, value, note in figures
@@ -125,8 +141,12 @@ def _gallery_section(images: ReportImages) -> str:
     if images.generated_images is None or images.validation_images is None:
         return ""
     figures = [
-        figure_tag(f'<div class="pair">{image_tag(generated, caption)}{image_tag(validation, "held out")}</div>', caption)
-        for generated, validation, caption in zip(images.generated_images, images.validation_images, images.captions, strict=True)
+        figure_tag(
+            f'<div class="pair">{image_tag(generated, caption)}{image_tag(validation, "held out")}</div>', caption
+        )
+        for generated, validation, caption in zip(
+            images.generated_images, images.validation_images, images.captions, strict=True
+        )
     ]
     return _section(
         "Drawn and real",
@@ -165,7 +185,9 @@ def _composition_section(scores: Scores) -> str:
     rows, categories = [], scores.composition["categories"]
     for c in categories:
         ceiling, floor = f"{100 * c['ceiling']:.0f} %", f"{100 * c['floor']:.0f} %"
-        rows.append([escape(c["name"]), *_accuracy_cells(c["share"], c["low"], c["high"], c["ceiling"]), ceiling, floor])
+        rows.append(
+            [escape(c["name"]), *_accuracy_cells(c["share"], c["low"], c["high"], c["ceiling"]), ceiling, floor]
+        )
     prompt_count = max((c["prompts"] for c in categories), default=0)
     seed_count = max((c["pictures"] // max(1, c["prompts"]) for c in categories), default=0)
     return _section(
@@ -196,8 +218,16 @@ def _hybrids_section(scores: Scores, images: ReportImages) -> str:
     rows, strips = [], []
     for method, method_images in zip(h.methods, images.hybrids, strict=True):
         name = f"{escape(method.method)}<small>{escape(method.prompt)}</small>"
-        rows.append([name, f"{method.correct_count} of {method.image_count}", *_accuracy_cells(method.accuracy, method.low, method.high)])
-        strips.append(f"<span>{escape(method.method)}</span>{image_strip_tag(method_images[:MAX_HYBRID_PAIRS], method.prompt)}\n")
+        rows.append(
+            [
+                name,
+                f"{method.correct_count} of {method.image_count}",
+                *_accuracy_cells(method.accuracy, method.low, method.high),
+            ]
+        )
+        strips.append(
+            f"<span>{escape(method.method)}</span>{image_strip_tag(method_images[:MAX_HYBRID_PAIRS], method.prompt)}\n"
+        )
     pairs = [" and ".join(pair) for pair in h.pairs]
     return _section(
         "Two in one",
@@ -216,7 +246,9 @@ def _steps_section(scores: Scores, images: ReportImages) -> str:
     own_sampler, other_samplers = list[tuple[SweepPoint, Tensor]](), list[tuple[SweepPoint, Tensor]]()
     for point, point_images in zip(scores.by_steps, images.by_steps, strict=True):
         (own_sampler if point.sampler == scores.sampler else other_samplers).append((point, point_images))
-    own_strips, other_strips = (_labeled_strips(scores, rows, lambda p: f"{p.sampler}, {p.steps}") for rows in (own_sampler, other_samplers))
+    own_strips, other_strips = (
+        _labeled_strips(scores, rows, lambda p: f"{p.sampler}, {p.steps}") for rows in (own_sampler, other_samplers)
+    )
     other_strips = f"<details><summary>Other samplers</summary>{other_strips}</details>\n" if other_samplers else ""
     return _section("Steps and time", plot_steps(scores), _paragraph(SWEEP_NOTE, "soft"), own_strips, other_strips)
 
@@ -229,10 +261,16 @@ def _guidance_section(scores: Scores, images: ReportImages) -> str:
     return _section("Guidance scale", plot_guidance_scales(scores), _paragraph(SWEEP_NOTE, "soft"), strips)
 
 
-def _labeled_strips(scores: Scores, sweep: Sequence[tuple[SweepPoint, Tensor]], label_of: Callable[[SweepPoint], str]) -> str:
+def _labeled_strips(
+    scores: Scores, sweep: Sequence[tuple[SweepPoint, Tensor]], label_of: Callable[[SweepPoint], str]
+) -> str:
     rows = []
     for point, point_images in sweep:
-        is_own = (point.sampler, point.steps, point.guidance_scale) == (scores.sampler, scores.steps, scores.guidance_scale)
+        is_own = (point.sampler, point.steps, point.guidance_scale) == (
+            scores.sampler,
+            scores.steps,
+            scores.guidance_scale,
+        )
         label = escape(label_of(point))
         rows.append(f"<span{' class=own' if is_own else ''}>{label}</span>{image_strip_tag(point_images, label)}\n")
     return f'<div class="strips">{"".join(rows)}</div>\n'
@@ -287,9 +325,19 @@ def _memorization_section(scores: Scores, images: ReportImages) -> str:
 def _sweep_table(scores: Scores) -> str:
     rows = []
     for p in dict.fromkeys((*scores.by_steps, *scores.by_guidance_scale)):
-        values = ((p.kid, 1000, 1), (p.kid_standard_error, 1000, 1), (p.precision, 1, 3), (p.recall, 1, 3), (p.coverage, 1, 3))
-        cells = ["–" if value is None else format_number(factor * value, decimals) for value, factor, decimals in values]
-        rows.append([escape(p.sampler), str(p.steps), f"{p.guidance_scale:g}", f"{1000 * p.seconds_per_image:.0f}", *cells])
+        values = (
+            (p.kid, 1000, 1),
+            (p.kid_standard_error, 1000, 1),
+            (p.precision, 1, 3),
+            (p.recall, 1, 3),
+            (p.coverage, 1, 3),
+        )
+        cells = [
+            "–" if value is None else format_number(factor * value, decimals) for value, factor, decimals in values
+        ]
+        rows.append(
+            [escape(p.sampler), str(p.steps), f"{p.guidance_scale:g}", f"{1000 * p.seconds_per_image:.0f}", *cells]
+        )
     header = ["sampler", "steps", "scale", "ms a picture", "KID × 1000", "± (s.e.)", "precision", "recall", "coverage"]
     return f"<details><summary>All ways of drawing, as numbers</summary>{_table(header, rows)}</details>\n"
 

@@ -24,7 +24,9 @@ class ConfidenceInterval:
     values: tuple[float, ...]  # of each seed
 
 
-def confidence_interval(values: Sequence[float], minimum: float = -math.inf, maximum: float = math.inf) -> ConfidenceInterval:
+def confidence_interval(
+    values: Sequence[float], minimum: float = -math.inf, maximum: float = math.inf
+) -> ConfidenceInterval:
     """By Student's t, cut at the least and the most that a value can be; at least one value."""
     mean, n = statistics.fmean(values), len(values)
     if n < 2:
@@ -115,7 +117,9 @@ class Scores:
     memorization: MemorizationScore | None = None
     by_steps: tuple[SweepPoint, ...] = ()
     by_guidance_scale: tuple[SweepPoint, ...] = ()
-    composition: dict[str, Any] | None = None  # how well pictures hold what words say, where the corpus is of emoji scenes
+    composition: dict[str, Any] | None = (
+        None  # how well pictures hold what words say, where the corpus is of emoji scenes
+    )
     hybrids: HybridsScore | None = None  # two nouns in one prompt, where that corpus holds hybrids out
     missing: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from unspeckle.generation.few_step import select_network
-from unspeckle.generation.pipeline import Request, ResolvedRequest
+from unspeckle.generation.request import Request, ResolvedRequest
 from unspeckle.model import Model
-from unspeckle.scoring.distances import kid, compute_prdc
+from unspeckle.scoring.distances import compute_prdc, kid
 from unspeckle.scoring.drawing import generate_images
 from unspeckle.scoring.features import FeatureExtractor
 from unspeckle.scoring.scores import SweepPoint
@@ -32,7 +32,11 @@ class ReferenceFeatures:
 
 def network_calls_per_image(resolved: ResolvedRequest) -> int:
     """Of the network, for one picture; the two halves of guidance count as two."""
-    return resolved.steps * (2 if resolved.sampler in TWO_CALL_SAMPLERS else 1) * (1 if resolved.guidance_scale == 1 else 2)
+    return (
+        resolved.steps
+        * (2 if resolved.sampler in TWO_CALL_SAMPLERS else 1)
+        * (1 if resolved.guidance_scale == 1 else 2)
+    )
 
 
 def step_count_variants(model: Model, resolved: ResolvedRequest) -> list[ResolvedRequest]:
@@ -45,7 +49,9 @@ def step_count_variants(model: Model, resolved: ResolvedRequest) -> list[Resolve
     for sampler in dict.fromkeys((resolved.sampler, *EXTRA_SAMPLERS)):
         for step_count in step_counts:
             is_two_call_sampler = sampler in TWO_CALL_SAMPLERS and resolved.sampler not in TWO_CALL_SAMPLERS
-            variants.append(replace(resolved, sampler=sampler, steps=max(1, step_count // 2) if is_two_call_sampler else step_count))
+            variants.append(
+                replace(resolved, sampler=sampler, steps=max(1, step_count // 2) if is_two_call_sampler else step_count)
+            )
     return _without_student_requests(model, dict.fromkeys(variants))
 
 
@@ -53,7 +59,16 @@ def guidance_scale_variants(model: Model, resolved: ResolvedRequest) -> list[Res
     """The same with other guidance scales; none for a student, which has but the one that it learnt."""
     if select_network(model, resolved).card.step_counts:
         return []
-    return _without_student_requests(model, [replace(resolved, scale=guidance_scale) for guidance_scale in sorted({*EXTRA_GUIDANCE_SCALES, resolved.guidance_scale})])
+    return _without_student_requests(
+        model,
+        [
+            replace(resolved, guidance_scale=guidance_scale)
+            for guidance_scale in sorted({*EXTRA_GUIDANCE_SCALES, resolved.guidance_scale})
+        ],
+    )
+
+
+_SWEPT_FIELDS = ("sampler", "timestep_spacing", "steps", "guidance_scale", "size", "negative_prompt")
 
 
 def _without_student_requests(model: Model, resolved_requests: Iterable[ResolvedRequest]) -> list[ResolvedRequest]:
@@ -67,9 +82,13 @@ def run_sweep(
 ) -> Iterator[tuple[SweepPoint, Tensor]]:  # fmt: skip
     """Each order's point, and its first pictures. tell: how many calls of the network were made."""
     for resolved in resolved_requests:
-        request = Request(**{name: getattr(resolved, name) for name in ("sampler", "grid", "steps", "scale", "size", "negative")})
+        request = Request(**{name: getattr(resolved, name) for name in _SWEPT_FIELDS})
         calls_per_image = network_calls_per_image(resolved)
-        generated = generate_images(model, captions, seeds, request, lambda count, calls_per_image=calls_per_image: advance(count * calls_per_image))  # type: ignore[misc]
+
+        def advance_images(count: int, calls: int = calls_per_image) -> None:
+            advance(count * calls)
+
+        generated = generate_images(model, captions, seeds, request, advance_images)
         point = SweepPoint(resolved.sampler, resolved.steps, resolved.guidance_scale, generated.seconds_per_image)
         if reference is not None:
             point = _with_distances(point, reference.features, reference.extractor(generated.images))
@@ -79,7 +98,7 @@ def run_sweep(
 def _with_distances(point: SweepPoint, reference_features: Tensor, generated_features: Tensor) -> SweepPoint:
     prdc = compute_prdc(reference_features, generated_features)
     return replace(
-        point, kid=kid(reference_features, generated_features), kid_error=_kid_standard_error(reference_features, generated_features), precision=prdc.precision,
+        point, kid=kid(reference_features, generated_features), kid_standard_error=_kid_standard_error(reference_features, generated_features), precision=prdc.precision,
         recall=prdc.recall, coverage=prdc.coverage,
     )  # fmt: skip
 
@@ -87,5 +106,12 @@ def _with_distances(point: SweepPoint, reference_features: Tensor, generated_fea
 def _kid_standard_error(reference_features: Tensor, generated_features: Tensor) -> float:
     """The standard error of KID over the drawn pictures: the jackknife over blocks of them (Efron & Stein 1981)."""
     block_of_image = torch.arange(len(generated_features)) % JACKKNIFE_BLOCKS
-    kid_without_block = torch.tensor([kid(reference_features, generated_features[block_of_image != block]) for block in range(JACKKNIFE_BLOCKS)], dtype=torch.float64)
-    return float(((JACKKNIFE_BLOCKS - 1) / JACKKNIFE_BLOCKS * (kid_without_block - kid_without_block.mean()).square().sum()).sqrt())
+    kid_without_block = torch.tensor(
+        [kid(reference_features, generated_features[block_of_image != block]) for block in range(JACKKNIFE_BLOCKS)],
+        dtype=torch.float64,
+    )
+    return float(
+        (
+            (JACKKNIFE_BLOCKS - 1) / JACKKNIFE_BLOCKS * (kid_without_block - kid_without_block.mean()).square().sum()
+        ).sqrt()
+    )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from unspeckle.corpus import Split
-from unspeckle.denoiser import Conditioning
-from unspeckle.generation.pipeline import Request, ResolvedRequest
+from unspeckle.denoiser import PreparedConditioning
+from unspeckle.generation.request import Request, ResolvedRequest
 from unspeckle.model import Model
 from unspeckle.objective import Objective
 from unspeckle.scoring.drawing import generate_images
@@ -80,12 +80,20 @@ class ScoringRun:
         captions = pick_captions(split, self.settings.images_per_seed, seed_index)
         calls_per_image = network_calls_per_image(self.resolved)
         seeds = self.image_seeds(len(captions), seed_index)
-        generated = generate_images(self.model, captions, seeds, self.settings.request, lambda count: self.progress.advance(count * calls_per_image))
+        generated = generate_images(
+            self.model,
+            captions,
+            seeds,
+            self.settings.request,
+            lambda count: self.progress.advance(count * calls_per_image),
+        )
         return GeneratedSet(generated.images, captions), generated.seconds_per_image
 
-    def complete_conditioning(self, conditioning: Conditioning) -> Conditioning:
-        """What the captions' pictures are denoised with."""
-        return self.model.add_conditioning(conditioning, positive=True, guidance_scale=self.resolved.guidance_scale, size=self.resolved.size)
+    def complete_conditioning(self, conditioning: PreparedConditioning) -> PreparedConditioning:
+        """The captions' conditioning with what else the model takes as an input."""
+        return self.model.add_conditioning(
+            conditioning, positive=True, guidance_scale=self.resolved.guidance_scale, size=self.resolved.size
+        )
 
     def image_seeds(self, count: int, seed_index: int = 0) -> range:
         """The seeds of the pictures."""
@@ -95,7 +103,11 @@ class ScoringRun:
 
 def evenly_spaced_indices(count: int, sample_count: int) -> Tensor:
     """(wanted,) places among `count`, spread evenly; all of them again and again where more are wanted."""
-    return torch.arange(sample_count) * count // sample_count if sample_count <= count else torch.arange(sample_count) % count
+    return (
+        torch.arange(sample_count) * count // sample_count
+        if sample_count <= count
+        else torch.arange(sample_count) % count
+    )
 
 
 def pick_captions(split: Split, sample_count: int, seed_index: int) -> list[str]:

@@ -35,12 +35,16 @@ class CLIPEncoderLayer(nn.Module):
         self.heads, self.quick_gelu = config.heads, config.quick_gelu
         self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(config.width, config.width) for _ in range(4))
-        self.fc1, self.fc2 = nn.Linear(config.width, config.feed_forward_width), nn.Linear(config.feed_forward_width, config.width)
+        self.fc1, self.fc2 = (
+            nn.Linear(config.width, config.feed_forward_width),
+            nn.Linear(config.feed_forward_width, config.width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm1(x)
         query, key, value = (
-            projection(h).unflatten(2, (self.heads, -1)).transpose(1, 2) for projection in (self.to_q, self.to_k, self.to_v)
+            projection(h).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for projection in (self.to_q, self.to_k, self.to_v)
         )
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.to_out(attended.transpose(1, 2).flatten(2))
@@ -61,11 +65,15 @@ class CLIPTextEncoder(nn.Module):
         self.position_embedding = nn.Parameter(torch.zeros(config.context_length, config.width))
         self.layers = nn.ModuleList(CLIPEncoderLayer(config) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width)
-        self.text_projection = nn.Linear(config.width, config.projection_width, bias=False) if config.projection_width else nn.Identity()
+        self.text_projection = (
+            nn.Linear(config.width, config.projection_width, bias=False) if config.projection_width else nn.Identity()
+        )
 
     def forward(self, ids: Tensor, skipped_layers: int = 0) -> tuple[Tensor, Tensor]:
         """skip: how many layers more the tokens do without."""
-        x = self._tensor_for_use(self.token_embedding(ids)) + self._tensor_for_use(self.position_embedding[: ids.shape[1]])
+        x = self._tensor_for_use(self.token_embedding(ids)) + self._tensor_for_use(
+            self.position_embedding[: ids.shape[1]]
+        )
         hidden = x
         for count, layer in enumerate(self.layers, 1):
             x = self._module_for_use(layer)(x)

@@ -38,7 +38,9 @@ class CLIPTokenizer:
         bpe.no_padding()
         bpe.no_truncation()
         self.bpe, self.context_length = bpe, context_length
-        self.start_id, self.end_id, *self.pad_ids = (self._token_id(token) for token in (START_TOKEN, END_TOKEN, *pad_tokens))
+        self.start_id, self.end_id, *self.pad_ids = (
+            self._token_id(token) for token in (START_TOKEN, END_TOKEN, *pad_tokens)
+        )
         self._comma_id = bpe.token_to_id(",</w>")
         self._added_words: dict[int, list[int]] = {}  # a word's own id to those that it is given to the encoders as
 
@@ -49,7 +51,9 @@ class CLIPTokenizer:
         return int(token_id)
 
     @classmethod
-    def from_folder(cls, folder: Path, context_length: int = 77, pad_tokens: Sequence[str] | None = None) -> "CLIPTokenizer":
+    def from_folder(
+        cls, folder: Path, context_length: int = 77, pad_tokens: Sequence[str] | None = None
+    ) -> "CLIPTokenizer":
         """From a folder with vocab.json and merges.txt, or tokenizer.json, or CLIP's own merges. pads: what fills up,
         for each encoder; None = what the folder says. InputError where it has none of them, or damaged ones."""
         try:
@@ -62,7 +66,9 @@ class CLIPTokenizer:
                 lines = gzip.decompress((folder / OPENAI_MERGES_FILE).read_bytes()).decode().split("\n")
                 bpe = _openai_bpe(_parse_merges(lines[: 49152 - 256 - 2 + 1]))
             else:
-                raise InputError(f"{folder}: holds neither vocab.json and merges.txt, nor tokenizer.json, nor {OPENAI_MERGES_FILE}")
+                raise InputError(
+                    f"{folder}: holds neither vocab.json and merges.txt, nor tokenizer.json, nor {OPENAI_MERGES_FILE}"
+                )
             return cls(bpe, context_length, (read_pad_token(folder),) if pad_tokens is None else pad_tokens)
         except InputError:
             raise
@@ -90,14 +96,20 @@ class CLIPTokenizer:
         max_chunks = max((len(chunks) for chunks in chunked), default=1)
         chunked = [chunks + [[]] * (max_chunks - len(chunks)) for chunks in chunked]
         ids = [[[self._pad_chunk(chunk, pad_id) for chunk in chunks] for pad_id in self.pad_ids] for chunks in chunked]
-        return torch.tensor(ids, dtype=torch.int64).reshape(len(chunked), len(self.pad_ids), max_chunks * self.context_length)
+        return torch.tensor(ids, dtype=torch.int64).reshape(
+            len(chunked), len(self.pad_ids), max_chunks * self.context_length
+        )
 
     def character_spans(self, caption: str) -> list[tuple[int, int]]:
         """From which character to which each place of the caption's row stands for; (0, 0) for start, end, padding."""
         (encoding,) = self._encode_batch([caption])
         offsets, character_spans = iter(encoding.offsets), list[tuple[int, int]]()
         for chunk in self._split_chunks(encoding.ids):
-            character_spans += [(0, 0), *islice(offsets, len(chunk)), *[(0, 0)] * (self.context_length - 1 - len(chunk))]
+            character_spans += [
+                (0, 0),
+                *islice(offsets, len(chunk)),
+                *[(0, 0)] * (self.context_length - 1 - len(chunk)),
+            ]
         return character_spans
 
     def add_word(self, word: str, ids: Sequence[int]) -> None:
@@ -116,14 +128,18 @@ class CLIPTokenizer:
         return []
 
     def _encode_batch(self, captions: Sequence[str]) -> list[_Encoding]:
-        return [self._expand_words(encoding) for encoding in self.bpe.encode_batch(list(captions), add_special_tokens=False)]
+        return [
+            self._expand_words(encoding) for encoding in self.bpe.encode_batch(list(captions), add_special_tokens=False)
+        ]
 
     def _expand_words(self, encoding: Any) -> _Encoding:
         """With as many ids for each learnt word as it has."""
         if not self._added_words:
             return _Encoding(encoding.ids, encoding.offsets)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
-        expanded = [(token_id, span) for word_id, span in pairs for token_id in self._added_words.get(word_id, [word_id])]
+        expanded = [
+            (token_id, span) for word_id, span in pairs for token_id in self._added_words.get(word_id, [word_id])
+        ]
         return _Encoding([token_id for token_id, _ in expanded], [span for _, span in expanded])
 
     def _pad_chunk(self, chunk: list[int], pad_id: int) -> list[int]:
@@ -135,7 +151,11 @@ class CLIPTokenizer:
         max_tokens = self.context_length - 2
         chunks: list[list[int]] = []
         while len(ids) > max_tokens:
-            commas = [i for i, token_id in enumerate(ids[:max_tokens]) if token_id == self._comma_id and max_tokens - i <= COMMA_BACKTRACK]
+            commas = [
+                i
+                for i, token_id in enumerate(ids[:max_tokens])
+                if token_id == self._comma_id and max_tokens - i <= COMMA_BACKTRACK
+            ]
             cut = commas[-1] + 1 if commas and ids[max_tokens] != self._comma_id else max_tokens
             chunks.append(ids[:cut])
             ids = ids[cut:]
@@ -155,7 +175,10 @@ def _build_bpe(vocab: dict[str, int], merges: list[tuple[str, str]]) -> BPE:
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_SPLIT_PATTERN), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT_PATTERN), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     bpe.decoder = decoders.ByteLevel()
     return bpe
@@ -165,7 +188,13 @@ def _openai_bpe(merges: list[tuple[str, str]]) -> BPE:
     """CLIP counts its tokens so: the bytes, the printable ones first, the bytes that end a word, the merges."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     byte_symbols = [*map(chr, printable), *(chr(256 + n) for n in range(256 - len(printable)))]
-    tokens = [*byte_symbols, *(symbol + "</w>" for symbol in byte_symbols), *map("".join, merges), START_TOKEN, END_TOKEN]
+    tokens = [
+        *byte_symbols,
+        *(symbol + "</w>" for symbol in byte_symbols),
+        *map("".join, merges),
+        START_TOKEN,
+        END_TOKEN,
+    ]
     return _build_bpe({token: token_id for token_id, token in enumerate(tokens)}, merges)
 
 

@@ -49,7 +49,9 @@ class Tokenizer:
         texts = sorted(caption_counts)
         character_counts = Counter(c for text in texts for c in bpe.normalizer.normalize_str(text) if not c.isspace())
         character_counts["▁"] = len(texts)
-        alphabet = sorted(character_counts, key=lambda c: (-character_counts[c], c))[:MAX_ALPHABET]  # the trainer's own choice is not fixed
+        alphabet = sorted(character_counts, key=lambda c: (-character_counts[c], c))[
+            :MAX_ALPHABET
+        ]  # the trainer's own choice is not fixed
         trainer = trainers.BpeTrainer(
             vocab_size=max(vocab_size, 2 * len(alphabet) + 1024), special_tokens=["<pad>", "<start>", "<unknown>"],
             show_progress=False, initial_alphabet=alphabet, limit_alphabet=len(alphabet),
@@ -89,7 +91,9 @@ class Tokenizer:
         return list(dict.fromkeys(word for word in split_words(prompt) if word not in self.known_words))
 
     def to_json(self) -> str:
-        return json.dumps({"length": self.context_length, "known": sorted(self.known_words), "bpe": json.loads(self.bpe.to_str())})
+        return json.dumps(
+            {"length": self.context_length, "known": sorted(self.known_words), "bpe": json.loads(self.bpe.to_str())}
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":

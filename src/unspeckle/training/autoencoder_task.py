@@ -12,7 +12,7 @@ from torch import Tensor
 from unspeckle import atomic
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.errors import InputError
-from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig, LatentAutoencoder
+from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.rng import ExampleRNG
 from unspeckle.training import checkpoint
 from unspeckle.training.master_weights import MasterWeights, StepStats
@@ -21,7 +21,9 @@ from unspeckle.training.reconstruction_loss import COARSE_LOSS_EVERY, reconstruc
 from unspeckle.training.stage import Inspection, ProgressReport, save_checkpoint_or_raise, training_loop
 
 AUTOENCODER_FOLDER = "autoencoder"  # of a RUN: its checkpoints, the last of which is the autoencoder, and its log
-MAX_LATENT_NOISE_STD = 0.1  # largest deviation of what is added to latents, so that a denoiser's small errors do not show
+MAX_LATENT_NOISE_STD = (
+    0.1  # largest deviation of what is added to latents, so that a denoiser's small errors do not show
+)
 STANDARDIZATION_IMAGES = 1024  # pictures that say how the latents are to be standardised
 RECONSTRUCTION_IMAGES = 16  # held-out pictures beside their reconstructions
 _LEVEL, _NOISE = 0, 1  # a Stream's purposes
@@ -46,7 +48,9 @@ class AutoencoderUpdater(MasterWeights):
         def add_noise(latents: Tensor) -> Tensor:
             return latents + noise_std * rng.normal(_NOISE, latents.shape[1:])
 
-        return reconstruction_loss(self.compute_module, images, add_noise, with_coarse_loss=step % COARSE_LOSS_EVERY == 0)
+        return reconstruction_loss(
+            self.compute_module, images, add_noise, with_coarse_loss=step % COARSE_LOSS_EVERY == 0
+        )
 
     def step(self, batch: Batch, step: int) -> StepStats:
         """Learn from a batch as step 1…plan.steps."""
@@ -72,7 +76,9 @@ class AutoencoderTask:
 
     def __post_init__(self) -> None:
         steps = self.plan.autoencoder_steps
-        self.plan = replace(self.plan, steps=steps, warmup=max(1, min(100, steps // 10)), word_steps=0, work=0.0)
+        self.plan = replace(
+            self.plan, steps=steps, warmup_steps=max(1, min(100, steps // 10)), text_steps=0, flops_per_image=0.0
+        )
         self.updater = AutoencoderUpdater(self.plan, self.autoencoder)
 
     def step(self, batch: Batch, step: int) -> StepStats:
@@ -82,7 +88,12 @@ class AutoencoderTask:
         return Inspection(samples_path=self.save_reconstructions(step))
 
     def save_checkpoint(self, step: int) -> Path:
-        return save_checkpoint_or_raise(self.run_folder / AUTOENCODER_FOLDER / "checkpoints", step, self.updater.state_tensors(), {"skipped": self.skipped_steps})
+        return save_checkpoint_or_raise(
+            self.run_folder / AUTOENCODER_FOLDER / "checkpoints",
+            step,
+            self.updater.state_tensors(),
+            {"skipped": self.skipped_steps},
+        )
 
     def resume(self) -> int:
         """Take up the newest checkpoint, if there is one; returns the steps done."""
@@ -93,7 +104,9 @@ class AutoencoderTask:
             with torch.no_grad():
                 checkpoint.restore_tensors(self.updater.state_tensors(), saved_checkpoint.tensors)
         except (KeyError, RuntimeError) as error:
-            raise InputError(f"{self.run_folder / AUTOENCODER_FOLDER}: does not fit the plan ({error}); give another --out") from error
+            raise InputError(
+                f"{self.run_folder / AUTOENCODER_FOLDER}: does not fit the plan ({error}); give another --out"
+            ) from error
         self.updater.refresh_compute_module()
         self.skipped_steps = int(saved_checkpoint.counters["skipped"])
         return saved_checkpoint.step
@@ -105,7 +118,9 @@ class AutoencoderTask:
         norm_layer.reset_running_stats()
         norm_layer.momentum = None  # the plain mean of all batches
         self.autoencoder.train()
-        indices = np.arange(min(STANDARDIZATION_IMAGES, len(split))) * len(split) // min(STANDARDIZATION_IMAGES, len(split))
+        indices = (
+            np.arange(min(STANDARDIZATION_IMAGES, len(split))) * len(split) // min(STANDARDIZATION_IMAGES, len(split))
+        )
         for chunk in np.array_split(indices, -(-len(indices) // 64)):
             self.autoencoder.encode(split.center_crops(chunk).to(self.updater.device).float() / 127.5 - 1)
 
@@ -118,7 +133,9 @@ class AutoencoderTask:
         reconstructions = self.autoencoder.decode(self.autoencoder.encode(pixels.float() / 127.5 - 1))
         self.autoencoder.train()
         reconstructions = ((reconstructions.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        grid = torch.cat([pixels, reconstructions]).view(2, -1, *pixels.shape[1:]).permute(0, 3, 1, 4, 2)  # (2, H, N, W, 3)
+        grid = (
+            torch.cat([pixels, reconstructions]).view(2, -1, *pixels.shape[1:]).permute(0, 3, 1, 4, 2)
+        )  # (2, H, N, W, 3)
         path = self.run_folder / "samples" / f"autoencoder-{step:08d}.png"
         with atomic.replace_file(path) as temporary:
             Image.fromarray(grid.flatten(2, 3).flatten(0, 1).contiguous().cpu().numpy()).save(temporary, "PNG")
@@ -132,7 +149,7 @@ def train_autoencoder(task: AutoencoderTask) -> Iterator[ProgressReport]:
     training_batches = batches(task.corpus.training, plan.batch_size, seed=plan.seed, start=first_index, flip=plan.flip)
     for report in training_loop(task, training_batches, steps_done):
         is_last = report.step == plan.steps
-        yield replace(report, samples=task.save_reconstructions(report.step)) if is_last else report
+        yield replace(report, samples_path=task.save_reconstructions(report.step)) if is_last else report
     if task.should_stop() and checkpoint.latest_step(task.run_folder / AUTOENCODER_FOLDER / "checkpoints") < plan.steps:
         return
     task.standardize_latents()
@@ -163,6 +180,10 @@ def save_or_restore_autoencoder(run_folder: Path, autoencoder: LatentAutoencoder
         tensors = {f"weights.{name}": tensor for name, tensor in autoencoder.state_dict().items()}
         save_checkpoint_or_raise(run_folder / AUTOENCODER_FOLDER / "checkpoints", 0, tensors, {"skipped": 0})
     else:
-        weights = {name.removeprefix("weights."): tensor for name, tensor in saved_checkpoint.tensors.items() if name.startswith("weights.")}
+        weights = {
+            name.removeprefix("weights."): tensor
+            for name, tensor in saved_checkpoint.tensors.items()
+            if name.startswith("weights.")
+        }
         autoencoder.load_state_dict(weights)
     autoencoder.eval().requires_grad_(False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unspeckle.atomic import replace_file
 from unspeckle.corpus import Corpus, Split
-from unspeckle.corpus.batches import epoch_permutation, select_images, select_captions
+from unspeckle.corpus.batches import epoch_permutation, select_captions, select_images
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.training.plan import LoraPlan
 
@@ -45,7 +45,9 @@ def encode_images_alone(split: Split, autoencoder: Autoencoder, indices: range) 
     return torch.cat([autoencoder.encode(image).float().cpu().contiguous() for image in images])
 
 
-def load_or_encode_latents(run_folder: Path, plan: LoraPlan, corpus: Corpus, autoencoder: Autoencoder, console: Console) -> CachedLatents:
+def load_or_encode_latents(
+    run_folder: Path, plan: LoraPlan, corpus: Corpus, autoencoder: Autoencoder, console: Console
+) -> CachedLatents:
     """The corpus' latents, from the RUN's file where that is theirs, else encoded into it."""
     path, metadata = run_folder / LATENTS_FILE, {"corpus": plan.corpus_fingerprint, "origin": plan.base_hash}
     try:
@@ -73,5 +75,7 @@ def latent_batches(latents: Tensor, split: Split, batch_size: int, *, seed: int,
     while True:
         positions = np.arange(start, start + batch_size, dtype=np.int64)
         indices = select_images(len(split), positions, partial(epoch_permutation, len(split), seed))
-        yield LatentBatch(latents[indices], select_captions(split, seed, positions, indices), torch.from_numpy(positions))
+        yield LatentBatch(
+            latents[indices], select_captions(split, seed, positions, indices), torch.from_numpy(positions)
+        )
         start += batch_size

@@ -40,7 +40,9 @@ def load_latest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = json.loads((file.metadata() or {})["unspeckle-checkpoint"])
-                return Checkpoint(int(metadata["step"]), {k: file.get_tensor(k) for k in file.keys()}, metadata["counters"])  # noqa: SIM118
+                return Checkpoint(
+                    int(metadata["step"]), {k: file.get_tensor(k) for k in file.keys()}, metadata["counters"]
+                )
         except (SafetensorError, OSError, KeyError, ValueError):
             continue
     if _checkpoint_paths(folder):

@@ -26,17 +26,20 @@ from unspeckle.training import autoencoder_task, check_options, checkpoint, meas
 from unspeckle.training import plan as plans
 from unspeckle.training.inputs import TOKENIZER_FILE, TrainingInputs, load_inputs
 from unspeckle.training.log_file import TrainingLog
-from unspeckle.training.loop import TrainingTask, TextToImageTask, fit
+from unspeckle.training.loop import TextToImageTask, TrainingTask, fit
 from unspeckle.training.master_weights import TrainableModules, init_modules
 from unspeckle.training.options import Options, TrainOptions
 from unspeckle.training.plan import Plan
 from unspeckle.training.progress_view import ProgressView, plan_table
-from unspeckle.training.stage import TrainingError, ProgressReport
+from unspeckle.training.stage import ProgressReport, TrainingError
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 130
 MAX_SAMPLE_PROMPTS = 16
 LOCK_FILE = ".lock"  # in a RUN
-DEFAULT_SAMPLER, DEFAULT_TIMESTEP_SPACING = "euler_a", "shifted"  # one choice for all, measured on photos in half an hour: docs/recipe.md
+DEFAULT_SAMPLER, DEFAULT_TIMESTEP_SPACING = (
+    "euler_a",
+    "shifted",
+)  # one choice for all, measured on photos in half an hour: docs/recipe.md
 
 CAPTIONS_FILE = "captions.txt"  # in a RUN: some of those it learns from, one a line, for `distil`
 MAX_CAPTIONS = 20_000
@@ -67,7 +70,9 @@ def run_training(options: TrainOptions) -> int:
         inputs = inputs._replace(corpus=memory.corpus_to_device(inputs.corpus, device))
         if plan is None:
             size = inputs.corpus.training.size
-            plan = planner.make_train_plan(options, size, *inputs, start_time, lambda line: console.print(line, highlight=False))
+            plan = planner.make_train_plan(
+                options, size, *inputs, start_time, lambda line: console.print(line, highlight=False)
+            )
         elif plan.corpus_fingerprint != inputs.corpus.fingerprint:
             raise InputError(
                 f"{options.folder}: its pictures or captions have changed since {options.out} began; "
@@ -90,7 +95,9 @@ def check_run_folder(options: Options, plan: Plan | None) -> None:
     if plan is not None or not options.out.is_dir():
         return
     names = {entry.name for entry in options.out.iterdir() if not entry.name.startswith(".unspeckle-")}
-    if names - ({LOCK_FILE, TOKENIZER_FILE, CAPTIONS_FILE} if LOCK_FILE in names else set()):  # what a run holds that died before its plan
+    if names - (
+        {LOCK_FILE, TOKENIZER_FILE, CAPTIONS_FILE} if LOCK_FILE in names else set()
+    ):  # what a run holds that died before its plan
         raise InputError(f"--out {options.out}: holds other things; give a new or empty folder")
 
 
@@ -122,32 +129,44 @@ def lock_run(options: Options) -> Iterator[None]:
 def _train_task(options: TrainOptions, plan: Plan, inputs: TrainingInputs, console: Console) -> int:
     if not (options.out / plans.PLAN_FILE).exists():
         atomic.write_bytes(options.out / TOKENIZER_FILE, inputs.tokenizer.to_json().encode())
-        atomic.write_bytes(options.out / CAPTIONS_FILE, "".join(f"{line}\n" for line in select_captions(inputs.corpus)).encode())
+        atomic.write_bytes(
+            options.out / CAPTIONS_FILE, "".join(f"{line}\n" for line in select_captions(inputs.corpus)).encode()
+        )
         plan.save(options.out)
     if plan.threads != torch.get_num_threads() and plan.device == "cpu":
         torch.set_num_threads(plan.threads)
     corpus, tokenizer, autoencoder, base_model = inputs
-    modules = init_modules(plan) if base_model is None else TrainableModules(base_model.network, base_model.text_encoder)
-    word_counts = Counter(word for caption in islice(corpus.training_captions(), 20_000) for word in split_words(caption) if len(word) > 2)
+    modules = (
+        init_modules(plan) if base_model is None else TrainableModules(base_model.network, base_model.text_encoder)
+    )
+    word_counts = Counter(
+        word for caption in islice(corpus.training_captions(), 20_000) for word in split_words(caption) if len(word) > 2
+    )
     summary = {**corpus.summary, "seed": plan.seed, "pictures_seen": plan.total_images, "steps": plan.steps}
     card = ModelCard(
         name=options.out.absolute().name, license=options.license or "", size=plan.size, corpus=summary,
         vocabulary=tuple(word for word, _ in word_counts.most_common(200)), recipe=_command_line(options), sampler=DEFAULT_SAMPLER,
         timestep_spacing=DEFAULT_TIMESTEP_SPACING,
     )  # fmt: skip
-    distinct_captions = tuple(dict.fromkeys(corpus.validation.first_captions(range(len(corpus.validation))) or corpus.training_captions()))
+    distinct_captions = tuple(
+        dict.fromkeys(corpus.validation.first_captions(range(len(corpus.validation))) or corpus.training_captions())
+    )
     if len(corpus.validation) == 0:
         console.print(
             "too few pictures to hold some out: the held-out loss is one of training pictures", soft_wrap=True
         )
     should_stop = stop_on_signal()
     try:
-        autoencoder_ready = _prepare_autoencoder(options, plan, corpus, autoencoder, base_model is not None, should_stop, console)
+        autoencoder_ready = _prepare_autoencoder(
+            options, plan, corpus, autoencoder, base_model is not None, should_stop, console
+        )
     except TrainingError as error:
         return _print_failure(options, error)
     if not autoencoder_ready:
         return _print_stopped(console)
-    task = TextToImageTask(plan, options.out, corpus, tokenizer, autoencoder, card, distinct_captions[:MAX_SAMPLE_PROMPTS], modules)
+    task = TextToImageTask(
+        plan, options.out, corpus, tokenizer, autoencoder, card, distinct_captions[:MAX_SAMPLE_PROMPTS], modules
+    )
     return run_task(task, options, console, should_stop)
 
 
@@ -162,7 +181,9 @@ def _prepare_autoencoder(
 ) -> bool:
     """See to it that the autoencoder is ready; False where it was stopped on the way. given: it has learnt already."""
     if isinstance(autoencoder, LatentAutoencoder) and plan.autoencoder_steps:
-        autoencoder_steps_done = checkpoint.latest_step(options.out / autoencoder_task.AUTOENCODER_FOLDER / "checkpoints")
+        autoencoder_steps_done = checkpoint.latest_step(
+            options.out / autoencoder_task.AUTOENCODER_FOLDER / "checkpoints"
+        )
         if checkpoint.latest_step(options.out / "checkpoints") and autoencoder_steps_done < plan.autoencoder_steps:
             raise autoencoder_task.missing_autoencoder_error(options.out)
         task = autoencoder_task.AutoencoderTask(plan, options.out, corpus, autoencoder, should_stop)
@@ -212,7 +233,9 @@ def _print_stopped(console: Console) -> int:
     return EXIT_STOPPED
 
 
-def _show_and_log(reports: Iterator[ProgressReport], plan: Plan, folder: Path, console: Console, quiet: bool) -> ProgressReport | None:
+def _show_and_log(
+    reports: Iterator[ProgressReport], plan: Plan, folder: Path, console: Console, quiet: bool
+) -> ProgressReport | None:
     """Show and log the reports of the plan's steps; returns the last one, if there was any."""
     report = None
     log = TrainingLog(folder, checkpoint.latest_step(folder / "checkpoints"))
@@ -232,7 +255,9 @@ def _command_line(options: TrainOptions) -> str:
     """The command, without paths."""
     values = {**plans.options_to_json(options), "from_model": None if options.from_model is None else "MODEL"}
     values = {name: value for name, value in values.items() if (name, value) != ("captions", "auto")}
-    return " ".join(["unspeckle train FOLDER --out RUN", *filter(None, (plans.format_option(k, v) for k, v in values.items()))])
+    return " ".join(
+        ["unspeckle train FOLDER --out RUN", *filter(None, (plans.format_option(k, v) for k, v in values.items()))]
+    )
 
 
 def stop_on_signal() -> ShouldStop:

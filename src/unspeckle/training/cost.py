@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
-TEXT_STEP_FRACTION, MAX_TEXT_STEPS = 0.3, 3000  # of the steps in which the words learn alone, at about a fifth of the others' cost
+TEXT_STEP_FRACTION, MAX_TEXT_STEPS = (
+    0.3,
+    3000,
+)  # of the steps in which the words learn alone, at about a fifth of the others' cost
 
 
 def count_text_steps(steps: int) -> int:
@@ -23,7 +26,10 @@ class StepCost(NamedTuple):
 
     def steps_within(self, budget: float) -> int:
         """The most steps that take no more than that, but at least one."""
-        steps_if_fraction, steps_if_capped = budget / (self.per_step - self.text_step_saving * TEXT_STEP_FRACTION), (budget + self.text_step_saving * MAX_TEXT_STEPS) / self.per_step
+        steps_if_fraction, steps_if_capped = (
+            budget / (self.per_step - self.text_step_saving * TEXT_STEP_FRACTION),
+            (budget + self.text_step_saving * MAX_TEXT_STEPS) / self.per_step,
+        )
         return max(1, int(min(steps_if_fraction, steps_if_capped)))
 
 

@@ -29,7 +29,9 @@ class EncodedSplit(Split):
     """A split whose crops are latents, (B, C, h, w) float32, and lie where the latents' places do."""
 
     autoencoder: Autoencoder  # fixed, in the precision of the work
-    latent_cache: dict[tuple[int, bool], Tensor] = field(default_factory=dict)  # (C, tall, wide), by place and mirroring
+    latent_cache: dict[tuple[int, bool], Tensor] = field(
+        default_factory=dict
+    )  # (C, tall, wide), by place and mirroring
 
     def crop_margins(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """By how many places the latents of each are taller and wider than a crop: (B,), (B,)."""
@@ -75,8 +77,15 @@ def encode_split(split: Split, autoencoder: Autoencoder) -> EncodedSplit:
 def latent_cache_fits(plan: Plan, distinct_images: int, cache_bytes: int) -> bool:
     """Whether the plan sees so many pictures often, and their latents, so many bytes, find room beside its steps."""
     available = memory.free_memory_bytes(plan.device)
-    exceeds_memory = available is not None and memory.training_step_bytes(plan) + cache_bytes > memory.MAX_MEMORY_SHARE * available
-    return plan.device == "cpu" and plan.total_images >= MIN_VIEWS * distinct_images and cache_bytes <= MAX_CACHE_BYTES and not exceeds_memory
+    exceeds_memory = (
+        available is not None and memory.training_step_bytes(plan) + cache_bytes > memory.MAX_MEMORY_SHARE * available
+    )
+    return (
+        plan.device == "cpu"
+        and plan.total_images >= MIN_VIEWS * distinct_images
+        and cache_bytes <= MAX_CACHE_BYTES
+        and not exceeds_memory
+    )
 
 
 def latent_cache_pays(images: int, distinct_images: int, encode_seconds: float, saved_seconds: float) -> bool:

@@ -41,7 +41,10 @@ def load_trainable_model(path: Path) -> Model:
     model = load(path)
     if model.card.step_counts:
         raise InputError(f"{path}: is a student, which has nothing to teach; name the model that taught it")
-    if not (isinstance(model.text_encoder, TextEncoder) and isinstance(model.autoencoder, PixelAutoencoder | LatentAutoencoder)):
+    if not (
+        isinstance(model.text_encoder, TextEncoder)
+        and isinstance(model.autoencoder, PixelAutoencoder | LatentAutoencoder)
+    ):
         raise InputError(f"{path}: was not trained here, and only such models can be distilled or trained further")
     return replace(model, student=None)
 
@@ -51,7 +54,11 @@ def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None
     is_resumed = plan is not None and checkpoint.latest_step(options.out / "checkpoints") > 0
     with prefix_with_option("--from", options.from_model):
         base_model = None if options.from_model is None or is_resumed else load_trainable_model(options.from_model)
-    if plan is not None and base_model is not None and _model_configs(base_model) != (plan.network_config, plan.text_config, plan.autoencoder_config):
+    if (
+        plan is not None
+        and base_model is not None
+        and _model_configs(base_model) != (plan.network_config, plan.text_config, plan.autoencoder_config)
+    ):
         raise InputError(f"--from {options.from_model}: changed since {options.out} began; give another --out")
     if plan is None:
         for line in listing.describe():
@@ -71,7 +78,9 @@ def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None
     else:
         use_latents = choose_space(options, corpus.training.size) == "latents"
         tokenizer = Tokenizer.train(corpus.training_captions())
-        autoencoder = autoencoder_task.init_autoencoder(options.seed or 0) if use_latents else fit_pixel_autoencoder(corpus)
+        autoencoder = (
+            autoencoder_task.init_autoencoder(options.seed or 0) if use_latents else fit_pixel_autoencoder(corpus)
+        )
     if plan is None:
         for line in corpus.describe():
             console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -94,7 +103,9 @@ def _load_tokenizer(run_folder: Path) -> Tokenizer:
     try:
         return Tokenizer.from_json((run_folder / TOKENIZER_FILE).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, InputError) as error:
-        raise InputError(f"{run_folder / TOKENIZER_FILE}: cannot be read ({error}); put it back, or give another --out") from error
+        raise InputError(
+            f"{run_folder / TOKENIZER_FILE}: cannot be read ({error}); put it back, or give another --out"
+        ) from error
 
 
 def _model_configs(model: Model) -> tuple[Any, Any, Any]:
@@ -105,7 +116,11 @@ def _model_configs(model: Model) -> tuple[Any, Any, Any]:
 def _build_autoencoder(plan: Plan) -> Autoencoder:
     """The plan's autoencoder, its learnt weights still in RUN."""
     config = plan.autoencoder_config
-    return PixelAutoencoder(config) if isinstance(config, PixelAutoencoderConfig) else autoencoder_task.init_autoencoder(plan.seed, config)
+    return (
+        PixelAutoencoder(config)
+        if isinstance(config, PixelAutoencoderConfig)
+        else autoencoder_task.init_autoencoder(plan.seed, config)
+    )
 
 
 def image_cache_folder() -> Path:
@@ -127,13 +142,19 @@ def fit_pixel_autoencoder(corpus: Corpus) -> PixelAutoencoder:
         pixel_count += pixels[:, 0].numel()
     mean = sums / pixel_count
     std = (squares / pixel_count - mean**2).clamp(min=0).sqrt().clamp(min=0.05)
-    red, green, blue = ([round(float(value), 4) for value in mean_and_std] for mean_and_std in zip(mean, std, strict=True))
+    red, green, blue = (
+        [round(float(value), 4) for value in mean_and_std] for mean_and_std in zip(mean, std, strict=True)
+    )
     return PixelAutoencoder(PixelAutoencoderConfig((red[0], green[0], blue[0]), (red[1], green[1], blue[1])))
 
 
 def _warn_truncated_captions(corpus: Corpus, tokenizer: Tokenizer, console: Console) -> None:
     captions = list(dict.fromkeys(corpus.training_captions()))
-    truncated = [caption for caption, is_truncated in zip(captions, tokenizer.are_truncated(captions), strict=True) if is_truncated]
+    truncated = [
+        caption
+        for caption, is_truncated in zip(captions, tokenizer.are_truncated(captions), strict=True)
+        if is_truncated
+    ]
     if truncated:
         console.print(
             f"{len(truncated):,} captions are longer than {tokenizer.context_length - 1} tokens and lose their ends: {truncated[0][:100]}…",

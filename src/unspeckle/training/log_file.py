@@ -38,7 +38,12 @@ class TrainingLog:
 
     def write_report(self, report: ProgressReport, images_seen: int) -> None:
         record: dict[str, Any] = {"time": round(time.time(), 1), "step": report.step, "pictures": images_seen}
-        metrics = {"loss": report.loss, "norm": report.grad_norm, "rate": report.images_per_second, "skipped": float(report.skipped_steps)}
+        metrics = {
+            "loss": report.loss,
+            "norm": report.grad_norm,
+            "rate": report.images_per_second,
+            "skipped": float(report.skipped_steps),
+        }
         metrics["mfu"] = report.mfu
         if report.is_text_stage:
             record["words"] = True
@@ -57,7 +62,9 @@ class TrainingLog:
                 import numpy as np
 
                 with Image.open(report.samples_path) as grid:
-                    self.tensorboard.add_image("samples", np.asarray(grid.convert("RGB")), report.step, dataformats="HWC")
+                    self.tensorboard.add_image(
+                        "samples", np.asarray(grid.convert("RGB")), report.step, dataformats="HWC"
+                    )
 
     def close(self) -> None:
         self.file.close()

@@ -17,17 +17,25 @@ from unspeckle import atomic
 from unspeckle.corpus import Batch, Corpus, batches
 from unspeckle.denoiser import Network
 from unspeckle.errors import InputError
-from unspeckle.generation.pipeline import Request, draw
-from unspeckle.model import MODEL_FILE, ModelCard, Model, save
+from unspeckle.generation.pipeline import draw
+from unspeckle.generation.request import Request
+from unspeckle.model import MODEL_FILE, Model, ModelCard, save
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.prompts import escape_prompt
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import checkpoint
 from unspeckle.training.ema import PowerFunctionEMA
 from unspeckle.training.encoded_corpus import encode_split
-from unspeckle.training.master_weights import DTYPES, TextToImageUpdater, MasterWeights, StepStats, TrainableModules, init_modules
+from unspeckle.training.master_weights import (
+    DTYPES,
+    MasterWeights,
+    StepStats,
+    TextToImageUpdater,
+    TrainableModules,
+    init_modules,
+)
 from unspeckle.training.plan import Plan
-from unspeckle.training.stage import TrainingError, Inspection, ProgressReport, save_checkpoint_or_raise, training_loop
+from unspeckle.training.stage import Inspection, ProgressReport, TrainingError, save_checkpoint_or_raise, training_loop
 from unspeckle.training.validation import ValidationLoss, ValidationResult
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -82,7 +90,9 @@ class TrainingTask(ABC):
         tensors = {f"weights.{name}": p.data for name, p in module.named_parameters()}
         tensors |= {f"optimizer.{name}": tensor for name, tensor in self.updater.optimizer.state_tensors().items()}
         for ema in self.emas:
-            tensors |= {f"average-{ema.width}.{name}": tensor for name, tensor in zip(names, ema.averaged_tensors, strict=True)}
+            tensors |= {
+                f"average-{ema.width}.{name}": tensor for name, tensor in zip(names, ema.averaged_tensors, strict=True)
+            }
         return tensors
 
     def step(self, batch: Any, step: int) -> StepStats:
@@ -93,7 +103,10 @@ class TrainingTask(ABC):
         return stats
 
     def inspect(self, step: int) -> Inspection:
-        return Inspection(self.validate(self.build_model(self.updater.weight_tensors(), self.plan.precision)), _draw_samples(self, step))
+        return Inspection(
+            self.validate(self.build_model(self.updater.weight_tensors(), self.plan.precision)),
+            _draw_samples(self, step),
+        )
 
     @cached_property
     def validate(self) -> Validator:
@@ -149,10 +162,21 @@ class TextToImageTask(TrainingTask):
         return batches(split, plan.batch_size, seed=plan.seed, start=first_index, flip=plan.flip, balance=plan.balance)
 
     def create_validator(self) -> Validator:
-        validation_split, updater = self.corpus.validation if len(self.corpus.validation) else self.corpus.training, self.updater
+        validation_split, updater = (
+            self.corpus.validation if len(self.corpus.validation) else self.corpus.training,
+            self.updater,
+        )
         assert isinstance(updater, TextToImageUpdater)
         schedule = updater.denoiser.schedule
-        validation_loss = ValidationLoss(validation_split, self.tokenizer, self.autoencoder, updater.objective, updater.device, VALIDATION_IMAGES, schedule)
+        validation_loss = ValidationLoss(
+            validation_split,
+            self.tokenizer,
+            self.autoencoder,
+            updater.objective,
+            updater.device,
+            VALIDATION_IMAGES,
+            schedule,
+        )
         return lambda model: validation_loss(model.denoiser, model.text_encoder)
 
     def build_model(self, tensors: list[Tensor], precision: str = "float32", weights_name: str = "") -> Model:
@@ -213,12 +237,23 @@ def _save_best_weights(task: TrainingTask) -> ProgressReport:
             best_candidate = validation, name, tensors
     assert best_candidate is not None
     plan, run_folder = task.plan, task.run_folder
-    samples_path = _draw_samples(task, plan.steps, task.build_model(best_candidate[2], plan.precision))  # first: the model ends a run
+    samples_path = _draw_samples(
+        task, plan.steps, task.build_model(best_candidate[2], plan.precision)
+    )  # first: the model ends a run
     try:
         task.save_model(task.build_model(best_candidate[2], weights_name=best_candidate[1]))
     except (OSError, SafetensorError) as error:
         message = f"{task.output_file} cannot be written ({error}); free some space and give the same command again"
         raise TrainingError(message) from error
     return ProgressReport(
-        plan.steps, plan.steps, math.nan, math.nan, 0, 0, task.skipped_steps, best_candidate[0], samples_path, run_folder / task.output_file
+        plan.steps,
+        plan.steps,
+        math.nan,
+        math.nan,
+        0,
+        0,
+        task.skipped_steps,
+        best_candidate[0],
+        samples_path,
+        run_folder / task.output_file,
     )

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.corpus import Corpus
-from unspeckle.denoiser import Conditioning
+from unspeckle.denoiser import Conditioning, PreparedConditioning
 from unspeckle.formats.lora import lora_file
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
-from unspeckle.generation.pipeline import Request
+from unspeckle.generation.request import Request
 from unspeckle.model import LORA_FILE, Model
-from unspeckle.networks.lora import AdapterSet, init_adapters, find_attached_adapters
+from unspeckle.networks.lora import AdapterSet, find_attached_adapters, init_adapters
 from unspeckle.prompts import escape_prompt
 from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import DiscreteSchedule
@@ -22,7 +22,7 @@ from unspeckle.training.cached_latents import CachedLatents, LatentBatch, latent
 from unspeckle.training.loop import TrainingTask, Validator
 from unspeckle.training.master_weights import DTYPES, MasterWeights, StepStats
 from unspeckle.training.plan import LoraPlan
-from unspeckle.training.validation import NOISE_LEVELS, MAX_BATCH_PIXELS, MAX_BATCH_SIZE, ValidationLoss
+from unspeckle.training.validation import MAX_BATCH_PIXELS, MAX_BATCH_SIZE, NOISE_LEVELS, ValidationLoss
 
 OUTPUT_FILE = LORA_FILE
 LORA_VALIDATION_IMAGES = 16  # pictures
@@ -37,11 +37,14 @@ class LoraUpdater(MasterWeights):
     weights: AdapterSet
 
     def __init__(self, plan: LoraPlan, base_model: StableDiffusionModel) -> None:
-        modules = {"network": base_model.network, **({"text": base_model.text_encoder} if plan.train_text_encoder else {})}
+        modules = {
+            "network": base_model.network,
+            **({"text": base_model.text_encoder} if plan.train_text_encoder else {}),
+        }
         super().__init__(plan, init_adapters(modules, plan.rank, plan.seed))
         self.weights.attach(modules)
         self.base_model, self.modules = base_model, modules
-        self.objective = replace(plan.build_objective(), floor=1e-3)
+        self.objective = replace(plan.build_objective(), min_c_out=1e-3)
 
     def create_compute_module(self) -> nn.Module:
         return self.weights
@@ -109,20 +112,32 @@ class LoraTask(TrainingTask):
 
     def batches(self, steps_done: int) -> Iterator[LatentBatch]:
         plan = self.plan
-        return latent_batches(self.latents.training, self.corpus.training, plan.batch_size, seed=plan.seed, start=steps_done * plan.batch_size)
+        return latent_batches(
+            self.latents.training,
+            self.corpus.training,
+            plan.batch_size,
+            seed=plan.seed,
+            start=steps_done * plan.batch_size,
+        )
 
     def _validation_examples(self) -> tuple[Tensor, list[str]]:
         """Latents and captions to be judged by: held out, if there are some."""
         has_validation = len(self.corpus.validation) > 0
         x, split = (
-            (self.latents.validation, self.corpus.validation) if has_validation else (self.latents.training, self.corpus.training)
+            (self.latents.validation, self.corpus.validation)
+            if has_validation
+            else (self.latents.training, self.corpus.training)
         )
         return x[:LORA_VALIDATION_IMAGES], split.first_captions(range(min(LORA_VALIDATION_IMAGES, len(split))))
 
     def create_validator(self) -> Validator:
         updater = self.lora_updater
         validation_loss = LatentValidationLoss(*self._validation_examples(), updater)
-        return lambda model: validation_loss(model.denoiser, model.text_encoder, lambda conditioning: _complete_conditioning(model, conditioning, updater.plan.size))
+        return lambda model: validation_loss(
+            model.denoiser,
+            model.text_encoder,
+            lambda conditioning: _complete_conditioning(model, conditioning, updater.plan.size),
+        )
 
     @torch.no_grad()
     def build_model(self, tensors: list[Tensor], precision: str = "float32", weights_name: str = "") -> Model:
@@ -132,7 +147,13 @@ class LoraTask(TrainingTask):
         return self.base_model
 
     def save_model(self, model: Model) -> None:
-        lora_file.write_lora(self.lora_updater.weights, self.base_model, self.run_folder / self.output_file, self.plan.layout, self.metadata)
+        lora_file.write_lora(
+            self.lora_updater.weights,
+            self.base_model,
+            self.run_folder / self.output_file,
+            self.plan.layout,
+            self.metadata,
+        )
 
     def sample_requests(self) -> list[Request]:
         prompts = list(dict.fromkeys(self._validation_examples()[1]))[:SAMPLE_PROMPTS]
@@ -140,7 +161,9 @@ class LoraTask(TrainingTask):
         return [Request(escape_prompt(prompt), seed=i, **settings) for i, prompt in enumerate(prompts)]  # type: ignore[arg-type]
 
 
-def _complete_conditioning(model: Model, conditioning: Conditioning, size: tuple[int, int]) -> Conditioning:
+def _complete_conditioning(
+    model: Model, conditioning: PreparedConditioning, size: tuple[int, int]
+) -> PreparedConditioning:
     return model.add_conditioning(conditioning, positive=True, guidance_scale=1.0, size=size)
 
 

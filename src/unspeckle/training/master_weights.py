@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.corpus import Batch
-from unspeckle.denoiser import Conditioning, Network
+from unspeckle.denoiser import Network, SomeConditioning, map_fields
 from unspeckle.networks import build_network
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.rng import ExampleRNG
@@ -62,7 +62,9 @@ def read_step_stats(stats: Sequence[StepStats]) -> list[StepNumbers]:
     """Outcomes of one learner, by one look at its device, which waits until they are known."""
     if not all(isinstance(step_stats.is_updated, Tensor) for step_stats in stats):
         return [StepNumbers(float(loss), float(grad_norm), bool(is_updated)) for loss, grad_norm, is_updated in stats]
-    values = torch.stack([torch.stack([torch.as_tensor(number).double() for number in step_stats]) for step_stats in stats]).tolist()
+    values = torch.stack(
+        [torch.stack([torch.as_tensor(number).double() for number in step_stats]) for step_stats in stats]
+    ).tolist()
     return [StepNumbers(loss, grad_norm, bool(is_updated)) for loss, grad_norm, is_updated in values]
 
 
@@ -73,11 +75,13 @@ def encode_images(batch: Batch, autoencoder: Autoencoder, device: torch.device) 
     return images if images.is_floating_point() else autoencoder.encode(images.float() / 127.5 - 1)
 
 
-def gather_conditioning(conditioning: Conditioning, indices: Tensor) -> Conditioning:
-    """What belongs to pictures whose captions are these rows (B,) of it."""
-    vector, concat = (None if tensor is None else gather_rows(tensor, indices) for tensor in (conditioning.vector, conditioning.concat))
-    mask = None if conditioning.mask is None else conditioning.mask[indices]
-    return conditioning._replace(tokens=gather_rows(conditioning.tokens, indices), mask=mask, vector=vector, beside=concat)
+def gather_conditioning(conditioning: SomeConditioning, indices: Tensor) -> SomeConditioning:
+    """The conditioning of images whose captions are the rows indices (B,) of this one."""
+
+    def gather(field: Tensor) -> Tensor:
+        return gather_rows(field, indices) if field.is_floating_point() else field[indices]
+
+    return map_fields(conditioning, gather)
 
 
 def gather_rows(tensor: Tensor, indices: Tensor) -> Tensor:
@@ -185,7 +189,9 @@ class TextToImageUpdater(MasterWeights):
             return cast(Tensor, coarse_predictor.loss(gather_rows(coarse_predictor(conditioning), indices), x).mean())
         conditioning = gather_conditioning(self.denoiser.prepare(conditioning), indices)
         loss = self.objective(self.denoiser, x, conditioning, rng)
-        return cast(Tensor, (loss if coarse_predictor is None else loss + coarse_predictor.loss(conditioning.concat, x)).mean())
+        return cast(
+            Tensor, (loss if coarse_predictor is None else loss + coarse_predictor.loss(conditioning.concat, x)).mean()
+        )
 
     def step(self, batch: Batch, step: int) -> StepStats:
         """Learn from a batch as step 1…plan.steps."""

@@ -16,12 +16,12 @@ from unspeckle.denoiser import Conditioning
 from unspeckle.model_io.precision import is_faster_in, synchronize
 from unspeckle.networks import NetworkConfig, build_network
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig, LatentAutoencoder
+from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.autoencoder_task import AutoencoderUpdater
 from unspeckle.training.encoded_corpus import EncodedSplit, encode_split
-from unspeckle.training.master_weights import DTYPES, TextToImageUpdater, MasterWeights, init_modules
-from unspeckle.training.plan import PlanT, DistilPlan, Plan
+from unspeckle.training.master_weights import DTYPES, MasterWeights, TextToImageUpdater, init_modules
+from unspeckle.training.plan import DistilPlan, Plan, PlanT
 from unspeckle.training.reconstruction_loss import COARSE_LOSS_EVERY
 
 PEAK_FLOPS_SECONDS = 0.5  # seconds of large products
@@ -56,8 +56,12 @@ def has_compiler() -> bool:
 def count_training_flops(config: NetworkConfig, input_size: tuple[int, int], token_count: int) -> float:
     """Floating-point operations of one training picture: three times those of the forward pass."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        conditioning = Conditioning(torch.empty(1, token_count, config.text_width), None, torch.empty(1, config.vector_width))
-        build_network(config)(torch.empty(1, config.channels, input_size[1], input_size[0]), torch.empty(1), conditioning)
+        conditioning = Conditioning(
+            torch.empty(1, token_count, config.text_width), None, torch.empty(1, config.vector_width)
+        )
+        build_network(config)(
+            torch.empty(1, config.channels, input_size[1], input_size[0]), torch.empty(1), conditioning
+        )
     return 3.0 * float(counter.get_total_flops())
 
 
@@ -66,14 +70,24 @@ def count_flops_per_image(plan: Plan) -> float:
     they are counted on the meta device; text, autoencoder and optimiser are not. Of a student: its teacher's too."""
     with torch.device("meta"):
         network, config, (width, height) = plan.build_network(), plan.network_config, plan.input_size
-        conditioning = Conditioning(torch.empty(1, plan.text_config.context_length, config.text_width), None, torch.empty(1, config.vector_width))
+        conditioning = Conditioning(
+            torch.empty(1, plan.text_config.context_length, config.text_width),
+            None,
+            torch.empty(1, config.vector_width),
+        )
         with FlopCounterMode(display=False) as forward_counter:
             out = network(torch.empty(1, config.channels, height, width), torch.empty(1), conditioning)
         with FlopCounterMode(display=False) as backward_counter:
             out.sum().backward()
-    forward_flops, total_flops = forward_counter.get_total_flops(), forward_counter.get_total_flops() + backward_counter.get_total_flops()
+    forward_flops, total_flops = (
+        forward_counter.get_total_flops(),
+        forward_counter.get_total_flops() + backward_counter.get_total_flops(),
+    )
     if isinstance(plan, DistilPlan):
-        return float(sum(plan.step_counts) * total_flops + plan.teacher_steps * (1 if plan.guidance_scale == 1 else 2) * forward_flops)
+        return float(
+            sum(plan.step_counts) * total_flops
+            + plan.teacher_steps * (1 if plan.guidance_scale == 1 else 2) * forward_flops
+        )
     return float(total_flops)
 
 
@@ -94,13 +108,17 @@ def measure_training(
     plan: Plan, batches: Iterator[Batch], tokenizer: Tokenizer, autoencoder: Autoencoder, seconds: float
 ) -> Throughput:
     """Train throwaway weights for about `seconds`, at least two steps, after one that does not count."""
-    return measure_steps(lambda plan: TextToImageUpdater(plan, init_modules(plan), tokenizer, autoencoder), plan, batches, seconds)
+    return measure_steps(
+        lambda plan: TextToImageUpdater(plan, init_modules(plan), tokenizer, autoencoder), plan, batches, seconds
+    )
 
 
-def measure_steps(create_updater: Callable[[PlanT], MasterWeights], plan: PlanT, batches: Iterator[Any], seconds: float) -> Throughput:
+def measure_steps(
+    create_updater: Callable[[PlanT], MasterWeights], plan: PlanT, batches: Iterator[Any], seconds: float
+) -> Throughput:
     """The same with whoever learns: `learns` makes one that may be thrown away."""
     start = time.perf_counter()
-    updater = create_updater(replace(plan, warmup=10**9))
+    updater = create_updater(replace(plan, warmup_steps=10**9))
     updater.step(next(batches), 1)
     synchronize(plan.device)
     loop_start = time.perf_counter()
@@ -118,7 +136,7 @@ def measure_autoencoder_training(plan: Plan, batches: Iterator[Batch], seconds: 
     """The same of the plan's autoencoder. The step that does not count is one of those that take the most memory."""
     assert isinstance(plan.autoencoder_config, LatentAutoencoderConfig)
     start = time.perf_counter()
-    updater = AutoencoderUpdater(replace(plan, warmup=10**9), LatentAutoencoder(plan.autoencoder_config))
+    updater = AutoencoderUpdater(replace(plan, warmup_steps=10**9), LatentAutoencoder(plan.autoencoder_config))
     updater.step(next(batches), COARSE_LOSS_EVERY)
     synchronize(plan.device)
     loop_start, step_count = time.perf_counter(), 0
@@ -126,14 +144,21 @@ def measure_autoencoder_training(plan: Plan, batches: Iterator[Batch], seconds: 
         updater.step(next(batches), step_count + 1)
         synchronize(plan.device)
         step_count += 1
-    return Throughput(step_count * plan.batch_size / (time.perf_counter() - loop_start), _peak_memory_bytes(plan.device), loop_start - start)
+    return Throughput(
+        step_count * plan.batch_size / (time.perf_counter() - loop_start),
+        _peak_memory_bytes(plan.device),
+        loop_start - start,
+    )
 
 
 def measure_encoding(plan: Plan, split: Split, autoencoder: Autoencoder) -> tuple[float, EncodedSplit]:
     """Seconds that encoding a picture takes by itself, and those pictures whose latents are known thereafter."""
     count = min(plan.batch_size, len(split))
-    small_split = replace(split, places=split.record_indices[:count], wordings=split.captions[:count])
-    encoded_split, zeros = encode_split(small_split, autoencoder.with_dtype(DTYPES[plan.precision])), np.zeros(count, np.int64)
+    small_split = replace(split, record_indices=split.record_indices[:count], captions=split.captions[:count])
+    encoded_split, zeros = (
+        encode_split(small_split, autoencoder.with_dtype(DTYPES[plan.precision])),
+        np.zeros(count, np.int64),
+    )
     encoded_split.crop_images(zeros[:1], zeros[:1], zeros[:1], zeros[:1] > 0)
     start = time.perf_counter()
     encoded_split.crop_images(np.arange(count), zeros, zeros, zeros > 0)

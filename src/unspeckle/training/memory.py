@@ -11,8 +11,8 @@ from unspeckle.corpus import Corpus
 from unspeckle.corpus.device_images import move_training_images_to_device
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig, LatentAutoencoder
-from unspeckle.training.plan import PlanT, Plan
+from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
+from unspeckle.training.plan import Plan, PlanT
 from unspeckle.training.reconstruction_loss import reconstruction_loss
 
 MAX_MEMORY_SHARE = 0.8  # of what is free that a step may take
@@ -42,7 +42,10 @@ def autoencoder_activation_bytes(plan: Plan) -> int:
         autoencoder = LatentAutoencoder(plan.autoencoder_config).to(_compute_dtype(plan))
         autoencoder.latent_norm.float()
         images = torch.empty(1, 3, plan.size[1], plan.size[0])
-        return _saved_tensor_bytes(autoencoder, lambda: reconstruction_loss(autoencoder, images, lambda x: x + torch.empty_like(x), with_coarse_loss=True))
+        return _saved_tensor_bytes(
+            autoencoder,
+            lambda: reconstruction_loss(autoencoder, images, lambda x: x + torch.empty_like(x), with_coarse_loss=True),
+        )
 
 
 def count_autoencoder_parameters(plan: Plan) -> int:
@@ -68,7 +71,9 @@ def _saved_tensor_bytes(module: nn.Module, forward: Callable[[], Tensor]) -> int
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(save_tensor, lambda tensor: tensor):
         output = forward()
     del output
-    return sum(t.untyped_storage().nbytes() for storage, t in saved_tensors.items() if storage not in parameter_storages)
+    return sum(
+        t.untyped_storage().nbytes() for storage, t in saved_tensors.items() if storage not in parameter_storages
+    )
 
 
 def training_step_bytes(plan: Plan) -> int:
@@ -76,10 +81,18 @@ def training_step_bytes(plan: Plan) -> int:
     the autoencoder's learning, where it learns, and of the network's, which it serves."""
     bytes_per_parameter = 16 if plan.precision == "float32" else 20  # bytes for each parameter that learns
     autoencoder_parameter_count = count_autoencoder_parameters(plan)
-    network_bytes = (bytes_per_parameter + 4 * len(plan.ema_widths)) * plan.parameter_count + 4 * autoencoder_parameter_count + BACKWARD_FACTOR * plan.network_batch_size * activation_bytes(plan)
+    network_bytes = (
+        (bytes_per_parameter + 4 * len(plan.ema_widths)) * plan.parameter_count
+        + 4 * autoencoder_parameter_count
+        + BACKWARD_FACTOR * plan.network_batch_size * activation_bytes(plan)
+    )
     if not plan.autoencoder_steps:
         return BASE_BYTES + round(network_bytes)
-    autoencoder_bytes = 4 * plan.parameter_count + bytes_per_parameter * autoencoder_parameter_count + BACKWARD_FACTOR * plan.batch_size * autoencoder_activation_bytes(plan)
+    autoencoder_bytes = (
+        4 * plan.parameter_count
+        + bytes_per_parameter * autoencoder_parameter_count
+        + BACKWARD_FACTOR * plan.batch_size * autoencoder_activation_bytes(plan)
+    )
     return BASE_BYTES + round(max(network_bytes, autoencoder_bytes))
 
 
@@ -115,7 +128,7 @@ def fit_batch_size(plan: PlanT, is_explicit: bool, print_line: Callable[[str], N
         return plan
     required, smaller_plan = training_step_bytes(plan), plan
     while smaller_plan.batch_size > 1 and training_step_bytes(smaller_plan) > MAX_MEMORY_SHARE * available:
-        smaller_plan = replace(smaller_plan, batch=smaller_plan.batch_size // 2)
+        smaller_plan = replace(smaller_plan, batch_size=smaller_plan.batch_size // 2)
     shortage = f"needs about {required / 2**30:.1f} GiB of memory, {available / 2**30:.1f} GiB are free"
     if training_step_bytes(smaller_plan) > MAX_MEMORY_SHARE * available:
         raise InputError(

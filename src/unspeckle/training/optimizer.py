@@ -12,7 +12,11 @@ from unspeckle.training.plan import Plan
 ADAMW_BETAS = (0.9, 0.99)
 ADAMW_STATE_NAMES = ("exp_avg", "exp_avg_sq")  # AdamW's
 MUON_MOMENTUM = 0.95  # Muon's
-NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: takes all singular values to between 0.7 and 1.2
+NEWTON_SCHULZ_COEFFICIENTS = (
+    3.4445,
+    -4.7750,
+    2.0315,
+)  # Jordan et al. 2024: takes all singular values to between 0.7 and 1.2
 NEWTON_SCHULZ_STEPS = 5
 
 
@@ -58,7 +62,9 @@ class Muon:
     def step(self, learning_rate: float, is_finite: Tensor | None = None) -> None:
         """Move every parameter that has a gradient. finite: see Optimizer."""
         parameter_states = zip(self.parameters, self.matrices, self.momenta, strict=True)
-        trainable = [(matrix, momentum, as_matrix(p.grad)) for p, matrix, momentum in parameter_states if p.grad is not None]
+        trainable = [
+            (matrix, momentum, as_matrix(p.grad)) for p, matrix, momentum in parameter_states if p.grad is not None
+        ]
         if not trainable:
             return
         matrices, momenta, grads = map(list, zip(*trainable, strict=True))
@@ -75,12 +81,19 @@ class Muon:
                 matrix.add_(update, alpha=-learning_rate * 0.2 * math.sqrt(max(shape)))
 
     def _step_if_finite(
-        self, is_finite: Tensor, matrices: list[Tensor], momenta: list[Tensor], grads: list[Tensor], learning_rate: float
+        self,
+        is_finite: Tensor,
+        matrices: list[Tensor],
+        momenta: list[Tensor],
+        grads: list[Tensor],
+        learning_rate: float,
     ) -> None:
         """The same where the gradients are finite, else nothing, and nobody waits to know: a momentum that moves toward
         itself stays, and so does a weight that moves by nothing."""
         torch._foreach_mul_(matrices, torch.where(is_finite, 1 - learning_rate * self.weight_decay, 1.0))
-        for shape, group_iterator in groupby(zip(matrices, momenta, grads, strict=True), key=lambda entry: entry[0].shape):
+        for shape, group_iterator in groupby(
+            zip(matrices, momenta, grads, strict=True), key=lambda entry: entry[0].shape
+        ):
             group = list(group_iterator)
             momentum_stack = torch.stack([buffer for _, buffer, _ in group])
             grad_stack = torch.where(is_finite, torch.stack([grad for _, _, grad in group]), momentum_stack)
@@ -138,7 +151,9 @@ class Optimizer:
             if id(p) in momenta:
                 state[f"momentum.{name}"] = momenta[id(p)]
             else:
-                state |= {f"{slot_name}.{name}": self.adamw.state[p][slot_name] for slot_name in ("step", *ADAMW_STATE_NAMES)}
+                state |= {
+                    f"{slot_name}.{name}": self.adamw.state[p][slot_name] for slot_name in ("step", *ADAMW_STATE_NAMES)
+                }
         return state
 
 

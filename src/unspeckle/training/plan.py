@@ -25,7 +25,15 @@ from unspeckle.training.options import Options
 
 PLAN_FILE = "plan.json"
 OPTIMIZERS = ("muon", "adamw")
-CHANGEABLE_OPTIONS = ("plan_only", "json", "quiet", "folder", "model", "corpus", "out")  # options that may differ when a run goes on
+CHANGEABLE_OPTIONS = (
+    "plan_only",
+    "json",
+    "quiet",
+    "folder",
+    "model",
+    "corpus",
+    "out",
+)  # options that may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,9 @@ class Plan:
     @property
     def input_size(self) -> tuple[int, int]:
         """Width and height of x."""
-        return self.size[0] // self.autoencoder_config.downsampling_factor, self.size[1] // self.autoencoder_config.downsampling_factor
+        return self.size[0] // self.autoencoder_config.downsampling_factor, self.size[
+            1
+        ] // self.autoencoder_config.downsampling_factor
 
     @property
     def network_batch_size(self) -> int:
@@ -94,7 +104,11 @@ class Plan:
     def compute_mfu(self, images_per_second: float) -> float:
         """The share of the device's peak that so many pictures/s make use of (the "MFU" of Chowdhery et al. 2022,
         appendix B), NaN where the peak was not measured."""
-        return self.flops_per_image * images_per_second / self.peak_flops if self.peak_flops and self.flops_per_image else math.nan
+        return (
+            self.flops_per_image * images_per_second / self.peak_flops
+            if self.peak_flops and self.flops_per_image
+            else math.nan
+        )
 
     def build_network(self) -> nn.Module:
         """The untrained network, with what learns in it."""
@@ -107,7 +121,13 @@ class Plan:
 
     def build_objective(self) -> Objective:
         """What is minimised. InputError for a distribution or a weight that there is not."""
-        return Objective(self.time_distribution, *self.time_mean_std, loss_weighting=self.loss_weighting, gamma=self.snr_gamma, caption_dropout=self.caption_dropout)
+        return Objective(
+            self.time_distribution,
+            *self.time_mean_std,
+            loss_weighting=self.loss_weighting,
+            gamma=self.snr_gamma,
+            caption_dropout=self.caption_dropout,
+        )
 
     def save(self, run_folder: Path) -> None:
         atomic.write_bytes(run_folder / PLAN_FILE, json.dumps(configuration.to_json(self), indent=1).encode())
@@ -133,7 +153,9 @@ class LoraPlan(Plan):
 
     text_config: CLIPTextEncodersConfig  # type: ignore[assignment]
     autoencoder_config: VAEConfig  # type: ignore[assignment]
-    time_distribution: str = "uniform"  # what its own training minimised: the plain error of what it predicts, at all its
+    time_distribution: str = (
+        "uniform"  # what its own training minimised: the plain error of what it predicts, at all its
+    )
     loss_weighting: str = "plain"  # times alike
     base_hash: str = ""  # the hash of its model
     rank: int = 8
@@ -186,7 +208,11 @@ def load_any_plan(run_folder: Path) -> Plan | None:
     return plan
 
 
-_OPTION_NAMES = {"from_model": "from", "words": "text-encoder", "seconds": "for"}  # fields whose options have other names
+_OPTION_NAMES = {
+    "from_model": "from",
+    "words": "text-encoder",
+    "seconds": "for",
+}  # fields whose options have other names
 
 
 def options_to_json(options: Options) -> dict[str, Any]:

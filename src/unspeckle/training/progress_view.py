@@ -27,13 +27,19 @@ def format_duration(seconds: float) -> str:
 
 def format_images_per_second(images_per_second: float) -> str:
     """Pictures a second, or a minute where they are few."""
-    return f"{images_per_second:.0f} pictures/s" if images_per_second >= 2 else f"{60 * images_per_second:.1f} pictures/min"
+    return (
+        f"{images_per_second:.0f} pictures/s"
+        if images_per_second >= 2
+        else f"{60 * images_per_second:.1f} pictures/min"
+    )
 
 
 def plan_table(plan: Plan, steps_done: int) -> Table:
     """The plan, before the first step or the one after `done`."""
     width, height = plan.size
-    seconds = plan.total_seconds * min(1, (plan.steps - steps_done) / max(1, plan.steps - plan.text_steps))  # the words' are quick
+    seconds = plan.total_seconds * min(
+        1, (plan.steps - steps_done) / max(1, plan.steps - plan.text_steps)
+    )  # the words' are quick
     end = datetime.now() + timedelta(seconds=seconds)
     compute = f"{plan.device}, {plan.precision}, {'compiled' if plan.compile else 'eager'}"
     fields = {
@@ -45,7 +51,8 @@ def plan_table(plan: Plan, steps_done: int) -> Table:
         "optimiser": _describe_optimizer(plan),
         "memory": f"{plan.memory_bytes / 2**30:.1f} GiB at the peak",
         "disk": f"{plan.disk_bytes / 2**20:,.0f} MiB in the run's folder",
-        "time": f"{format_duration(seconds)}, until about {end:%H:%M}" + (f", from step {steps_done + 1:,}" if steps_done else ""),
+        "time": f"{format_duration(seconds)}, until about {end:%H:%M}"
+        + (f", from step {steps_done + 1:,}" if steps_done else ""),
     }
     if plan.text_steps:
         fields["words"] = f"learn alone for the first {plan.text_steps:,} of these steps, which are quick"
@@ -84,7 +91,11 @@ def _describe_space(plan: Plan) -> str:
     if isinstance(plan.autoencoder_config, PixelAutoencoderConfig):
         return "pixels"
     width, height = plan.input_size
-    origin_text = f"learnt in {plan.autoencoder_steps:,} steps before" if plan.autoencoder_steps else "of the model it goes on from"
+    origin_text = (
+        f"learnt in {plan.autoencoder_steps:,} steps before"
+        if plan.autoencoder_steps
+        else "of the model it goes on from"
+    )
     return f"latents of {width}x{height}x{plan.autoencoder_config.latent_channels}, {origin_text}"
 
 
@@ -132,7 +143,9 @@ class ProgressView:
             self.last_print = time.monotonic()
             validation_text = "" if report.validation is None else f" · {report.validation.summary}"
             if report.images_per_second:
-                self.print_line(f"{100 * report.step / report.steps:3.0f} % · step {report.step:,} · {status}{validation_text}")
+                self.print_line(
+                    f"{100 * report.step / report.steps:3.0f} % · step {report.step:,} · {status}{validation_text}"
+                )
         if report.samples_path is not None:
             self.print_line(f"samples: {report.samples_path}")
 

@@ -24,7 +24,9 @@ def laplacian_pyramid_loss(error: Tensor) -> Tensor:
     return total + error.abs().mean()
 
 
-def reconstruction_loss(autoencoder: LatentAutoencoder, images: Tensor, add_noise: Callable[[Tensor], Tensor], with_coarse_loss: bool) -> Tensor:
+def reconstruction_loss(
+    autoencoder: LatentAutoencoder, images: Tensor, add_noise: Callable[[Tensor], Tensor], with_coarse_loss: bool
+) -> Tensor:
     """The distance of pictures (B, 3, H, W) from what their latents decode to, noised. coarse: also at half the
     resolution, which keeps latents smooth, so that they are easier to denoise (Skorokhodov et al. 2025)."""
     latents = autoencoder.encode(images)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unspeckle.training import checkpoint, memory
 from unspeckle.training.checkpoint import Checkpoint
-from unspeckle.training.master_weights import StepStats, StepNumbers, read_step_stats
+from unspeckle.training.master_weights import StepNumbers, StepStats, read_step_stats
 from unspeckle.training.plan import Plan
 from unspeckle.training.validation import ValidationResult
 
@@ -78,7 +78,11 @@ def training_loop(stage: Stage, batches: Iterator[Any], steps_done: int) -> Iter
         unread_stats.append(_run_step(stage, batches, step))
         now, is_stopping = time.monotonic(), stage.should_stop()
         is_text_stage = step <= plan.text_steps
-        inspection_due = now - last_inspection > max(INSPECTION_INTERVAL, 20 * inspection_seconds) and step < steps and not (is_stopping or is_text_stage)
+        inspection_due = (
+            now - last_inspection > max(INSPECTION_INTERVAL, 20 * inspection_seconds)
+            and step < steps
+            and not (is_stopping or is_text_stage)
+        )
         checkpoint_due = is_stopping or now - last_checkpoint > CHECKPOINT_INTERVAL or step == steps
         report_due = inspection_due or checkpoint_due or now - last_report > REPORT_INTERVAL
         if report_due or len(unread_stats) >= STATS_READ_STEPS or not isinstance(unread_stats[-1].is_updated, Tensor):
@@ -117,7 +121,10 @@ def _estimate_seconds_left(plan: Plan, step: int, images_per_second: float) -> f
     """Seconds from a step on, at the rate of its part of the run; the network's, before it begins, is the plan's."""
     text_steps_left = max(0, plan.text_steps - step)
     network_images_per_second = plan.images_per_second if step <= plan.text_steps else images_per_second
-    return plan.batch_size * (text_steps_left / max(1e-9, images_per_second) + (plan.steps - step - text_steps_left) / max(1e-9, network_images_per_second))
+    return plan.batch_size * (
+        text_steps_left / max(1e-9, images_per_second)
+        + (plan.steps - step - text_steps_left) / max(1e-9, network_images_per_second)
+    )
 
 
 def _run_step(stage: Stage, batches: Iterator[Any], step: int) -> StepStats:
@@ -132,7 +139,9 @@ def _run_step(stage: Stage, batches: Iterator[Any], step: int) -> StepStats:
         ) from error
 
 
-def save_checkpoint_or_raise(folder: Path, step: int, tensors: Mapping[str, Tensor], counters: Mapping[str, float]) -> Path:
+def save_checkpoint_or_raise(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], counters: Mapping[str, float]
+) -> Path:
     """Write a checkpoint, or say in one line why it cannot be."""
     cpu_tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
     try:

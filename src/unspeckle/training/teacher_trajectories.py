@@ -52,11 +52,15 @@ def segment_target(points: Tensor, schedule: Schedule, time_grid: Tensor, segmen
     """The picture towards which one step of the law leads from the stretch's begin to its end, (B, C, H, W)."""
     alpha, sigma = (level[[segment.start, segment.end]].tolist() for level in schedule(time_grid))
     sigma_ratio = sigma[1] / sigma[0]
-    target_image: Tensor = (points[segment.end] - sigma_ratio * points[segment.start]) / (alpha[1] - sigma_ratio * alpha[0])
+    target_image: Tensor = (points[segment.end] - sigma_ratio * points[segment.start]) / (
+        alpha[1] - sigma_ratio * alpha[0]
+    )
     return target_image
 
 
-def draw_trajectory(model: Model, conditionings: Sequence[Conditioning], x: Tensor, steps: int, guidance_scale: float) -> Tensor:
+def draw_trajectory(
+    model: Model, conditionings: Sequence[Conditioning], x: Tensor, steps: int, guidance_scale: float
+) -> Tensor:
     """(steps + 1, B, C, H, W): a drawing's points from pure noise x, unit variance. givens: the wanted, the empty."""
     schedule = model.denoiser.schedule
     denoise = guidance.guided_denoise(model.denoiser, conditionings, guidance.classifier_free_guidance(guidance_scale))
@@ -64,7 +68,9 @@ def draw_trajectory(model: Model, conditionings: Sequence[Conditioning], x: Tens
     denoise = denoise if bounds is None else guidance.clamp_denoised(denoise, *bounds)
     time_grid = timesteps(DISTILLATION_TIMESTEP_SPACING, schedule, steps)
     x_start = float(schedule(time_grid[0])[1]) * x
-    return torch.stack([step.x for step in SAMPLERS[DISTILLATION_SAMPLER](denoise, schedule, time_grid, x_start, lambda step, draw: x)])
+    return torch.stack(
+        [step.x for step in SAMPLERS[DISTILLATION_SAMPLER](denoise, schedule, time_grid, x_start, lambda step, draw: x)]
+    )
 
 
 @torch.no_grad()
@@ -72,7 +78,10 @@ def draw_teacher_trajectories(teacher: Model, ids: Tensor, x: Tensor, plan: Dist
     """The teacher's drawings of the captions (B, L) from the noise x (B, C, H, W)."""
     conditioning = teacher.text_encoder(ids)
     empty_conditioning = teacher.text_encoder(teacher.tokenizer.encode([""]).to(ids.device).expand(len(ids), -1))
-    return TeacherTrajectories(draw_trajectory(teacher, [conditioning, empty_conditioning], x, plan.teacher_steps, plan.guidance_scale), conditioning)
+    return TeacherTrajectories(
+        draw_trajectory(teacher, [conditioning, empty_conditioning], x, plan.teacher_steps, plan.guidance_scale),
+        conditioning,
+    )
 
 
 @torch.no_grad()
@@ -82,7 +91,9 @@ def draw_student_images(student: Model, conditioning: Conditioning, x: Tensor, s
     return draw_trajectory(few_step_student, [conditioning], x, steps, 1.0)[-1]
 
 
-def generate_teacher_trajectories(teacher: Model, ids: Tensor, plan: DistilPlan, first_index: int) -> Iterator[TeacherTrajectories]:
+def generate_teacher_trajectories(
+    teacher: Model, ids: Tensor, plan: DistilPlan, first_index: int
+) -> Iterator[TeacherTrajectories]:
     """Batches of drawings without end, from the one numbered `start`, of the captions ids (N, L): each hangs on the
     plan's seed and its own number alone."""
     shape = noise_shape(teacher, plan)

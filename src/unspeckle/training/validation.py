@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.corpus import Split
-from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.denoiser import Denoiser, PreparedConditioning
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
@@ -65,7 +65,11 @@ def quantile_times(objective: Objective, schedule: Schedule) -> Tensor:
     normal_quantiles = objective.mean + objective.std * torch.special.ndtri(quantiles)
     if objective.time_distribution == "uniform":
         return quantiles.float()
-    return (normal_quantiles.sigmoid() if objective.time_distribution == "logit_normal" else schedule.inverse(normal_quantiles.exp())).float()
+    return (
+        normal_quantiles.sigmoid()
+        if objective.time_distribution == "logit_normal"
+        else schedule.inverse(normal_quantiles.exp())
+    ).float()
 
 
 class ValidationLoss:
@@ -80,30 +84,37 @@ class ValidationLoss:
         max_images: int, schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         self.objective = objective
-        self.times = quantile_times(objective, schedule or Flow()).to(device)
+        self.times = quantile_times(objective, schedule or FlowSchedule()).to(device)
         count = min(max_images, len(split))
         indices = torch.arange(count) * len(split) // count
         self.batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_PIXELS // math.prod(split.size)))
-        image_batches = (split.center_crops(chunk).to(device).float() / 127.5 - 1 for chunk in torch.split(indices, self.batch_size))
+        image_batches = (
+            split.center_crops(chunk).to(device).float() / 127.5 - 1 for chunk in torch.split(indices, self.batch_size)
+        )
         with torch.no_grad():
             self.x = torch.cat([autoencoder.encode(images) for images in image_batches])
         self.ids = tokenizer.encode(split.first_captions(indices)).to(device)
 
     @torch.no_grad()
     def __call__(
-        self, denoiser: Denoiser, text_encoder: nn.Module, complete_conditioning: Callable[[Conditioning], Conditioning] = lambda conditioning: conditioning
+        self,
+        denoiser: Denoiser,
+        text_encoder: nn.Module,
+        complete_conditioning: Callable[[PreparedConditioning], PreparedConditioning] = lambda conditioning: (
+            conditioning
+        ),
     ) -> DenoisingResult:
-        """complete: adds what else the model wants to be told (see `Model.complete`)."""
+        """complete_conditioning adds what else the model takes as an input (see `Model.add_conditioning`)."""
         errors = torch.zeros(NOISE_LEVELS, dtype=torch.float64)
         for start in range(0, len(self.x), self.batch_size):
             x, ids = self.x[start : start + self.batch_size], self.ids[start : start + self.batch_size]
-            given = complete_conditioning(denoiser.prepare(text_encoder(ids)))
+            conditioning = complete_conditioning(denoiser.prepare(text_encoder(ids)))
             rng = ExampleRNG(0, torch.arange(start, start + len(x), device=x.device))
             for i, level in enumerate(self.times):
                 t = level.expand(len(x))
                 alpha, sigma = denoiser.schedule(level)
                 x_t = alpha * x + sigma * rng.normal(i, x.shape[1:])
-                errors[i] += _sum_squared_errors(denoiser(x_t, t, given), x)
+                errors[i] += _sum_squared_errors(denoiser(x_t, t, conditioning), x)
         errors /= len(self.x)
         mean_image_error = float(self.x.square().mean())
         weights = self.objective.loss_weight(self.times, denoiser.schedule, denoiser.prediction).double().cpu()

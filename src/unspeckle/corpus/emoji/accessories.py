@@ -34,7 +34,12 @@ def add_garment(image: Image.Image, face: Face, garment: str, garment_image: Ima
     else:
         y = face.hat_y * height - garment_image.height * 0.93
     left, top = round(x * width - garment_image.width / 2), round(y)
-    bounds = (min(0, left), min(0, top), max(width, left + garment_image.width), max(height, top + garment_image.height))
+    bounds = (
+        min(0, left),
+        min(0, top),
+        max(width, left + garment_image.width),
+        max(height, top + garment_image.height),
+    )
     canvas = Image.new("RGBA", (bounds[2] - bounds[0], bounds[3] - bounds[1]))
     canvas.alpha_composite(image, (-bounds[0], -bounds[1]))
     canvas.alpha_composite(garment_image, (left - bounds[0], top - bounds[1]))
@@ -64,7 +69,9 @@ def add_stilts(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def _draw_bar(draw: Any, start: tuple[float, float], end: tuple[float, float], thickness: float, supersampling: int) -> None:
+def _draw_bar(
+    draw: Any, start: tuple[float, float], end: tuple[float, float], thickness: float, supersampling: int
+) -> None:
     points = [(start[0] * supersampling, start[1] * supersampling), (end[0] * supersampling, end[1] * supersampling)]
     for color, line_width in ((WOOD_EDGE, thickness + 2), (WOOD, thickness - 2)):
         radius = line_width * supersampling / 2
@@ -80,17 +87,23 @@ def _lowest_opaque_row(image: Image.Image, column: int) -> int:
     return int(rows[-1]) if len(rows) else image.height - 1
 
 
-def make_hybrid(first: Image.Image, first_face: Face, second: Image.Image, second_face: Face, splice: str) -> Image.Image:
+def make_hybrid(
+    first: Image.Image, first_face: Face, second: Image.Image, second_face: Face, splice: str
+) -> Image.Image:
     """Two faces as one. "top": the first's eyes and ears on the second's mouth; "side": left and right halves.
 
     The second is scaled so that both outlines meet at the seam, and the seam is blended smoothly.
     """
     if splice == "top":
-        return _join_top_and_bottom(_to_premultiplied(first), first_face.seam_y or 0.5, second, second_face.seam_y or 0.5)
+        return _join_top_and_bottom(
+            _to_premultiplied(first), first_face.seam_y or 0.5, second, second_face.seam_y or 0.5
+        )
     return _join_left_and_right(_to_premultiplied(first), first_face, second, second_face)
 
 
-def _join_top_and_bottom(upper: PremultipliedPixels, upper_seam: float, lower_image: Image.Image, lower_seam: float) -> Image.Image:
+def _join_top_and_bottom(
+    upper: PremultipliedPixels, upper_seam: float, lower_image: Image.Image, lower_seam: float
+) -> Image.Image:
     upper_cut = round(upper_seam * len(upper))
     upper_width, upper_center = _outline_width(upper, upper_cut)
     lower_width, _ = _outline_width(_to_premultiplied(lower_image), round(lower_seam * lower_image.height))
@@ -107,7 +120,9 @@ def _join_top_and_bottom(upper: PremultipliedPixels, upper_seam: float, lower_im
     return _to_image(upper_canvas * (1 - lower_weight) + lower_canvas * lower_weight)
 
 
-def _join_left_and_right(left: PremultipliedPixels, left_face: Face, right_image: Image.Image, right_face: Face) -> Image.Image:
+def _join_left_and_right(
+    left: PremultipliedPixels, left_face: Face, right_image: Image.Image, right_face: Face
+) -> Image.Image:
     left_span, right_span = _outline_span(left), _outline_span(_to_premultiplied(right_image))
     right = _to_premultiplied(_resize(right_image, min(1.5, max(0.6, left_span[2] / max(right_span[2], 1)))))
     right_span = _outline_span(right)
@@ -117,7 +132,9 @@ def _join_left_and_right(left: PremultipliedPixels, left_face: Face, right_image
     left_canvas, right_canvas = (np.zeros((height, round(2 * half_width), 4)) for _ in range(2))
     _paste_patch(left_canvas, left, top - span_tops[0], round(half_width - left.shape[1] / 2))
     _paste_patch(right_canvas, right, top - span_tops[1], round(half_width - right.shape[1] / 2))
-    right_weight = _smoothstep((np.arange(left_canvas.shape[1]) - half_width) / (0.5 * SEAM_BLEND * left_canvas.shape[1]))[None, :, None]
+    right_weight = _smoothstep(
+        (np.arange(left_canvas.shape[1]) - half_width) / (0.5 * SEAM_BLEND * left_canvas.shape[1])
+    )[None, :, None]
     return _to_image(left_canvas * (1 - right_weight) + right_canvas * right_weight)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 
 from unspeckle.corpus.emoji.nouns import pluralize, with_article
-from unspeckle.corpus.emoji.scenes import SceneVocabulary, Scene, SceneObject
+from unspeckle.corpus.emoji.scenes import Scene, SceneObject, SceneVocabulary
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 SYNONYM_PROBABILITY = 0.3  # how often a synonym is said for a noun that has one
@@ -16,7 +16,13 @@ RELATION_PHRASES = {
     "below": ("below", "under", "beneath"),
     "next to": ("next to", "beside"),
 }
-INVERSE_RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above", "next to": "next to"}
+INVERSE_RELATIONS = {
+    "left of": "right of",
+    "right of": "left of",
+    "above": "below",
+    "below": "above",
+    "next to": "next to",
+}
 CAPTION_PREFIXES = ("a picture of ", "an emoji of ", "a drawing of ", "a photo of ")
 WEARING_WORDS = ("wearing", "with", "in")
 BACKGROUND_PROBABILITY = {"white": 0.4, "coloured": 1.0}  # how often the background is: left unsaid, it means white
@@ -27,14 +33,20 @@ SIZE_ADJECTIVES = {"big": ("big", "large"), "small": ("small", "little")}
 def make_captions(rng: Random, scene: Scene, vocabulary: SceneVocabulary) -> list[str]:
     """Three to six different captions; the first names every object canonically, and the background unless white."""
     canonical_writer = CaptionWriter(rng, vocabulary, canonical=True)
-    captions = [_add_background(canonical_writer, scene, canonical_writer.describe_scene(scene), should_mention=scene.background != "white")]
+    captions = [
+        _add_background(
+            canonical_writer, scene, canonical_writer.describe_scene(scene), should_mention=scene.background != "white"
+        )
+    ]
     caption_count = 3 + int(rng.random() * 4)
     for _ in range(50):
         if len(captions) >= caption_count:
             break
         writer = CaptionWriter(rng, vocabulary, canonical=False)
         probability = BACKGROUND_PROBABILITY["white" if scene.background == "white" else "coloured"]
-        caption = _add_background(writer, scene, writer.describe_scene(scene), should_mention=rng.random() < probability)
+        caption = _add_background(
+            writer, scene, writer.describe_scene(scene), should_mention=rng.random() < probability
+        )
         if rng.random() < 0.12:
             caption = CAPTION_PREFIXES[int(rng.random() * len(CAPTION_PREFIXES))] + caption
         if caption not in captions:

@@ -9,7 +9,7 @@ from itertools import combinations, permutations
 
 from unspeckle.corpus.emoji.captions import NUMBERS
 from unspeckle.corpus.emoji.nouns import with_article
-from unspeckle.corpus.emoji.scenes import SceneVocabulary, Scene
+from unspeckle.corpus.emoji.scenes import Scene, SceneVocabulary
 
 Combination = tuple[str, ...]
 
@@ -85,7 +85,10 @@ def held_out_rows(vocabulary: SceneVocabulary) -> Iterator[dict[str, object]]:
     Rows of kind "colours" give each noun of a pair that is kept out a tint that it does take in training.
     """
     for kind in HELD_OUT_FRACTIONS:
-        held_out = sorted((combination for combination in _all_combinations(kind, vocabulary) if is_held_out(combination)), key=_hash_fraction)[:MAX_ROWS_PER_KIND]
+        held_out = sorted(
+            (combination for combination in _all_combinations(kind, vocabulary) if is_held_out(combination)),
+            key=_hash_fraction,
+        )[:MAX_ROWS_PER_KIND]
         for combination in sorted(held_out):
             yield _prompt_row(combination, vocabulary)
             if kind == "pair":
@@ -95,7 +98,9 @@ def held_out_rows(vocabulary: SceneVocabulary) -> Iterator[dict[str, object]]:
 def _color_rows(pair: Combination, vocabulary: SceneVocabulary) -> Iterator[dict[str, object]]:
     nouns, tints = pair[1:], list[str]()
     for noun in nouns:
-        tint_options = [tint for tint in vocabulary.tints[noun] if tint not in tints and not is_held_out(("tint", noun, tint))]
+        tint_options = [
+            tint for tint in vocabulary.tints[noun] if tint not in tints and not is_held_out(("tint", noun, tint))
+        ]
         if not tint_options:
             return
         tints.append(min(tint_options, key=lambda tint: _hash_fraction((*pair, noun, tint))))
@@ -147,7 +152,12 @@ def _prompt_row(combination: Combination, vocabulary: SceneVocabulary) -> dict[s
         return {"kind": kind, "nouns": [noun], "count": int(number), "prompts": prompts}
     if kind == "wearing":
         noun, garment = words
-        return {"kind": kind, "nouns": [noun], "wearing": garment, "prompts": [f"{first} wearing {with_article(garment)}"]}
+        return {
+            "kind": kind,
+            "nouns": [noun],
+            "wearing": garment,
+            "prompts": [f"{first} wearing {with_article(garment)}"],
+        }
     second = with_article(words[1])
     if kind == "hybrid":
         prompts = [with_article(f"{words[0]}-{words[1]} hybrid"), f"half {words[0]} half {words[1]}"]

@@ -15,10 +15,10 @@ from typing import Any
 from PIL import Image
 
 from unspeckle.corpus.emoji.captions import make_captions
-from unspeckle.corpus.emoji.held_out import is_allowed_in_training, held_out_rows
+from unspeckle.corpus.emoji.held_out import held_out_rows, is_allowed_in_training
 from unspeckle.corpus.emoji.nouns import plural_name
 from unspeckle.corpus.emoji.painter import Box, ScenePainter
-from unspeckle.corpus.emoji.scenes import SCENE_KIND_WEIGHTS, SceneVocabulary, Scene, sample_scene
+from unspeckle.corpus.emoji.scenes import SCENE_KIND_WEIGHTS, Scene, SceneVocabulary, sample_scene
 from unspeckle.corpus.emoji.sprites import SpriteLibrary, open_sprite_library
 from unspeckle.corpus.emoji.tints import BACKGROUNDS, TINTS
 from unspeckle.errors import InputError
@@ -75,11 +75,16 @@ def build_vocabulary(sprite_library: SpriteLibrary) -> SceneVocabulary:
     """What may be combined: no noun in its own colours, garments only on faces, hybrids only of animals' faces."""
     sprites = list(sprite_library.sprites.values())
     backgrounds = {
-        sprite.noun.name: [color for color in BACKGROUNDS if sprite.color_shares.get(color, 0) < BACKGROUND_COLOR_SHARE] or ["white"] for sprite in sprites
+        sprite.noun.name: [color for color in BACKGROUNDS if sprite.color_shares.get(color, 0) < BACKGROUND_COLOR_SHARE]
+        or ["white"]
+        for sprite in sprites
     }
     return SceneVocabulary(
         nouns=sprite_library.nouns,
-        tints={sprite.noun.name: [tint for tint in TINTS if sprite.color_shares.get(tint, 0) < OWN_COLOR_SHARE] for sprite in sprites},
+        tints={
+            sprite.noun.name: [tint for tint in TINTS if sprite.color_shares.get(tint, 0) < OWN_COLOR_SHARE]
+            for sprite in sprites
+        },
         backgrounds={"": list(BACKGROUNDS)} | backgrounds,
         plurals={sprite.noun.name: plural_name(sprite.noun) for sprite in sprites},
         synonyms={sprite.noun.name: sprite.noun.synonyms for sprite in sprites},
@@ -102,10 +107,19 @@ def image_file_name(index: int) -> str:
 
 
 def _write_corpus(
-    folder: Path, sprite_library: SpriteLibrary, scene_count: int, seed: int, image_size: int, progress: ProgressCallback | None, worker_count: int | None
+    folder: Path,
+    sprite_library: SpriteLibrary,
+    scene_count: int,
+    seed: int,
+    image_size: int,
+    progress: ProgressCallback | None,
+    worker_count: int | None,
 ) -> dict[str, Any]:
     done_count, kind_counts = 0, dict.fromkeys(SCENE_KIND_WEIGHTS, 0)
-    blocks = [(folder, seed, start, min(start + SCENES_PER_BLOCK, scene_count)) for start in range(0, scene_count, SCENES_PER_BLOCK)]
+    blocks = [
+        (folder, seed, start, min(start + SCENES_PER_BLOCK, scene_count))
+        for start in range(0, scene_count, SCENES_PER_BLOCK)
+    ]
     with (
         (folder / "metadata.jsonl").open("w", encoding="utf-8") as metadata_file,
         (folder / "truth.jsonl").open("w", encoding="utf-8") as truth_file,
@@ -124,7 +138,13 @@ def _write_corpus(
         for row in held_out_rows(vocabulary):
             file.write(_json_line(row))
             held_out_count += 1
-    summary = {"kind": "emoji scenes", "scenes": scene_count, "seed": seed, "size": image_size, "nouns": sprite_library.nouns}
+    summary = {
+        "kind": "emoji scenes",
+        "scenes": scene_count,
+        "seed": seed,
+        "size": image_size,
+        "nouns": sprite_library.nouns,
+    }
     summary |= {"kinds": kind_counts, "held_out": held_out_count, "sprites": sprite_library.source}
     (folder / "about.json").write_text(json.dumps(summary, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return summary
@@ -138,13 +158,17 @@ BlockRows = list[tuple[dict[str, Any], dict[str, Any]]]
 SceneBlock = tuple[Path, int, int, int]
 
 
-def _paint_blocks(blocks: list[SceneBlock], sprite_library: SpriteLibrary, image_size: int, worker_count: int | None) -> Iterator[BlockRows]:
+def _paint_blocks(
+    blocks: list[SceneBlock], sprite_library: SpriteLibrary, image_size: int, worker_count: int | None
+) -> Iterator[BlockRows]:
     worker_count = worker_count or (1 if len(blocks) < 4 else min(len(blocks), os.cpu_count() or 1))
     if worker_count == 1:
         block_painter = BlockPainter(sprite_library, image_size)
         yield from map(block_painter.paint_block, blocks)
         return
-    with multiprocessing.get_context("spawn").Pool(worker_count, _initialize_worker, (sprite_library, image_size)) as pool:
+    with multiprocessing.get_context("spawn").Pool(
+        worker_count, _initialize_worker, (sprite_library, image_size)
+    ) as pool:
         yield from pool.imap(_paint_in_worker, islice(blocks, None))
 
 

@@ -133,7 +133,9 @@ GARMENT_GLYPHS: dict[str, str] = {"top hat": "🎩", "crown": "👑", "sunglasse
 @cache
 def all_nouns() -> tuple[Noun, ...]:
     """The curated nouns, then all clean glyphs."""
-    entries = [(category, *entry.split(" ", 1)) for category, text in GLYPHS_BY_CATEGORY.items() for entry in text.split(", ")]
+    entries = [
+        (category, *entry.split(" ", 1)) for category, text in GLYPHS_BY_CATEGORY.items() for entry in text.split(", ")
+    ]
     return CURATED_NOUNS + tuple(Noun(name, glyph, category) for category, glyph, name in entries)
 
 
@@ -154,7 +156,14 @@ _UNCHANGED_PLURALS = {
     "thumbs up",
     "thumbs down",
 }
-_IRREGULAR_PLURALS = {"goose": "geese", "ox": "oxen", "die": "dice", "foot": "feet", "tooth": "teeth", "t-rex": "t-rexes"}
+_IRREGULAR_PLURALS = {
+    "goose": "geese",
+    "ox": "oxen",
+    "die": "dice",
+    "foot": "feet",
+    "tooth": "teeth",
+    "t-rex": "t-rexes",
+}
 
 
 def pluralize(word: str) -> str:
@@ -183,5 +192,7 @@ def with_article(phrase: str) -> str:
     if first_word in {"sunglasses", "glasses"}:
         return phrase
     has_consonant_sound = first_word.startswith(("uni", "ufo", "uk", "eu", "ewe", "one"))
-    has_vowel_sound = first_word.startswith(("hour", "x-ray")) or (first_word[:1] in "aeiou" and not has_consonant_sound)
+    has_vowel_sound = first_word.startswith(("hour", "x-ray")) or (
+        first_word[:1] in "aeiou" and not has_consonant_sound
+    )
     return ("an " if has_vowel_sound else "a ") + phrase

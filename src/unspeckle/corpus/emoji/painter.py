@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from unspeckle.corpus.emoji.accessories import make_hybrid, add_garment, add_stilts
+from unspeckle.corpus.emoji.accessories import add_garment, add_stilts, make_hybrid
 from unspeckle.corpus.emoji.nouns import Face
 from unspeckle.corpus.emoji.scenes import Scene, SceneObject
 from unspeckle.corpus.emoji.sprites import SpriteLibrary, trim_and_shrink
@@ -63,7 +63,9 @@ class ScenePainter:
         color = np.array(BACKGROUNDS[scene.background], dtype=np.float32)
         if scene.background == "white":
             return np.full((self._image_size, self._image_size, 3), 255, dtype=np.float32)
-        slope = np.linspace(-0.5, 0.5, self._image_size, dtype=np.float32) * np.float32(scene.background_variation[1] * BACKGROUND_GRADIENT_RANGE)
+        slope = np.linspace(-0.5, 0.5, self._image_size, dtype=np.float32) * np.float32(
+            scene.background_variation[1] * BACKGROUND_GRADIENT_RANGE
+        )
         column = color + np.float32(scene.background_variation[0] * BACKGROUND_BRIGHTNESS_RANGE) + slope[:, None]
         return np.repeat(column[:, None, :], self._image_size, axis=1)
 
@@ -84,7 +86,9 @@ class ScenePainter:
         sprite = self._sprite_library.sprites[appearance.noun]
         image = tint_image(sprite.image, appearance.tint) if appearance.tint else sprite.image
         if appearance.wearing and sprite.noun.face:
-            image = add_garment(image, sprite.noun.face, appearance.wearing, self._sprite_library.garments[appearance.wearing])
+            image = add_garment(
+                image, sprite.noun.face, appearance.wearing, self._sprite_library.garments[appearance.wearing]
+            )
         return add_stilts(image) if appearance.on_stilts else image
 
 

@@ -15,7 +15,15 @@ SCENE_KIND_WEIGHTS = {  # how often each kind of scene is chosen
     "wearing": 0.06,
     "hybrid": 0.13,
 }
-TINT_PROBABILITIES = {"single": 0.45, "two": 0.45, "group": 0.1, "count": 0.3, "stilts": 0.3, "wearing": 0.2, "hybrid": 0.0}
+TINT_PROBABILITIES = {
+    "single": 0.45,
+    "two": 0.45,
+    "group": 0.1,
+    "count": 0.3,
+    "stilts": 0.3,
+    "wearing": 0.2,
+    "hybrid": 0.0,
+}
 WHITE_BACKGROUND_PROBABILITY = 0.4  # the share of white backgrounds
 TOP_SPLICE_PROBABILITY = 0.65  # the share of hybrids that are cut across, not down the middle
 GARMENT_COLORS = {"top hat": "black", "sunglasses": "black", "bow": "red", "crown": "yellow"}
@@ -60,7 +68,10 @@ class Scene:
     objects: tuple[SceneObject, ...]
     background: str = "white"
     relation: str = ""
-    background_variation: tuple[float, float] = (0.0, 0.0)  # the background's brightness, and how it changes from top to bottom
+    background_variation: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # the background's brightness, and how it changes from top to bottom
 
 
 def sample_scene(rng: Random, vocabulary: SceneVocabulary, is_allowed: Callable[[Scene], bool]) -> Scene:
@@ -123,12 +134,17 @@ def _two_noun_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
             size_words, sides = (size_words[1], size_words[0]), (sides[1], sides[0])
     is_vertical = relation in {"above", "below"} or (not relation and rng.random() < 0.25)
     is_reversed = relation in {"right of", "below"}  # where no place is said, things are named in the order of reading
-    first, second = (SceneObject(noun, side=side, size_word=size_word) for noun, side, size_word in zip(nouns, sides, size_words, strict=True))
+    first, second = (
+        SceneObject(noun, side=side, size_word=size_word)
+        for noun, side, size_word in zip(nouns, sides, size_words, strict=True)
+    )
     leading, trailing = _arrange_pair(rng, (second, first) if is_reversed else (first, second), is_vertical)
     return Scene("two", (trailing, leading) if is_reversed else (leading, trailing), relation=relation)
 
 
-def _arrange_pair(rng: Random, objects: tuple[SceneObject, SceneObject], is_vertical: bool) -> tuple[SceneObject, SceneObject]:
+def _arrange_pair(
+    rng: Random, objects: tuple[SceneObject, SceneObject], is_vertical: bool
+) -> tuple[SceneObject, SceneObject]:
     """Two things side by side, or one above the other, with a gap between and jitter across."""
     first, second = objects
     free_length = 1 - first.side - second.side
@@ -183,14 +199,20 @@ def _group_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
 def _stilts_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
     side = _uniform(rng, 0.86, 0.96)
     x = 0.5 + _uniform(rng, -0.1, 0.1)
-    obj = SceneObject(_choose_one(rng, vocabulary.nouns), x, 0.98 - side / 2 - _uniform(rng, 0, 0.02), side, on_stilts=True)
+    obj = SceneObject(
+        _choose_one(rng, vocabulary.nouns), x, 0.98 - side / 2 - _uniform(rng, 0, 0.02), side, on_stilts=True
+    )
     return Scene("stilts", (obj,))
 
 
 def _wearing_scene(rng: Random, vocabulary: SceneVocabulary) -> Scene:
     if not vocabulary.wearer_nouns or not vocabulary.garments:
         return _single_scene(rng, vocabulary)
-    obj = SceneObject(_choose_one(rng, vocabulary.wearer_nouns), side=_uniform(rng, 0.72, 0.88), wearing=_choose_one(rng, vocabulary.garments))
+    obj = SceneObject(
+        _choose_one(rng, vocabulary.wearer_nouns),
+        side=_uniform(rng, 0.72, 0.88),
+        wearing=_choose_one(rng, vocabulary.garments),
+    )
     return Scene("wearing", (_place_near_center(rng, obj),))
 
 
@@ -224,21 +246,27 @@ def _assign_tints(rng: Random, vocabulary: SceneVocabulary, scene: Scene) -> Sce
             options = vocabulary.tints.get(obj.noun, [])
             tint = _choose_one(rng, options) if options and rng.random() < TINT_PROBABILITIES[scene.kind] else ""
         objects.append(replace(obj, tint=tint))
-    return replace(scene, things=tuple(objects))
+    return replace(scene, objects=tuple(objects))
 
 
 def _choose_background(rng: Random, vocabulary: SceneVocabulary, scene: Scene) -> Scene:
     """A background that is the colour of none of the things."""
     used_tints = {obj.tint for obj in scene.objects}
-    allowed_backgrounds = [set(vocabulary.backgrounds[noun]) for obj in scene.objects if not obj.tint for noun in _component_nouns(obj)]
-    options = [name for name in vocabulary.backgrounds[""] if name not in used_tints and all(name in names for names in allowed_backgrounds)]
+    allowed_backgrounds = [
+        set(vocabulary.backgrounds[noun]) for obj in scene.objects if not obj.tint for noun in _component_nouns(obj)
+    ]
+    options = [
+        name
+        for name in vocabulary.backgrounds[""]
+        if name not in used_tints and all(name in names for names in allowed_backgrounds)
+    ]
     accessory_colors = [GARMENT_COLORS.get(obj.wearing, "brown" if obj.on_stilts else "") for obj in scene.objects]
     options = [name for name in options if name not in accessory_colors]
     glow = (_uniform(rng, -1, 1), _uniform(rng, -1, 1))
     if "white" in options and rng.random() < WHITE_BACKGROUND_PROBABILITY:
-        return replace(scene, background="white", glow=glow)
+        return replace(scene, background="white", background_variation=glow)
     colored = [name for name in options if name != "white"] or ["white"]
-    return replace(scene, background=_choose_one(rng, colored), glow=glow)
+    return replace(scene, background=_choose_one(rng, colored), background_variation=glow)
 
 
 def _component_nouns(obj: SceneObject) -> tuple[str, ...]:

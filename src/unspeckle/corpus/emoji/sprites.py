@@ -31,7 +31,9 @@ FONT_PATHS = (
     "/System/Library/Fonts/Apple Color Emoji.ttc",
 )
 BITMAP_SIZES = (109, 160, 128, 136)  # the bitmap sizes that colour fonts carry; Noto's is the first
-CODE_POINT_NAME = re.compile(r"(?:00[0-9a-f]{2}|[23][0-9a-f]{3}|1[0-9a-f]{4})(?:_[0-9a-f]{4,5})*")  # emoji sets name files so
+CODE_POINT_NAME = re.compile(
+    r"(?:00[0-9a-f]{2}|[23][0-9a-f]{3}|1[0-9a-f]{4})(?:_[0-9a-f]{4,5})*"
+)  # emoji sets name files so
 DEFAULT_CATEGORY = "thing"
 SPRITE_SIZE = 128  # px of a sprite's longer side; every drawing shrinks from here
 
@@ -94,7 +96,11 @@ def _choose_nouns(words: Iterable[str], noun_by_name: dict[str, Noun]) -> list[N
         noun = noun_by_name.get(name) or synonyms.get(name)
         if noun is None:
             suggestions = difflib.get_close_matches(name, [*noun_by_name, *synonyms], n=3, cutoff=0.6)
-            hint = f"did you mean {', '.join(suggestions)}?" if suggestions else f"known are {', '.join(list(noun_by_name)[:8])}, …"
+            hint = (
+                f"did you mean {', '.join(suggestions)}?"
+                if suggestions
+                else f"known are {', '.join(list(noun_by_name)[:8])}, …"
+            )
             raise InputError(f"--nouns: there is no {word!r}; {hint}")
         chosen[noun.name] = noun
     return list(chosen.values())
@@ -169,13 +175,19 @@ class SpriteFolder:
         noun_by_name = {} if sprite_list.is_file() else {noun.name: noun for noun in all_nouns()}
         nouns: dict[str, Noun] = {}
         for path, name, category in rows:
-            noun = noun_by_glyph.get(_glyph_from_file_name(path)) or noun_by_name.get(name) or Noun(name, _glyph_from_file_name(path), category)
+            noun = (
+                noun_by_glyph.get(_glyph_from_file_name(path))
+                or noun_by_name.get(name)
+                or Noun(name, _glyph_from_file_name(path), category)
+            )
             self._path_by_name.setdefault(_glyph_from_file_name(path) or name, path)
             self._path_by_name.setdefault(name, path)
             if noun.glyph in noun_by_glyph:
                 self._path_by_name[noun.name] = path
                 nouns[noun.name] = noun
-            elif not CODE_POINT_NAME.fullmatch(path.stem):  # an emoji that is not clean is left out, a person's own never
+            elif not CODE_POINT_NAME.fullmatch(
+                path.stem
+            ):  # an emoji that is not clean is left out, a person's own never
                 nouns.setdefault(name, noun)
         if not nouns:
             raise InputError(f"--sprites {folder}: no pictures there; it takes name.png files or a sprites.jsonl")

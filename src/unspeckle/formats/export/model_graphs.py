@@ -6,8 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle import configuration, schedule
-from unspeckle.denoiser import Denoiser, Conditioning
-from unspeckle.formats.export.stable_diffusion_graphs import BATCH_AXIS, ExportGraph, DynamicAxes, TensorTuple, expand_to_batch, random_feature_maps, random_tensor, image_axes
+from unspeckle.denoiser import Conditioning, Denoiser
+from unspeckle.formats.export.stable_diffusion_graphs import (
+    BATCH_AXIS,
+    DynamicAxes,
+    ExportGraph,
+    TensorTuple,
+    expand_to_batch,
+    image_axes,
+    random_feature_maps,
+    random_tensor,
+)
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.transformer import TransformerConfig
@@ -39,7 +48,9 @@ class DenoiserGraph(nn.Module):
         *extras: Tensor,
     ) -> Tensor:  # fmt: skip
         extra_by_name = dict(zip(self.extra_inputs, extras, strict=True))
-        conditioning = Conditioning(encoder_hidden_states, encoder_attention_mask, extra_by_name.get("text_embeds"), extra_by_name.get("beside"))
+        conditioning = Conditioning(
+            encoder_hidden_states, encoder_attention_mask, extra_by_name.get("text_embeds"), extra_by_name.get("beside")
+        )
         out: Tensor = self.denoiser(sample, expand_to_batch(timestep, sample), conditioning)
         return out
 
@@ -84,11 +95,29 @@ def build_model_graphs(model: Model) -> list[ExportGraph]:
     outputs = ("last_hidden_state", "pooler_output", "attention_mask")
     batch_axes: DynamicAxes = {0: BATCH_AXIS}
     return [
-        ExportGraph("text_encoder", lambda: TextEncoderGraph(text_encoder).eval(), {"input_ids": batch_axes}, outputs, example_ids),
+        ExportGraph(
+            "text_encoder",
+            lambda: TextEncoderGraph(text_encoder).eval(),
+            {"input_ids": batch_axes},
+            outputs,
+            example_ids,
+        ),
         _denoiser_graph("transformer" if isinstance(model.network.config, TransformerConfig) else "unet", model),
         *([] if model.student is None else [_denoiser_graph("student", model.student)]),
-        ExportGraph("vae_decoder", lambda: DecoderGraph(autoencoder).eval(), {"latent_sample": image_axes(1)}, ("sample",), example_latents),
-        ExportGraph("vae_encoder", lambda: EncoderGraph(autoencoder).eval(), {"sample": image_axes(autoencoder.downsampling_factor)}, ("latents",), example_images),
+        ExportGraph(
+            "vae_decoder",
+            lambda: DecoderGraph(autoencoder).eval(),
+            {"latent_sample": image_axes(1)},
+            ("sample",),
+            example_latents,
+        ),
+        ExportGraph(
+            "vae_encoder",
+            lambda: EncoderGraph(autoencoder).eval(),
+            {"sample": image_axes(autoencoder.downsampling_factor)},
+            ("latents",),
+            example_images,
+        ),
     ]
 
 
@@ -113,7 +142,9 @@ def _denoiser_graph(name: str, model: Model) -> ExportGraph:
         "sample": image_axes(multiple), "timestep": {0: ("steps", 1)}, "encoder_hidden_states": {0: BATCH_AXIS},
         "encoder_attention_mask": {0: BATCH_AXIS}, **extra_axes,
     }  # fmt: skip
-    return ExportGraph(name, lambda: DenoiserGraph(model.denoiser, tuple(extra_axes)).eval(), inputs, ("out_sample",), example_inputs)
+    return ExportGraph(
+        name, lambda: DenoiserGraph(model.denoiser, tuple(extra_axes)).eval(), inputs, ("out_sample",), example_inputs
+    )
 
 
 def describe_for_runtime(model: Model) -> dict[str, Any]:

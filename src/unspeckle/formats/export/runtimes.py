@@ -17,7 +17,9 @@ from unspeckle.errors import InputError
 from unspeckle.formats.export.stable_diffusion_graphs import ExportGraph, TensorTuple
 
 OPSET = 20
-EXTERNAL_DATA_BYTES = 1 << 30  # bytes of weights from which they lie in a file of their own; one file of ONNX ends at 2 GiB
+EXTERNAL_DATA_BYTES = (
+    1 << 30
+)  # bytes of weights from which they lie in a file of their own; one file of ONNX ends at 2 GiB
 _EXPORT_PACKAGES = ("onnx", "onnxscript")
 
 
@@ -61,7 +63,10 @@ def _export_onnx(graph: ExportGraph, module: nn.Module, file: Path) -> None:
         dim = dims.setdefault(name, torch.export.Dim(name))
         return dim if multiple == 1 else multiple * dim
 
-    dynamic_shapes = [{axis: dynamic_dim(*name_and_multiple) for axis, name_and_multiple in axes.items()} for axes in graph.inputs.values()]
+    dynamic_shapes = [
+        {axis: dynamic_dim(*name_and_multiple) for axis, name_and_multiple in axes.items()}
+        for axes in graph.inputs.values()
+    ]
     named_count = _count_named_arguments(module)
     variadic_shapes = [tuple(dynamic_shapes[named_count:])] if dynamic_shapes[named_count:] else []
     with _quiet_exporter(), torch.no_grad():

@@ -113,23 +113,42 @@ def image_axes(multiple: int) -> DynamicAxes:
 
 def random_feature_maps(channels: int, multiple: int, alternate: bool) -> Tensor:
     """Two of 2 × 3 units, or three of 4 × 2."""
-    return random_tensor(3, channels, 4 * multiple, 2 * multiple) if alternate else random_tensor(2, channels, 2 * multiple, 3 * multiple)
+    return (
+        random_tensor(3, channels, 4 * multiple, 2 * multiple)
+        if alternate
+        else random_tensor(2, channels, 2 * multiple, 3 * multiple)
+    )
 
 
-def build_stable_diffusion_graphs(checkpoint: StableDiffusionCheckpoint, configs: dict[str, dict[str, Any]]) -> list[ExportGraph]:
+def build_stable_diffusion_graphs(
+    checkpoint: StableDiffusionCheckpoint, configs: dict[str, dict[str, Any]]
+) -> list[ExportGraph]:
     """The parts of a Stable Diffusion. configs: what diffusers' folder says of each, by the names of its folders."""
     graphs = []
     encoder_folders = [name for name in configs if name.startswith("text_encoder")]
     for index, (name, config) in enumerate(zip(encoder_folders, checkpoint.text_config.encoders, strict=True)):
-        first_outputs = ("text_embeds", "last_hidden_state") if config.projection_width else ("last_hidden_state", "pooler_output")
+        first_outputs = (
+            ("text_embeds", "last_hidden_state") if config.projection_width else ("last_hidden_state", "pooler_output")
+        )
 
         def example_ids(alternate: bool, index: int = index) -> TensorTuple:
             prompts = ["a photograph of an astronaut", "a horse, riding", ""][: 3 if alternate else 2]
             return (checkpoint.tokenizer.encode(prompts)[:, index].int(),)
 
         hidden_states = tuple(f"hidden_states.{i}" for i in range(config.layers + 1))
-        build_module = _module_builder(checkpoint, f"text.encoders.{index}", partial(CLIPTextEncoder, config), ClipTextGraph)
-        graphs.append(ExportGraph(name, build_module, {"input_ids": {0: BATCH_AXIS}}, first_outputs + hidden_states, example_ids, configs[name]))
+        build_module = _module_builder(
+            checkpoint, f"text.encoders.{index}", partial(CLIPTextEncoder, config), ClipTextGraph
+        )
+        graphs.append(
+            ExportGraph(
+                name,
+                build_module,
+                {"input_ids": {0: BATCH_AXIS}},
+                first_outputs + hidden_states,
+                example_ids,
+                configs[name],
+            )
+        )
     return [*graphs, _unet_graph(checkpoint, configs["unet"]), *_vae_graphs(checkpoint, configs["vae"])]
 
 
@@ -144,14 +163,23 @@ def _unet_graph(checkpoint: StableDiffusionCheckpoint, config: dict[str, Any]) -
         extra_inputs["timestep_cond"] = (unet_config.guidance_width,)
 
     def example_inputs(alternate: bool) -> TensorTuple:
-        x = random_feature_maps(unet_config.channels + unet_config.concat_channels, unet_config.size_multiple, alternate)
-        text_states = random_tensor(len(x), checkpoint.text_config.context_length * (2 if alternate else 1), unet_config.text_width)
+        x = random_feature_maps(
+            unet_config.channels + unet_config.concat_channels, unet_config.size_multiple, alternate
+        )
+        text_states = random_tensor(
+            len(x), checkpoint.text_config.context_length * (2 if alternate else 1), unet_config.text_width
+        )
         t = torch.tensor([601.0] if alternate else [601.0, 333.0])
         extras = (64 * random_tensor(len(x), *shape).abs() if name == "time_ids" else random_tensor(len(x), *shape)
                 for name, shape in extra_inputs.items())  # fmt: skip
         return x, t, text_states, *extras
 
-    build_module = _module_builder(checkpoint, "network", lambda: UNet(unet_config), lambda module: UNetGraph(module, tuple(extra_inputs), time_embed_dim))
+    build_module = _module_builder(
+        checkpoint,
+        "network",
+        lambda: UNet(unet_config),
+        lambda module: UNetGraph(module, tuple(extra_inputs), time_embed_dim),
+    )
     inputs: dict[str, DynamicAxes] = {
         "sample": image_axes(unet_config.size_multiple),
         "timestep": {0: ("steps", 1)},
@@ -165,21 +193,39 @@ def _vae_graphs(checkpoint: StableDiffusionCheckpoint, config: dict[str, Any]) -
     vae_config = checkpoint.vae_config
 
     def example_latents(alternate: bool) -> TensorTuple:
-        return (random_feature_maps(vae_config.latent_channels, 4, alternate) / vae_config.scaling_factor + vae_config.shift_factor,)
+        return (
+            random_feature_maps(vae_config.latent_channels, 4, alternate) / vae_config.scaling_factor
+            + vae_config.shift_factor,
+        )
 
     def example_images(alternate: bool) -> TensorTuple:
         return (random_feature_maps(3, 4 * vae_config.downsampling_factor, alternate),)
 
-    builders = (_module_builder(checkpoint, "autoencoder", lambda: VAE(vae_config), wrapper) for wrapper in (VAEDecoderGraph, VAEEncoderGraph))
+    builders = (
+        _module_builder(checkpoint, "autoencoder", lambda: VAE(vae_config), wrapper)
+        for wrapper in (VAEDecoderGraph, VAEEncoderGraph)
+    )
     build_decoder, build_encoder = builders
     return [
-        ExportGraph("vae_decoder", build_decoder, {"latent_sample": image_axes(1)}, ("sample",), example_latents, config),
-        ExportGraph("vae_encoder", build_encoder, {"sample": image_axes(vae_config.downsampling_factor)}, ("latent_parameters",), example_images, config),
+        ExportGraph(
+            "vae_decoder", build_decoder, {"latent_sample": image_axes(1)}, ("sample",), example_latents, config
+        ),
+        ExportGraph(
+            "vae_encoder",
+            build_encoder,
+            {"sample": image_axes(vae_config.downsampling_factor)},
+            ("latent_parameters",),
+            example_images,
+            config,
+        ),
     ]
 
 
 def _module_builder(
-    checkpoint: StableDiffusionCheckpoint, part: str, make_module: Callable[[], nn.Module], wrap_module: Callable[[Any], nn.Module]
+    checkpoint: StableDiffusionCheckpoint,
+    part: str,
+    make_module: Callable[[], nn.Module],
+    wrap_module: Callable[[Any], nn.Module],
 ) -> Callable[[], nn.Module]:
     """A function that makes the part, with weights as they are stored but in float32."""
 

@@ -14,7 +14,7 @@ from unspeckle.formats.export.stable_diffusion_graphs import random_feature_maps
 from unspeckle.formats.rename_tables import to_their_names
 from unspeckle.formats.stable_diffusion import diffusers_config, diffusers_names, writing
 from unspeckle.formats.stable_diffusion.checkpoint import convert_tensors, module_name_table
-from unspeckle.formats.stable_diffusion.diffusers_folder import read_json_object, read_component_tensors
+from unspeckle.formats.stable_diffusion.diffusers_folder import read_component_tensors, read_json_object
 from unspeckle.model import Model
 from unspeckle.networks.unet import UNet, UNetConfig
 
@@ -24,7 +24,11 @@ def unsupported_features(model: Model) -> list[str]:
     config = model.network.config
     if not isinstance(config, UNetConfig):
         return ["a U-shaped transformer"]
-    attention_levels = [self_attention for self_attention, depth in zip(config.self_attention, config.transformer_depths, strict=True) if depth]
+    attention_levels = [
+        self_attention
+        for self_attention, depth in zip(config.self_attention, config.transformer_depths, strict=True)
+        if depth
+    ]
     features = {
         "a draft": bool(config.coarse_predictor_layers),
         f"patches of {config.patch_size} pixels": config.patch_size > 1,
@@ -32,7 +36,8 @@ def unsupported_features(model: Model) -> list[str]:
         "attention without feed-forward layers": not config.feed_forward,
         "attention without projections around it": config.transformer_projection == "none",
         "levels whose places do not see one another": not all([*attention_levels, config.self_attention[-1]]),
-        "a middle deeper or flatter than the last level": config.transformer_depths[-1] not in (0, config.mid_transformer_depth),
+        "a middle deeper or flatter than the last level": config.transformer_depths[-1]
+        not in (0, config.mid_transformer_depth),
         "no attention in the middle": not config.mid_transformer_depth,
         "a vector of the words beside the time": bool(config.vector_width),
     }
@@ -45,7 +50,11 @@ def write_unet_folder(model: Model, source: str, target: Path) -> float:
     InputError, naming every trait, where diffusers has no such network."""
     unsupported = unsupported_features(model)
     if unsupported or target.suffix == ".safetensors":
-        reason = f"has {', '.join(unsupported)}, for which diffusers has no network" if unsupported else "is no Stable Diffusion"
+        reason = (
+            f"has {', '.join(unsupported)}, for which diffusers has no network"
+            if unsupported
+            else "is no Stable Diffusion"
+        )
         raise InputError(f"{source}: {reason}; write graphs of the whole model with --to onnx or --to openvino")
     writing.require_empty_folder(target)
     config, network = model.network.config, model.network
@@ -59,15 +68,25 @@ def write_unet_folder(model: Model, source: str, target: Path) -> float:
         "only the network is written: diffusers has no such encoder of words; its timestep is 1000 t", file=sys.stderr
     )
     file = target / "unet" / "config.json"
-    loaded_config = replace(diffusers_config.parse_unet_config(read_json_object(file), file), clock_scale=config.time_scale)
+    loaded_config = replace(
+        diffusers_config.parse_unet_config(read_json_object(file), file), time_scale=config.time_scale
+    )
     reloaded = UNet(loaded_config).eval()
     reloaded.load_state_dict(
-        convert_tensors(UNet, loaded_config, module_name_table(UNet, loaded_config, diffusers_names.UNET), read_component_tensors(file.parent), file.parent)
+        convert_tensors(
+            UNet,
+            loaded_config,
+            module_name_table(UNet, loaded_config, diffusers_names.UNET),
+            read_component_tensors(file.parent),
+            file.parent,
+        )
     )
     inputs = random_feature_maps(config.channels, config.size_multiple, False), torch.tensor([0.6, 0.3])
     conditioning = Conditioning(
         random_tensor(2, model.tokenizer.context_length, config.text_width),
-        concat=random_feature_maps(config.concat_channels, config.size_multiple, False) if config.concat_channels else None,
+        concat=random_feature_maps(config.concat_channels, config.size_multiple, False)
+        if config.concat_channels
+        else None,
     )
     difference = writing.relative_difference(reloaded(*inputs, conditioning), network(*inputs, conditioning))
     print(f"network: relative difference {difference:.1e}", file=sys.stderr)

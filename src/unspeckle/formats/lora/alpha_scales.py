@@ -30,10 +30,15 @@ class PeftScales(NamedTuple):
     def for_layer(self, name: str) -> LoraScale | None:
         """The scale of the layer that peft calls so, such as "unet.mid_block…"; None where nothing is said of it."""
         component, _, layer_name = name.partition(".")
-        alpha, patterns = self.peft_config.get(f"{component}.lora_alpha"), self.peft_config.get(f"{component}.alpha_pattern") or {}
+        alpha, patterns = (
+            self.peft_config.get(f"{component}.lora_alpha"),
+            self.peft_config.get(f"{component}.alpha_pattern") or {},
+        )
         if alpha is None:
             return None
-        overrides = (value for pattern, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?{re.escape(pattern)}", layer_name))
+        overrides = (
+            value for pattern, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?{re.escape(pattern)}", layer_name)
+        )
         return LoraScale(float(next(overrides, alpha)), bool(self.peft_config.get(f"{component}.use_rslora")))
 
 

@@ -34,22 +34,31 @@ def lora_layer_names(model: StableDiffusionModel) -> dict[str, tuple[str, ...]]:
     unet, text_encoder = model.network.config, model.text_encoder
     assert isinstance(unet, UNetConfig) and isinstance(text_encoder, CLIPTextEncoders)
     lora_names: dict[str, tuple[str, ...]] = {}
-    diffusers_table, original_table = module_name_table(UNet, unet, diffusers_names.UNET), module_name_table(UNet, unet, original_names.UNET)
+    diffusers_table, original_table = (
+        module_name_table(UNet, unet, diffusers_names.UNET),
+        module_name_table(UNet, unet, original_names.UNET),
+    )
     for name in _adaptable_layers(model.network):
-        diffusers_name, original_name = (name_table[f"{name}.weight"].removesuffix(".weight") for name_table in (diffusers_table, original_table))
+        diffusers_name, original_name = (
+            name_table[f"{name}.weight"].removesuffix(".weight") for name_table in (diffusers_table, original_table)
+        )
         kohya_names = [f"lora_unet_{dotted.replace('.', '_')}" for dotted in (diffusers_name, original_name)]
         if unet.vector_width:  # kohya has XL by its original names
             kohya_names.reverse()
         lora_names[f"network.{name}"] = (kohya_names[0], f"unet.{diffusers_name}", kohya_names[1], diffusers_name)
     for index, encoder in enumerate(text_encoder.encoders):
         assert isinstance(encoder, CLIPTextEncoder)
-        encoder_suffix = "2" if index or (len(text_encoder.encoders) == 1 and unet.vector_width) else ""  # XL's refiner has the second
+        encoder_suffix = (
+            "2" if index or (len(text_encoder.encoders) == 1 and unet.vector_width) else ""
+        )  # XL's refiner has the second
         kohya_prefix = f"lora_te{encoder_suffix or ('1' if len(text_encoder.encoders) > 1 else '')}_"
         clip_names = module_name_table(CLIPTextEncoder, encoder.config, diffusers_names.CLIP)
         for name in _adaptable_layers(encoder):
             diffusers_name = clip_names[f"{name}.weight"].removesuffix(".weight")
             peft_prefix = f"text_encoder{'_2' if encoder_suffix else ''}."
-            kohya_names = [prefix + diffusers_name.replace(".", "_") for prefix in (kohya_prefix, "lora_te_", "lora_te1_")]
+            kohya_names = [
+                prefix + diffusers_name.replace(".", "_") for prefix in (kohya_prefix, "lora_te_", "lora_te1_")
+            ]
             lora_names[f"text.encoders.{index}.{name}"] = (
                 kohya_names[0], peft_prefix + diffusers_name, peft_prefix + diffusers_name.removeprefix("text_model."), *(kohya_names[1:] if not encoder_suffix else ()),
             )  # fmt: skip

@@ -12,7 +12,7 @@ from unspeckle.atomic import replace_file
 from unspeckle.errors import InputError
 from unspeckle.formats.lora import alpha_scales
 from unspeckle.formats.lora.alpha_scales import LoraScale
-from unspeckle.formats.lora.layer_names import LORA_SUFFIXES, LORA_LAYOUTS, split_lora_key, lora_layer_names
+from unspeckle.formats.lora.layer_names import LORA_LAYOUTS, LORA_SUFFIXES, lora_layer_names, split_lora_key
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
 from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.networks.lora import Adapter, AdapterSet, get_layer
@@ -23,7 +23,9 @@ def read_lora(file: Path, model: StableDiffusionModel) -> AdapterSet:
     no layer, or others than the layer wants."""
     model.require_float32("a LoRA")
     metadata, tensors = read_safetensors(file, "download")
-    layer_by_name = {name: layer_name for layer_name, file_names in lora_layer_names(model).items() for name in file_names}
+    layer_by_name = {
+        name: layer_name for layer_name, file_names in lora_layer_names(model).items() for name in file_names
+    }
     tensors_by_layer: dict[str, dict[str, Tensor]] = defaultdict(dict)
     name_in_file, unknown_keys = dict[str, str](), []
     for key, tensor in tensors.items():
@@ -44,11 +46,21 @@ def read_lora(file: Path, model: StableDiffusionModel) -> AdapterSet:
             "takes: it is for another kind of model, or no LoRA of the plain kind (LoHa, LoKr and DoRA are not)"
         )
     scales, parts = alpha_scales.read_peft_scales(metadata, file), model.modules()
-    layers = ((layer_name, get_layer(parts, layer_name), layer_tensors, name_in_file[layer_name]) for layer_name, layer_tensors in tensors_by_layer.items())
-    return AdapterSet({layer_name: _build_adapter(module, layer_tensors, name, scales.for_layer(name), file) for layer_name, module, layer_tensors, name in layers})
+    layers = (
+        (layer_name, get_layer(parts, layer_name), layer_tensors, name_in_file[layer_name])
+        for layer_name, layer_tensors in tensors_by_layer.items()
+    )
+    return AdapterSet(
+        {
+            layer_name: _build_adapter(module, layer_tensors, name, scales.for_layer(name), file)
+            for layer_name, module, layer_tensors, name in layers
+        }
+    )
 
 
-def _build_adapter(module: nn.Module, tensors: Mapping[str, Tensor], name: str, lora_scale: LoraScale | None, file: Path) -> Adapter:
+def _build_adapter(
+    module: nn.Module, tensors: Mapping[str, Tensor], name: str, lora_scale: LoraScale | None, file: Path
+) -> Adapter:
     if missing := [role for role in ("down", "up") if role not in tensors]:
         raise InputError(f"{file}: lacks the {missing[0]} tensor of '{name}'; download it again")
     weight, down, up = module.weight, tensors["down"], tensors["up"]
@@ -74,7 +86,11 @@ def _squeeze_1x1(shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:
 
 
 def write_lora(
-    adapters: AdapterSet, model: StableDiffusionModel, file: Path, layout: str = "kohya", extra_metadata: Mapping[str, str] | None = None
+    adapters: AdapterSet,
+    model: StableDiffusionModel,
+    file: Path,
+    layout: str = "kohya",
+    extra_metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write them as kohya's or peft's programs do, atomically. said: more metadata."""
     if layout not in LORA_LAYOUTS:
@@ -90,8 +106,12 @@ def write_lora(
             up = up * adapter.scale
         tensors[f"{name}.{down_suffix}.weight"], tensors[f"{name}.{up_suffix}.weight"] = adapter.down.detach(), up
     ranks = {len(adapter.down) for _, adapter in adapters.items()}
-    kohya_metadata = {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks))} if layout == "kohya" else {}
+    kohya_metadata = (
+        {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks))} if layout == "kohya" else {}
+    )
     with replace_file(file) as temp_file:
         save_file(
-            {k: t.cpu().contiguous() for k, t in tensors.items()}, temp_file, {"format": "pt", **kohya_metadata, **(extra_metadata or {})}
+            {k: t.cpu().contiguous() for k, t in tensors.items()},
+            temp_file,
+            {"format": "pt", **kohya_metadata, **(extra_metadata or {})},
         )

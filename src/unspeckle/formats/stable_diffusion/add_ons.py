@@ -32,7 +32,10 @@ def apply_add_ons(
         raise InputError(
             f"--lora {lora_folders[0]}: is a folder, and the prompt names nothing in it by <lora:…>; give a file"
         )
-    weighted_files += [(find_lora_file(tag, [*map(Path, lora_folders), *default_lora_folders(model_path)]), tag.weight) for tag in lora_tags]
+    weighted_files += [
+        (find_lora_file(tag, [*map(Path, lora_folders), *default_lora_folders(model_path)]), tag.weight)
+        for tag in lora_tags
+    ]
     adapters = [lora_file.read_lora(file, sd_model).set_strength(strength) for file, strength in weighted_files]
     new_autoencoder = sd_model.autoencoder if autoencoder is None else vae_files.read_vae(autoencoder, sd_model)
     textual_inversion.add_embeddings(sd_model, [require_file(file, "--embedding") for file in embeddings])
@@ -49,7 +52,10 @@ def default_lora_folders(model_path: Path | None) -> list[Path]:
     if model_path is None or not model_path.exists():
         return []
     model_folder = model_path.absolute().parent
-    folders = [model_folder, *(base / name for base in (model_folder, model_folder.parent) for name in ("loras", "Lora"))]
+    folders = [
+        model_folder,
+        *(base / name for base in (model_folder, model_folder.parent) for name in ("loras", "Lora")),
+    ]
     return [folder for folder in folders if folder.is_dir()]
 
 

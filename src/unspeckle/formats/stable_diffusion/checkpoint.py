@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.errors import InputError
-from unspeckle.formats.rename_tables import NameTable, RenameRules, BlockLayout, build_name_table, to_our_names
+from unspeckle.formats.rename_tables import BlockLayout, NameTable, RenameRules, build_name_table, to_our_names
 from unspeckle.model_io.safetensors_io import check_tensors
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import VAE, VAEConfig
@@ -61,10 +61,16 @@ class StableDiffusionCheckpoint:
     def build_modules(self) -> dict[str, nn.Module]:
         """The modules without their weights, by the prefix of their tensors."""
         with torch.device("meta"):
-            return {"network": UNet(self.unet_config), "autoencoder": VAE(self.vae_config), "text": CLIPTextEncoders(self.text_config)}
+            return {
+                "network": UNet(self.unet_config),
+                "autoencoder": VAE(self.vae_config),
+                "text": CLIPTextEncoders(self.text_config),
+            }
 
 
-def module_name_table(module_class: Callable[[Any], nn.Module], config: Any, rules: RenameRules, prefix: str = "") -> NameTable:
+def module_name_table(
+    module_class: Callable[[Any], nn.Module], config: Any, rules: RenameRules, prefix: str = ""
+) -> NameTable:
     """The names of everything in the module that the configuration makes, with theirs."""
     with torch.device("meta"):
         return build_name_table(module_class(config).state_dict(), rules, block_layout(config), prefix)
@@ -79,19 +85,30 @@ def block_layout(config: UNetConfig | VAEConfig | CLIPTextConfig) -> BlockLayout
 
 
 def convert_tensors(
-    module_class: Callable[[Any], nn.Module], config: Any, name_table: NameTable, tensors: Mapping[str, Tensor], file: Path, ignored_pattern: str = ""
+    module_class: Callable[[Any], nn.Module],
+    config: Any,
+    name_table: NameTable,
+    tensors: Mapping[str, Tensor],
+    file: Path,
+    ignored_pattern: str = "",
 ) -> dict[str, Tensor]:
     """The module's tensors out of those held. InputError, in their names, where one is missing, spare (but for those
     that the pattern `spare` allows), of another shape or not finite."""
     with torch.device("meta"):
         expected = module_class(config).state_dict()
     their_names = {stored_as.split("#")[0] for stored_as in name_table.values()}
-    unknown = [name for name in tensors if name not in their_names and not (ignored_pattern and re.match(ignored_pattern, name))]
+    unknown = [
+        name
+        for name in tensors
+        if name not in their_names and not (ignored_pattern and re.match(ignored_pattern, name))
+    ]
     if unknown:
         raise InputError(f"{file}: has a spare tensor '{sorted(unknown)[0][:100]}' that no model known here has")
     our_tensors = to_our_names(name_table, tensors)
     display_names = {name: f"{name_table[name].split('#')[0]}{_third_label(name_table[name])}" for name in expected}
-    by_display_name = [{display_names[name]: tensor for name, tensor in group.items()} for group in (expected, our_tensors)]
+    by_display_name = [
+        {display_names[name]: tensor for name, tensor in group.items()} for group in (expected, our_tensors)
+    ]
     check_tensors(by_display_name[0], by_display_name[1], file, "download")
     return our_tensors
 

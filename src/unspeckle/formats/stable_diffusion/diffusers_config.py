@@ -45,7 +45,11 @@ def parse_unet_config(config: ConfigDict, file: Path) -> UNetConfig:
     down_types, up_types = config.get("down_block_types", ()), config.get("up_block_types", ())
     down_has_attention = ["CrossAttn" in str(kind) for kind in down_types]
     up_has_attention = ["CrossAttn" in str(kind) for kind in reversed(up_types)]
-    unknown_types = {kind for kind in [*down_types, *up_types] if str(kind).replace("CrossAttn", "") not in ("DownBlock2D", "UpBlock2D")}
+    unknown_types = {
+        kind
+        for kind in [*down_types, *up_types]
+        if str(kind).replace("CrossAttn", "") not in ("DownBlock2D", "UpBlock2D")
+    }
     if unknown_types or down_has_attention != up_has_attention or len(down_has_attention) != levels:
         raise InputError(f"{file}: blocks {down_types} and {up_types} make no U-Net that is known here")
     if any(width % widths[0] for width in widths):
@@ -60,7 +64,9 @@ def parse_unet_config(config: ConfigDict, file: Path) -> UNetConfig:
         raise InputError(f"{file}: addition_embed_type is {added_embed_type!r}; only text_time is known here")
     time_scale_shift = config.get("resnet_time_scale_shift") or "default"
     if time_scale_shift not in ("default", "scale_shift"):
-        raise InputError(f"{file}: resnet_time_scale_shift is {time_scale_shift!r}; only default and scale_shift are known here")
+        raise InputError(
+            f"{file}: resnet_time_scale_shift is {time_scale_shift!r}; only default and scale_shift are known here"
+        )
     out_channels = _int_value(config, "out_channels", 4, file)
     return UNetConfig(
         channels=out_channels,
@@ -68,7 +74,10 @@ def parse_unet_config(config: ConfigDict, file: Path) -> UNetConfig:
         base_channels=widths[0],
         channel_multipliers=tuple(width // widths[0] for width in widths),
         blocks_per_level=_int_value(config, "layers_per_block", 2, file),
-        transformer_depths=tuple(depth if has_attention else 0 for depth, has_attention in zip(transformer_layers, down_has_attention, strict=True)),
+        transformer_depths=tuple(
+            depth if has_attention else 0
+            for depth, has_attention in zip(transformer_layers, down_has_attention, strict=True)
+        ),
         mid_transformer_depth=transformer_layers[-1],
         self_attention=(True,) * levels,
         feed_forward=True,
@@ -90,7 +99,11 @@ def parse_vae_config(config: ConfigDict, file: Path) -> VAEConfig:
     widths = _int_list(config, "block_out_channels", file)
     block_types = {*config.get("down_block_types", ()), *config.get("up_block_types", ())}
     use_quant_conv = {bool(config.get(key, True)) for key in ("use_quant_conv", "use_post_quant_conv")}
-    if block_types - {"DownEncoderBlock2D", "UpDecoderBlock2D"} or any(w % widths[0] for w in widths) or len(use_quant_conv) > 1:
+    if (
+        block_types - {"DownEncoderBlock2D", "UpDecoderBlock2D"}
+        or any(w % widths[0] for w in widths)
+        or len(use_quant_conv) > 1
+    ):
         raise InputError(f"{file}: is of a {config.get('_class_name')} that is not known here")
     return VAEConfig(
         latent_channels=_int_value(config, "latent_channels", 4, file),
@@ -118,7 +131,9 @@ def parse_clip_config(config: ConfigDict, file: Path) -> CLIPTextConfig:
         feed_forward_width=_int_value(config, "intermediate_size", 2048, file),
         vocab_size=vocab_size,
         context_length=_int_value(config, "max_position_embeddings", 77, file),
-        eos_token_id=min(49407, vocab_size - 1) if eos_id == 2 else eos_id,  # until 2023 the files said 2 and meant the highest
+        eos_token_id=min(49407, vocab_size - 1)
+        if eos_id == 2
+        else eos_id,  # until 2023 the files said 2 and meant the highest
         quick_gelu=activation == "quick_gelu",
         projection_width=_int_value(config, "projection_dim", 512, file) if has_projection else 0,
     )
@@ -127,13 +142,22 @@ def parse_clip_config(config: ConfigDict, file: Path) -> CLIPTextConfig:
 def parse_scheduler_config(config: ConfigDict, file: Path) -> SchedulerDefaults:
     """scheduler/scheduler_config.json."""
     beta_schedule, prediction = config.get("beta_schedule", "linear"), config.get("prediction_type", "epsilon")
-    if beta_schedule not in _BETA_SCHEDULES or config.get("trained_betas") is not None or config.get("num_train_timesteps", 1000) != 1000:
+    if (
+        beta_schedule not in _BETA_SCHEDULES
+        or config.get("trained_betas") is not None
+        or config.get("num_train_timesteps", 1000) != 1000
+    ):
         raise InputError(f"{file}: its betas ({beta_schedule!r}) make no table that is known here")
     if prediction not in _PREDICTION_TYPES:
         raise InputError(f"{file}: predicts {prediction!r}, which is not known here; decide with --prediction")
     beta_range = (float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02)))
-    schedule = DiscreteSchedule(_BETA_SCHEDULES[beta_schedule], *beta_range, zero_terminal_snr=bool(config.get("rescale_betas_zero_snr")))
-    sampler, timestep_spacing = SCHEDULER_SAMPLERS.get(str(config.get("_class_name")), "dpmpp_2m"), config.get("timestep_spacing")
+    schedule = DiscreteSchedule(
+        _BETA_SCHEDULES[beta_schedule], *beta_range, zero_terminal_snr=bool(config.get("rescale_betas_zero_snr"))
+    )
+    sampler, timestep_spacing = (
+        SCHEDULER_SAMPLERS.get(str(config.get("_class_name")), "dpmpp_2m"),
+        config.get("timestep_spacing"),
+    )
     return SchedulerDefaults(
         schedule=schedule,
         prediction=_PREDICTION_TYPES[prediction],
@@ -171,6 +195,10 @@ def _int_per_level(config: ConfigDict, key: str, default: int, count: int, file:
     """One number for each level, or one for all."""
     value = default if config.get(key) is None else config[key]
     values = [value] * count if type(value) is int else value
-    if not isinstance(values, list) or len(values) != count or any(type(item) is not int or item < 1 for item in values):
+    if (
+        not isinstance(values, list)
+        or len(values) != count
+        or any(type(item) is not int or item < 1 for item in values)
+    ):
         raise InputError(f"{file}: {key} is {value!r}, not a number for each of {count} levels")
     return values

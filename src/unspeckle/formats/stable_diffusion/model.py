@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspeckle.denoiser import Denoiser, Conditioning
+from unspeckle.denoiser import Denoiser, SomeConditioning, with_fields
 from unspeckle.errors import InputError
-from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint, SchedulerDefaults
+from unspeckle.formats.stable_diffusion.checkpoint import SchedulerDefaults, StableDiffusionCheckpoint
 from unspeckle.formats.stable_diffusion.noise import torch_generator_noise
 from unspeckle.formats.stable_diffusion.scheduler_timesteps import SCHEDULER_SPACINGS, build_scheduler_timesteps
-from unspeckle.model import ModelCard, Model, SamplingSetup
+from unspeckle.model import Model, ModelCard, SamplingSetup
 from unspeckle.model_io.precision import set_precision
 from unspeckle.model_io.weight_dtypes import to_float32
 from unspeckle.networks.autoencoder import run_without_overflow
@@ -23,7 +23,7 @@ from unspeckle.networks.layers import sinusoidal_embedding
 from unspeckle.networks.lora import find_attached_adapters
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.rng import Noise
-from unspeckle.text.clip import CLIPTextEncoders, CLIPSkipEncoder
+from unspeckle.text.clip import CLIPSkipEncoder, CLIPTextEncoders
 
 _SCHEDULER_FAMILIES = {  # of time grids; what is not here walks on ours
     "ddim": "ddim", "plms": "ddim", "ddpm": "ddim", "euler": "euler", "euler_a": "euler", "heun": "euler",
@@ -49,13 +49,17 @@ class StableDiffusionModel(Model):
         return self._default_spacing(sampler)
 
     def _default_spacing(self, sampler: str) -> str:
-        return self.scheduler_defaults.timestep_spacing or ("leading" if _SCHEDULER_FAMILIES[sampler] in ("ddim", "lcm") else "linspace")
+        return self.scheduler_defaults.timestep_spacing or (
+            "leading" if _SCHEDULER_FAMILIES[sampler] in ("ddim", "lcm") else "linspace"
+        )
 
     def sampling_setup(self, sampler: str, timestep_spacing: str, steps: int) -> SamplingSetup:
         family, schedule = _SCHEDULER_FAMILIES[sampler], self.scheduler_defaults.schedule
         use_karras_sigmas = timestep_spacing == "karras"
         if timestep_spacing not in SCHEDULER_SPACINGS and not (use_karras_sigmas and family in ("euler", "dpm")):
-            return super().sampling_setup(sampler, timestep_spacing, steps)  # on no scheduler's entries: between those of the table too
+            return super().sampling_setup(
+                sampler, timestep_spacing, steps
+            )  # on no scheduler's entries: between those of the table too
         end_at = self.scheduler_defaults.end_at or ("first" if sampler == "plms" else "zero")
         timesteps = build_scheduler_timesteps(
             family, schedule, steps, self._default_spacing(sampler) if use_karras_sigmas else timestep_spacing, steps_offset=self.scheduler_defaults.steps_offset,
@@ -65,20 +69,27 @@ class StableDiffusionModel(Model):
         return SamplingSetup(timesteps.times, timesteps.init_noise_sigma, denoiser)
 
     def add_conditioning(
-        self, conditioning: Conditioning, positive: bool, guidance_scale: float, size: tuple[int, int]
-    ) -> Conditioning:
+        self, conditioning: SomeConditioning, positive: bool, guidance_scale: float, size: tuple[int, int]
+    ) -> SomeConditioning:
         """Sizes, the guidance scale and an unknown picture to paint, where the network wants to be told of them."""
-        config, batch_size = self.network.config, len(conditioning.tokens)
+        config, batch_size = self.network.config, len(conditioning[0])
         assert isinstance(config, UNetConfig)
         vectors = [] if conditioning.vector is None else [conditioning.vector]
         if config.vector_width:
-            size_vector = size_embedding(size, config.vector_width - vectors[0].shape[1], AESTHETIC_SCORES[0 if positive else 1])
-            vectors.append(size_vector.to(conditioning.tokens).expand(batch_size, -1))
+            size_vector = size_embedding(
+                size, config.vector_width - vectors[0].shape[1], AESTHETIC_SCORES[0 if positive else 1]
+            )
+            vectors.append(size_vector.to(conditioning[0]).expand(batch_size, -1))
         if config.guidance_width:
-            vectors.append(guidance_scale_embedding(guidance_scale, config.guidance_width).to(conditioning.tokens).expand(batch_size, -1))
-        conditioning = conditioning._replace(vector=torch.cat(vectors, 1) if vectors else None)
+            vectors.append(
+                guidance_scale_embedding(guidance_scale, config.guidance_width)
+                .to(conditioning[0])
+                .expand(batch_size, -1)
+            )
+        conditioning = with_fields(conditioning, vector=torch.cat(vectors, 1) if vectors else None)
         if config.concat_channels and conditioning.concat is None:
-            conditioning = conditioning._replace(beside=self._blank_inpainting_latents(size).expand(batch_size, -1, -1, -1))
+            blank = self._blank_inpainting_latents(size).expand(batch_size, -1, -1, -1)
+            conditioning = with_fields(conditioning, concat=blank)
         return conditioning
 
     @property
@@ -91,7 +102,7 @@ class StableDiffusionModel(Model):
         max_layers = min(encoder.layers - encoder.skipped_layers for encoder in self.text_encoder.config.encoders)
         if clip_skip > max_layers:
             raise InputError(f"clip_skip {clip_skip}: this text encoder has {max_layers} layers to read; choose fewer")
-        return self if clip_skip == 1 else replace(self, text=CLIPSkipEncoder(self.text_encoder, clip_skip - 1))
+        return self if clip_skip == 1 else replace(self, text_encoder=CLIPSkipEncoder(self.text_encoder, clip_skip - 1))
 
     def cfg_scale(self, guidance_scale: float) -> float:
         assert isinstance(self.network.config, UNetConfig)
@@ -142,7 +153,11 @@ class StableDiffusionModel(Model):
 
     @property
     def hash(self) -> str:
-        strengths = [adapter.strength * adapter.scale for part in self.modules().values() for adapter in find_attached_adapters(part)]
+        strengths = [
+            adapter.strength * adapter.scale
+            for part in self.modules().values()
+            for adapter in find_attached_adapters(part)
+        ]
         if not strengths:
             return self.weights_hash
         return hashlib.sha256(f"{self.weights_hash}{strengths}".encode()).hexdigest()[:12]
@@ -167,23 +182,35 @@ def size_embedding(size: tuple[int, int], width: int, aesthetic_score: float) ->
     """(1, width): waves of the picture's height and width, of a crop at 0, 0 and of the size to draw (Podell et al.
     2023, section 2.2), or, for the refiner, of a score in place of that. The count follows from the width."""
     image_width, image_height = size
-    time_ids = [image_height, image_width, 0, 0, image_height, image_width] if width % 6 == 0 else [image_height, image_width, 0, 0, aesthetic_score]
+    time_ids = (
+        [image_height, image_width, 0, 0, image_height, image_width]
+        if width % 6 == 0
+        else [image_height, image_width, 0, 0, aesthetic_score]
+    )
     return sinusoidal_embedding(torch.tensor(time_ids, dtype=torch.float32), width // len(time_ids)).view(1, width)
 
 
 def guidance_scale_embedding(guidance_scale: float, width: int) -> Tensor:
     """(1, width): the guidance scale as consistency models of latents are told it. Luo et al. 2023, section 4.2."""
     half_width = width // 2
-    angles = 1000 * (guidance_scale - 1) * torch.exp(-math.log(10_000) / (half_width - 1) * torch.arange(half_width, dtype=torch.float32))
+    angles = (
+        1000
+        * (guidance_scale - 1)
+        * torch.exp(-math.log(10_000) / (half_width - 1) * torch.arange(half_width, dtype=torch.float32))
+    )
     return F.pad(torch.cat([angles.sin(), angles.cos()])[None], (0, width % 2))
 
 
-def build_stable_diffusion_model(checkpoint: StableDiffusionCheckpoint, device: str | torch.device = "cpu", precision: str = "float32") -> StableDiffusionModel:
+def build_stable_diffusion_model(
+    checkpoint: StableDiffusionCheckpoint, device: str | torch.device = "cpu", precision: str = "float32"
+) -> StableDiffusionModel:
     """The checkpoint as a Model, to draw in that precision. In a lower one, no weight is in memory in float32 too."""
     modules = checkpoint.build_modules()
     for name, module in modules.items():
         convert = to_float32 if precision == "float32" else _keep_dtype
-        module.load_state_dict({key: convert(tensor) for key, tensor in checkpoint.part_tensors(name).items()}, assign=True)
+        module.load_state_dict(
+            {key: convert(tensor) for key, tensor in checkpoint.part_tensors(name).items()}, assign=True
+        )
         module.eval().requires_grad_(False)
     for encoder in modules["text"].encoders:  # type: ignore[union-attr]
         encoder.as_stored = precision != "float32"
@@ -193,12 +220,23 @@ def build_stable_diffusion_model(checkpoint: StableDiffusionCheckpoint, device: 
         name=checkpoint.path.stem,
         sampler=defaults.sampler,
         steps=4 if defaults.is_turbo else _DEFAULT_STEPS.get(defaults.sampler, 30),
-        guidance_scale=1.0 if defaults.is_turbo else 8.5 if defaults.sampler == "lcm" else _DEFAULT_GUIDANCE_SCALES[checkpoint.family],
+        guidance_scale=1.0
+        if defaults.is_turbo
+        else 8.5
+        if defaults.sampler == "lcm"
+        else _DEFAULT_GUIDANCE_SCALES[checkpoint.family],
         size=(defaults.image_size, defaults.image_size),
         clamp_denoised=False,
     )
     denoiser = Denoiser(network, defaults.schedule, defaults.prediction, "index")
-    sd_model = StableDiffusionModel(denoiser, checkpoint.tokenizer, modules["text"], modules["autoencoder"], card, scheduler_defaults=defaults)  # type: ignore[arg-type]
+    sd_model = StableDiffusionModel(
+        denoiser,
+        checkpoint.tokenizer,  # type: ignore[arg-type]
+        modules["text"],
+        modules["autoencoder"],  # type: ignore[arg-type]
+        card,
+        scheduler_defaults=defaults,
+    )
     sd_model.to(device)
     set_precision(sd_model, precision)
     return sd_model

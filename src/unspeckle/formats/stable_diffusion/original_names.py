@@ -1,7 +1,7 @@
 """The names that tensors have in a single file of the original code: LDM for Stable Diffusion 1 and 2, SGM for XL."""
 
 from unspeckle.formats.rename_tables import RenameRules
-from unspeckle.formats.stable_diffusion.diffusers_names import TRANSFORMER, CLIP
+from unspeckle.formats.stable_diffusion.diffusers_names import CLIP, TRANSFORMER
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
 # Where the text encoders lie: prefix, of OpenCLIP's layout or of OpenAI's in the dress of transformers

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from unspeckle.errors import InputError
-from unspeckle.schedule import Schedule, DiscreteSchedule
-from unspeckle.timesteps import table_indices, interpolate_ratios
+from unspeckle.schedule import DiscreteSchedule, Schedule
+from unspeckle.timesteps import interpolate_ratios, table_indices
 
 SCHEDULER_SPACINGS = ("leading", "trailing", "linspace")  # of these schedulers' entries
 
@@ -26,7 +26,14 @@ class SchedulerTimesteps(NamedTuple):
 
 
 def build_scheduler_timesteps(
-    family: str, schedule: DiscreteSchedule, steps: int, timestep_spacing: str, *, steps_offset: int = 0, use_karras_sigmas: bool = False, end_at: str = "zero"
+    family: str,
+    schedule: DiscreteSchedule,
+    steps: int,
+    timestep_spacing: str,
+    *,
+    steps_offset: int = 0,
+    use_karras_sigmas: bool = False,
+    end_at: str = "zero",
 ) -> SchedulerTimesteps:
     """The grid of diffusers' schedulers: family "ddim" (DDIM, DDPM), "lcm", "euler" (Euler, Euler a, Heun) or "dpm"
     (DPM++, UniPC). spacing: leading (moved up by `offset`), trailing, linspace; end: "zero" or the "first" entry.
@@ -36,22 +43,34 @@ def build_scheduler_timesteps(
     leading it starts at sigma · noise. LCM takes some of the 50 entries with which it was distilled (Luo et al. 2023).
     """
     if family not in ("ddim", "lcm", "euler", "dpm") or timestep_spacing not in SCHEDULER_SPACINGS:
-        raise InputError(f"no scheduler is of family {family!r} with spacing {timestep_spacing!r}; choose ddim and leading, say")
+        raise InputError(
+            f"no scheduler is of family {family!r} with spacing {timestep_spacing!r}; choose ddim and leading, say"
+        )
     if end_at not in ("zero", "first") or (use_karras_sigmas and family not in ("euler", "dpm")):
         raise InputError(f"a grid of family {family!r} cannot end at {end_at!r} or be of Karras; leave both out")
     extra = int(family == "dpm" and timestep_spacing != "trailing")
     if not 1 <= steps <= (50 if family == "lcm" else schedule.num_train_timesteps - extra):
         raise InputError(f"steps {steps} do not fit this model's table; choose fewer, at least 1")
-    table_indices = table_indices(timestep_spacing, schedule.num_train_timesteps, steps + extra)[:steps] + (steps_offset if timestep_spacing == "leading" else 0)
+    table_indices = table_indices(timestep_spacing, schedule.num_train_timesteps, steps + extra)[:steps] + (
+        steps_offset if timestep_spacing == "leading" else 0
+    )
     if family == "lcm":
-        table_indices = (50 - (torch.arange(steps) * 50 / steps).floor()).double() * (schedule.num_train_timesteps // 50) - 1
+        table_indices = (50 - (torch.arange(steps) * 50 / steps).floor()).double() * (
+            schedule.num_train_timesteps // 50
+        ) - 1
     if family != "euler":
         table_indices = table_indices.round()
-    alpha, sigma = schedule(torch.arange(1, schedule.num_train_timesteps + 1, dtype=torch.float64) / schedule.num_train_timesteps)
+    alpha, sigma = schedule(
+        torch.arange(1, schedule.num_train_timesteps + 1, dtype=torch.float64) / schedule.num_train_timesteps
+    )
     table_ratios = sigma / alpha
     if family in ("euler", "dpm"):
         table_ratios[table_ratios.isinf()] = (2.0**24 - 1) ** 0.5  # these peers' stand-in for pure noise
-    lower, upper, fraction = table_ratios[table_indices.floor().long()], table_ratios[table_indices.ceil().long()], table_indices.frac()
+    lower, upper, fraction = (
+        table_ratios[table_indices.floor().long()],
+        table_ratios[table_indices.ceil().long()],
+        table_indices.frac(),
+    )
     step_ratios = torch.where(fraction > 0, lower + fraction * (upper - lower), lower)
     if use_karras_sigmas:
         largest, smallest = table_ratios[[-1, 0]] if family == "dpm" else step_ratios[[0, -1]]
@@ -59,5 +78,11 @@ def build_scheduler_timesteps(
         table_indices = schedule.inverse(step_ratios) * schedule.num_train_timesteps - 1
         table_indices = table_indices.round() if family == "dpm" else table_indices
     inner_times = schedule.inverse(step_ratios)
-    times = torch.cat((inner_times, inner_times.new_tensor([0.0 if end_at == "zero" else 1 / schedule.num_train_timesteps])))
-    return SchedulerTimesteps(times, table_indices, 1.0 if family != "euler" or timestep_spacing == "leading" else float(schedule(inner_times[0])[1]))
+    times = torch.cat(
+        (inner_times, inner_times.new_tensor([0.0 if end_at == "zero" else 1 / schedule.num_train_timesteps]))
+    )
+    return SchedulerTimesteps(
+        times,
+        table_indices,
+        1.0 if family != "euler" or timestep_spacing == "leading" else float(schedule(inner_times[0])[1]),
+    )

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import original_names
-from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint, SchedulerDefaults, convert_tensors, module_name_table
+from unspeckle.formats.stable_diffusion.checkpoint import (
+    SchedulerDefaults,
+    StableDiffusionCheckpoint,
+    convert_tensors,
+    module_name_table,
+)
 from unspeckle.formats.stable_diffusion.clip_vocabulary import find_tokenizer
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import VAE, VAEConfig
@@ -31,12 +36,16 @@ def read_single_file(
     incomplete or undecidable."""
     unet_tensors = _tensors_with_prefix(tensors, original_names.UNET_PREFIX)
     if "input_blocks.0.0.weight" not in unet_tensors:
-        raise InputError(f"{file}: {_describe_unknown_file(tensors)}; a model is Stable Diffusion 1, 2 or XL, or one of ours")
+        raise InputError(
+            f"{file}: {_describe_unknown_file(tensors)}; a model is Stable Diffusion 1, 2 or XL, or one of ours"
+        )
     unet_config, is_xl = _infer_unet_config(unet_tensors, file), "label_emb.0.0.weight" in unet_tensors
     vae_tensors = _tensors_with_prefix(tensors, original_names.VAE_PREFIX)
     vae_config = infer_vae_config(vae_tensors, float(metadata.get(LATENT_SCALE_KEY) or LATENT_SCALES[is_xl]), file)
     text_parts = [
-        (prefix, is_openclip, encoder_tensors) for prefix, is_openclip in original_names.TEXT_PREFIXES if (encoder_tensors := _tensors_with_prefix(tensors, prefix))
+        (prefix, is_openclip, encoder_tensors)
+        for prefix, is_openclip in original_names.TEXT_PREFIXES
+        if (encoder_tensors := _tensors_with_prefix(tensors, prefix))
     ]
     if not text_parts:
         raise InputError(f"{file}: holds no text encoder that is known here, only its U-Net; get the whole model")
@@ -44,18 +53,27 @@ def read_single_file(
     encoder_configs = []
     for index, (prefix, is_openclip, encoder_tensors) in enumerate(text_parts):
         if not is_openclip and "embeddings.token_embedding.weight" in encoder_tensors:
-            text_parts[index] = (prefix, is_openclip, encoder_tensors := {f"text_model.{name}": tensor for name, tensor in encoder_tensors.items()})
+            text_parts[index] = (
+                prefix,
+                is_openclip,
+                encoder_tensors := {f"text_model.{name}": tensor for name, tensor in encoder_tensors.items()},
+            )
         config = _infer_clip_config(encoder_tensors, is_openclip, is_xl, file)
         encoder_configs.append(config)
         if is_openclip and not is_xl:  # Stable Diffusion 2 reads the last layer but one
             ignored += rf"|transformer\.resblocks\.{config.layers}\.|text_projection$"
-    first_config, pad_tokens = encoder_configs[0], ["!" if is_openclip else END_TOKEN for _, is_openclip, _ in text_parts]
+    first_config, pad_tokens = (
+        encoder_configs[0],
+        ["!" if is_openclip else END_TOKEN for _, is_openclip, _ in text_parts],
+    )
     checkpoint = StableDiffusionCheckpoint(
         path=file,
         unet_config=unet_config,
         vae_config=vae_config,
         text_config=CLIPTextEncodersConfig(tuple(encoder_configs), is_xl, is_xl and len(encoder_configs) == 2),
-        tokenizer=CLIPTokenizer(vocabulary, first_config.length, pad_tokens) if vocabulary else find_tokenizer(file.parent, first_config, pad_tokens),
+        tokenizer=CLIPTokenizer(vocabulary, first_config.context_length, pad_tokens)
+        if vocabulary
+        else find_tokenizer(file.parent, first_config, pad_tokens),
         scheduler_defaults=SchedulerDefaults(),
     )
     checkpoint.scheduler_defaults = _infer_scheduler_defaults(checkpoint, tensors, metadata, prediction)
@@ -64,15 +82,21 @@ def read_single_file(
     if unknown:
         raise InputError(f"{file}: has a spare tensor '{sorted(unknown)[0][:100]}' that no model known here has")
     our_tensors = {
-        "network": convert_tensors(UNet, unet_config, module_name_table(UNet, unet_config, original_names.UNET), unet_tensors, file, ignored),
-        "autoencoder": convert_tensors(VAE, vae_config, module_name_table(VAE, vae_config, original_names.VAE), vae_tensors, file, ignored),
+        "network": convert_tensors(
+            UNet, unet_config, module_name_table(UNet, unet_config, original_names.UNET), unet_tensors, file, ignored
+        ),
+        "autoencoder": convert_tensors(
+            VAE, vae_config, module_name_table(VAE, vae_config, original_names.VAE), vae_tensors, file, ignored
+        ),
     }
     for index, (config, (_, is_openclip, encoder_tensors)) in enumerate(zip(encoder_configs, text_parts, strict=True)):
         rules = original_names.OPENCLIP if is_openclip else original_names.OPENAI
         our_tensors[f"text.encoders.{index}"] = convert_tensors(
             CLIPTextEncoder, config, module_name_table(CLIPTextEncoder, config, rules), encoder_tensors, file, ignored
         )
-    checkpoint.tensors = {f"{part}.{name}": tensor for part, part_tensors in our_tensors.items() for name, tensor in part_tensors.items()}
+    checkpoint.tensors = {
+        f"{part}.{name}": tensor for part, part_tensors in our_tensors.items() for name, tensor in part_tensors.items()
+    }
     return checkpoint
 
 
@@ -121,17 +145,25 @@ def _infer_unet_config(tensors: Mapping[str, Tensor], file: Path) -> UNetConfig:
     blocks_per_level = downsample_indices[0] if downsample_indices else input_block_count
     level_starts = [1 + blocks_per_level * level for level in range(len(downsample_indices) + 1)]
     width, out_channels = shapes.dim_size("input_blocks.0.0.weight", 0), shapes.dim_size("out.2.weight", 0)
-    if blocks_per_level < 2 or downsample_indices != [blocks_per_level * (i + 1) for i in range(len(downsample_indices))]:
+    if blocks_per_level < 2 or downsample_indices != [
+        blocks_per_level * (i + 1) for i in range(len(downsample_indices))
+    ]:
         raise InputError(f"{file}: its U-Net's {input_block_count} blocks stand on no levels that are known here")
     middle_key = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
-    is_linear = tensors["middle_block.1.proj_in.weight"].ndim == 2 if "middle_block.1.proj_in.weight" in tensors else False
+    is_linear = (
+        tensors["middle_block.1.proj_in.weight"].ndim == 2 if "middle_block.1.proj_in.weight" in tensors else False
+    )
     return UNetConfig(
         channels=out_channels,
         concat_channels=shapes.dim_size("input_blocks.0.0.weight", 1) - out_channels,
         base_channels=width,
-        channel_multipliers=shapes.width_multipliers([f"input_blocks.{n}.0.out_layers.3.weight" for n in level_starts], width),
+        channel_multipliers=shapes.width_multipliers(
+            [f"input_blocks.{n}.0.out_layers.3.weight" for n in level_starts], width
+        ),
         blocks_per_level=blocks_per_level - 1,
-        transformer_depths=tuple(shapes.count_numbered(rf"input_blocks\.{n}\.1\.transformer_blocks\.(\d+)\.") for n in level_starts),
+        transformer_depths=tuple(
+            shapes.count_numbered(rf"input_blocks\.{n}\.1\.transformer_blocks\.(\d+)\.") for n in level_starts
+        ),
         mid_transformer_depth=shapes.count_numbered(r"middle_block\.1\.transformer_blocks\.(\d+)\."),
         self_attention=(True,) * len(level_starts),
         feed_forward=True,
@@ -140,7 +172,9 @@ def _infer_unet_config(tensors: Mapping[str, Tensor], file: Path) -> UNetConfig:
         heads=0 if is_linear else 8,
         text_width=shapes.dim_size(middle_key, 1),
         vector_width=shapes.dim_size("label_emb.0.0.weight", 1) if "label_emb.0.0.weight" in tensors else 0,
-        guidance_width=shapes.dim_size("time_embed.cond_proj.weight", 1) if "time_embed.cond_proj.weight" in tensors else 0,
+        guidance_width=shapes.dim_size("time_embed.cond_proj.weight", 1)
+        if "time_embed.cond_proj.weight" in tensors
+        else 0,
         scale_shift=False,
         time_scale=1.0,
     )
@@ -153,7 +187,9 @@ def infer_vae_config(tensors: Mapping[str, Tensor], scale: float, file: Path) ->
     return VAEConfig(
         latent_channels=shapes.dim_size("decoder.conv_in.weight", 1),
         base_channels=width,
-        channel_multipliers=shapes.width_multipliers([f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)], width),
+        channel_multipliers=shapes.width_multipliers(
+            [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)], width
+        ),
         blocks_per_level=shapes.count_numbered(r"encoder\.down\.0\.block\.(\d+)\."),
         use_quant_conv="quant_conv.weight" in tensors,
         scaling_factor=scale,
@@ -162,7 +198,9 @@ def infer_vae_config(tensors: Mapping[str, Tensor], scale: float, file: Path) ->
 
 def _infer_clip_config(tensors: Mapping[str, Tensor], is_openclip: bool, is_xl: bool, file: Path) -> CLIPTextConfig:
     shapes = _TensorShapes(tensors, file, "")
-    root_prefix, layer_prefix = ("", "transformer.resblocks") if is_openclip else ("text_model.", "text_model.encoder.layers")
+    root_prefix, layer_prefix = (
+        ("", "transformer.resblocks") if is_openclip else ("text_model.", "text_model.encoder.layers")
+    )
     token_key = "token_embedding.weight" if is_openclip else f"{root_prefix}embeddings.token_embedding.weight"
     position_key = "positional_embedding" if is_openclip else f"{root_prefix}embeddings.position_embedding.weight"
     vocab_size, width = shapes.dim_size(token_key, 0), shapes.dim_size(token_key, 1)
@@ -183,7 +221,10 @@ def _infer_clip_config(tensors: Mapping[str, Tensor], is_openclip: bool, is_xl: 
 
 
 def _infer_scheduler_defaults(
-    checkpoint: StableDiffusionCheckpoint, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], prediction: str | None
+    checkpoint: StableDiffusionCheckpoint,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    prediction: str | None,
 ) -> SchedulerDefaults:
     """What the kind decides, and what it predicts: by the option, by a mark in the file, by a .yaml beside it, and
     for all but Stable Diffusion 2 by its kind. InputError where none of them says."""
@@ -207,6 +248,6 @@ def _infer_scheduler_defaults(
     is_lcm = bool(checkpoint.unet_config.guidance_width)
     zero_snr = "ztsnr" in tensors
     return SchedulerDefaults(
-        schedule=replace(STABLE_DIFFUSION, zero_snr=zero_snr), prediction=detected, sampler="lcm" if is_lcm else "dpmpp_2m",
+        schedule=replace(STABLE_DIFFUSION, zero_terminal_snr=zero_snr), prediction=detected, sampler="lcm" if is_lcm else "dpmpp_2m",
         timestep_spacing="trailing" if zero_snr else None, image_size=image_size,
     )  # fmt: skip

@@ -45,7 +45,7 @@ def add_embeddings(model: StableDiffusionModel, files: Sequence[Path]) -> list[s
             raise InputError(f"--embedding: {word!r} has more vectors for one text encoder than for the other")
     for word, vectors_by_encoder in vectors_by_word.items():
         first_id = max(encoder.token_embedding.num_embeddings for encoder in encoders)
-        tokenizer.train(word, range(first_id, first_id + len(vectors_by_encoder[0])))
+        tokenizer.add_word(word, range(first_id, first_id + len(vectors_by_encoder[0])))
         for index, encoder in enumerate(encoders):
             _append_token_vectors(encoder, first_id, vectors_by_encoder[index])
     text_encoder.config = replace(text_encoder.config, encoders=tuple(encoder.config for encoder in encoders))
@@ -87,4 +87,4 @@ def _append_token_vectors(encoder: CLIPTextEncoder, first_id: int, vectors: Tens
     padding = old_weight.new_zeros(first_id - len(old_weight), old_weight.shape[1])
     new_weight = torch.cat([old_weight.detach(), padding, vectors.to(old_weight)])
     encoder.token_embedding = nn.Embedding(len(new_weight), new_weight.shape[1], _weight=new_weight, _freeze=True)
-    encoder.config = replace(encoder.config, vocabulary=len(new_weight))
+    encoder.config = replace(encoder.config, vocab_size=len(new_weight))

@@ -38,19 +38,30 @@ def convert_taesd_file(tensors: Mapping[str, Tensor], file: Path) -> tuple[TinyA
     width, latents = tensors["1.weight"].shape[:2]
     config = TinyAutoencoderConfig(latent_channels=latents, base_channels=width, has_encoder=has_encoder)
     # the original begins with a clamp, which is no layer of ours
-    renamed = {f"decoder.{int(name.split('.')[0]) - 1}.{name.split('.', 1)[1]}": tensor for name, tensor in tensors.items()}
+    renamed = {
+        f"decoder.{int(name.split('.')[0]) - 1}.{name.split('.', 1)[1]}": tensor for name, tensor in tensors.items()
+    }
     if has_encoder:
         renamed |= {f"encoder.{name}": tensor for name, tensor in read_safetensors(encoder_file, "download")[1].items()}
     return config, convert_tensors(TinyAutoencoder, config, _infix_name_table(config, ""), renamed, file)
 
 
-def convert_autoencoder_tiny(config_json: ConfigDict, tensors: Mapping[str, Tensor], folder_path: Path) -> tuple[TinyAutoencoderConfig, dict[str, Tensor]]:
+def convert_autoencoder_tiny(
+    config_json: ConfigDict, tensors: Mapping[str, Tensor], folder_path: Path
+) -> tuple[TinyAutoencoderConfig, dict[str, Tensor]]:
     """A folder of diffusers: its config.json and tensors. InputError where our networks lack what it says."""
     require_values(config_json, _REQUIRED_VALUES, folder_path)
-    widths = {*config_json.get("encoder_block_out_channels", (64,)), *config_json.get("decoder_block_out_channels", (64,))}
+    widths = {
+        *config_json.get("encoder_block_out_channels", (64,)),
+        *config_json.get("decoder_block_out_channels", (64,)),
+    }
     down_blocks, up_blocks = (tuple(config_json.get(f"num_{half}_blocks", ())) for half in ("encoder", "decoder"))
     sizes: list[Any] = [*widths, *down_blocks, *up_blocks, config_json.get("latent_channels", 4)]
-    if len(widths) != 1 or len(down_blocks) != len(up_blocks) or any(type(size) is not int or not 0 < size < 4096 for size in sizes):
+    if (
+        len(widths) != 1
+        or len(down_blocks) != len(up_blocks)
+        or any(type(size) is not int or not 0 < size < 4096 for size in sizes)
+    ):
         raise InputError(f"{folder_path}: is of an {CLASS_NAME} that is not known here")
     config = TinyAutoencoderConfig(
         latent_channels=sizes[-1], base_channels=sizes[0], encoder_blocks=down_blocks or TinyAutoencoderConfig.encoder_blocks, decoder_blocks=up_blocks or TinyAutoencoderConfig.decoder_blocks,

@@ -12,7 +12,7 @@ from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import diffusers_names, original_names, single_file, tiny_autoencoder
 from unspeckle.formats.stable_diffusion.checkpoint import convert_tensors, module_name_table
 from unspeckle.formats.stable_diffusion.diffusers_config import parse_vae_config
-from unspeckle.formats.stable_diffusion.diffusers_folder import read_json_object, read_component_tensors
+from unspeckle.formats.stable_diffusion.diffusers_folder import read_component_tensors, read_json_object
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
 from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.model_io.weight_dtypes import to_float32
@@ -48,7 +48,13 @@ def _read_vae_folder(folder_path: Path) -> tuple[Any, dict[str, Tensor]]:
     if config_json.get("_class_name") == tiny_autoencoder.CLASS_NAME:
         return tiny_autoencoder.convert_autoencoder_tiny(config_json, tensors, folder_path)
     config = parse_vae_config(config_json, folder_path / "config.json")
-    return config, convert_tensors(VAE, config, module_name_table(VAE, config, diffusers_names.VAE), diffusers_names.to_current_names(tensors), folder_path)
+    return config, convert_tensors(
+        VAE,
+        config,
+        module_name_table(VAE, config, diffusers_names.VAE),
+        diffusers_names.to_current_names(tensors),
+        folder_path,
+    )
 
 
 def _read_vae_file(file: Path, model: StableDiffusionModel) -> tuple[Any, dict[str, Tensor]]:
@@ -66,5 +72,9 @@ def _read_vae_file(file: Path, model: StableDiffusionModel) -> tuple[Any, dict[s
     }
     tensors = vae_tensors or tensors
     model_vae_config = model.autoencoder.config
-    config = replace(single_file.infer_vae_config(tensors, model_vae_config.scale, file), shift=model_vae_config.shift)
-    return config, convert_tensors(VAE, config, module_name_table(VAE, config, original_names.VAE), tensors, file, original_names.IGNORED_PATTERN)
+    config = replace(
+        single_file.infer_vae_config(tensors, model_vae_config.scale, file), shift_factor=model_vae_config.shift
+    )
+    return config, convert_tensors(
+        VAE, config, module_name_table(VAE, config, original_names.VAE), tensors, file, original_names.IGNORED_PATTERN
+    )

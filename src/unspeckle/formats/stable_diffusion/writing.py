@@ -33,7 +33,12 @@ _MODELSPEC_ARCHITECTURES = {
 def write_single_file(checkpoint: StableDiffusionCheckpoint, file: Path) -> None:
     """Write one file of the original layout, atomically; its metadata say by ModelSpec what tensors cannot."""
     unet_config = checkpoint.unet_config
-    if (unet_config.heads or 8) != 8 or (not unet_config.heads and unet_config.head_width != 64) or unet_config.norm_groups != 32 or unet_config.scale_shift:
+    if (
+        (unet_config.heads or 8) != 8
+        or (not unet_config.heads and unet_config.head_width != 64)
+        or unet_config.norm_groups != 32
+        or unet_config.scale_shift
+    ):
         raise InputError(
             f"{checkpoint.path}: its heads, groups or time are such as single files cannot tell; keep the folder"
         )
@@ -42,8 +47,12 @@ def write_single_file(checkpoint: StableDiffusionCheckpoint, file: Path) -> None
         "xl-refiner": original_names.TEXT_PREFIXES[3:4],
     }[checkpoint.family]  # fmt: skip
     tensors = _rename_part(checkpoint, "network", UNet, unet_config, original_names.UNET, original_names.UNET_PREFIX)
-    tensors |= _rename_part(checkpoint, "autoencoder", VAE, checkpoint.vae_config, original_names.VAE, original_names.VAE_PREFIX)
-    for index, (config, (prefix, is_openclip)) in enumerate(zip(checkpoint.text_config.encoders, prefixes, strict=True)):
+    tensors |= _rename_part(
+        checkpoint, "autoencoder", VAE, checkpoint.vae_config, original_names.VAE, original_names.VAE_PREFIX
+    )
+    for index, (config, (prefix, is_openclip)) in enumerate(
+        zip(checkpoint.text_config.encoders, prefixes, strict=True)
+    ):
         rules = original_names.OPENCLIP if is_openclip else original_names.OPENAI
         tensors |= _rename_part(checkpoint, f"text.encoders.{index}", CLIPTextEncoder, config, rules, prefix)
     defaults = checkpoint.scheduler_defaults
@@ -68,7 +77,9 @@ def write_diffusers_folder(checkpoint: StableDiffusionCheckpoint, folder_path: P
     model_index, configs = build_diffusers_configs(checkpoint)
     components: dict[str, tuple[str, type[nn.Module], Any, RenameRules]] = {
         name: (f"text.encoders.{index}", CLIPTextEncoder, config, diffusers_names.CLIP)
-        for index, (name, config) in enumerate(zip(text_encoder_folders(checkpoint), checkpoint.text_config.encoders, strict=True))
+        for index, (name, config) in enumerate(
+            zip(text_encoder_folders(checkpoint), checkpoint.text_config.encoders, strict=True)
+        )
     }
     components["unet"] = ("network", UNet, checkpoint.unet_config, diffusers_names.UNET)
     components["vae"] = ("autoencoder", VAE, checkpoint.vae_config, diffusers_names.VAE)
@@ -76,7 +87,11 @@ def write_diffusers_folder(checkpoint: StableDiffusionCheckpoint, folder_path: P
         for name, (prefix, module_class, config, rules) in components.items():
             file = "model.safetensors" if module_class is CLIPTextEncoder else "diffusion_pytorch_model.safetensors"
             write_json_file(temp_folder / name / "config.json", configs[name])
-            save_file(_rename_part(checkpoint, prefix, module_class, config, rules), temp_folder / name / file, {"format": "pt"})
+            save_file(
+                _rename_part(checkpoint, prefix, module_class, config, rules),
+                temp_folder / name / file,
+                {"format": "pt"},
+            )
         write_pipeline_files(checkpoint, temp_folder, model_index)
 
 
@@ -113,7 +128,9 @@ def build_diffusers_configs(checkpoint: StableDiffusionCheckpoint) -> tuple[dict
     """What model_index.json says, and each part's config.json, by its folder: text encoders, unet, vae."""
     is_xl = bool(checkpoint.unet_config.vector_width)
     encoder_folders = text_encoder_folders(checkpoint)
-    configs = {name: _clip_json(config) for name, config in zip(encoder_folders, checkpoint.text_config.encoders, strict=True)}
+    configs = {
+        name: _clip_json(config) for name, config in zip(encoder_folders, checkpoint.text_config.encoders, strict=True)
+    }
     model_index: dict[str, Any] = {
         "_class_name": _PIPELINE_CLASSES[checkpoint.family],
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -128,7 +145,11 @@ def build_diffusers_configs(checkpoint: StableDiffusionCheckpoint) -> tuple[dict
         model_index |= {"requires_aesthetics_score": True} if len(encoder_folders) == 1 else {}
         model_index |= {"text_encoder": [None, None], "tokenizer": [None, None]} if len(encoder_folders) == 1 else {}
     else:
-        model_index |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+        model_index |= {
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "requires_safety_checker": False,
+        }
     if checkpoint.unet_config.concat_channels:
         model_index["_class_name"] = "StableDiffusionXLInpaintPipeline" if is_xl else "StableDiffusionInpaintPipeline"
     if checkpoint.unet_config.guidance_width and not is_xl:
@@ -139,7 +160,12 @@ def build_diffusers_configs(checkpoint: StableDiffusionCheckpoint) -> tuple[dict
 
 
 def _rename_part(
-    checkpoint: StableDiffusionCheckpoint, part: str, module_class: type[nn.Module], config: Any, rules: RenameRules, prefix: str = ""
+    checkpoint: StableDiffusionCheckpoint,
+    part: str,
+    module_class: type[nn.Module],
+    config: Any,
+    rules: RenameRules,
+    prefix: str = "",
 ) -> dict[str, Tensor]:
     return to_their_names(module_name_table(module_class, config, rules, prefix), checkpoint.part_tensors(part))
 
@@ -178,7 +204,9 @@ def _added_embedding_json(checkpoint: StableDiffusionCheckpoint) -> dict[str, An
     vector_width = checkpoint.unet_config.vector_width
     if not vector_width:
         return {}
-    embed_dim = (vector_width - checkpoint.text_config.encoders[-1].projection_width) // (6 if checkpoint.family == "xl" else 5)
+    embed_dim = (vector_width - checkpoint.text_config.encoders[-1].projection_width) // (
+        6 if checkpoint.family == "xl" else 5
+    )
     return {"addition_embed_type": "text_time", "addition_time_embed_dim": embed_dim,
             "projection_class_embeddings_input_dim": vector_width}  # fmt: skip
 
@@ -222,7 +250,9 @@ def _scheduler_json(checkpoint: StableDiffusionCheckpoint) -> dict[str, Any]:
     config: dict[str, Any] = {
         "_class_name": next(name for name, sampler in SCHEDULER_SAMPLERS.items() if sampler == defaults.sampler),
         "num_train_timesteps": 1000,
-        "beta_schedule": {"cosine": "squaredcos_cap_v2"}.get(defaults.schedule.beta_schedule, defaults.schedule.beta_schedule),
+        "beta_schedule": {"cosine": "squaredcos_cap_v2"}.get(
+            defaults.schedule.beta_schedule, defaults.schedule.beta_schedule
+        ),
         "beta_start": defaults.schedule.beta_start,
         "beta_end": defaults.schedule.beta_end,
         "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[defaults.prediction],

@@ -90,9 +90,15 @@ class Detector(nn.Module):
         nouns, hybrid_nouns = len(config.nouns), len(config.hybrid_nouns)
         self._output_sizes = (nouns + hybrid_nouns, 4, 1 + len(config.tints), 1 + len(config.garments), 1)
         self.conv_in = conv_bn(12, width // 2)
-        self.fine = nn.Sequential(ResidualBlock(width // 2), conv_bn(width // 2, width, 2), nn.ReLU(), ResidualBlock(width))
+        self.fine = nn.Sequential(
+            ResidualBlock(width // 2), conv_bn(width // 2, width, 2), nn.ReLU(), ResidualBlock(width)
+        )
         self.coarse = nn.Sequential(
-            conv_bn(width, 2 * width, 2), nn.ReLU(), ResidualBlock(2 * width), ResidualBlock(2 * width), ResidualBlock(2 * width)
+            conv_bn(width, 2 * width, 2),
+            nn.ReLU(),
+            ResidualBlock(2 * width),
+            ResidualBlock(2 * width),
+            ResidualBlock(2 * width),
         )
         self.up = nn.Conv2d(2 * width, width, 1)
         self.neck = nn.Sequential(ResidualBlock(width), ResidualBlock(width))
@@ -103,7 +109,9 @@ class Detector(nn.Module):
         x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
         fine = self.fine(F.relu(self.conv_in(x)))
         coarse = F.interpolate(self.up(self.coarse(fine)), scale_factor=2.0, mode="nearest")
-        heatmap, edge_distances, *others = self.conv_out(self.neck(F.relu(fine + coarse))).float().split(self._output_sizes, dim=1)
+        heatmap, edge_distances, *others = (
+            self.conv_out(self.neck(F.relu(fine + coarse))).float().split(self._output_sizes, dim=1)
+        )
         return DetectorOutputs(heatmap, F.softplus(edge_distances - 1), *others)
 
     @torch.no_grad()
@@ -117,7 +125,9 @@ class Detector(nn.Module):
 
     def _decode(self, outputs: DetectorOutputs) -> list[list[Detection]]:
         heatmap = outputs.heatmap.sigmoid()
-        noun_heatmap, hybrid_heatmap = torch.split(heatmap, [len(self.config.nouns), len(self.config.hybrid_nouns)], dim=1)
+        noun_heatmap, hybrid_heatmap = torch.split(
+            heatmap, [len(self.config.nouns), len(self.config.hybrid_nouns)], dim=1
+        )
         peaks = [*_find_peaks(noun_heatmap, self.config.threshold)]
         detections: list[list[Detection]] = [[] for _ in range(len(heatmap))]
         for b, channel, y, x in peaks:
@@ -131,13 +141,20 @@ class Detector(nn.Module):
                 detections[b].append(self._make_detection(outputs, (first, second), b, y, x, score))
         return [_suppress_overlaps(image_detections) for image_detections in detections]
 
-    def _make_detection(self, outputs: DetectorOutputs, nouns: tuple[str, ...], b: int, y: int, x: int, score: float) -> Detection:
+    def _make_detection(
+        self, outputs: DetectorOutputs, nouns: tuple[str, ...], b: int, y: int, x: int, score: float
+    ) -> Detection:
         height, width = outputs.edge_distances.shape[2:]
         left, coarse_proj, right, down = outputs.edge_distances[b, :, y, x].tolist()
         center_x, center_y = (x + 0.5) / width, (y + 0.5) / height
         return Detection(
             nouns=nouns,
-            box=(max(0.0, center_x - left), max(0.0, center_y - coarse_proj), min(1.0, center_x + right), min(1.0, center_y + down)),
+            box=(
+                max(0.0, center_x - left),
+                max(0.0, center_y - coarse_proj),
+                min(1.0, center_x + right),
+                min(1.0, center_y + down),
+            ),
             tint=("", *self.config.tints)[int(outputs.tint[b, :, y, x].argmax())],
             wearing=("", *self.config.garments)[int(outputs.wearing[b, :, y, x].argmax())],
             on_stilts=bool(outputs.stilts[b, 0, y, x] > 0),

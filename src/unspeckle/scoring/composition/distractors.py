@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from unspeckle.corpus.emoji.nouns import Noun
-from unspeckle.corpus.emoji.sprites import SPRITE_SIZE, SpriteLibrary, Sprite, trim_and_shrink
+from unspeckle.corpus.emoji.sprites import SPRITE_SIZE, Sprite, SpriteLibrary, trim_and_shrink
 from unspeckle.corpus.emoji.tints import color_shares
 
 DISTRACTOR_CATEGORY = "decoy"
@@ -37,7 +37,10 @@ def _scramble_tiles(rng: Random, library: SpriteLibrary) -> Image.Image:
         new_positions = positions[1:] + positions[:1]
     scrambled = Image.new("RGBA", (SPRITE_SIZE, SPRITE_SIZE))
     for (x, y), (u, v) in zip(positions, new_positions, strict=True):
-        scrambled.paste(image.crop((x * tile_size, y * tile_size, (x + 1) * tile_size, (y + 1) * tile_size)), (u * tile_size, v * tile_size))
+        scrambled.paste(
+            image.crop((x * tile_size, y * tile_size, (x + 1) * tile_size, (y + 1) * tile_size)),
+            (u * tile_size, v * tile_size),
+        )
     return scrambled
 
 
@@ -54,7 +57,9 @@ def _join_halves(rng: Random, library: SpriteLibrary) -> Image.Image:
 
 
 def _blend_two(rng: Random, library: SpriteLibrary) -> Image.Image:
-    return Image.blend(_random_image(rng, library), _random_image(rng, library, allow_faces=False), 0.4 + 0.2 * rng.random())
+    return Image.blend(
+        _random_image(rng, library), _random_image(rng, library, allow_faces=False), 0.4 + 0.2 * rng.random()
+    )
 
 
 def _blur_image(rng: Random, library: SpriteLibrary) -> Image.Image:
@@ -75,7 +80,9 @@ def _paint_blob(rng: Random, library: SpriteLibrary) -> Image.Image:
     np_rng = np.random.default_rng(int(rng.random() * 2**32))
     cells = 2 + int(rng.random() * 4)
     cell_colors = np_rng.integers(0, 256, (1, 1, 3)) + np_rng.normal(0, 50, (cells, cells, 3))
-    color_image = Image.fromarray(cell_colors.clip(0, 255).astype(np.uint8)).resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.BICUBIC)
+    color_image = Image.fromarray(cell_colors.clip(0, 255).astype(np.uint8)).resize(
+        (SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.BICUBIC
+    )
     y, x = np.mgrid[-1 : 1 : SPRITE_SIZE * 1j, -1 : 1 : SPRITE_SIZE * 1j]
     angles = np.arctan2(y, x)[..., None] * np.arange(2, 6) + np_rng.uniform(0, 6.28, 4)
     radius = 0.8 + (np.cos(angles) * np_rng.normal(0, 0.07, 4)).sum(-1)
@@ -88,4 +95,11 @@ def _paint_blob(rng: Random, library: SpriteLibrary) -> Image.Image:
     return image
 
 
-_MAKERS: tuple[Callable[[Random, SpriteLibrary], Image.Image], ...] = (_scramble_tiles, _join_halves, _blend_two, _blur_image, _cut_piece, _paint_blob)
+_MAKERS: tuple[Callable[[Random, SpriteLibrary], Image.Image], ...] = (
+    _scramble_tiles,
+    _join_halves,
+    _blend_two,
+    _blur_image,
+    _cut_piece,
+    _paint_blob,
+)

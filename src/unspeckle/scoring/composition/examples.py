@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unspeckle.corpus.emoji.make_corpus import build_vocabulary
 from unspeckle.corpus.emoji.painter import ScenePainter
-from unspeckle.corpus.emoji.scenes import TOP_SPLICE_PROBABILITY, SceneVocabulary, Scene, SceneObject, sample_scene
+from unspeckle.corpus.emoji.scenes import TOP_SPLICE_PROBABILITY, Scene, SceneObject, SceneVocabulary, sample_scene
 from unspeckle.corpus.emoji.sprites import SPRITE_SIZE, SpriteLibrary
 from unspeckle.corpus.emoji.tints import BACKGROUNDS, TINTS
 from unspeckle.scoring.composition.distractors import make_distractor
@@ -24,7 +24,11 @@ MAX_THINGS = 6  # things in a scene
 BLOCK_SIZE = 256  # scenes painted at a time
 DISTRACTORS_PER_NOUN = 0.25  # of them for each noun
 SCATTERED_SHARE = 0.3  # the share of scenes whose things lie anywhere
-KEEP_PROBABILITIES = {"single": 0.3, "two": 0.4, "count": 0.6}  # the share of the corpus's scenes that is used, where not all
+KEEP_PROBABILITIES = {
+    "single": 0.3,
+    "two": 0.4,
+    "count": 0.6,
+}  # the share of the corpus's scenes that is used, where not all
 HYBRID_SHARE, DRESSED_SHARE = 0.2, 0.2  # the share of scattered things that are hybrids, or wear something
 STILTS_HEIGHT = 122  # pixels that stilts add to a sprite's height (disguises.on_stilts)
 
@@ -116,9 +120,18 @@ def _scatter_things(rng: Random, palette: SceneVocabulary, scene: Scene) -> Scen
         if len(things) == thing_count:
             break
     nouns = [noun for thing in things for noun in thing.hybrid_of or (thing.noun,)]
-    backgrounds = [background for background in BACKGROUNDS if all(background in palette.backgrounds[noun] for noun in nouns)]
-    backgrounds = [background for background in backgrounds if background not in {thing.tint for thing in things}] or ["white"]
-    return Scene("scattered", tuple(things), backgrounds[int(rng.random() * len(backgrounds))], background_variation=scene.background_variation)
+    backgrounds = [
+        background for background in BACKGROUNDS if all(background in palette.backgrounds[noun] for noun in nouns)
+    ]
+    backgrounds = [background for background in backgrounds if background not in {thing.tint for thing in things}] or [
+        "white"
+    ]
+    return Scene(
+        "scattered",
+        tuple(things),
+        backgrounds[int(rng.random() * len(backgrounds))],
+        background_variation=scene.background_variation,
+    )
 
 
 def _sample_thing(rng: Random, palette: SceneVocabulary) -> SceneObject:
@@ -126,7 +139,9 @@ def _sample_thing(rng: Random, palette: SceneVocabulary) -> SceneObject:
     kind_draw = rng.random()
     if kind_draw < HYBRID_SHARE and len(palette.hybrid_nouns) > 1:
         first, second = rng.sample(list(palette.hybrid_nouns), 2)
-        return SceneObject("", hybrid_of=(first, second), splice="top" if rng.random() < TOP_SPLICE_PROBABILITY else "side")
+        return SceneObject(
+            "", hybrid_of=(first, second), splice="top" if rng.random() < TOP_SPLICE_PROBABILITY else "side"
+        )
     wearers = palette.wearer_nouns if palette.garments and kind_draw > 1 - DRESSED_SHARE else []
     noun = rng.choice(wearers or palette.nouns)
     tints = palette.tints[noun] if rng.random() < 0.5 else []

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from unspeckle.corpus.emoji.nouns import with_article
-from unspeckle.generation.pipeline import Request, draw_prompts
+from unspeckle.generation.pipeline import draw_prompts
+from unspeckle.generation.request import Request
 from unspeckle.model import Model
 from unspeckle.prompts import HYBRID_METHODS
 from unspeckle.scoring.composition.detector import Detector
@@ -22,7 +23,7 @@ from unspeckle.scoring.composition.score import wilson_interval
 from unspeckle.scoring.composition.verdicts import judge_images
 
 AND_METHOD = "AND"  # the way that is to give two subjects
-HYBRID_METHODS = (*HYBRID_METHODS, AND_METHOD)
+SCORED_METHODS = (*HYBRID_METHODS, AND_METHOD)
 SECOND_NOUN_SHARE = 0.5  # of the second noun
 NounPair = tuple[str, str]
 
@@ -58,9 +59,11 @@ def score_hybrids(
 ) -> tuple[HybridsScore, list[Tensor]]:  # fmt: skip
     """Up to `most` of the pairs, at even distances, in all WAYS; and of each way the first picture of every pair, uint8
     (pairs, 3, H, W). tell hears how many pictures more are done."""
-    selected_pairs = [pairs[i * len(pairs) // max_pairs] for i in range(max_pairs)] if max_pairs < len(pairs) else list(pairs)
+    selected_pairs = (
+        [pairs[i * len(pairs) // max_pairs] for i in range(max_pairs)] if max_pairs < len(pairs) else list(pairs)
+    )
     method_scores, first_images = [], []
-    for method in HYBRID_METHODS:
+    for method in SCORED_METHODS:
         images = generate_hybrids(model, method, selected_pairs, seed_count, request)
         method_scores.append(judge_hybrids(method, selected_pairs, images, detector))
         first_images.append(images[:, 0])
@@ -76,7 +79,14 @@ def hybrid_prompt(method: str, pair: NounPair, share: float = SECOND_NOUN_SHARE)
     return f"{with_article(first).removesuffix(first)}hybrid({first}, {second}, {share}, {method})"
 
 
-def generate_hybrids(model: Model, method: str, pairs: Sequence[NounPair], seed_count: int, request: Request, share: float = SECOND_NOUN_SHARE) -> Tensor:
+def generate_hybrids(
+    model: Model,
+    method: str,
+    pairs: Sequence[NounPair],
+    seed_count: int,
+    request: Request,
+    share: float = SECOND_NOUN_SHARE,
+) -> Tensor:
     """uint8 (pairs, seeds, 3, H, W), each pair with the same seeds, from the ask's on."""
     prompts = [hybrid_prompt(method, pair, share) for pair in pairs for _ in range(seed_count)]
     image_seeds = [seed for _ in pairs for seed in range(request.seed, request.seed + seed_count)]
@@ -88,8 +98,18 @@ def judge_hybrids(method: str, pairs: Sequence[NounPair], images: Tensor, detect
     """How many of the pictures (pairs, seeds, 3, H, W) show one subject that is both; by AND, both subjects."""
     category = "two objects" if method == AND_METHOD else "hybrids"
     correct_per_pair = tuple(
-        sum(verdict.is_correct for verdict in judge_images(pair_images, CompositionPrompt(category, "", pair), detector))
+        sum(
+            verdict.is_correct for verdict in judge_images(pair_images, CompositionPrompt(category, "", pair), detector)
+        )
         for pair, pair_images in zip(pairs, images, strict=True)
     )
     correct_count, image_count = sum(correct_per_pair), len(pairs) * images.shape[1]
-    return HybridMethodScore(method, hybrid_prompt(method, pairs[0]), correct_per_pair, correct_count, image_count, correct_count / image_count, *wilson_interval(correct_count, image_count))
+    return HybridMethodScore(
+        method,
+        hybrid_prompt(method, pairs[0]),
+        correct_per_pair,
+        correct_count,
+        image_count,
+        correct_count / image_count,
+        *wilson_interval(correct_count, image_count),
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from unspeckle.corpus.emoji.scenes import SceneVocabulary, Scene, sample_scene
+from unspeckle.corpus.emoji.scenes import Scene, SceneVocabulary, sample_scene
 from unspeckle.corpus.emoji.sprites import SpriteLibrary, open_sprite_library
 from unspeckle.errors import InputError
 
@@ -58,7 +58,11 @@ class CompositionTest:
 def read_composition_test(corpus: Path, prompts_per_category: int = PROTOCOL_PROMPTS) -> CompositionTest:
     """`each` questions of every category. InputError where the folder is no emoji corpus or its sprites are gone."""
     hybrid_nouns = {prompt.nouns for prompt in read_composition_prompts(corpus, 10_000) if prompt.category == "hybrids"}
-    return CompositionTest(read_composition_prompts(corpus, prompts_per_category), sorted((first, second) for first, second in hybrid_nouns), *open_corpus_sprites(corpus))
+    return CompositionTest(
+        read_composition_prompts(corpus, prompts_per_category),
+        sorted((first, second) for first, second in hybrid_nouns),
+        *open_corpus_sprites(corpus),
+    )
 
 
 def read_composition_prompts(corpus: Path, prompts_per_category: int = PROTOCOL_PROMPTS) -> list[CompositionPrompt]:
@@ -72,11 +76,15 @@ def read_composition_prompts(corpus: Path, prompts_per_category: int = PROTOCOL_
     rows = [_parse_object(line) for line in _read_text(corpus, "held-out.jsonl").splitlines()]
     prompts: list[CompositionPrompt] = []
     for category, (kind, _) in CATEGORIES.items():
-        candidates = [prompt for row in rows if row.get("kind") == kind for prompt in _row_prompts(category, row, corpus)]
+        candidates = [
+            prompt for row in rows if row.get("kind") == kind for prompt in _row_prompts(category, row, corpus)
+        ]
         count = len(candidates)
         for i in range(prompts_per_category if candidates else 0):
-            repetition, index = (0, i * count // prompts_per_category) if count >= prompts_per_category else divmod(i, count)
-            prompts.append(replace(candidates[index], turn=repetition))
+            repetition, index = (
+                (0, i * count // prompts_per_category) if count >= prompts_per_category else divmod(i, count)
+            )
+            prompts.append(replace(candidates[index], repetition=repetition))
     return prompts
 
 
@@ -124,9 +132,9 @@ def sample_matching_scene(prompt: CompositionPrompt, rng: Random, palette: Scene
         nouns=list(nouns),
         tints={noun: [tint] for noun, tint in zip(nouns, prompt.tints, strict=False)},
         backgrounds=backgrounds,
-        wearers=list(nouns) if prompt.wearing else [],
+        wearer_nouns=list(nouns) if prompt.wearing else [],
         garments=[prompt.wearing] if prompt.wearing else [],
-        hybrids=list(nouns) if prompt.category == "hybrids" else [],
+        hybrid_nouns=list(nouns) if prompt.category == "hybrids" else [],
     )
     for _ in range(20_000):
         scene = sample_scene(rng, restricted_palette, lambda _: True)
@@ -145,7 +153,7 @@ def make_hard_negative(prompt: CompositionPrompt, palette: SceneVocabulary) -> C
     first = prompt.nouns[0]
     match prompt.category:
         case "counting":
-            return replace(prompt, count=prompt.object_count + 1 if prompt.object_count < 4 else 3)
+            return replace(prompt, object_count=prompt.object_count + 1 if prompt.object_count < 4 else 3)
         case "position":
             return replace(prompt, nouns=prompt.nouns[::-1])
         case "colour binding":
@@ -155,7 +163,7 @@ def make_hard_negative(prompt: CompositionPrompt, palette: SceneVocabulary) -> C
         case "one object":
             return replace(prompt, background=pick_other(palette.backgrounds[first], prompt.background))
         case "two objects":
-            return replace(prompt, category="counting", nouns=(first,), count=2)
+            return replace(prompt, category="counting", nouns=(first,), object_count=2)
         case "wearing":
             return replace(prompt, wearing=pick_other(palette.garments, prompt.wearing))
         case "hybrids":

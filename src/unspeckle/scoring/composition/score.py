@@ -21,10 +21,19 @@ from torch import Tensor
 from unspeckle.corpus.emoji.make_corpus import build_vocabulary
 from unspeckle.corpus.emoji.painter import ScenePainter
 from unspeckle.corpus.emoji.scenes import SceneVocabulary
-from unspeckle.generation.pipeline import Request, decode_to_images, resolve, steps
+from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.pipeline import steps
+from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model
 from unspeckle.scoring.composition.detector import Detector
-from unspeckle.scoring.composition.questions import CATEGORIES, GENEVAL_CATEGORIES, CompositionTest, CompositionPrompt, make_hard_negative, sample_matching_scene
+from unspeckle.scoring.composition.questions import (
+    CATEGORIES,
+    GENEVAL_CATEGORIES,
+    CompositionPrompt,
+    CompositionTest,
+    make_hard_negative,
+    sample_matching_scene,
+)
 from unspeckle.scoring.composition.train_detector import load_or_train_detector
 from unspeckle.scoring.composition.verdicts import Verdict, judge_images
 
@@ -116,7 +125,9 @@ def score_composition(
     return combine_scores(model, request, judged, measure_detector_limits(test, detector, seed_count))
 
 
-def combine_scores(model: Model, request: Request, judged: Iterable[JudgedImages], limits_by_category: Mapping[str, DetectorLimits]) -> CompositionScore:
+def combine_scores(
+    model: Model, request: Request, judged: Iterable[JudgedImages], limits_by_category: Mapping[str, DetectorLimits]
+) -> CompositionScore:
     """All answers as one score."""
     resolved = resolve(model, request)
     categories, nouns = tally_scores(judged, limits_by_category)
@@ -145,10 +156,14 @@ def _with_progress(judged: Iterator[JudgedImages], count: int, progress: Progres
         yield item
 
 
-def generate_and_judge(model: Model, prompts: Iterable[CompositionPrompt], detector: Detector, request: Request, seed_count: int = 4) -> Iterator[JudgedImages]:
+def generate_and_judge(
+    model: Model, prompts: Iterable[CompositionPrompt], detector: Detector, request: Request, seed_count: int = 4
+) -> Iterator[JudgedImages]:
     """Each question drawn with `seeds` seeds, as one batch, and judged."""
     for prompt in prompts:
-        prompt_request = replace(request, prompt=prompt.text, seed=request.seed + prompt.repetition * seed_count, count=seed_count)
+        prompt_request = replace(
+            request, prompt=prompt.text, seed=request.seed + prompt.repetition * seed_count, count=seed_count
+        )
         for step in steps(model, prompt_request):
             last_step = step
         pixels = np.stack([np.asarray(image) for image in decode_to_images(model, last_step.x)])
@@ -156,7 +171,9 @@ def generate_and_judge(model: Model, prompts: Iterable[CompositionPrompt], detec
         yield JudgedImages(prompt, images, judge_images(images, prompt, detector))
 
 
-def measure_detector_limits(test: CompositionTest, detector: Detector, renders_per_prompt: int = 4) -> dict[str, DetectorLimits]:
+def measure_detector_limits(
+    test: CompositionTest, detector: Detector, renders_per_prompt: int = 4
+) -> dict[str, DetectorLimits]:
     """What the judge itself is worth in each category, by `count` fresh renders of each question and of its lure."""
     palette, painter = build_vocabulary(test.library), ScenePainter(test.library, test.image_size)
     limits_by_category = {}
@@ -166,14 +183,23 @@ def measure_detector_limits(test: CompositionTest, detector: Detector, renders_p
         for index, prompt in enumerate(category_prompts):
             images = render_prompt(prompt, renders_per_prompt, palette, painter)
             correct_count += sum(verdict.is_correct for verdict in judge_images(images, prompt, detector))
-            other_prompts = (other_prompt for other_prompt in category_prompts[index + 1 :] + category_prompts[:index] if _without_text(other_prompt) != _without_text(prompt))
+            other_prompts = (
+                other_prompt
+                for other_prompt in category_prompts[index + 1 :] + category_prompts[:index]
+                if _without_text(other_prompt) != _without_text(prompt)
+            )
             for other in islice(other_prompts, 1):
                 false_positive_count += sum(verdict.is_correct for verdict in judge_images(images, other, detector))
             hard_negatives = render_prompt(make_hard_negative(prompt, palette), renders_per_prompt, palette, painter)
             fooled_count += sum(verdict.is_correct for verdict in judge_images(hard_negatives, prompt, detector))
         if category_prompts:
             render_count = len(category_prompts) * renders_per_prompt
-            limits_by_category[category] = DetectorLimits(correct_count / render_count, false_positive_count / render_count, fooled_count / render_count, render_count)
+            limits_by_category[category] = DetectorLimits(
+                correct_count / render_count,
+                false_positive_count / render_count,
+                fooled_count / render_count,
+                render_count,
+            )
     return limits_by_category
 
 
@@ -185,12 +211,19 @@ def render_prompt(prompt: CompositionPrompt, count: int, palette: SceneVocabular
 
 
 def _without_text(prompt: CompositionPrompt) -> CompositionPrompt:
-    return replace(prompt, prompt="", turn=0)
+    return replace(prompt, text="", repetition=0)
 
 
-def tally_scores(judged: Iterable[JudgedImages], limits_by_category: Mapping[str, DetectorLimits]) -> tuple[list[CategoryScore], list[NounScore]]:
+def tally_scores(
+    judged: Iterable[JudgedImages], limits_by_category: Mapping[str, DetectorLimits]
+) -> tuple[list[CategoryScore], list[NounScore]]:
     """The scores of every category and noun that was asked for."""
-    prompt_counts, image_counts, correct_counts, extra_counts = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    prompt_counts, image_counts, correct_counts, extra_counts = (
+        Counter[str](),
+        Counter[str](),
+        Counter[str](),
+        Counter[str](),
+    )
     noun_counts, missing_counts, wrong_counts = Counter[str](), Counter[str](), Counter[str]()
     for prompt, _, verdicts in judged:
         prompt_counts[prompt.category] += 1
@@ -200,7 +233,9 @@ def tally_scores(judged: Iterable[JudgedImages], limits_by_category: Mapping[str
             extra_counts[prompt.category] += verdict.extra_count > 0
             noun_counts.update(prompt.nouns)
             missing_counts.update(verdict.missing_nouns)
-            wrong_counts.update(noun for noun in prompt.nouns if not verdict.is_correct and noun not in verdict.missing_nouns)
+            wrong_counts.update(
+                noun for noun in prompt.nouns if not verdict.is_correct and noun not in verdict.missing_nouns
+            )
     categories = []
     for name, count in image_counts.items():
         low, high = wilson_interval(correct_counts[name], count)
@@ -218,7 +253,9 @@ def tally_scores(judged: Iterable[JudgedImages], limits_by_category: Mapping[str
             )
         )
     worst_nouns = sorted(noun_counts, key=lambda noun: -(missing_counts[noun] + wrong_counts[noun]) / noun_counts[noun])
-    return categories, [NounScore(noun, noun_counts[noun], missing_counts[noun], wrong_counts[noun]) for noun in worst_nouns]
+    return categories, [
+        NounScore(noun, noun_counts[noun], missing_counts[noun], wrong_counts[noun]) for noun in worst_nouns
+    ]
 
 
 def mean_with_interval(categories: Sequence[CategoryScore]) -> tuple[float, float, float]:

@@ -13,7 +13,14 @@ from torch import Tensor
 
 from unspeckle.corpus.emoji.sprites import SpriteLibrary
 from unspeckle.corpus.emoji.tints import TINTS
-from unspeckle.scoring.composition.detector import STRIDE, Detector, DetectorConfig, DetectorOutputs, load_detector, save_detector
+from unspeckle.scoring.composition.detector import (
+    STRIDE,
+    Detector,
+    DetectorConfig,
+    DetectorOutputs,
+    load_detector,
+    save_detector,
+)
 from unspeckle.scoring.composition.examples import paint_blocks
 from unspeckle.training.inputs import image_cache_folder
 from unspeckle.training.measurement import choose_device_and_precision
@@ -28,7 +35,9 @@ MAX_SIDE, SIDE_MULTIPLE = 64, 8  # pixels: bigger pictures are shrunk to that si
 ProgressCallback = Callable[[int, int], None]
 
 
-def load_or_train_detector(library: SpriteLibrary, image_size: int, progress: ProgressCallback | None = None) -> Detector:
+def load_or_train_detector(
+    library: SpriteLibrary, image_size: int, progress: ProgressCallback | None = None
+) -> Detector:
     """The detector of a library's nouns for corpora of `size` px: from the user's cache, else trained into it."""
     path = image_cache_folder().parent / "detectors" / f"{_cache_key(library, _detector_side(image_size))}.safetensors"
     if path.is_file():
@@ -43,7 +52,9 @@ def _detector_side(image_size: int) -> int:
 
 
 def _cache_key(library: SpriteLibrary, detector_side: int) -> str:
-    hasher = hashlib.sha256(json.dumps([VERSION, detector_side, TRAINING_IMAGES, library.nouns, list(library.garments)]).encode())
+    hasher = hashlib.sha256(
+        json.dumps([VERSION, detector_side, TRAINING_IMAGES, library.nouns, list(library.garments)]).encode()
+    )
     for image in (*(s.image for s in library.sprites.values()), *library.garments.values()):
         hasher.update(image.tobytes())
     return hasher.hexdigest()[:16]
@@ -72,7 +83,10 @@ def train_detector(
     parameters = dict(detector.named_parameters())
     muon_parameters = [p for name, p in parameters.items() if p.ndim == 4 and not name.startswith("out.")]
     adamw_parameters = [p for name, p in parameters.items() if p.ndim != 4 or name.startswith("out.")]
-    muon, adamw = Muon(muon_parameters, WEIGHT_DECAY), torch.optim.AdamW(adamw_parameters, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    muon, adamw = (
+        Muon(muon_parameters, WEIGHT_DECAY),
+        torch.optim.AdamW(adamw_parameters, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    )
     steps, use_bfloat16 = max(1, image_count // BATCH_SIZE), choose_device_and_precision("cpu", None)[1] == "bfloat16"
     generator = torch.Generator().manual_seed(seed)
     hybrid_index = torch.tensor([hybrid_nouns.index(noun) if noun in hybrid_nouns else -1 for noun in config.nouns])
@@ -93,7 +107,9 @@ def train_detector(
     return detector.eval()
 
 
-def _iterate_batches(library: SpriteLibrary, image_size: int, seed: int, workers: int) -> Generator[tuple[Tensor, Tensor]]:
+def _iterate_batches(
+    library: SpriteLibrary, image_size: int, seed: int, workers: int
+) -> Generator[tuple[Tensor, Tensor]]:
     """Pictures (BATCH, 3, size, size) in [−1, 1], and their things (BATCH, MOST, 9) as in `Block`."""
     with closing(paint_blocks(library, image_size, seed, workers)) as example_blocks:
         for block in example_blocks:
@@ -113,7 +129,9 @@ def make_targets(labels: Tensor, hybrid_index: Tensor, config: DetectorConfig) -
     grid = torch.arange(grid_size, dtype=torch.float32)
     gaussian_x = torch.exp(-((grid - cell[..., :1]) ** 2) / (2 * sigma[..., :1] ** 2))  # (B, MOST, w)
     gaussian_y = torch.exp(-((grid - cell[..., 1:]) ** 2) / (2 * sigma[..., 1:] ** 2))  # (B, MOST, h)
-    gaussians = gaussian_y[..., None] * gaussian_x[..., None, :] * (labels[..., 0] >= 0)[..., None, None]  # (B, MOST, h, w)
+    gaussians = (
+        gaussian_y[..., None] * gaussian_x[..., None, :] * (labels[..., 0] >= 0)[..., None, None]
+    )  # (B, MOST, h, w)
     heatmap = torch.zeros(len(labels), len(config.nouns) + len(config.hybrid_nouns), grid_size, grid_size)
     batch_index = torch.arange(len(labels))
     for slot in range(labels.shape[1]):
@@ -133,18 +151,24 @@ def detection_loss(outputs: DetectorOutputs, labels: Tensor, hybrid_index: Tenso
     log_positive, log_negative = F.logsigmoid(outputs.heatmap), F.logsigmoid(-outputs.heatmap)
     probability = outputs.heatmap.sigmoid()
     is_center = heatmap == 1
-    focal = torch.where(is_center, (1 - probability) ** 2 * log_positive, (1 - heatmap) ** 4 * probability**2 * log_negative)
+    focal = torch.where(
+        is_center, (1 - probability) ** 2 * log_positive, (1 - heatmap) ** 4 * probability**2 * log_negative
+    )
     weight = torch.where(nearness > 0.3, nearness, 0.0)  # (B, h, w)
     total_weight = weight.sum().clamp(min=1)
     nearest_labels = labels[torch.arange(len(labels))[:, None, None], nearest]  # (B, h, w, 9)
     grid_size = outputs.edge_distances.shape[-1]
     cell_centers = (torch.arange(grid_size) + 0.5) / grid_size
     boxes = nearest_labels[..., 2:6].permute(0, 3, 1, 2) / config.image_size
-    cell_grid = torch.stack((cell_centers.expand(grid_size, grid_size), cell_centers[:, None].expand(grid_size, grid_size)))
+    cell_grid = torch.stack(
+        (cell_centers.expand(grid_size, grid_size), cell_centers[:, None].expand(grid_size, grid_size))
+    )
     edge_distances = torch.cat((cell_grid - boxes[:, :2], boxes[:, 2:] - cell_grid), dim=1).clamp(min=0)
     attribute_loss = (outputs.edge_distances - edge_distances).abs().sum(1) * 5
     for logits, column in ((outputs.tint, 6), (outputs.wearing, 7)):
-        attribute_loss = attribute_loss + F.cross_entropy(logits, nearest_labels[..., column].long().clamp(min=0), reduction="none")
+        attribute_loss = attribute_loss + F.cross_entropy(
+            logits, nearest_labels[..., column].long().clamp(min=0), reduction="none"
+        )
     stilts = nearest_labels[..., 8].clamp(min=0)
     attribute_loss = attribute_loss + F.binary_cross_entropy_with_logits(outputs.stilts[:, 0], stilts, reduction="none")
     return -focal.sum() / is_center.sum().clamp(min=1) + (attribute_loss * weight).sum() / total_weight
@@ -165,7 +189,9 @@ def degrade_images(x: Tensor, labels: Tensor, generator: torch.Generator) -> Ten
         return F.interpolate(coarse, (side, side), mode="bilinear", align_corners=False)
 
     original = x
-    x = _add_patches(x, labels, smooth_noise(1, 5), uniform(-1.2, 1.2), torch.rand(count, 3, 1, 1, generator=generator) * 2 - 1)
+    x = _add_patches(
+        x, labels, smooth_noise(1, 5), uniform(-1.2, 1.2), torch.rand(count, 3, 1, 1, generator=generator) * 2 - 1
+    )
     displacement = smooth_noise(2, 6) * uniform(0, 2.5 / 64)  # (B, 2, H, W) in halves of the side
     coordinates = torch.linspace(-1 + 1 / side, 1 - 1 / side, side)
     identity_grid = torch.stack((coordinates.expand(side, side), coordinates[:, None].expand(side, side)))
@@ -178,7 +204,11 @@ def degrade_images(x: Tensor, labels: Tensor, generator: torch.Generator) -> Ten
     gray = x.mean(1, keepdim=True)
     x = gray + uniform(0.85, 1.25) * (x - gray)
     x = uniform(0.85, 1.2) * x + 0.06 * torch.randn(count, 3, 1, 1, generator=generator)
-    x = x + smooth_noise(3, side) * uniform(-0.1, 0.14).clamp(min=0) + smooth_noise(3, side // 4) * uniform(-0.1, 0.1).clamp(min=0)
+    x = (
+        x
+        + smooth_noise(3, side) * uniform(-0.1, 0.14).clamp(min=0)
+        + smooth_noise(3, side // 4) * uniform(-0.1, 0.1).clamp(min=0)
+    )
     return torch.where(uniform(0, 1) < 0.2, original, x.clamp(-1, 1))
 
 

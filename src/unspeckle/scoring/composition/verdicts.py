@@ -30,12 +30,17 @@ class Verdict:
 def judge_images(images: Tensor, prompt: CompositionPrompt, detector: Detector) -> list[Verdict]:
     """A verdict on each of the pictures (B, 3, H, W), uint8."""
     detections_by_image = detector.detect(images)
-    return [judge_detections(prompt, detections, find_background(image, detections)) for image, detections in zip(images, detections_by_image, strict=True)]
+    return [
+        judge_detections(prompt, detections, find_background(image, detections))
+        for image, detections in zip(images, detections_by_image, strict=True)
+    ]
 
 
 def judge_detections(prompt: CompositionPrompt, detections: Sequence[Detection], background: str) -> Verdict:
     """What the question says against what was found, the hottest first, on a background of that colour."""
-    detections_by_noun = {noun: [detection for detection in detections if detection.nouns == (noun,)] for noun in prompt.nouns}
+    detections_by_noun = {
+        noun: [detection for detection in detections if detection.nouns == (noun,)] for noun in prompt.nouns
+    }
     if prompt.category == "hybrids":
         hybrids = [detection for detection in detections if sorted(detection.nouns) == sorted(prompt.nouns)]
         detected_nouns = {noun for detection in detections for noun in detection.nouns}
@@ -44,7 +49,11 @@ def judge_detections(prompt: CompositionPrompt, detections: Sequence[Detection],
         extra_count = len(detections) - len(hybrids)
     else:
         missing_nouns = tuple(noun for noun, noun_detections in detections_by_noun.items() if not noun_detections)
-        reason = f"no {' and no '.join(missing_nouns)}" if missing_nouns else _find_fault(prompt, detections_by_noun, background)
+        reason = (
+            f"no {' and no '.join(missing_nouns)}"
+            if missing_nouns
+            else _find_fault(prompt, detections_by_noun, background)
+        )
         extra_count = len(detections) - sum(map(len, detections_by_noun.values()))
     return Verdict(not reason, reason, missing_nouns, extra_count, tuple(detections))
 
@@ -73,7 +82,9 @@ def find_directions(first: Detection, second: Detection) -> set[str]:
     """How one thing lies to the other, by GenEval's rule: that way, where the distance of the middles along the axis,
     less a tenth of both boxes' sides, is more than half of their whole distance."""
     dx, dy = (a - b for a, b in zip(first.center, second.center, strict=True))
-    width, height = (sum(detection.box[2 + axis] - detection.box[axis] for detection in (first, second)) for axis in (0, 1))
+    width, height = (
+        sum(detection.box[2 + axis] - detection.box[axis] for detection in (first, second)) for axis in (0, 1)
+    )
     threshold = 0.5 * math.hypot(dx, dy)
     clearances = {"left of": -dx - MIN_SEPARATION * width, "right of": dx - MIN_SEPARATION * width}
     clearances |= {"above": -dy - MIN_SEPARATION * height, "below": dy - MIN_SEPARATION * height}
