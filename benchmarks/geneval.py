@@ -23,7 +23,8 @@ from unspeckle.commands.score import ProgressBar
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw_prompts, images_per_batch
 from unspeckle.generation.request import Request, resolve
-from unspeckle.model import Model, load
+from unspeckle.model import Model
+from unspeckle.model_io.loading import load
 from unspeckle.output import png
 from unspeckle.prompts import escape_prompt
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from unspeckle.generation.request import Request
-from unspeckle.model import load
+from unspeckle.model_io.loading import load
 from unspeckle.prompts import SCORED_METHODS
 from unspeckle.scoring.composition.hybrids import AND_METHOD, SECOND_NOUN_SHARE, generate_hybrids, judge_hybrids
 from unspeckle.scoring.composition.questions import read_composition_test

@@ -20,7 +20,8 @@ import torch
 from training_step import plan_for
 
 from unspeckle.corpus import batches, open_corpus, read_folder
-from unspeckle.model import Model, ModelCard, save
+from unspeckle.model import Model, ModelCard
+from unspeckle.model_io.model_file import save
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder
 from unspeckle.objective import Objective
 from unspeckle.presets import get_preset

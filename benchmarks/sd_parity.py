@@ -25,7 +25,7 @@ from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpo
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.request import Request
 from unspeckle.generation.pipeline import steps as drawn
-from unspeckle.model import load
+from unspeckle.model_io.loading import load
 from unspeckle.model_io import detect
 from unspeckle.model_io.weight_dtypes import to_float32
 

@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from unspeckle import configuration
 from unspeckle.generation.request import Request
-from unspeckle.model import load
+from unspeckle.model_io.loading import load
 from unspeckle.scoring.composition.detector import load_detector as load_detector
 from unspeckle.scoring.composition.questions import CATEGORIES, read_composition_test
 from unspeckle.scoring.composition.score import (

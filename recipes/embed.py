@@ -7,7 +7,9 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from unspeckle.model import Model, load, save
+from unspeckle.model import Model
+from unspeckle.model_io.loading import load
+from unspeckle.model_io.model_file import save
 from unspeckle.model_io.weight_dtypes import STORED_DTYPES
 
 INSIDE = Path(__file__).parents[1] / "src/unspeckle/models/embedded.safetensors"

@@ -17,7 +17,7 @@ from unspeckle.generation.initial_latents import image_to_tensor
 from unspeckle.generation.pipeline import draw, images_with_metadata, steps
 from unspeckle.generation.request import Request, resolve
 from unspeckle.generation.tiling import map_tiles
-from unspeckle.model import load
+from unspeckle.model_io.loading import load
 from unspeckle.output.png import max_pixel_difference
 
 

@@ -12,7 +12,7 @@ from test_training import equal, final, options, stop_after
 from tiny import plan
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.model import load
+from unspeckle.model_io.loading import load
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import CosineSchedule, FlowSchedule, Schedule, VESchedule

@@ -17,7 +17,7 @@ from PIL import Image
 import unspeckle
 from tiny import random_model, saved
 from unspeckle.cli import entry, main
-from unspeckle.model import save
+from unspeckle.model_io.model_file import save
 from unspeckle.output.png import attach_metadata, image_metadata, read_png, write_png
 
 

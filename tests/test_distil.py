@@ -19,7 +19,8 @@ from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
-from unspeckle.model import load, save
+from unspeckle.model_io.loading import load
+from unspeckle.model_io.model_file import save
 from unspeckle.schedule import CosineSchedule, FlowSchedule, VESchedule
 from unspeckle.timesteps import timesteps
 from unspeckle.training import command as train_command

@@ -20,7 +20,7 @@ from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.formats.export import model_graphs, runtimes, stable_diffusion_graphs
 from unspeckle.formats.export.runtimes import RUNTIMES
 from unspeckle.formats.stable_diffusion import writing
-from unspeckle.model import save
+from unspeckle.model_io.model_file import save
 from unspeckle.model_io import detect
 from unspeckle.networks import Transformer, TransformerConfig, UNet, UNetConfig
 

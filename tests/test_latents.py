@@ -17,7 +17,7 @@ from tiny import saved
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
-from unspeckle.model import load
+from unspeckle.model_io.loading import load
 from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig, PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.presets import PRESETS, UNET_PRESETS
 from unspeckle.training import autoencoder_task, checkpoint, command, measurement, optimizer

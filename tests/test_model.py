@@ -14,7 +14,8 @@ from tiny import random_model, saved
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
-from unspeckle.model import METADATA_KEY, find_model_file, load, save
+from unspeckle.model_io.loading import find_model_file, load
+from unspeckle.model_io.model_file import METADATA_KEY, save
 
 
 def refusal(path: Path) -> str:

@@ -16,7 +16,8 @@ from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
-from unspeckle.model import Model, save
+from unspeckle.model import Model
+from unspeckle.model_io.model_file import save
 from unspeckle.model_io import precision
 from unspeckle.model_io.precision import set_precision
 from unspeckle.output.png import image_metadata

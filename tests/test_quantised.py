@@ -22,7 +22,8 @@ from unspeckle.errors import InputError
 from unspeckle.generation.request import Request
 from unspeckle.kernels import quantize
 from unspeckle.kernels.packed_layers import cast_for_inference
-from unspeckle.model import Model, save
+from unspeckle.model import Model
+from unspeckle.model_io.model_file import save
 from unspeckle.model_io.precision import AUTO, check_precision, resolve_precision, set_precision
 from unspeckle.networks.layers import Attention, GatedFeedForward
 from unspeckle.networks.lora import init_adapters

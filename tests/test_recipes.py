@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from test_student import taught
-from unspeckle.model import load, save
+from unspeckle.model_io.loading import load
+from unspeckle.model_io.model_file import save
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 STAND_IN = """#!/bin/sh

@@ -21,7 +21,8 @@ from unspeckle.cli import main
 from unspeckle.corpus import open_corpus, read_folder
 from unspeckle.generation.conditioning import denoise_prompts
 from unspeckle.generation.request import Request, resolve
-from unspeckle.model import SamplingSetup, save
+from unspeckle.model import SamplingSetup
+from unspeckle.model_io.model_file import save
 from unspeckle.prompts import escape_prompt, parse_prompt
 from unspeckle.rng import ExampleRNG
 from unspeckle.scoring.distances import compute_prdc, kid

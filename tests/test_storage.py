@@ -13,7 +13,8 @@ from test_model import contents, refusal, written
 from tiny import random_model, saved
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
-from unspeckle.model import METADATA_KEY, load
+from unspeckle.model_io.loading import load
+from unspeckle.model_io.model_file import METADATA_KEY
 from unspeckle.model_io.weight_dtypes import SCALE_SUFFIX, decode_weights, encode_weights
 
 
@@ -82,7 +83,7 @@ def test_int8_is_read_strictly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_what_was_stored_is_stored_again_as_it_was(tmp_path: Path, dtype: str) -> None:
-    from unspeckle.model import save
+    from unspeckle.model_io.model_file import save
 
     model = load(saved(tmp_path, dtype))
     save(model, tmp_path / "again.safetensors", dtype)

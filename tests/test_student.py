@@ -15,7 +15,9 @@ from unspeckle.generation.few_step import select_network, with_step_count
 from unspeckle.generation.metadata import request_from_metadata
 from unspeckle.generation.pipeline import draw, steps
 from unspeckle.generation.request import Request, resolve
-from unspeckle.model import Model, load, save
+from unspeckle.model import Model
+from unspeckle.model_io.loading import load
+from unspeckle.model_io.model_file import save
 from unspeckle.output.png import image_metadata, max_pixel_difference
 from unspeckle.training.distillation_task import init_student
 

@@ -13,7 +13,8 @@ from unspeckle.errors import InputError
 from unspeckle.generation.metadata import request_from_metadata
 from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request, resolve
-from unspeckle.model import Model, save
+from unspeckle.model import Model
+from unspeckle.model_io.model_file import save
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.output.png import image_metadata, read_png
 

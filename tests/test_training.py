@@ -22,7 +22,9 @@ from torch import Tensor
 from test_student import taught
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.model import ModelCard, load, save
+from unspeckle.model import ModelCard
+from unspeckle.model_io.loading import load
+from unspeckle.model_io.model_file import save
 from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.training import checkpoint, command, loop, optimizer, planner, stage
 from unspeckle.training import plan as plans

@@ -13,7 +13,8 @@ from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
-from unspeckle.model import load, save
+from unspeckle.model_io.loading import load
+from unspeckle.model_io.model_file import save
 from unspeckle.networks import UNetConfig
 from unspeckle.networks.layers import pad_tokens
 from unspeckle.networks.transformer import (

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Conditioning, Denoiser
-from unspeckle.model import Model, ModelCard, save
+from unspeckle.model import Model, ModelCard
+from unspeckle.model_io.model_file import save
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, UNet, UNetConfig
 from unspeckle.presets import get_preset
 from unspeckle.schedule import Flow

@@ -14,7 +14,9 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .generation.pipeline import draw, steps
     from .generation.request import Request
-    from .model import Model, ModelCard, load, save
+    from .model import Model, ModelCard
+    from .model_io.loading import load
+    from .model_io.model_file import save
 
 __all__ = ["InputError", "Model", "ModelCard", "Request", "draw", "load", "save", "steps"]
 
@@ -23,8 +25,8 @@ _HOMES = {
     "ModelCard": "model",
     "Request": "generation.request",
     "draw": "generation.pipeline",
-    "load": "model",
-    "save": "model",
+    "load": "model_io.loading",
+    "save": "model_io.model_file",
     "steps": "generation.pipeline",
 }
 

@@ -93,8 +93,8 @@ def _stable_diffusion_config(**changes: Any) -> UNetConfig:
 
 
 STABLE_DIFFUSION_CONFIGS = {  # Rombach et al. 2022; Stability AI 2022; Podell et al. 2023
-    "1.5": _stable_diffusion_config(projection="conv", heads=8, text_width=768),
+    "1.5": _stable_diffusion_config(transformer_projection="conv", heads=8, text_width=768),
     "2.1": _stable_diffusion_config(text_width=1024),
-    "xl":  _stable_diffusion_config(multipliers=(1, 2, 4), depths=(0, 2, 10), middle_depth=10, sees_itself=(_T,) * 3, text_width=2048,
+    "xl":  _stable_diffusion_config(channel_multipliers=(1, 2, 4), transformer_depths=(0, 2, 10), mid_transformer_depth=10, self_attention=(_T,) * 3, text_width=2048,
                    vector_width=2816),
 }  # fmt: skip

@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unspeckle import model
 from unspeckle.errors import InputError
 from unspeckle.formats.export import unet_folder
 from unspeckle.formats.stable_diffusion import writing
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
-from unspeckle.model_io import detect, hub
+from unspeckle.formats.stable_diffusion.model import build_stable_diffusion_model
+from unspeckle.model import Model
+from unspeckle.model_io.loading import load, open_checkpoint
+from unspeckle.model_io.model_file import UnspeckleCheckpoint
 
 SAME, DIFFERENT = 0, 1
 
@@ -37,21 +39,19 @@ def run(source: str | None, target: Path, to: str | None, prediction: str | None
     if target.exists() and target.resolve() == Path(source).resolve():
         raise InputError(f"{target}: is the source itself; give another name")
     (writing.write_single_file if target.suffix == ".safetensors" else writing.write_diffusers_folder)(read, target)
-    again = detect.read_foreign(target, vocabulary=read.tokenizer.bpe)
-    assert again is not None
+    again = open_checkpoint(target, vocabulary=read.tokenizer.bpe)
+    assert isinstance(again, StableDiffusionCheckpoint)
     print(target.absolute())
     worst = max(report_differences(read, again))
     return SAME if worst <= 1e-5 else DIFFERENT
 
 
-def open_source(
-    source: str | None, prediction: str | None, trust_pickle: bool
-) -> StableDiffusionCheckpoint | model.Model:
+def open_source(source: str | None, prediction: str | None, trust_pickle: bool) -> StableDiffusionCheckpoint | Model:
+    """The checkpoint to convert: a Stable Diffusion as it lies there, or a model of ours."""
     if source is None:
-        return model.load()
-    if not Path(source).exists() and not hub.is_hub_name(source):
-        raise InputError(f"{source}: no such file or folder; give a model: file, RUN, folder or hub name")
-    return detect.read_foreign(source, prediction, trust_pickle) or model.load(source)
+        return load()
+    checkpoint = open_checkpoint(source, prediction, trust_pickle)
+    return checkpoint.build() if isinstance(checkpoint, UnspeckleCheckpoint) else checkpoint
 
 
 def report_differences(one: StableDiffusionCheckpoint, other: StableDiffusionCheckpoint) -> list[float]:
@@ -73,7 +73,7 @@ def is_bit_equal(one: Tensor, other: Tensor | None) -> bool:
 @torch.no_grad()
 def sample_outputs(checkpoint: StableDiffusionCheckpoint) -> dict[str, Tensor]:
     """What each part makes of the same small question, in float32."""
-    model = detect.build_stable_diffusion_model(checkpoint)
+    model = build_stable_diffusion_model(checkpoint)
     generator = torch.Generator().manual_seed(0)
     sides = [8 * checkpoint.unet_config.size_multiple] * 2
     x = torch.randn(1, checkpoint.unet_config.channels, *sides, generator=generator)

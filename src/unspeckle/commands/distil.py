@@ -11,7 +11,8 @@ from rich.console import Console
 from unspeckle import configuration
 from unspeckle.corpus import read_folder
 from unspeckle.errors import InputError
-from unspeckle.model import MODEL_FILE, Model
+from unspeckle.model import Model
+from unspeckle.model_io.model_file import MODEL_FILE
 from unspeckle.schedule import SCHEDULES
 from unspeckle.training import checkpoint, distillation_task, measurement, memory
 from unspeckle.training import plan as plans

@@ -17,7 +17,8 @@ from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.few_step import why_not_student
 from unspeckle.generation.pipeline import images_with_metadata, split_into_batches, steps
 from unspeckle.generation.request import Request, ignored_options, resolve
-from unspeckle.model import Model, load
+from unspeckle.model import Model
+from unspeckle.model_io.loading import load
 from unspeckle.model_io.precision import check_precision, keep_freed_memory, resolve_precision, set_precision
 from unspeckle.networks.latent_preview import fit_latent_preview
 from unspeckle.networks.vae import VAE

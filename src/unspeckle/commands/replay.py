@@ -20,7 +20,7 @@ from unspeckle.generation.metadata import image_fingerprint, request_from_metada
 from unspeckle.generation.pipeline import images_with_metadata, steps
 from unspeckle.generation.request import resolve
 from unspeckle.model import Model
-from unspeckle.model import load as read_model
+from unspeckle.model_io.loading import load as read_model
 from unspeckle.output.png import image_metadata, max_pixel_difference, read_png
 from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import parse_prompt

@@ -16,7 +16,8 @@ from unspeckle.commands.draw import resolve_device
 from unspeckle.corpus import Corpus, open_corpus, read_folder
 from unspeckle.errors import InputError
 from unspeckle.generation.request import Request, resolve
-from unspeckle.model import Model, load
+from unspeckle.model import Model
+from unspeckle.model_io.loading import load
 from unspeckle.model_io.precision import AUTO
 from unspeckle.output.png import file_stem
 from unspeckle.scoring.composition.hybrids import SCORED_METHODS, score_hybrids

@@ -15,7 +15,7 @@ from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.formats.lora.layer_names import LORA_LAYOUTS
 from unspeckle.formats.stable_diffusion.add_ons import require_stable_diffusion
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
-from unspeckle.model import load
+from unspeckle.model_io.loading import load
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.networks.vae import VAE
 from unspeckle.schedule import SCHEDULES

@@ -7,7 +7,7 @@ from PIL import Image
 
 from unspeckle.errors import InputError
 from unspeckle.generation.request import Request, ResolvedRequest
-from unspeckle.output.old_metadata import with_present_names
+from unspeckle.old_names import rename_image_metadata
 from unspeckle.version import installed_version
 
 ALWAYS = ("prompt", "negative_prompt", "steps", "sampler", "timestep_spacing", "guidance_scale")
@@ -59,7 +59,7 @@ def request_from_metadata(metadata: dict[str, Any]) -> tuple[Request, int]:
 
     A guide model, an image and a mask are not part of it: the metadata name them, whoever has them adds them.
     InputError where the metadata are incomplete or damaged."""
-    metadata = with_present_names(metadata)
+    metadata = rename_image_metadata(metadata)
     try:
         first, count = metadata["batch"]
         width, height = metadata["size"]

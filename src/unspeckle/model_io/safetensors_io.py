@@ -33,19 +33,24 @@ def read_safetensors(file: Path, again: str = "train") -> tuple[dict[str, str], 
 
 @contextmanager
 def open_safetensors(file: Path, again: str) -> Iterator[Any]:
-    with file.open("rb") as opened:
-        begins = opened.read(9)
-    if not begins:
-        raise InputError(f"{file}: the file is empty; copy or {again} the model again")
-    if is_pickle(file):
-        raise InputError(f"{file}: is a pickle, which can run code and is never loaded; get it as .safetensors")
-    if begins[8:] != b"{":
-        raise InputError(f"{file}: is no .safetensors file; give one")
+    """The opened file. What is wrong with it is looked for only where it cannot be opened."""
     try:
-        with safe_open(file, framework="pt") as held:
-            yield held
+        with safe_open(file, framework="pt") as opened:
+            yield opened
     except SafetensorError as e:
-        raise InputError(f"{file}: is damaged or cut off ({str(e)[:100]}); copy or {again} it again") from e
+        raise _why_unreadable(file, again, e) from e
+
+
+def _why_unreadable(file: Path, again: str, error: Exception) -> InputError:
+    with file.open("rb") as opened:
+        start = opened.read(9)
+    if not start:
+        return InputError(f"{file}: the file is empty; copy or {again} the model again")
+    if is_pickle(file):
+        return InputError(f"{file}: is a pickle, which can run code and is never loaded; get it as .safetensors")
+    if start[8:] != b"{":
+        return InputError(f"{file}: is no .safetensors file; give one")
+    return InputError(f"{file}: is damaged or cut off ({str(error)[:100]}); copy or {again} it again")
 
 
 def check_tensors(

@@ -10,7 +10,7 @@ from unspeckle.networks.unet import UNet, UNetConfig
 NetworkConfig = UNetConfig | TransformerConfig
 NETWORKS = {"unet": (UNetConfig, UNet), "transformer": (TransformerConfig, Transformer)}
 AUTOENCODERS = {
-    "identity": (PixelAutoencoderConfig, PixelAutoencoder),
+    "pixels": (PixelAutoencoderConfig, PixelAutoencoder),
     "latents": (LatentAutoencoderConfig, LatentAutoencoder),
 }
 

@@ -194,11 +194,11 @@ class Transformer(nn.Module):
         width_pairs = list(zip(config.widths, config.widths[1:], strict=False))
         outer_levels = list(zip(outer_widths, config.depths, strict=False))
         self.down_blocks = nn.ModuleList(HDiTLevel(width, depth, False, config) for width, depth in outer_levels)
-        self.downsamplers = nn.ModuleList(
+        self.token_merges = nn.ModuleList(
             nn.Conv2d(fine, coarse, 2, stride=2, bias=False) for fine, coarse in width_pairs
         )
         self.mid_block = HDiTLevel(inner_width, config.depths[-1], True, config)
-        self.upsamplers = nn.ModuleList(nn.Linear(coarse, 4 * fine, bias=False) for fine, coarse in width_pairs)
+        self.token_splits = nn.ModuleList(nn.Linear(coarse, 4 * fine, bias=False) for fine, coarse in width_pairs)
         self.up_blocks = nn.ModuleList(
             HDiTLevel(width, depth, False, config) for width, depth in reversed(outer_levels)
         )
@@ -248,11 +248,11 @@ class Transformer(nn.Module):
         x = F.pixel_unshuffle(x, self.config.patch_size)
         h = to_bhwc(self.conv_in(x.contiguous(memory_format=torch.channels_last)))
         skips = []
-        for level, downsample in zip(self.down_blocks, self.downsamplers, strict=True):
+        for level, downsample in zip(self.down_blocks, self.token_merges, strict=True):
             skips.append(level(h, time_embed))
             h = to_bhwc(downsample(to_bchw(skips[-1])))
         h = self.mid_block(h, time_embed, self.attention_contexts(h, keys_values, mask))
-        for level, upsample in zip(self.up_blocks, reversed(self.upsamplers), strict=True):
+        for level, upsample in zip(self.up_blocks, reversed(self.token_splits), strict=True):
             h = to_bhwc(F.pixel_shuffle(to_bchw(upsample(F.layer_norm(h, h.shape[3:]))), 2))
             h = level(skips.pop() + h, time_embed)
         h = modulate(h, self.out_modulation(time_embed)[:, None, None])

@@ -17,7 +17,8 @@ from rich.console import Console
 from unspeckle import atomic, configuration
 from unspeckle.corpus import Corpus, read_folder
 from unspeckle.errors import InputError
-from unspeckle.model import MODEL_FILE, ModelCard
+from unspeckle.model import ModelCard
+from unspeckle.model_io.model_file import MODEL_FILE
 from unspeckle.model_io.precision import keep_freed_memory
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder

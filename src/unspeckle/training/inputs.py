@@ -14,7 +14,8 @@ from rich.progress import Progress
 from unspeckle import quantities
 from unspeckle.corpus import Corpus, FolderListing, open_corpus
 from unspeckle.errors import InputError, prefix_with_option
-from unspeckle.model import Model, load
+from unspeckle.model import Model
+from unspeckle.model_io.loading import load
 from unspeckle.networks.autoencoder import Autoencoder, PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder
 from unspeckle.text.text_encoder import TextEncoder

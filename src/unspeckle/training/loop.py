@@ -19,7 +19,8 @@ from unspeckle.denoiser import Network
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
-from unspeckle.model import MODEL_FILE, Model, ModelCard, save
+from unspeckle.model import Model, ModelCard
+from unspeckle.model_io.model_file import MODEL_FILE, save
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.prompts import escape_prompt
 from unspeckle.text.tokenizer import Tokenizer

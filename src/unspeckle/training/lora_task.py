@@ -13,7 +13,8 @@ from unspeckle.denoiser import Conditioning, PreparedConditioning
 from unspeckle.formats.lora import lora_file
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
 from unspeckle.generation.request import Request
-from unspeckle.model import LORA_FILE, Model
+from unspeckle.model import Model
+from unspeckle.model_io.model_file import LORA_FILE
 from unspeckle.networks.lora import AdapterSet, find_attached_adapters, init_adapters
 from unspeckle.prompts import escape_prompt
 from unspeckle.rng import ExampleRNG

@@ -1,0 +1,150 @@
+"""A model of ours is one .safetensors file: every tensor, and all that explains them as JSON in its metadata.
+
+Loading is strict: a tensor that is missing, spare or of another shape is an error that names it.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from unspeckle import configuration
+from unspeckle.atomic import replace_file
+from unspeckle.denoiser import Denoiser
+from unspeckle.errors import InputError
+from unspeckle.model import TEXT_ENCODERS, Kinds, Model, ModelCard
+from unspeckle.model_io.precision import AUTO, set_precision
+from unspeckle.model_io.safetensors_io import check_tensors
+from unspeckle.model_io.weight_dtypes import SCALE_SUFFIX, decode_weights, encode_weights
+from unspeckle.networks import AUTOENCODERS, NETWORKS
+from unspeckle.old_names import rename_model_metadata, rename_tensor
+from unspeckle.schedule import SCHEDULES
+from unspeckle.text.tokenizer import Tokenizer
+
+FORMAT = 2
+METADATA_KEY = "unspeckle"
+MODEL_FILE = "model.safetensors"  # in a RUN
+LORA_FILE = "lora.safetensors"  # in a RUN of train --lora
+_PARTS: dict[str, Kinds] = {"network": NETWORKS, "text": TEXT_ENCODERS, "autoencoder": AUTOENCODERS}
+_FIELDS = (*_PARTS, "schedule", "prediction", "time_conditioning", "tokenizer", "card")
+
+
+def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
+    """Write the model as one file, atomically. dtype: how weights are stored, a name of weight_dtypes.STORED_DTYPES.
+
+    InputError where the model was made ready to draw in a lower precision: its weights lie otherwise then."""
+    if model.precision != "float32":
+        raise InputError(f"{model.card.name!r}: draws in {model.precision} and is not to be saved; load it in float32")
+    tensors = encode_weights(model.modules(), dtype)
+    metadata = json.dumps({"format": FORMAT, **model.describe(), "dtype": dtype})
+    with replace_file(Path(path)) as temporary:
+        save_file(tensors, temporary, {METADATA_KEY: metadata})
+
+
+class UnspeckleCheckpoint(NamedTuple):
+    """What a model file of ours holds, read but not built."""
+
+    file: Path
+    metadata: str  # JSON
+    tensors: dict[str, Tensor]  # as stored
+
+    def build(self, device: str | torch.device = "cpu", precision: str = "float32") -> Model:
+        """The model, to draw in that precision ("auto" is float32). InputError where it does not fit itself."""
+        try:
+            model = _build_model(*_by_present_names(self._parsed(), self.tensors), self.file)
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
+            raise InputError(
+                f"{self.file}: its configuration makes no model ({type(e).__name__}: {str(e)[:100]})"
+            ) from e
+        return set_precision(model.to(device), "float32" if precision == AUTO else precision)
+
+    def _parsed(self) -> dict[str, Any]:
+        file = self.file
+        try:
+            metadata = json.loads(self.metadata)
+        except (ValueError, RecursionError) as e:
+            raise InputError(f"{file}: its metadata are damaged ({str(e)[:100]}); copy or train it again") from e
+        if not isinstance(metadata, dict) or type(metadata.get("format")) is not int:
+            raise InputError(f"{file}: its metadata are damaged (no format number); copy or train it again")
+        if metadata["format"] > FORMAT:
+            newer = f"was written by a newer unspeckle (format {metadata['format']})"
+            raise InputError(f"{file}: {newer}; update unspeckle")
+        return metadata
+
+
+def _by_present_names(
+    metadata: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
+    """Metadata and tensors by the names of today: format 1 had others."""
+    if metadata["format"] > 1:
+        return metadata, tensors
+
+    def present(name: str) -> str:
+        part, _, rest = name.partition(".")
+        if part not in (*_PARTS, "student"):
+            return name
+        plain = rest.removesuffix(SCALE_SUFFIX)
+        return f"{part}.{rename_tensor(part, plain)}{rest[len(plain) :]}"
+
+    return rename_model_metadata(metadata), {present(name): tensor for name, tensor in tensors.items()}
+
+
+def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Model:
+    if missing := [name for name in _FIELDS if name not in metadata]:
+        raise InputError(f"{file}: its metadata lack {', '.join(missing)}; copy or train it again")
+    prefixes = {*_PARTS, *({"student"} & metadata.keys())}
+    if unexpected := [name for name in tensors if name.split(".")[0] not in prefixes]:
+        raise InputError(f"{file}: has a spare tensor {unexpected[0]!r} that belongs to no part of the model")
+    schedule = configuration.kind_from_json(SCHEDULES, metadata["schedule"], "schedule")
+    tensors = decode_weights(tensors, file)
+    network, text_encoder, autoencoder = (
+        _build_part(metadata[part], kinds, tensors, part, file) for part, kinds in _PARTS.items()
+    )
+    model = Model(
+        denoiser=Denoiser(network, schedule, metadata["prediction"], metadata["time_conditioning"]),
+        tokenizer=Tokenizer.from_json(metadata["tokenizer"]),
+        text_encoder=text_encoder,
+        autoencoder=autoencoder,
+        card=configuration.from_json(ModelCard, metadata["card"], f"{file}: card"),
+    )
+    if "student" in metadata:
+        network = _build_part(metadata["student"]["network"], NETWORKS, tensors, "student", file)
+        card = configuration.from_json(ModelCard, metadata["student"]["card"], f"{file}: student's card")
+        model.student = model.with_network(network, card)
+    return model
+
+
+def _build_part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor], part: str, file: Path) -> Any:
+    """Build one part without initial values and give it the file's tensors as its own."""
+    fields = dict(config)
+    kind = fields.pop("kind", None)
+    if kind not in kinds:
+        raise InputError(f"{file}: {part} kind {kind!r} is unknown; this unspeckle knows {', '.join(kinds)}")
+    config_class, build = kinds[kind]
+    typed_config = configuration.from_json(config_class, fields, f"{file}: {part}")
+    with NoInitialization():
+        module = build(typed_config)
+    prefix = f"{part}."
+    expected = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    check_tensors(expected, found, file)
+    module.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in found.items()}, assign=True)
+    return module.eval()
+
+
+class NoInitialization(TorchFunctionMode):
+    """Modules built inside leave their parameters as memory came: the file's tensors take their place."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return func(*args, **(kwargs or {}))
