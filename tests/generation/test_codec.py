@@ -1,0 +1,157 @@
+"""Between pictures and x: tiles that meet without a seam, half precision that does not go black."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from test_stable_diffusion_images import kept
+from test_image_tasks import picture
+from tiny_models import random_model
+from unspeckle.denoiser import Conditioning
+from unspeckle.generation.codec import decode_latents, decode_to_images, encode_images
+from unspeckle.generation.initial_latents import image_to_tensor
+from unspeckle.generation.pipeline import draw, images_with_metadata, steps
+from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.tiling import map_tiles
+from unspeckle.model_io.loading import load
+from unspeckle.output.png import max_pixel_difference
+
+
+@pytest.mark.parametrize(("high", "wide", "side"), [(64, 64, 32), (50, 90, 32), (33, 40, 32), (16, 100, 24)])
+def test_tiles_of_what_sees_no_further_than_their_margin_are_the_whole(high: int, wide: int, side: int) -> None:
+    """Convolutions that reach one place (two pixels) see in the middle of a tile what they see in the whole."""
+    torch.manual_seed(0)
+    first, second, narrow = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1), nn.Conv2d(3, 4, 2, stride=2)
+    x, shapes = torch.randn(2, 3, high, wide), []
+
+    def decode(x: torch.Tensor) -> torch.Tensor:
+        shapes.append(x.shape[2:])
+        return second(F.interpolate(first(x).tanh(), scale_factor=2.0))
+
+    with torch.no_grad():
+        whole = decode(x)
+        assert torch.allclose(map_tiles(decode, x, side, 1, 2), whole, atol=1e-5)
+        assert len(shapes) > 2 and max(max(shape) for shape in shapes[1:]) <= side
+        pixels = torch.randn(1, 3, 2 * high, 2 * wide)
+        assert torch.allclose(map_tiles(narrow, pixels, side, 2, 1), narrow(pixels), atol=1e-5)
+    assert map_tiles(lambda x: x, x, 0, 1, 1) is x and map_tiles(lambda x: x, x, 128, 1, 1) is x
+
+
+def test_tiles_of_the_embedded_autoencoder() -> None:
+    """What `docs/stable-diffusion.md` says of them: under half a level of 255 where the picture is smooth."""
+    model, pixels = load(), image_to_tensor(picture(256, 192))
+    smooth = F.avg_pool2d(F.pad(pixels, (4, 4, 4, 4), "replicate"), 9, 1)
+    x, parted = encode_images(model, smooth, list), encode_images(model, smooth, list, 128)
+    assert not torch.equal(x, parted) and (x - parted).norm() < 0.02 * x.norm()
+    apart = (decode_latents(model, x, 128) - decode_latents(model, x)).abs() * 127.5
+    assert 0 < apart.mean() < 0.5 and apart.max() < 8
+
+
+def test_tiles_of_stable_diffusions_autoencoder_are_nearer_the_whole_than_the_peers(tmp_path_factory: Any) -> None:
+    pipe, model = kept("1", tmp_path_factory)
+    x = 0.5 * torch.randn(1, 4, 64, 96, generator=torch.Generator().manual_seed(0))
+    whole = decode_latents(model, x)
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 64, 32
+    with torch.no_grad():
+        theirs = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
+    pipe.vae.disable_tiling()
+    ours = decode_latents(model, x, 64)
+    assert (ours - whole).norm() < (theirs - whole).norm() < 0.5 * whole.norm()
+
+
+def test_a_drawing_in_tiles_is_the_drawing() -> None:
+    ask = Request("a frog", size=64, steps=2)
+    assert (
+        max_pixel_difference(*(draw(random_model(), Request(**{**vars(ask), "tiles": side}))[0] for side in (0, 16)))
+        <= 1
+    )
+
+
+@pytest.mark.parametrize("what", ["decode", "encode"])
+def test_float16_that_overflows_is_asked_again_in_float32_and_says_so_once(
+    what: str, tmp_path_factory: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, model = kept("1", tmp_path_factory)
+    coder, held = model.autoencoder, {k: v.clone() for k, v in model.autoencoder.state_dict().items()}
+    half = coder.decoder if what == "decode" else coder.encoder
+    half.enter.weight.data *= 3e4  # the next norm takes it back, beyond what float16 holds
+    half.enter.bias.data[:] = 6.4e4
+    x, pixels = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), image_to_tensor(picture())
+    run = {
+        "decode": lambda: decode_latents(model, x),
+        "encode": lambda: encode_images(model, pixels, lambda: torch.zeros(())),
+    }[what]
+    try:
+        with torch.no_grad():
+            coder.half().float()  # the weights that float16 can hold
+            expected = run()
+            black = coder.half().decode(x) if what == "decode" else coder.half().posterior(pixels)[0]
+            assert not black.isfinite().all()
+            with caplog.at_level(logging.WARNING):
+                assert torch.equal(run(), expected) and torch.equal(run(), expected)
+        assert [one.getMessage() for one in caplog.records if one.name == "unspeckle"] == [
+            "the autoencoder overflows in float16; it is asked again in float32"
+        ]
+        assert expected.std() > 0.05
+    finally:
+        coder.float().load_state_dict(held)
+
+
+def test_what_is_unknown_to_an_inpainting_network_overflows_no_more_than_a_picture(tmp_path_factory: Any) -> None:
+    """Without a mask it is told of a grey picture, which the same autoencoder encodes."""
+    _, model = kept("1-inpaint", tmp_path_factory)
+    coder, held = model.autoencoder, {k: v.clone() for k, v in model.autoencoder.state_dict().items()}
+    coder.encoder.enter.weight.data *= 3e4
+    coder.encoder.enter.bias.data[:] = 6.4e4
+    try:
+        given = Conditioning(torch.zeros(2, 77, 64))
+        expected = model.complete(given, True, 7.5, (32, 32)).beside
+        with torch.no_grad():
+            assert not coder.half().encode(torch.zeros(1, 3, 32, 32)).isfinite().all()
+        found = model.complete(given, True, 7.5, (32, 32)).beside
+        assert found.shape == (2, 5, 16, 16) and found.isfinite().all()
+        assert (found - expected).norm() < 0.02 * expected.norm() and (found[:, 1:] != 0).all()
+    finally:
+        coder.float().load_state_dict(held)
+
+
+def test_bfloat16_that_overflows_is_asked_again_in_float32_packed_or_not(tmp_path: Any, tmp_path_factory: Any) -> None:
+    pipe, model = kept("1", tmp_path_factory)
+    pipe.save_pretrained(tmp_path)
+    low, x = load(tmp_path, precision="bfloat16"), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def overflow(layer: nn.Module, told: Any, out: torch.Tensor) -> torch.Tensor:
+        return out * torch.inf if out.dtype == torch.bfloat16 else out
+
+    low.autoencoder.decoder.middle[0].register_forward_hook(overflow)
+    found, expected = decode_latents(low, x), decode_latents(model, x)
+    assert 0 < (found - expected).norm() < 0.01 * expected.norm()
+
+
+def test_a_network_that_overflows_is_told_of(tmp_path_factory: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model = random_model()
+    order = resolve(model, Request("a frog", size=64, steps=1))
+    for step in steps(model, order):
+        last = step
+    images_with_metadata(order, last)
+    assert not caplog.records
+    images_with_metadata(order, last._replace(x=last.x * torch.nan))
+    assert [one.getMessage() for one in caplog.records if one.name == "unspeckle"] == [
+        "the network overflows; what it drew is grey there"
+    ]
+
+
+def test_half_precision_that_holds_stays(tmp_path_factory: Any) -> None:
+    _, model = kept("1", tmp_path_factory)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected, held = decode_to_images(model, x)[0], {k: v.clone() for k, v in model.autoencoder.state_dict().items()}
+    for dtype in (torch.float16, torch.bfloat16):
+        model.autoencoder.to(dtype)
+        assert 0 < max_pixel_difference(decode_to_images(model, x)[0], expected) < 40
+        assert next(model.autoencoder.parameters()).dtype == dtype
+        model.autoencoder.float().load_state_dict(held)

@@ -1,0 +1,181 @@
+"""Students: one file carries both, each draws what it is asked for, and the teacher's pictures do not change."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tiny_models import random_model, told_model
+from unspeckle.cli import main
+from unspeckle.denoiser import Conditioning
+from unspeckle.errors import InputError
+from unspeckle.generation.few_step import select_network, with_step_count
+from unspeckle.generation.metadata import request_from_metadata
+from unspeckle.generation.pipeline import draw, steps
+from unspeckle.generation.request import Request, resolve
+from unspeckle.model import Model
+from unspeckle.model_io.loading import load
+from unspeckle.model_io.model_file import save
+from unspeckle.output.png import image_metadata, max_pixel_difference
+from unspeckle.training.distillation_task import init_student
+
+
+def taught() -> Model:
+    """A random teacher with a random student."""
+    teacher = random_model()
+    network = init_student(teacher)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    card = replace(teacher.card, steps=4, sampler="ddim", grid="shifted", scale=1.0, few=(1, 2, 4))
+    teacher.student = teacher.with_network(network.eval(), card)
+    return teacher
+
+
+def test_a_beginner_computes_what_its_teacher_does_whatever_it_is_told() -> None:
+    teacher = random_model()
+    student = teacher.with_network(init_student(teacher), teacher.card)
+    x, t = torch.randn(3, 3, 16, 16), torch.tensor([0.2, 0.7, 1.0])
+    given = teacher.text_encoder(teacher.tokenizer.encode(["a frog", "two red frogs", ""]))
+    told_it = with_step_count(given, torch.tensor([1, 2, 4]))
+    assert torch.equal(told_it.vector[:, -1], torch.tensor([0.0, 1.0, 2.0]))
+    assert torch.allclose(student.denoiser(x, t, told_it), teacher.denoiser(x, t, given), atol=1e-5)
+
+
+def test_told_where_nothing_else_was() -> None:
+    given = with_step_count(Conditioning(torch.zeros(2, 3, 4)), torch.tensor([8, 1]))
+    assert given.vector.tolist() == [[3.0], [0.0]]
+
+
+def test_one_file_carries_both_and_either_alone(tmp_path: Path) -> None:
+    both, teacher = taught(), random_model()
+    save(both, tmp_path / "both.safetensors")
+    save(both.student, tmp_path / "student.safetensors")
+    again, alone = load(tmp_path / "both.safetensors"), load(tmp_path / "student.safetensors")
+    assert (again.hash, again.card, again.student.card) == (both.hash, both.card, both.student.card)
+    assert again.state_dict().keys() == both.state_dict().keys()
+    assert all(torch.equal(tensor, both.state_dict()[name]) for name, tensor in again.state_dict().items())
+    many, few = Request("a frog", seed=3), Request("a frog", seed=3, steps=2)
+    assert draw(again, many)[0].tobytes() == draw(teacher, many)[0].tobytes()
+    assert draw(again, few)[0].tobytes() == draw(alone, few)[0].tobytes() != draw(teacher, few)[0].tobytes()
+    again.student = None
+    assert again.hash == teacher.hash != both.hash
+
+
+def test_a_hash_tells_all_that_decides_a_students_pictures() -> None:
+    usual, unbounded = taught(), taught()
+    unbounded.student.card = replace(unbounded.student.card, clamp=False)
+    assert unbounded.hash != usual.hash
+
+
+def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from test_model_file import contents, refusal, written
+
+    path = tmp_path / "both.safetensors"
+    save(taught(), path)
+    said, tensors = contents(path)
+    name = "student.enter.weight"
+    assert f"lacks the tensor '{name}'" in refusal(written(path, said, {k: v for k, v in tensors.items() if k != name}))
+    assert "spare tensor 'student.more'" in refusal(written(path, said, {**tensors, "student.more": torch.ones(1)}))
+    without = {k: v for k, v in said.items() if k != "student"}
+    assert "spare tensor 'student." in refusal(written(path, without, tensors))
+    for broken in (3, {}, {"network": said["network"], "card": {}}):
+        assert "\n" not in refusal(written(path, {**said, "student": broken}, tensors))
+    save_file(tensors, path)
+    assert "or one of ours" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("ask", "by_student"),
+    [
+        (Request(steps=1), True),
+        (Request(steps=4), True),
+        (Request(steps=4, guidance_scale=1.0, sampler="ddim", timestep_spacing="shifted"), True),
+        (Request(), False),
+        (Request(steps=3), False),
+        (Request(steps=4, guidance_scale=5.0), False),
+        (Request(steps=4, sampler="heun"), False),
+        (Request(steps=4, timestep_spacing="uniform"), False),
+        (Request(steps=4, negative_prompt="a pizza"), False),
+    ],
+)
+def test_who_draws(ask: Request, by_student: bool) -> None:
+    model = taught()
+    assert (select_network(model, ask).network is model.student.network) == by_student
+    order = resolve(model, ask)
+    assert (order.guidance_scale == 1.0 and order.timestep_spacing == "shifted") == by_student
+    assert (select_network(model, order).network is model.student.network) == by_student
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("--steps 4", ""),
+        ("--steps 3 --negative red", ""),
+        ("--negative red", ""),
+        ("--steps 4 --negative red", "negative words"),
+        ("--steps 2 --scale 3", "scale 3.0"),
+        ("--steps 1 --rescale 0.5", "rescale set"),
+    ],
+)
+def test_a_teacher_that_draws_in_its_students_steps_says_why(
+    options: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(taught(), tmp_path / "both.safetensors")
+    line = ["draw", "a frog", "-m", str(tmp_path / "both.safetensors"), "-o", str(tmp_path), *options.split()]
+    assert main(line) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "teacher" in line]
+    assert [line.split(":")[0] for line in said] == [why] * bool(why)
+
+
+def test_a_students_picture_is_replayed_by_its_student() -> None:
+    model = taught()
+    picture = draw(model, Request("a frog", seed=5, count=2, steps=2))[1]
+    again, place = request_from_metadata(image_metadata(picture))
+    assert max_pixel_difference(draw(model, again)[place], picture) == 0
+    assert resolve(model, again) == resolve(model, Request("a frog", seed=5, count=2, steps=2))
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (Request(steps=3), "distilled to 1, 2, 4 steps"),
+        (Request(guidance_scale=3.0), "scale 3.0: this model was distilled"),
+        (Request(negative_prompt="a pizza", steps=2), "negative words"),
+        (Request(sampler="heun"), "sampler 'heun'"),
+    ],
+)
+def test_a_student_alone_refuses_what_it_cannot(ask: Request, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        steps(taught().student, ask)
+
+
+def test_a_student_is_told_its_steps_and_follows_the_law() -> None:
+    """A student that answers with log2 of its steps must draw that grey, in exactly so many calls."""
+    model = told_model()
+
+    class Hears(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config, self.calls = model.network.config, 0
+            self.one = torch.nn.Parameter(torch.ones(()))
+
+        def prepare(self, given: Conditioning) -> Conditioning:
+            return given._replace(prepared=True)
+
+        def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
+            self.calls += 1
+            return given.vector[:, -1].view(-1, 1, 1, 1).expand_as(x) / 2
+
+    network = Hears()
+    model.student = model.with_network(network, replace(model.card, few=(1, 2, 4), sampler="ddim", grid="shifted"))
+    for count in (1, 2, 4):
+        network.calls = 0
+        for step in steps(model, Request("0.3", seed=1, count=2, steps=count)):
+            last = step
+        assert network.calls == count
+        assert torch.allclose(last.x, torch.tensor(count).log2() / 2, atol=1e-6)

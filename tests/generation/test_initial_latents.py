@@ -1,0 +1,220 @@
+"""Drawings that start later than at noise: from a picture, under a mask, toward another seed, at a larger size."""
+
+import math
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from test_image_tasks import mask, picture
+from tiny_models import random_model, told_model
+from unspeckle.errors import InputError
+from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.metadata import image_fingerprint, request_from_metadata
+from unspeckle.generation.pipeline import split_into_batches, draw, draw_prompts, steps
+from unspeckle.generation.request import Request, resolve
+from unspeckle.model import Model
+from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig
+from unspeckle.output.png import image_metadata, max_pixel_difference
+from unspeckle.rng import noise_from_seeds
+from unspeckle.samplers import SAMPLERS
+from unspeckle.schedule import VESchedule
+
+
+def every(model: Model, ask: Request) -> list[Any]:
+    return list(steps(model, ask))
+
+
+def known(model: Model, image: Image.Image) -> Tensor:
+    data = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return model.autoencoder.encode(data)
+
+
+def latent_model() -> Model:
+    """Random, with a random autoencoder of four pixels a place."""
+    model = random_model()
+    torch.manual_seed(1)
+    model.autoencoder = LatentAutoencoder(
+        LatentAutoencoderConfig(latent_channels=3, downsampling_factor=4, widths=(16, 16), blocks_per_level=1)
+    ).eval()
+    model.card = replace(model.card, clamp=False, size=(32, 32))
+    return model
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.3, 0.55, 0.8, 0.999, 1.0])
+def test_the_strength_says_how_many_of_the_steps_are_taken(strength: float) -> None:
+    model = told_model()
+    ask = Request("0.5", image=picture(), strength=strength, steps=20)
+    times = [float(step.t) for step in every(model, ask)]
+    whole = [float(step.t) for step in every(model, replace(ask, image=None, strength=None))]
+    assert len(times) == int(20 * strength) + 1 == resolve(model, ask).total_steps + 1
+    assert times == whole[-len(times) :]
+
+
+@pytest.mark.parametrize("schedule", ["flow", "ve"])
+def test_a_later_start_is_the_picture_with_its_noise(schedule: str) -> None:
+    model, image = told_model(), picture()
+    if schedule == "ve":
+        model.denoiser.schedule = VESchedule(sigma_max=40.0)
+    first = every(model, Request("0.5", seed=9, count=2, image=image, strength=0.6))[0]
+    alpha, sigma = model.denoiser.schedule(first.t)
+    expected = alpha.float() * known(model, image) + sigma.float() * noise_from_seeds([9, 10], (3, 16, 16))(-1, 0)
+    assert torch.allclose(first.x, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_a_mask_bounds_what_is_painted(sampler: str, strength: float) -> None:
+    """A denoiser that always says one grey: that grey under the mask, elsewhere the picture, exactly; and the network
+    sees the rest of the picture with one and the same noise at every time."""
+    model, image, seen = told_model(), picture(), []
+    network = model.denoiser.network
+    real = network.forward
+    network.forward = lambda x, clock, given: seen.append((x, clock[0].double())) or real(x, clock, given)
+    ask = Request("0.375", seed=5, count=2, sampler=sampler, image=image, mask=mask(), strength=strength)
+    last = every(model, ask)[-1]
+    assert torch.allclose(last.x[..., 8:], torch.full_like(last.x[..., 8:], 0.375), atol=1e-6)
+    assert torch.equal(last.x[..., :8], known(model, image)[..., :8].expand(2, -1, -1, -1))
+    fresh = noise_from_seeds([5, 6], (3, 16, 16))(-1, 0)
+    for place, (x, t) in enumerate(seen):
+        alpha, sigma = (1 - t, t) if place or strength < 1 else (0, 1)
+        shown = (alpha * known(model, image) + sigma * fresh)[..., :8].float()
+        assert torch.allclose(x[..., :8], shown, atol=1e-5)
+
+
+def test_pixels_outside_the_mask_are_those_of_the_picture() -> None:
+    model, image = latent_model(), picture(32, 32)
+    ask = Request("a frog", seed=1, count=2, image=image, mask=mask(32, 32))
+    before = np.asarray(image, dtype=int)
+    for drawn in draw(model, ask):
+        after = np.asarray(drawn, dtype=int)
+        assert (after[:, :16] == before[:, :16]).all() and np.abs(after - before)[:, 16:].mean() > 10
+    plain, pasted = draw(model, replace(ask, paste=False))[0], draw(model, ask)[0]
+    assert max_pixel_difference(plain.crop((16, 0, 32, 32)), pasted.crop((16, 0, 32, 32))) == 0
+    assert max_pixel_difference(plain.crop((0, 0, 16, 32)), pasted.crop((0, 0, 16, 32))) > 0
+    soft = Image.fromarray(np.linspace(0, 255, 32).astype(np.uint8)[None].repeat(32, 0))
+    mixed = np.asarray(draw(model, replace(ask, mask=soft))[0], dtype=float)
+    alone = np.asarray(draw(model, replace(ask, mask=soft, paste=False))[0], dtype=float)
+    share = np.asarray(soft, dtype=float)[..., None] / 255
+    assert np.abs(mixed - (share * alone + (1 - share) * before)).max() <= 1
+
+
+def test_a_picture_is_drawn_at_its_own_size_or_shrunk_to_the_models() -> None:
+    model = random_model()  # of 16 px, multiples of 4
+    for sides, size in (((16, 16), (16, 16)), ((30, 33), (28, 32)), ((320, 80), (32, 16)), ((5, 16), (16, 16))):
+        assert resolve(model, Request(image=picture(*sides))).size == size
+    wide = Request("a frog", image=picture(48, 24), size=(16, 16), strength=0.01, steps=100)
+    assert resolve(model, wide).size == (16, 16)
+    middle = ImageOps.fit(picture(48, 24), (16, 16), Image.Resampling.LANCZOS)
+    drawn = draw(model, replace(wide, scale=1.0))[0]
+    assert np.abs(np.asarray(drawn, dtype=int) - np.asarray(middle, dtype=int)).mean() < 12
+
+
+def test_variations_lead_from_one_seed_to_another() -> None:
+    model = random_model()
+    base = Request("a frog", seed=3, variation_seed=20)
+    here, there = (draw(model, Request("a frog", seed=seed))[0] for seed in (3, 20))
+    assert max_pixel_difference(draw(model, replace(base, variation_strength=0.0))[0], here) == 0
+    assert max_pixel_difference(draw(model, replace(base, variation_strength=1.0))[0], there) <= 1
+    x = [every(model, replace(base, variation_strength=share))[0].x.flatten() for share in (0.0, 0.25, 0.5, 1.0)]
+    angles = [math.acos(float(F.cosine_similarity(x[0], other, dim=0))) for other in x[1:]]
+    assert angles[0] == pytest.approx(angles[2] / 4, rel=0.05) and angles[1] == pytest.approx(angles[2] / 2, rel=0.05)
+    assert all(0.9 < float(one.std()) < 1.1 for one in x)
+    row = draw(model, replace(base, count=3))
+    for i, drawn in enumerate(row):
+        assert max_pixel_difference(drawn, draw(model, replace(base, variation=20 + i))[0]) <= 8
+        assert (image_metadata(drawn)["seed"], image_metadata(drawn)["variation"]) == (3, 20 + i)
+    assert max_pixel_difference(row[0], row[1]) > 30
+    assert max_pixel_difference(draw(model, replace(base, variation=3))[0], here) <= 1  # toward itself
+
+
+@pytest.mark.parametrize("upscaler", ["lanczos", "latent"])
+def test_hires_goes_on_from_the_enlarged_picture(upscaler: str) -> None:
+    model = random_model()
+    ask = Request("a frog", seed=3, count=2, hires_size=(32, 24), upscaler=upscaler, strength=0.5)
+    plain, both = every(model, replace(ask, hires=None, strength=None)), every(model, ask)
+    assert len(both) == 5 + 3 == resolve(model, ask).total_steps + 1
+    assert all(torch.equal(one.x, other.x) for one, other in zip(plain, both, strict=False))
+    if upscaler == "latent":
+        large = F.interpolate(plain[-1].x, (32, 32), mode="bilinear")[:, :, 4:28]
+    else:
+        large = torch.cat([
+            known(model, ImageOps.fit(one, (32, 24), Image.Resampling.LANCZOS)) for one in decode_to_images(model, plain[-1].x)
+        ])  # fmt: skip
+    expected = 0.5 * large + 0.5 * noise_from_seeds([3, 4], (3, 24, 32))(-1, 0)
+    assert torch.allclose(both[5].x, expected, atol=1e-5)
+    assert [one.size for one in draw(model, ask)] == [(32, 24)] * 2
+    assert [order.count for order in split_into_batches(model, replace(ask, hires=256))] == [1, 1]
+
+
+def test_many_go_on_from_a_picture_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[draw.__module__], "TOGETHER", {"cpu": 3 * 16 * 16})
+    model, ask = (
+        random_model(steps=12),
+        Request(image=picture(), mask=mask(), strength=0.5, sampler="euler_a", variation_seed=9),
+    )
+    prompts = ["a [frog:rabbit:0.5]", "two red frogs", "a frog AND a pizza", "a frog", "[a|b]"]
+    for drawn, words, seed in zip(draw_prompts(model, prompts, range(5), ask), prompts, range(5), strict=True):
+        alone = draw(model, replace(ask, prompt=words, seed=seed, paste=False))[0]
+        apart = np.abs(np.asarray(alone, dtype=int) - np.asarray(drawn, dtype=int))
+        assert apart.mean() <= 0.5 and apart.max() <= 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image": picture(), "strength": 0.7},
+        {"image": picture(), "mask": mask(), "paste": False},
+        {"variation": 2**63, "variation_strength": 0.3, "count": 3},
+        {"hires": 32, "upscaler": "latent", "tiles": 64},
+    ],
+)
+def test_a_record_gives_its_ask_again(changes: dict[str, Any]) -> None:
+    model, ask = random_model(steps=2), Request("a frog", seed=7, **changes)
+    for place, image in enumerate(draw(model, ask)):
+        said = image_metadata(image)
+        again, found = request_from_metadata(said)
+        assert ("image" in said, "mask" in said) == ("image" in changes, "mask" in changes)
+        if "image" in changes:
+            assert said["image"] == image_fingerprint(picture()) != image_fingerprint(picture(16, 32))
+            again = replace(again, image=ask.image, mask=ask.mask)
+        assert (resolve(model, again), found) == (resolve(model, ask), place)
+    assert not {"paste", "strength", "upscaler", "clip_skip", "tiles"} & set(image_metadata(draw(model, Request())[0]))
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (Request(strength=0.5), "give image or hires"),
+        (Request(image=picture(), strength=0), "strength 0: must be over 0"),
+        (Request(image=picture(), strength=1.5), "strength 1.5"),
+        (Request(image=picture(), strength="much"), "strength 'much'"),  # type: ignore[arg-type]
+        (Request(image=picture(), strength=0.1, steps=5), "leaves none of 5 steps"),
+        (Request(image="photo.png"), "image: must be a picture"),  # type: ignore[arg-type]
+        (Request(mask=mask()), "mask: there is no picture"),
+        (Request(image=picture(32, 32), mask=mask()), "mask: is 16x16, the image 32x32"),
+        (Request(image=picture(), mask=Image.new("L", (16, 16))), "nothing in it is white"),
+        (Request(image=picture(), hires_size=32), "hires: does not go with an image"),
+        (Request(hires_size=16), "hires 16x16: is not larger than the size 16x16"),
+        (Request(hires_size=(32, 8)), "the nearest that fits is 32x16"),
+        (Request(hires_size=31), "hires 31x31"),
+        (Request(upscaler="magic"), "choose one of lanczos, latent"),
+        (Request(variation_seed=-1), "variation -1"),
+        (Request(variation_seed=2**64 - 1, count=2), "variation 18446744073709551615 with count 2"),
+        (Request(variation_seed=1, variation_strength=2), "variation_strength 2"),
+        (Request(clip_skip=2), "without CLIP"),
+        (Request(clip_skip=0), "clip_skip 0"),
+        (Request(tile_size=8), "tiles 8: must be a side of at least 16"),
+        (Request(tile_size=True), "tiles True"),
+    ],
+)
+def test_asks_that_cannot_be_drawn(ask: Request, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        steps(random_model(), ask)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
