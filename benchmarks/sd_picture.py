@@ -187,7 +187,7 @@ def decode(folder: Path, rounds: int) -> None:
     keep_freed_memory()
     exact, low = unspeckle.load(folder), unspeckle.load(folder, precision="bfloat16")
     vae = pipeline(folder).vae.to(memory_format=torch.channels_last)
-    scale = exact.autoencoder.config.scale
+    scale = exact.autoencoder.config.scaling_factor
     z = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
     like: Any = {"memory_format": torch.channels_last}
     calls = {

@@ -21,8 +21,8 @@ def off(one: Tensor, other: Tensor) -> float:
 def anew(kernel: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The kernel asked anew, on a processor that has no AMX even where it has: elsewhere it is not used."""
     known, threads = compiling.cpu_features() - {"amx_bf16"}, torch.get_num_threads()
-    monkeypatch.setattr(kernel, "processor", lambda: known)
-    kernel._kernel.cache_clear()
+    monkeypatch.setattr(kernel, "cpu_features", lambda: known)
+    kernel._load_kernel.cache_clear()
     yield
     torch.set_num_threads(threads)
-    kernel._kernel.cache_clear()
+    kernel._load_kernel.cache_clear()

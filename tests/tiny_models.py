@@ -89,7 +89,7 @@ class Numbers:
     def encode(self, captions: list[str]) -> Tensor:
         return torch.tensor([[round(1000 * float(words or 0))] for words in captions])
 
-    def unknown(self, prompt: str) -> list[str]:
+    def unknown_words(self, prompt: str) -> list[str]:
         return []
 
 

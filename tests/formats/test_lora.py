@@ -238,9 +238,9 @@ def test_names_of_the_first_processors(whole: Any, tmp_path: Path) -> None:
             held |= {f"{name.format(letter)}.down.weight": down.clone(), f"{name.format(letter)}.up.weight": up.clone()}
         save_file(held, tmp_path / "old.safetensors")
         read = dict(lora_file.read_lora(tmp_path / "old.safetensors", model).items())
-        base = "network.down.0.transformer.layers.0.itself"
-        assert read.keys() == {f"{base}.query", f"{base}.out"} and torch.equal(
-            read[f"{base}.out"].weight_delta(), up @ down
+        base = "network.down_blocks.0.transformer.layers.0.self_attn"
+        assert read.keys() == {f"{base}.to_q", f"{base}.to_out"} and torch.equal(
+            read[f"{base}.to_out"].weight_delta(), up @ down
         )
     name, file = "text_encoder.text_model.encoder.layers.1.self_attn.to_out_lora", tmp_path / "old.safetensors"
     save_file({f"{name}.down.weight": torch.randn(2, 64), f"{name}.up.weight": torch.randn(64, 2)}, file)

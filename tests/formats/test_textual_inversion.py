@@ -91,7 +91,7 @@ def test_a_word_of_several_vectors_stands_for_its_characters(pair: Any, tmp_path
     _, model = pair("1")
     save_file({"emb_params": torch.randn(3, 64)}, tmp_path / "frogling.safetensors")
     textual_inversion.add_embeddings(model, [tmp_path / "frogling.safetensors"])
-    ids, spans = model.tokenizer.encode(["a frogling frog"])[0, 0], model.tokenizer.spans("a frogling frog")
+    ids, spans = model.tokenizer.encode(["a frogling frog"])[0, 0], model.tokenizer.character_spans("a frogling frog")
     assert ids[2:5].tolist() == [stable.TOKENS, stable.TOKENS + 1, stable.TOKENS + 2]
     assert spans[1:6] == [(0, 1), (2, 10), (2, 10), (2, 10), (11, 15)]
     assert stable.TOKENS not in model.tokenizer.encode(["froglings afrogling"])  # only the word itself

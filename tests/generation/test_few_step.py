@@ -78,7 +78,7 @@ def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
     path = tmp_path / "both.safetensors"
     save(taught(), path)
     said, tensors = contents(path)
-    name = "student.enter.weight"
+    name = "student.conv_in.weight"
     assert f"lacks the tensor '{name}'" in refusal(written(path, said, {k: v for k, v in tensors.items() if k != name}))
     assert "spare tensor 'student.more'" in refusal(written(path, said, {**tensors, "student.more": torch.ones(1)}))
     without = {k: v for k, v in said.items() if k != "student"}

@@ -16,7 +16,7 @@ from unspeckle.networks.layers import multi_head_attention
 @pytest.fixture(autouse=True, params=["avx512", "amx"])
 def _anew(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Either kernel, whatever this processor has: the one for AMX runs without it too."""
-    monkeypatch.setattr(kernel, "processor", lambda: frozenset({"amx_bf16"} if request.param == "amx" else ()))
+    monkeypatch.setattr(kernel, "cpu_features", lambda: frozenset({"amx_bf16"} if request.param == "amx" else ()))
     kernel._load_kernel.cache_clear()
     threads = torch.get_num_threads()
     yield
@@ -138,7 +138,7 @@ def test_the_plain_way_where_there_is_no_kernel(without: str, tmp_path: Path, mo
     if without == "leave":
         monkeypatch.setenv("UNSPECKLE_KERNELS", "0")
     if without == "processor":
-        monkeypatch.setattr(compiling, "processor", lambda: frozenset({"sse2"}))
+        monkeypatch.setattr(compiling, "cpu_features", lambda: frozenset({"sse2"}))
     query, key, value = given(2, 30, 300, 64)
     assert kernel.attention_kernel(query, key, value, 2) is None
     assert off(multi_head_attention(query, key, value, 2), exact(query, key, value, 2)) < 0.01
@@ -149,5 +149,5 @@ def test_the_plain_way_where_there_is_no_kernel(without: str, tmp_path: Path, mo
 def test_a_kernel_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel._load_kernel.cache_clear()
     right = kernel._run_kernel
-    monkeypatch.setattr(kernel, "_run", lambda *given: 1.05 * right(*given))
+    monkeypatch.setattr(kernel, "_run_kernel", lambda *given: 1.05 * right(*given))
     assert kernel._load_kernel() is None

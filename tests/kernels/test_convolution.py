@@ -163,7 +163,7 @@ def test_an_exit_reads_what_was_normalised() -> None:
     z = random(1, 4, 9, 7)
     exact, plain = filled(VAEDecoder(config))(z), filled(VAEDecoder(config)).to(LOW)(z.to(LOW))
     low = cast_for_inference(filled(VAEDecoder(config)), LOW)
-    assert isinstance(low.leave, FusedNormConv) and off(low(z.to(LOW)), exact) < 1.1 * off(plain, exact)
+    assert isinstance(low.conv_out, FusedNormConv) and off(low(z.to(LOW)), exact) < 1.1 * off(plain, exact)
     assert off(low.float()(z), exact) < 1e-2
 
 
@@ -173,7 +173,7 @@ def test_the_plain_way_where_it_does_not_pay(without: str, monkeypatch: pytest.M
     if without == "kernel":
         monkeypatch.setenv("UNSPECKLE_KERNELS", "0")
     else:
-        monkeypatch.setattr(convolution, "processor", lambda: frozenset({"amx_bf16"}))
+        monkeypatch.setattr(convolution, "cpu_features", lambda: frozenset({"amx_bf16"}))
     layer = filled(nn.Sequential(nn.Conv2d(32, 32, 3, padding=1)))
     assert not is_fusable(layer[0]) and not any(is_fusable(block) for block in blocks())  # type: ignore[index]
     if can_pack():
@@ -194,7 +194,7 @@ def test_what_is_no_such_convolution_is_left() -> None:
 @needs_kernel
 def test_a_kernel_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     right = convolution._run_convolution
-    monkeypatch.setattr(convolution, "_run", lambda *given: 1.05 * right(*given))
+    monkeypatch.setattr(convolution, "_run_convolution", lambda *given: 1.05 * right(*given))
     assert convolution._load_kernel() is None and not convolution.has_conv_kernel()
 
 

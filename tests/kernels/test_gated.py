@@ -86,7 +86,7 @@ def test_the_plain_way_where_it_does_not_pay(without: str, monkeypatch: pytest.M
     elif without == "products":
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     else:
-        monkeypatch.setattr(gated, "processor", lambda: frozenset({"amx_bf16"}))
+        monkeypatch.setattr(gated, "cpu_features", lambda: frozenset({"amx_bf16"}))
     assert not gated.has_geglu_kernel()
     if can_pack():
         assert not PackedFeedForward(GatedFeedForward(32), LOW).uses_kernel
@@ -95,5 +95,5 @@ def test_the_plain_way_where_it_does_not_pay(without: str, monkeypatch: pytest.M
 @needs_kernel
 def test_a_kernel_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     right = gated._run_kernel
-    monkeypatch.setattr(gated, "_run", lambda *given: 1.05 * right(*given))
+    monkeypatch.setattr(gated, "_run_kernel", lambda *given: 1.05 * right(*given))
     assert gated._load_kernel() is None and not gated.has_geglu_kernel()

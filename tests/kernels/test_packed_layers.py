@@ -89,7 +89,7 @@ def test_a_whole_network(projection: str) -> None:
     generator = torch.Generator().manual_seed(2)
     x, words = torch.randn(2, 4, 16, 8, generator=generator), torch.randn(2, 77, 48, generator=generator)
     clock = torch.tensor([3.0, 800.0])
-    config = replace(UNET, projection=projection)
+    config = replace(UNET, transformer_projection=projection)
     network = filled(UNet(config))
     exact = network(x, clock, Conditioning(words))
     plain = filled(UNet(config)).to(LOW)(x.to(LOW), clock, Conditioning(words.to(LOW)))

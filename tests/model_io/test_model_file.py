@@ -114,7 +114,7 @@ def test_a_model_that_cannot_be_stored_leaves_the_old_file(tmp_path: Path) -> No
 
 def test_strict_about_tensors(tmp_path: Path) -> None:
     said, tensors = contents(saved(tmp_path))
-    path, name = tmp_path / "bad.safetensors", "network.enter.weight"
+    path, name = tmp_path / "bad.safetensors", "network.conv_in.weight"
     without = {k: v for k, v in tensors.items() if k != name}
     assert f"lacks the tensor '{name}'" in refusal(written(path, said, without))
     assert "spare tensor 'network.more'" in refusal(written(path, said, {**tensors, "network.more": torch.ones(1)}))
@@ -125,7 +125,7 @@ def test_strict_about_tensors(tmp_path: Path) -> None:
     assert "not finite" in refusal(written(path, said, {**tensors, name: hollow}))
     assert "torch.int64" in refusal(written(path, said, {**tensors, name: tensors[name].long()}))
     large = torch.full_like(tensors[name], 3e38)  # whose sum is not finite
-    assert load(written(path, said, {**tensors, name: large})).network.state_dict()["enter.weight"].max() > 2e38
+    assert load(written(path, said, {**tensors, name: large})).network.state_dict()["conv_in.weight"].max() > 2e38
 
 
 def test_strict_about_configuration(tmp_path: Path) -> None:

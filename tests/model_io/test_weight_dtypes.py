@@ -67,7 +67,7 @@ def test_pictures_hardly_change(tmp_path: Path) -> None:
 
 def test_int8_is_read_strictly(tmp_path: Path) -> None:
     said, tensors = contents(saved(tmp_path, "int8"))
-    path, name = tmp_path / "bad.safetensors", "network.enter.weight"
+    path, name = tmp_path / "bad.safetensors", "network.conv_in.weight"
     scale = name + SCALE_SUFFIX
     assert f"lacks the tensor '{scale}'" in refusal(
         written(path, said, {k: v for k, v in tensors.items() if k != scale})

@@ -119,12 +119,12 @@ def test_denoising_does_not_move_it(config: NetworkConfig) -> None:
 @BOTH
 @pytest.mark.parametrize("draft", [0, 1])
 def test_without_it_the_network_is_as_it_was(draft: int, config: NetworkConfig) -> None:
-    network = awake(replace(config, draft=draft))
+    network = awake(replace(config, coarse_predictor_layers=draft))
     assert network.conv_in.in_channels == (4 if draft else 2)
-    assert any(name.startswith("draft.") for name in network.state_dict()) == bool(draft)
+    assert any(name.startswith("coarse_predictor.") for name in network.state_dict()) == bool(draft)
 
 
 @BOTH
 def test_it_takes_the_place_of_other_channels_beside(config: NetworkConfig) -> None:
     with pytest.raises(ValueError, match="one of the two"):
-        build_network(replace(config, beside=4))
+        build_network(replace(config, concat_channels=4))

@@ -92,7 +92,7 @@ def test_untrained_network_says_nothing() -> None:
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_the_network_sees_every_pixel_at_its_place(patch: int) -> None:
-    network = awake(UNetConfig(**{**vars(SMALL), "patch": patch}))
+    network = awake(UNetConfig(**{**vars(SMALL), "patch_size": patch}))
     x = torch.randn(1, 3, 32, 32, requires_grad=True)
     network(x, torch.tensor([0.5]), given(1))[0, 0, 9, 20].backward()
     reach = x.grad[0].abs().amax(0)

@@ -18,15 +18,15 @@ _S = UNetConfig(
 )  # fmt: skip
 OURS = {
     "1": UNetConfig(**{**vars(_S), "width": 32, "projection": "conv", "heads": 8}),
-    "1-inpaint": UNetConfig(**{**vars(_S), "width": 32, "projection": "conv", "heads": 8, "beside": 5}),
+    "1-inpaint": UNetConfig(**{**vars(_S), "width": 32, "projection": "conv", "heads": 8, "concat_channels": 5}),
     "1-lcm": UNetConfig(**{**vars(_S), "width": 32, "projection": "conv", "heads": 8, "guidance_width": 12}),
     "2": _S,
-    "xl": UNetConfig(**{**vars(_S), "depths": (0, 2), "middle_depth": 2, "text_width": 192, "vector_width": 112}),
+    "xl": UNetConfig(**{**vars(_S), "transformer_depths": (0, 2), "mid_transformer_depth": 2, "text_width": 192, "vector_width": 112}),
     "xl-inpaint": UNetConfig(
-        **{**vars(_S), "depths": (0, 2), "middle_depth": 2, "text_width": 192, "vector_width": 112, "beside": 5}
+        **{**vars(_S), "transformer_depths": (0, 2), "mid_transformer_depth": 2, "text_width": 192, "vector_width": 112, "concat_channels": 5}
     ),
     "xl-refiner": UNetConfig(
-        **{**vars(_S), "multipliers": (1, 1, 2), "depths": (0, 2, 0), "middle_depth": 2, "sees_itself": (True,) * 3,
+        **{**vars(_S), "channel_multipliers": (1, 1, 2), "transformer_depths": (0, 2, 0), "mid_transformer_depth": 2, "self_attention": (True,) * 3,
            "text_width": 128, "vector_width": 104},
     ),
 }  # fmt: skip

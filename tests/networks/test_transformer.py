@@ -184,7 +184,7 @@ def test_untrained_network_says_nothing() -> None:
 @pytest.mark.parametrize("widths", [(16,), (12, 16), (8, 12, 16)])
 @pytest.mark.parametrize("size", [(16, 16), (24, 40)])
 def test_every_place_sees_every_pixel_and_its_own_most(widths: tuple[int, ...], size: tuple[int, int]) -> None:
-    network = awake(replace(SMALL, widths=widths, layers=(1,) * len(widths)))
+    network = awake(replace(SMALL, widths=widths, depths=(1,) * len(widths)))
     high, wide = size
     assert high % network.config.size_multiple == wide % network.config.size_multiple == 0
     x = torch.randn(1, 3, high, wide, requires_grad=True)

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.skipif(not can_quantize(), reason="a processor or a tor
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """By our kernels, and without them."""
     if request.param == "torch":
-        monkeypatch.setattr(quantize, "_kernel", lambda: None)
+        monkeypatch.setattr(quantize, "_load_kernel", lambda: None)
     elif quantize._load_kernel() is None:
         pytest.skip("no compiler, or a processor without bfloat16")
     yield request.param
@@ -104,7 +104,7 @@ def test_every_count_of_threads_says_the_same() -> None:
     assert all(map(torch.equal, *said))
 
 
-@pytest.mark.parametrize("part", ["_rows", "_gated", "_whole", "_scaled"])
+@pytest.mark.parametrize("part", ["_torch_quantize_rows", "_torch_quantize_geglu", "_torch_quantize_tensor", "_torch_scale_rows"])
 def test_a_kernel_that_disagrees_is_not_used(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if quantize._load_kernel() is None:
         pytest.skip("no compiler, or a processor without bfloat16")
@@ -180,7 +180,7 @@ def kinds(module: nn.Module) -> set[type]:
 @pytest.mark.parametrize("projection", ["conv", "linear", "none"])
 def test_a_whole_network(projection: str, way: str) -> None:
     x, words, clock = noise(2, 4, 16, 8), noise(2, 77, 48, seed=3), torch.tensor([3.0, 800.0])
-    config = replace(UNET, projection=projection)
+    config = replace(UNET, transformer_projection=projection)
     exact = filled(UNet(config))(x, clock, Conditioning(words))
     low = cast_for_inference(filled(UNet(config)), LOW)(x.to(LOW), clock, Conditioning(words.to(LOW)))
     network = cast_for_inference(quantize_layers(filled(UNet(config))), LOW)
@@ -193,7 +193,7 @@ def test_a_whole_network(projection: str, way: str) -> None:
         for name, one in network.named_modules()
         if type(one).__name__.startswith(("Packed", "Fused"))
     }
-    assert left >= {"enter", "leave", "time1", "time2", "shrink", "grow"}
+    assert left >= {"conv_in", "conv_out", "time_embed_1", "time_embed_2", "downsamplers", "upsamplers"}
 
 
 @torch.no_grad()
@@ -210,11 +210,11 @@ def test_the_other_kind_of_network() -> None:
 
 @torch.no_grad()
 def test_a_draft_is_made_once_and_stays(way: str) -> None:
-    low = cast_for_inference(filled(UNet(replace(UNET, draft=1))), LOW)
-    least = cast_for_inference(quantize_layers(filled(UNet(replace(UNET, draft=1)))), LOW)
+    low = cast_for_inference(filled(UNet(replace(UNET, coarse_predictor_layers=1))), LOW)
+    least = cast_for_inference(quantize_layers(filled(UNet(replace(UNET, coarse_predictor_layers=1)))), LOW)
     given = Conditioning(noise(2, 77, 48, seed=3).to(LOW))
-    assert isinstance(low.draft, nn.Module) and isinstance(least.draft, nn.Module) and QuantizedLinear in kinds(least)
-    assert torch.equal(low.draft(given), least.draft(given))
+    assert isinstance(low.coarse_predictor, nn.Module) and isinstance(least.coarse_predictor, nn.Module) and QuantizedLinear in kinds(least)
+    assert torch.equal(low.coarse_predictor(given), least.coarse_predictor(given))
 
 
 @torch.no_grad()
@@ -284,7 +284,7 @@ def test_it_is_never_chosen_for_anybody_and_refused_where_there_is_none(monkeypa
     assert resolve_precision(AUTO, "cpu") == "bfloat16"
     with pytest.raises(InputError, match="--precision int8: is for processors, not for cuda; choose bfloat16"):
         check_precision("int8", "cuda")
-    monkeypatch.setattr("unspeckle.quantization.int8_layers.processor", lambda: frozenset({"sse2"}))
+    monkeypatch.setattr("unspeckle.quantization.int8_layers.cpu_features", lambda: frozenset({"sse2"}))
     model: Model = tiny.random_model()
     with pytest.raises(
         InputError, match="--precision int8: needs a processor with AVX-512 VNNI, and oneDNN in torch; choose bf"

@@ -47,12 +47,12 @@ def test_encoder_is_that_of_transformers(act: str, projection: int, skip: int) -
     )
     ours.final_norm = inner.final_layer_norm
     for mine, other in zip(ours.layers, inner.encoder.layers, strict=True):
-        mine.norm1, mine.norm2, mine.inner, mine.leave = (
+        mine.norm1, mine.norm2, mine.fc1, mine.fc2 = (
             other.layer_norm1, other.layer_norm2, other.mlp.fc1, other.mlp.fc2,
         )  # fmt: skip
         attention = other.self_attn
-        mine.query, mine.key, mine.value = attention.q_proj, attention.k_proj, attention.v_proj
-        mine.out = attention.out_proj
+        mine.to_q, mine.to_k, mine.to_v = attention.q_proj, attention.k_proj, attention.v_proj
+        mine.to_out = attention.out_proj
     if projection:
         ours.text_projection = theirs.text_projection
     ids = torch.randint(0, 58, (3, 20))

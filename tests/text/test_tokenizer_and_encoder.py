@@ -98,7 +98,7 @@ def test_encoder_ignores_padding_and_the_rest_of_the_batch(tokenizer: Tokenizer)
     with torch.no_grad():
         both, alone = encoder(ids), encoder(ids[:1])
         short = TextEncoder(TextEncoderConfig(tokenizer.vocab_size, 4, 32, 2, 16)).eval()
-        short.load_state_dict({**encoder.state_dict(), "place": encoder.position_embedding[:4]})
+        short.load_state_dict({**encoder.state_dict(), "position_embedding": encoder.position_embedding[:4]})
         less = short(ids[:1, :4])
     torch.testing.assert_close(both.tokens[:1], alone.tokens)
     torch.testing.assert_close(less.tokens[:, :3], alone.tokens[:, :3])

@@ -159,7 +159,7 @@ def test_the_words_learn_alone_first(
 ) -> None:
     plan = plans.load_plan(whole)
     assert plan is not None and plan.text_steps == int(0.3 * plan.steps) >= 3
-    for last, moved in ((plan.text_steps, {"text", "draft"}), (plan.text_steps + 1, {"text", "draft", "network"})):
+    for last, moved in ((plan.text_steps, {"text", "coarse_predictor"}), (plan.text_steps + 1, {"text", "coarse_predictor", "network"})):
         with monkeypatch.context() as patch:
             stop_after(patch, last)
             assert command.run_training(options(folder, tmp_path / str(last))) == 130
@@ -167,7 +167,7 @@ def test_the_words_learn_alone_first(
         assert found is not None
         begun = dict(init_modules(plan).named_parameters())
         changed = {name for name, old in begun.items() if not torch.equal(found.tensors[f"weights.{name}"], old)}
-        assert {"draft" if ".draft." in name else name.split(".")[0] for name in changed} == moved
+        assert {"coarse_predictor" if ".coarse_predictor." in name else name.split(".")[0] for name in changed} == moved
 
 
 def test_what_is_left_is_foreseen_while_the_words_learn(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

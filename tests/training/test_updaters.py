@@ -20,7 +20,7 @@ def test_a_batch_costs_the_mean_of_its_examples(drop: float, step: int) -> None:
     tokenizer = Tokenizer.train(CAPTIONS, vocab_size=120)
     made = replace(plan("nano"), word_steps=1, drop=drop)
     made = replace(
-        made, text=replace(made.text_config, vocabulary=tokenizer.vocab_size, length=tokenizer.context_length)
+        made, text=replace(made.text_config, vocab_size=tokenizer.vocab_size, context_length=tokenizer.context_length)
     )
     weights = init_modules(made)
     with torch.no_grad():

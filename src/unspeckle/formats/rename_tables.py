@@ -48,13 +48,13 @@ def _their_name(name: str, rules: RenameRules, layout: BlockLayout) -> str:
 
 def _block_indices(our_pattern: str, i: int, layout: BlockLayout) -> dict[str, int]:
     modules_per_level = layout.blocks_per_level + 1
-    if "shrink" in our_pattern:
+    if "downsamplers" in our_pattern:
         return {"level": i, "n": (i + 1) * modules_per_level}
-    if "grow" in our_pattern:
+    if "upsamplers" in our_pattern:
         reverse_level = layout.levels - 1 - i
         k = 2 if layout.has_transformer and layout.has_transformer[reverse_level] else 1
         return {"level": i, "back": reverse_level, "n": (i + 1) * modules_per_level - 1, "k": k}
-    if "up" in our_pattern.split("."):
+    if "up_blocks" in our_pattern.split("."):
         level, block = divmod(i, modules_per_level)
         return {"level": level, "back": layout.levels - 1 - level, "block": block, "n": i}
     level, block = divmod(i, layout.blocks_per_level)

@@ -55,7 +55,7 @@ def _pack_layers(parent: Any, dtype: torch.dtype) -> None:
     for name, child in list(parent.named_children()):
         if isinstance(child, AdaptedLayer):
             continue
-        is_self_attn = isinstance(parent, TransformerLayer) and name == "itself" and type(child) is Attention
+        is_self_attn = isinstance(parent, TransformerLayer) and name == "self_attn" and type(child) is Attention
         factory = (PackedAttention if _is_packable(child) else None) if is_self_attn else _find_factory(child)
         if factory is not None:
             child = factory(child, dtype)
@@ -151,16 +151,16 @@ class PackedAttention(nn.Module):
 
     def __init__(self, attention: Any, dtype: torch.dtype) -> None:
         super().__init__()
-        projections = (attention.query, attention.key, attention.value)
+        projections = (attention.to_q, attention.to_k, attention.to_v)
         qkv = nn.Linear(
-            attention.query.in_features,
+            attention.to_q.in_features,
             sum(projection.out_features for projection in projections),
             False,
             device="meta",
         )
         qkv.weight = nn.Parameter(torch.cat([projection.weight.detach() for projection in projections]))
         self.heads, self.to_qkv = attention.heads, PackedLinear(qkv, dtype)
-        self.to_out = PackedLinear(attention.out, dtype)
+        self.to_out = PackedLinear(attention.to_out, dtype)
 
     def forward_self(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         query, key, value = self.to_qkv(x).chunk(3, dim=2)

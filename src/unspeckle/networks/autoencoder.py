@@ -58,7 +58,7 @@ class PixelAutoencoder(Autoencoder):
         super().__init__()
         self.config = config
         self.register_buffer("mean", torch.tensor(config.mean)[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(config.std)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(config.std)[:, None, None], persistent=False)
 
     def encode(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std

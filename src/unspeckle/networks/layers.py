@@ -78,7 +78,7 @@ def zero_init(layer: ConvOrLinear) -> ConvOrLinear:
 
 def apply_with_residual(layer: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
     """layer(x) + beside, which some packed layers add before they round."""
-    with_residual: Callable[[Tensor, Tensor], Tensor] | None = getattr(layer, "onto", None)
+    with_residual: Callable[[Tensor, Tensor], Tensor] | None = getattr(layer, "with_residual", None)
     if residual is not None and with_residual is not None:
         return with_residual(x, residual)
     out: Tensor = layer(x)
@@ -87,7 +87,7 @@ def apply_with_residual(layer: nn.Module, x: Tensor, residual: Tensor | None) ->
 
 def norm_silu_conv(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """conv(SiLU(norm(x))), which a packed pair does in one."""
-    fused: Callable[[Tensor], Tensor] | None = getattr(conv, "activated", None)
+    fused: Callable[[Tensor], Tensor] | None = getattr(conv, "norm_silu_conv", None)
     out: Tensor = conv(F.silu(norm(x))) if fused is None else fused(x)
     return out
 

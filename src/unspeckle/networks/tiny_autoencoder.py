@@ -65,14 +65,14 @@ class TinyAutoencoder(Autoencoder):
         self.decoder = nn.Sequential(*decoder_layers, nn.Conv2d(width, 3, 3, padding=1))
 
     def encode(self, images: Tensor) -> Tensor:
-        if not self.config.encodes:
+        if not self.config.has_encoder:
             raise InputError("this tiny autoencoder only decodes; put its taesd_encoder.safetensors beside the decoder")
         x = ((images + 1) / 2).to(self._dtype).contiguous(memory_format=torch.channels_last)
-        out: Tensor = (self.encoder(x).float() - self.config.shift) * self.config.scale
+        out: Tensor = (self.encoder(x).float() - self.config.shift_factor_factor) * self.config.scaling_factor
         return out
 
     def decode(self, latents: Tensor) -> Tensor:
-        z = latents / self.config.scale + self.config.shift
+        z = latents / self.config.scaling_factor + self.config.shift_factor_factor
         z = (torch.tanh(z / 3) * 3).to(self._dtype).contiguous(memory_format=torch.channels_last)
         out: Tensor = self.decoder(z).float()
         return out * 2 - 1

@@ -23,10 +23,10 @@ from unspeckle.networks.lora import AdaptedLayer
 
 _QUANTIZED_LAYERS: dict[type[nn.Module], tuple[str, ...]] = {  # whose linear layers and convolutions of that name
     unet.ResBlock: ("conv1", "conv2"),
-    unet.SpatialTransformer: ("enter", "leave"),
-    layers.Attention: ("query", "out"),
-    transformer.JointAttention: ("enter", "out"),
-    transformer.ConvFeedForward: ("enter", "out"),
+    unet.SpatialTransformer: ("proj_in", "proj_out"),
+    layers.Attention: ("to_q", "to_out"),
+    transformer.JointAttention: ("to_qkv", "to_out"),
+    transformer.ConvFeedForward: ("proj_in", "proj_out"),
 }
 
 

@@ -54,7 +54,7 @@ def init_student(teacher: Model) -> nn.Module:
         if name in teacher_state:
             padding = tensor.shape[-1] - teacher_state[name].shape[-1] if tensor.ndim else 0
             student_state[name] = F.pad(teacher_state[name], (0, padding)) if padding else teacher_state[name]
-        elif name.startswith("vector2."):  # a network that was told nothing beside time and words
+        elif name.startswith("vector_embed_2."):  # a network that was told nothing beside time and words
             student_state[name] = torch.zeros_like(tensor)
     student.load_state_dict(student_state)
     return student

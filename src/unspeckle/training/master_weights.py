@@ -184,7 +184,7 @@ class TextToImageUpdater(MasterWeights):
         indices = torch.where(self.objective.dropped_captions(rng), 0, indices)
         conditioning = self.compute_module.text_encoder(self.tokenizer.encode(captions).to(self.device))
         x = encode_images(batch, self.autoencoder_in_precision, self.device)
-        coarse_predictor = getattr(self.compute_module.network, "draft", None)
+        coarse_predictor = getattr(self.compute_module.network, "coarse_predictor", None)
         if coarse_predictor is not None and step <= self.plan.text_steps:
             return cast(Tensor, coarse_predictor.loss(gather_rows(coarse_predictor(conditioning), indices), x).mean())
         conditioning = gather_conditioning(self.denoiser.prepare(conditioning), indices)

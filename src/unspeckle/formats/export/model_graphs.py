@@ -123,17 +123,17 @@ def build_model_graphs(model: Model) -> list[ExportGraph]:
 
 def _denoiser_graph(name: str, model: Model) -> ExportGraph:
     config: Any = model.network.config
-    sequence_length, multiple = model.tokenizer.context_length, config.factor
+    sequence_length, multiple = model.tokenizer.context_length, config.size_multiple
     extra_axes: dict[str, DynamicAxes] = {}
     if config.vector_width:
         extra_axes["text_embeds"] = {0: BATCH_AXIS}
-    if config.beside:
+    if config.concat_channels:
         extra_axes["beside"] = image_axes(multiple)
 
     def example_inputs(alternate: bool) -> TensorTuple:
         x = random_feature_maps(config.channels, multiple, alternate)
         mask = torch.arange(sequence_length).expand(len(x), -1) < torch.tensor([sequence_length, 2, 1])[: len(x), None]
-        extras = (random_feature_maps(config.beside, multiple, alternate) if key == "beside" else random_tensor(len(x), config.vector_width)
+        extras = (random_feature_maps(config.concat_channels, multiple, alternate) if key == "beside" else random_tensor(len(x), config.vector_width)
                 for key in extra_axes)  # fmt: skip
         t = torch.tensor([0.6] if alternate else [0.6, 0.3])
         return x, t, random_tensor(len(x), sequence_length, config.text_width), mask, *extras

@@ -6,76 +6,71 @@ from torch import Tensor
 
 from unspeckle.formats.rename_tables import RenameRules
 
-_RESNET_BLOCK = (("time", "time_emb_proj"), ("skip", "conv_shortcut"))
+_RESNET_BLOCK = (("shortcut", "conv_shortcut"),)
 TRANSFORMER = (
-    ("feed.enter", "ff.net.0.proj"),
-    ("feed.out", "ff.net.2"),
-    ("enter", "proj_in"),
-    ("leave", "proj_out"),
+    ("feed_forward.proj_in", "ff.net.0.proj"),
+    ("feed_forward.proj_out", "ff.net.2"),
     ("layers", "transformer_blocks"),
-    ("itself", "attn1"),
-    ("words", "attn2"),
-    ("query", "to_q"),
-    ("key", "to_k"),
-    ("value", "to_v"),
-    ("out", "to_out.0"),
+    ("self_attn", "attn1"),
+    ("cross_attn", "attn2"),
+    ("to_out", "to_out.0"),
 )
 UNET: RenameRules = (
-    ("down.{i}.block", "down_blocks.{level}.resnets.{block}", _RESNET_BLOCK),
-    ("down.{i}.transformer", "down_blocks.{level}.attentions.{block}", TRANSFORMER),
-    ("shrink.{i}", "down_blocks.{level}.downsamplers.0.conv", ()),
-    ("middle1.block", "mid_block.resnets.0", _RESNET_BLOCK),
-    ("middle1.transformer", "mid_block.attentions.0", TRANSFORMER),
-    ("middle2", "mid_block.resnets.1", _RESNET_BLOCK),
-    ("up.{i}.block", "up_blocks.{level}.resnets.{block}", _RESNET_BLOCK),
-    ("up.{i}.transformer", "up_blocks.{level}.attentions.{block}", TRANSFORMER),
-    ("grow.{i}", "up_blocks.{level}.upsamplers.0.conv", ()),
-    ("time1", "time_embedding.linear_1", ()),
-    ("time2", "time_embedding.linear_2", ()),
-    ("guidance", "time_embedding.cond_proj", ()),
-    ("vector1", "add_embedding.linear_1", ()),
-    ("vector2", "add_embedding.linear_2", ()),
-    ("enter", "conv_in", ()),
-    ("norm", "conv_norm_out", ()),
-    ("leave", "conv_out", ()),
+    ("down_blocks.{i}.res_block", "down_blocks.{level}.resnets.{block}", _RESNET_BLOCK),
+    ("down_blocks.{i}.transformer", "down_blocks.{level}.attentions.{block}", TRANSFORMER),
+    ("downsamplers.{i}", "down_blocks.{level}.downsamplers.0.conv", ()),
+    ("mid_block_1.res_block", "mid_block.resnets.0", _RESNET_BLOCK),
+    ("mid_block_1.transformer", "mid_block.attentions.0", TRANSFORMER),
+    ("mid_block_2", "mid_block.resnets.1", _RESNET_BLOCK),
+    ("up_blocks.{i}.res_block", "up_blocks.{level}.resnets.{block}", _RESNET_BLOCK),
+    ("up_blocks.{i}.transformer", "up_blocks.{level}.attentions.{block}", TRANSFORMER),
+    ("upsamplers.{i}", "up_blocks.{level}.upsamplers.0.conv", ()),
+    ("time_embed_1", "time_embedding.linear_1", ()),
+    ("time_embed_2", "time_embedding.linear_2", ()),
+    ("guidance_embed", "time_embedding.cond_proj", ()),
+    ("vector_embed_1", "add_embedding.linear_1", ()),
+    ("vector_embed_2", "add_embedding.linear_2", ()),
+    ("conv_in", "conv_in", ()),
+    ("norm_out", "conv_norm_out", ()),
+    ("conv_out", "conv_out", ()),
 )
-_ATTENTION = (("norm", "group_norm"), ("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("out", "to_out.0"))
+_ATTENTION = (("norm", "group_norm"), ("to_out", "to_out.0"))
 VAE: RenameRules = (
-    ("encoder.down.{i}", "encoder.down_blocks.{level}.resnets.{block}", _RESNET_BLOCK),
-    ("encoder.shrink.{i}", "encoder.down_blocks.{level}.downsamplers.0.conv", ()),
-    ("decoder.up.{i}", "decoder.up_blocks.{level}.resnets.{block}", _RESNET_BLOCK),
-    ("decoder.grow.{i}", "decoder.up_blocks.{level}.upsamplers.0.conv", ()),
+    ("encoder.down_blocks.{i}", "encoder.down_blocks.{level}.resnets.{block}", _RESNET_BLOCK),
+    ("encoder.downsamplers.{i}", "encoder.down_blocks.{level}.downsamplers.0.conv", ()),
+    ("decoder.up_blocks.{i}", "decoder.up_blocks.{level}.resnets.{block}", _RESNET_BLOCK),
+    ("decoder.upsamplers.{i}", "decoder.up_blocks.{level}.upsamplers.0.conv", ()),
     *(
         row
         for half in ("encoder", "decoder")
         for row in (
-            (f"{half}.middle.0", f"{half}.mid_block.resnets.0", _RESNET_BLOCK),
-            (f"{half}.middle.1", f"{half}.mid_block.attentions.0", _ATTENTION),
-            (f"{half}.middle.2", f"{half}.mid_block.resnets.1", _RESNET_BLOCK),
-            (f"{half}.enter", f"{half}.conv_in", ()),
-            (f"{half}.norm", f"{half}.conv_norm_out", ()),
-            (f"{half}.leave", f"{half}.conv_out", ()),
+            (f"{half}.mid_block.0", f"{half}.mid_block.resnets.0", _RESNET_BLOCK),
+            (f"{half}.mid_block.1", f"{half}.mid_block.attentions.0", _ATTENTION),
+            (f"{half}.mid_block.2", f"{half}.mid_block.resnets.1", _RESNET_BLOCK),
+            (f"{half}.conv_in", f"{half}.conv_in", ()),
+            (f"{half}.norm_out", f"{half}.conv_norm_out", ()),
+            (f"{half}.conv_out", f"{half}.conv_out", ()),
         )
     ),
-    ("mix", "quant_conv", ()),
-    ("unmix", "post_quant_conv", ()),
+    ("quant_conv", "quant_conv", ()),
+    ("post_quant_conv", "post_quant_conv", ()),
 )
 _CLIP_LAYER = (
     ("norm1", "layer_norm1"),
     ("norm2", "layer_norm2"),
-    ("query", "self_attn.q_proj"),
-    ("key", "self_attn.k_proj"),
-    ("value", "self_attn.v_proj"),
-    ("out", "self_attn.out_proj"),
-    ("inner", "mlp.fc1"),
-    ("leave", "mlp.fc2"),
+    ("to_q", "self_attn.q_proj"),
+    ("to_k", "self_attn.k_proj"),
+    ("to_v", "self_attn.v_proj"),
+    ("to_out", "self_attn.out_proj"),
+    ("fc1", "mlp.fc1"),
+    ("fc2", "mlp.fc2"),
 )
 CLIP: RenameRules = (
     ("layers.{i}", "text_model.encoder.layers.{i}", _CLIP_LAYER),
-    ("token", "text_model.embeddings.token_embedding", ()),
-    ("place", "text_model.embeddings.position_embedding.weight", ()),
-    ("norm", "text_model.final_layer_norm", ()),
-    ("project", "text_projection", ()),
+    ("token_embedding", "text_model.embeddings.token_embedding", ()),
+    ("position_embedding", "text_model.embeddings.position_embedding.weight", ()),
+    ("final_norm", "text_model.final_layer_norm", ()),
+    ("text_projection", "text_projection", ()),
 )
 
 

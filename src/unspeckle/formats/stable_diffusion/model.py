@@ -213,7 +213,7 @@ def build_stable_diffusion_model(
         )
         module.eval().requires_grad_(False)
     for encoder in modules["text"].encoders:  # type: ignore[union-attr]
-        encoder.as_stored = precision != "float32"
+        encoder.casts_on_use = precision != "float32"
     defaults, network = checkpoint.scheduler_defaults, modules["network"]
     assert isinstance(network, UNet)
     card = ModelCard(
