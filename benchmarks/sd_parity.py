@@ -23,10 +23,10 @@ import unspeckle.networks.layers as layers
 from unspeckle.denoiser import Conditioning
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
 from unspeckle.generation.codec import decode_to_images
-from unspeckle.generation.request import Request
 from unspeckle.generation.pipeline import steps as drawn
-from unspeckle.model_io.loading import load
+from unspeckle.generation.request import Request
 from unspeckle.model_io import detect
+from unspeckle.model_io.loading import load
 from unspeckle.model_io.weight_dtypes import to_float32
 
 MOST = 1e-4
@@ -128,9 +128,15 @@ def readers(folder: Path, checkpoint: StableDiffusionCheckpoint) -> float:
 
         def peer(place: int = place, config: Any = config) -> Answers:
             name = ("text_encoder", "text_encoder_2")[place]
-            reader = theirs(folder, name, "CLIPTextModelWithProjection" if config.projection_width_width else "CLIPTextModel")
+            reader = theirs(
+                folder, name, "CLIPTextModelWithProjection" if config.projection_width_width else "CLIPTextModel"
+            )
             read = reader(ids[:, place], output_hidden_states=True)
-            tokens = read.hidden_states[-1 - config.skipped_layersped_layers] if config.skipped_layersped_layers else read.last_hidden_state
+            tokens = (
+                read.hidden_states[-1 - config.skipped_layersped_layers]
+                if config.skipped_layersped_layers
+                else read.last_hidden_state
+            )
             vector = read.text_embeds if config.projection_width_width else read.pooler_output
             whole = {"tokens": tokens[:1], "other words": tokens[1:]}
             return whole | {"vector": vector[:1], "other words' vector": vector[1:]}

@@ -75,7 +75,9 @@ def ours(plan: Plan, tokenizer: Tokenizer, autoencoder: Autoencoder) -> Step:
 def plain(plan: Plan, tokenizer: Tokenizer, autoencoder: Autoencoder, groups: int) -> Step:
     """The same network as anybody would train it: float32 weights, autocast, AdamW, contiguous memory."""
     autoencoder = copy.deepcopy(autoencoder).to(memory_format=torch.contiguous_format)
-    weights = TrainableModules(UNet(replace(plan.network_config, norm_norm_groups=groups)), TextEncoder(plan.text_config))
+    weights = TrainableModules(
+        UNet(replace(plan.network_config, norm_norm_groups=groups)), TextEncoder(plan.text_config)
+    )
     optimizer = torch.optim.AdamW(weights.parameters(), lr=1e-4)
 
     def step(batch: Batch) -> None:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from test_few_step import taught
+
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import save
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Conditioning, Denoiser
+from unspeckle.denoiser import AnyConditioning, Conditioning, Denoiser, PreparedConditioning
 from unspeckle.model import Model, ModelCard
 from unspeckle.model_io.model_file import save
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, UNet, UNetConfig
 from unspeckle.presets import get_preset
-from unspeckle.schedule import Flow
+from unspeckle.schedule import FlowSchedule
 from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.plan import Plan
@@ -19,62 +19,85 @@ CAPTIONS = ("a frog on stilts", "a blue rabbit left of a pizza", "two red frogs"
 
 
 def random_model(steps: int = 4) -> Model:
-    """A U-Net with random weights everywhere, 16 px, so that every part of it matters to the picture."""
+    """A U-Net with random weights everywhere, 16 px, so that every part of it matters to the image."""
     tokenizer = Tokenizer.train(CAPTIONS, vocab_size=120)
     torch.manual_seed(0)
     config = UNetConfig(patch_size=2, base_channels=16, blocks_per_level=1, head_width=16, text_width=32, norm_groups=8)
-    network, text = (
-        UNet(config),
-        TextEncoder(TextEncoderConfig(tokenizer.vocab_size, tokenizer.context_length, 32, layers=1)),
-    )
+    network = UNet(config)
+    text_encoder = TextEncoder(TextEncoderConfig(tokenizer.vocab_size, tokenizer.context_length, 32, layers=1))
     with torch.no_grad():
         for parameter in network.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.1)
-    identity = PixelAutoencoder(PixelAutoencoderConfig((0.1, 0.0, -0.1), (0.5, 0.4, 0.6)))
-    card = ModelCard(
-        name="tiny", license="CC0", steps=steps, size=(16, 16), vocabulary=("frog",), corpus={"pictures": 3}
-    )
-    return Model(Denoiser(network, Flow(), "v"), tokenizer, text, identity, card)
+    autoencoder = PixelAutoencoder(PixelAutoencoderConfig((0.1, 0.0, -0.1), (0.5, 0.4, 0.6)))
+    card = ModelCard(name="tiny", license="CC0", steps=steps, size=(16, 16), vocabulary=("frog",), corpus={"images": 3})
+    return Model(Denoiser(network, FlowSchedule(), "v"), tokenizer, text_encoder, autoencoder, card)
 
 
-def saved(folder: Path, dtype: str = "float32") -> Path:
+def save_random_model(folder: Path, dtype: str = "float32") -> Path:
+    """The random model as a file in the folder; its path."""
     path = folder / "tiny.safetensors"
     save(random_model(), path, dtype)
     return path
 
 
-def plan(name: str = "micro", batch: int = 64, precision: str = "float32") -> Plan:
-    """A plan at 64 px that nobody measured."""
+def make_plan(name: str = "micro", batch_size: int = 64, precision: str = "float32") -> Plan:
+    """A plan at 64 px of which nothing was measured."""
     network = get_preset(name).for_size((64, 64))
     return Plan(
-        options={}, corpus_fingerprint="", size=(64, 64), preset=name, network_config=network, text_config=TextEncoderConfig(500, 8, network.text_width),
-        steps=1, batch_size=batch, seed=0, device="cpu", precision=precision, compile=False, threads=1,
-        parameter_count=1_500_000, images_per_second=0, total_seconds=0, memory_bytes=0, disk_bytes=0, autoencoder_config=PixelAutoencoderConfig(),
-    )  # fmt: skip
+        options={},
+        corpus_fingerprint="",
+        size=(64, 64),
+        preset=name,
+        network_config=network,
+        text_config=TextEncoderConfig(500, 8, network.text_width),
+        steps=1,
+        batch_size=batch_size,
+        seed=0,
+        device="cpu",
+        precision=precision,
+        compile=False,
+        threads=1,
+        parameter_count=1_500_000,
+        images_per_second=0,
+        total_seconds=0,
+        memory_bytes=0,
+        disk_bytes=0,
+        autoencoder_config=PixelAutoencoderConfig(),
+    )
 
 
-class Told(nn.Module):
-    """A network that predicts x to be one grey, the first number of the first token; counts how it is called."""
+class GrayNetwork(nn.Module):
+    """Predicts x to be one shade of gray, the first number of the first token; counts how it is called."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = UNetConfig(patch_size=1, channel_multipliers=(1, 2))  # its factor is 2
+        self.config = UNetConfig(patch_size=1, channel_multipliers=(1, 2))  # its size_multiple is 2
         self.one = nn.Parameter(torch.ones(()))
-        self.rows: list[int] = []
-        self.prepared = 0
+        self.batch_sizes: list[int] = []  # of each call
+        self.prepare_calls = 0
 
-    def prepare(self, given: Conditioning) -> Conditioning:
-        self.prepared += 1
-        return given._replace(prepared=True)
+    def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
+        self.prepare_calls += 1
+        return PreparedConditioning(conditioning.tokens, conditioning.mask, conditioning.vector, conditioning.concat)
 
-    def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
-        self.rows.append(len(x))
-        return self.one * given.tokens[:, 0, 0].view(-1, 1, 1, 1).expand_as(x)
+    def forward(self, x: Tensor, c_noise: Tensor, conditioning: AnyConditioning) -> Tensor:
+        self.batch_sizes.append(len(x))
+        return self.one * conditioning[0][:, 0, 0].view(-1, 1, 1, 1).expand_as(x)
 
 
-class Words(nn.Module):
-    """Captions are numbers: "0.25" becomes the token 0.25, the empty one 0."""
+class NumberTokenizer:
+    """Reads a caption as a number: "0.25" becomes the id 250, the empty one 0."""
+
+    def encode(self, captions: list[str]) -> Tensor:
+        return torch.tensor([[round(1000 * float(caption or 0))] for caption in captions])
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        return []
+
+
+class NumberTextEncoder(nn.Module):
+    """The id 250 becomes a token whose only value is 0.25."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,15 +108,9 @@ class Words(nn.Module):
         return Conditioning(ids[:, :, None].double().div(1000).float())
 
 
-class Numbers:
-    def encode(self, captions: list[str]) -> Tensor:
-        return torch.tensor([[round(1000 * float(words or 0))] for words in captions])
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        return []
-
-
-def told_model() -> Model:
-    """Draws a picture that is one grey, whose x is the number that is its prompt."""
-    card = ModelCard(name="told", steps=5, size=(16, 16), guidance_scale=1.0)
-    return Model(Denoiser(Told(), Flow(), "x"), Numbers(), Words(), PixelAutoencoder(PixelAutoencoderConfig()), card)  # type: ignore[arg-type]
+def gray_model() -> Model:
+    """Draws an image of one shade of gray, whose x is the number that is its prompt."""
+    card = ModelCard(name="gray", steps=5, size=(16, 16), guidance_scale=1.0)
+    denoiser = Denoiser(GrayNetwork(), FlowSchedule(), "x")
+    autoencoder = PixelAutoencoder(PixelAutoencoderConfig())
+    return Model(denoiser, NumberTokenizer(), NumberTextEncoder(), autoencoder, card)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import unspeckle
-from tiny_models import random_model, saved
+from tiny_models import random_model, save_random_model
 from unspeckle.cli import entry, main
 from unspeckle.model_io.model_file import save
 from unspeckle.output.png import attach_metadata, image_metadata, read_png, write_png
@@ -23,7 +23,7 @@ from unspeckle.output.png import attach_metadata, image_metadata, read_png, writ
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(saved(tmp_path_factory.mktemp("model")))
+    return str(save_random_model(tmp_path_factory.mktemp("model")))
 
 
 def test_draw_prints_absolute_paths_and_nothing_else(

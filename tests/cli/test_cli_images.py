@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_image_tasks import mask, picture
 
 import unspeckle
-from test_image_tasks import mask, picture
-from tiny_models import random_model, saved
+from tiny_models import random_model, save_random_model
 from unspeckle.cli import main
 from unspeckle.generation.metadata import image_fingerprint
 from unspeckle.output.png import image_metadata, read_png
@@ -18,7 +18,7 @@ from unspeckle.output.png import image_metadata, read_png
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a picture and a mask."""
     folder = tmp_path_factory.mktemp("pictures")
-    saved(folder)
+    save_random_model(folder)
     picture().save(folder / "photo.png")
     picture(32, 32).save(folder / "other.png")
     mask().save(folder / "mask.png")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_training
 import torch
 from PIL import Image
-
-import test_training
 from test_training import equal, final, options
+
 from unspeckle.corpus import Corpus, batches, open_corpus, read_folder
 from unspeckle.corpus import device_images as module
 from unspeckle.corpus.device_images import DeviceSplit, move_training_images_to_device

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import stable_diffusion_files
 import unspeckle
 from tiny_models import random_model
 from unspeckle.cli import main
@@ -20,8 +19,8 @@ from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.formats.export import model_graphs, runtimes, stable_diffusion_graphs
 from unspeckle.formats.export.runtimes import RUNTIMES
 from unspeckle.formats.stable_diffusion import writing
-from unspeckle.model_io.model_file import save
 from unspeckle.model_io import detect
+from unspeckle.model_io.model_file import save
 from unspeckle.networks import Transformer, TransformerConfig, UNet, UNetConfig
 
 FAMILIES = {"1": "epsilon", "1-inpaint": "epsilon", "1-lcm": "epsilon", "2": "v_prediction", "xl": "epsilon",

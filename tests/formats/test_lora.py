@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_stable_diffusion_networks import Asked, far
 from torch import Tensor
 
-import stable_diffusion_files
 import unspeckle
-from test_stable_diffusion_networks import Asked, far
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.lora import lora_file

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import stable_diffusion_files
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-
-import stable_diffusion_files
-import unspeckle
 from test_stable_diffusion_networks import far
+
+import unspeckle
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import textual_inversion
 

@@ -10,17 +10,16 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-import stable_diffusion_files
-import unspeckle
 from test_stable_diffusion_networks import far
+from unspeckle.model_io.detect import read_foreign as checkpoint
+
+import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import add_ons, vae_files, writing
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request
-from unspeckle.model_io.detect import read_foreign as checkpoint
 from unspeckle.model_io.precision import set_precision
 from unspeckle.output.png import image_metadata, read_png
 

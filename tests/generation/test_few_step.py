@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiny_models import random_model, told_model
+from tiny_models import gray_model, random_model
 from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
@@ -72,7 +72,6 @@ def test_a_hash_tells_all_that_decides_a_students_pictures() -> None:
 
 def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
     from safetensors.torch import save_file
-
     from test_model_file import contents, refusal, written
 
     path = tmp_path / "both.safetensors"
@@ -156,7 +155,7 @@ def test_a_student_alone_refuses_what_it_cannot(ask: Request, says: str) -> None
 
 def test_a_student_is_told_its_steps_and_follows_the_law() -> None:
     """A student that answers with log2 of its steps must draw that grey, in exactly so many calls."""
-    model = told_model()
+    model = gray_model()
 
     class Hears(torch.nn.Module):
         def __init__(self) -> None:

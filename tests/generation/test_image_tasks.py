@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from test_stable_diffusion_images import NEGATIVE, PEERS, PROMPT, SEED, SIZE, assert_same, kept, ours, theirs
+
 from unspeckle.errors import InputError
 from unspeckle.generation.request import Request, resolve
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from test_image_tasks import mask, picture
 from torch import Tensor
 
-from test_image_tasks import mask, picture
-from tiny_models import random_model, told_model
+from tiny_models import gray_model, random_model
 from unspeckle.errors import InputError
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.metadata import image_fingerprint, request_from_metadata
-from unspeckle.generation.pipeline import split_into_batches, draw, draw_prompts, steps
+from unspeckle.generation.pipeline import draw, draw_prompts, split_into_batches, steps
 from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model
 from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig
@@ -49,7 +49,7 @@ def latent_model() -> Model:
 
 @pytest.mark.parametrize("strength", [0.05, 0.3, 0.55, 0.8, 0.999, 1.0])
 def test_the_strength_says_how_many_of_the_steps_are_taken(strength: float) -> None:
-    model = told_model()
+    model = gray_model()
     ask = Request("0.5", image=picture(), strength=strength, steps=20)
     times = [float(step.t) for step in every(model, ask)]
     whole = [float(step.t) for step in every(model, replace(ask, image=None, strength=None))]
@@ -59,7 +59,7 @@ def test_the_strength_says_how_many_of_the_steps_are_taken(strength: float) -> N
 
 @pytest.mark.parametrize("schedule", ["flow", "ve"])
 def test_a_later_start_is_the_picture_with_its_noise(schedule: str) -> None:
-    model, image = told_model(), picture()
+    model, image = gray_model(), picture()
     if schedule == "ve":
         model.denoiser.schedule = VESchedule(sigma_max=40.0)
     first = every(model, Request("0.5", seed=9, count=2, image=image, strength=0.6))[0]
@@ -73,7 +73,7 @@ def test_a_later_start_is_the_picture_with_its_noise(schedule: str) -> None:
 def test_a_mask_bounds_what_is_painted(sampler: str, strength: float) -> None:
     """A denoiser that always says one grey: that grey under the mask, elsewhere the picture, exactly; and the network
     sees the rest of the picture with one and the same noise at every time."""
-    model, image, seen = told_model(), picture(), []
+    model, image, seen = gray_model(), picture(), []
     network = model.denoiser.network
     real = network.forward
     network.forward = lambda x, clock, given: seen.append((x, clock[0].double())) or real(x, clock, given)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tiny_models import random_model, told_model
+from tiny_models import gray_model, random_model
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.metadata import request_from_metadata
-from unspeckle.generation.pipeline import split_into_batches, draw, draw_prompts, images_per_batch, steps
+from unspeckle.generation.pipeline import draw, draw_prompts, images_per_batch, split_into_batches, steps
 from unspeckle.generation.request import Request, ignored_options, resolve
 from unspeckle.guidance import clamp_denoised, classifier_free_guidance, guided_denoise
 from unspeckle.model import Model
@@ -38,13 +38,13 @@ class ToldOfScale(Model):
 
 @pytest.mark.parametrize(
     "option",
-    [{"negative": "0.5"}, {"guidance": "apg"}, {"rescale": 0.5}, {"interval": (0.2, 0.8)}, {"guide": told_model()}],
+    [{"negative": "0.5"}, {"guidance": "apg"}, {"rescale": 0.5}, {"interval": (0.2, 0.8)}, {"guide": gray_model()}],
 )
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_what_guidance_would_do_is_refused_where_the_network_is_told_of_it(
     option: dict[str, Any], scale: float
 ) -> None:
-    plain = told_model()
+    plain = gray_model()
     told = ToldOfScale(plain.denoiser, plain.tokenizer, plain.text_encoder, plain.autoencoder, plain.card)
     resolve(told, Request("0.3", guidance_scale=scale))
     (name,) = option
@@ -73,34 +73,34 @@ def last(model, ask):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_known_answer_is_reached_by_every_sampler(sampler: str) -> None:
     """A denoiser that always says "grey 0.375" must end there exactly, whatever the noise on the way."""
-    found = last(told_model(), Request("0.375", seed=5, count=2, sampler=sampler))
+    found = last(gray_model(), Request("0.375", seed=5, count=2, sampler=sampler))
     assert found.t == 0
     assert torch.allclose(found.x, torch.full_like(found.x, 0.375), atol=1e-6)
 
 
 def test_guidance_is_one_call_and_its_formula() -> None:
-    model = told_model()
+    model = gray_model()
     found = last(model, Request("0.4", negative_prompt="0.1", guidance_scale=3.0, count=3))
     assert torch.allclose(found.x, torch.full_like(found.x, 0.1 + 3 * (0.4 - 0.1)), atol=1e-6)
     assert model.network.rows == [6] * 5
 
 
 def test_no_guidance_is_half_the_work_and_words_are_read_once() -> None:
-    model = told_model()
+    model = gray_model()
     last(model, Request("0.4", count=3))
     assert model.network.rows == [3] * 5
     assert (model.text_encoder.calls, model.network.prepared) == (1, 1)
 
 
 def test_estimates_stay_within_what_a_picture_can_be() -> None:
-    model = told_model()  # its colours have deviation 0.5: white is x = 2
+    model = gray_model()  # its colours have deviation 0.5: white is x = 2
     assert last(model, Request("1.5", guidance_scale=4.0)).x.max() == 2
     model.card = replace(model.card, clamp=False)
     assert torch.allclose(last(model, Request("1.5", guidance_scale=4.0)).x, torch.tensor(6.0))
 
 
 def test_greys_are_rounded_to_the_nearest() -> None:
-    model = told_model()
+    model = gray_model()
     x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0, 9.0, torch.nan]).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
     assert [image.getpixel((0, 0))[0] for image in decode_to_images(model, x)] == [0, 64, 128, 191, 255, 255, 128]
 
@@ -165,7 +165,7 @@ def test_many_prompts_in_one_batch_are_drawn_as_each_alone(monkeypatch: pytest.M
 
 
 def test_many_read_each_prompt_once_and_share_the_calls() -> None:
-    model = told_model()
+    model = gray_model()
     greys = draw_prompts(model, ["0.25", "0.5", "0.25", "-0.5"], [0, 1, 2, 3])
     assert [image.getpixel((0, 0))[0] for image in greys] == [143, 159, 143, 96]
     assert model.text_encoder.calls == model.network.prepared == 3
@@ -202,7 +202,7 @@ def test_plain_prompts_are_what_they_were() -> None:
 
 
 def test_and_not_and_hybrids_are_sums_of_estimates_in_one_call() -> None:
-    model = told_model()
+    model = gray_model()
     for prompt, scale, grey, rows in (
         ("0.4 AND 0.2", 1.0, 0.4 + 0.2 - 0.1, 3),
         ("0.4 AND 0.2", 2.0, 0.1 + 2 * (0.3 + 0.1), 3),
@@ -225,7 +225,7 @@ def test_and_not_and_hybrids_are_sums_of_estimates_in_one_call() -> None:
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_sde", "unipc"])
 def test_what_is_given_depends_on_the_time_alone(sampler: str) -> None:
     """Each call of the network, a sampler's own in the middle of a step too, sees the words of the step it lies in."""
-    model, told = told_model(), []
+    model, told = gray_model(), []
     model.denoiser.network.forward = lambda x, clock, given: told.append((clock[0], given.tokens[0, 0, 0])) or x * 0
     list(steps(model, Request("[0.1|[0.2:0.3:3]]", sampler=sampler, steps=6, count=2)))
     words = ["0.1", "0.2", "0.1", "0.3", "0.1", "0.3"]
@@ -412,7 +412,7 @@ def test_broken_records(broken: dict) -> None:
 
 
 def test_a_drawing_starts_at_its_seeds_noise_at_the_schedules_strength() -> None:
-    model = told_model()
+    model = gray_model()
     model.denoiser.schedule = VESchedule(sigma_max=40.0)
     first = next(steps(model, Request("0.5", seed=9, count=2)))
     assert torch.equal(first.x, 40 * noise_from_seeds([9, 10], (3, 16, 16))(-1, 0))
@@ -420,7 +420,7 @@ def test_a_drawing_starts_at_its_seeds_noise_at_the_schedules_strength() -> None
 
 def test_the_film_shows_the_law() -> None:
     """With a denoiser that knows x, the predicted noise is the one it started from at every time, and x̂ never moves."""
-    model, film = told_model(), FilmStrip(told_model(), 5)
+    model, film = gray_model(), FilmStrip(gray_model(), 5)
     for step in steps(model, Request("0.5", seed=4, count=2)):
         film.record(step)
     strip = film.render(1)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-import stable_diffusion_files
 import unspeckle
 from unspeckle.errors import InputError
 from unspeckle.model_io import hub

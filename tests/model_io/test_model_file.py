@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tiny_models import random_model, saved
+from tiny_models import random_model, save_random_model
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
@@ -37,7 +37,7 @@ def written(path: Path, said: object, tensors: dict) -> Path:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    model, path = random_model(), saved(tmp_path)
+    model, path = random_model(), save_random_model(tmp_path)
     again = load(path)
     assert again.card == model.card
     assert again.hash == model.hash
@@ -51,27 +51,27 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_saving_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    path = saved(tmp_path)
+    path = save_random_model(tmp_path)
     save(load(path), tmp_path / "again.safetensors")
     assert path.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
 
 
 def test_bfloat16_halves_the_file_and_rounds_once(tmp_path: Path) -> None:
-    path = saved(tmp_path, "bfloat16")
+    path = save_random_model(tmp_path, "bfloat16")
     again, tensors = load(path).state_dict(), random_model().state_dict()
     assert all(torch.equal(again[name], tensors[name].bfloat16().float()) for name in tensors)
-    assert path.stat().st_size < 0.55 * saved(tmp_path).stat().st_size
+    assert path.stat().st_size < 0.55 * save_random_model(tmp_path).stat().st_size
 
 
 def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
-    path = saved(tmp_path)
+    path = save_random_model(tmp_path)
     before = torch.get_rng_state()
     load(path)
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_loaded_model_outlives_its_file(tmp_path: Path) -> None:
-    path = saved(tmp_path)
+    path = save_random_model(tmp_path)
     model = load(path)
     with path.open("r+b") as file:
         file.truncate(10)
@@ -100,7 +100,7 @@ def test_models_from_before_keep_their_hash() -> None:
 
 
 def test_a_model_that_cannot_be_stored_leaves_the_old_file(tmp_path: Path) -> None:
-    path = saved(tmp_path)
+    path = save_random_model(tmp_path)
     before = path.read_bytes()
     model = random_model()
     model.denoiser.time_conditioning = lambda t, schedule: t
@@ -113,7 +113,7 @@ def test_a_model_that_cannot_be_stored_leaves_the_old_file(tmp_path: Path) -> No
 
 
 def test_strict_about_tensors(tmp_path: Path) -> None:
-    said, tensors = contents(saved(tmp_path))
+    said, tensors = contents(save_random_model(tmp_path))
     path, name = tmp_path / "bad.safetensors", "network.conv_in.weight"
     without = {k: v for k, v in tensors.items() if k != name}
     assert f"lacks the tensor '{name}'" in refusal(written(path, said, without))
@@ -129,7 +129,7 @@ def test_strict_about_tensors(tmp_path: Path) -> None:
 
 
 def test_strict_about_configuration(tmp_path: Path) -> None:
-    said, tensors = contents(saved(tmp_path))
+    said, tensors = contents(save_random_model(tmp_path))
     path = tmp_path / "bad.safetensors"
 
     def says(**changed: object) -> str:
@@ -154,7 +154,7 @@ def test_strict_about_configuration(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_model(tmp_path: Path) -> None:
-    whole = saved(tmp_path).read_bytes()
+    whole = save_random_model(tmp_path).read_bytes()
     path = tmp_path / "file.safetensors"
 
     def says(data: bytes) -> str:

@@ -9,16 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-import stable_diffusion_files
-import tiny_models
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
 from unspeckle.model import Model
-from unspeckle.model_io.model_file import save
 from unspeckle.model_io import precision
+from unspeckle.model_io.model_file import save
 from unspeckle.model_io.precision import set_precision
 from unspeckle.output.png import image_metadata
 
@@ -63,7 +61,7 @@ def test_words_are_read_in_float32_by_weights_left_as_they_are_stored(tmp_path: 
 
 
 def test_our_own_in_bfloat16(tmp_path: Path) -> None:
-    file = tiny.saved(tmp_path)
+    file = tiny.save_random_model(tmp_path)
     exact, low, left = (unspeckle.load(file, precision=name) for name in ("float32", "bfloat16", "auto"))
     assert low.hash == exact.hash == left.hash and left.precision == "float32"
     assert psnr(drawn(exact), drawn(low)) > 30
@@ -84,7 +82,10 @@ def test_a_picture_says_its_precision_and_is_replayed(
 
 
 def test_a_lowered_model_is_only_for_drawing(folder: Path, tmp_path: Path) -> None:
-    low, own = unspeckle.load(folder, precision="bfloat16"), unspeckle.load(tiny.saved(tmp_path), precision="bfloat16")
+    low, own = (
+        unspeckle.load(folder, precision="bfloat16"),
+        unspeckle.load(tiny.save_random_model(tmp_path), precision="bfloat16"),
+    )
     assert set_precision(low, "bfloat16") is low
     for name in ("float32", "float16"):
         with pytest.raises(InputError, match="draws in bfloat16 and cannot go back"):
@@ -95,7 +96,7 @@ def test_a_lowered_model_is_only_for_drawing(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_guide_must_draw_alike(tmp_path: Path) -> None:
-    file = tiny.saved(tmp_path)
+    file = tiny.save_random_model(tmp_path)
     exact, low = unspeckle.load(file), unspeckle.load(file, precision="bfloat16")
     with pytest.raises(InputError, match="draws in bfloat16, the model in float32"):
         drawn(exact, guide=low)

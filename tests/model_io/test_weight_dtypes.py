@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from test_model_file import contents, refusal, written
 from torch import nn
 
-from test_model_file import contents, refusal, written
-from tiny_models import random_model, saved
+from tiny_models import random_model, save_random_model
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import load
@@ -19,7 +19,7 @@ from unspeckle.model_io.weight_dtypes import SCALE_SUFFIX, decode_weights, encod
 
 
 def test_int8_is_off_by_half_a_step_of_its_row_at_most(tmp_path: Path) -> None:
-    again, model = load(saved(tmp_path, "int8")).state_dict(), random_model()
+    again, model = load(save_random_model(tmp_path, "int8")).state_dict(), random_model()
     matrices = {
         f"{prefix}.{name}.weight"
         for prefix, part in model.modules().items()
@@ -38,14 +38,14 @@ def test_int8_is_off_by_half_a_step_of_its_row_at_most(tmp_path: Path) -> None:
 
 
 def test_int8_quarters_the_file_and_says_so(tmp_path: Path) -> None:
-    path = saved(tmp_path, "int8")
+    path = save_random_model(tmp_path, "int8")
     size = path.stat().st_size
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()[METADATA_KEY])["dtype"] == "int8"
     matrices = sum(t.numel() for t in contents(path)[1].values() if t.dtype == torch.int8)
     rest = sum(t.numel() for t in random_model().state_dict().values()) - matrices
     assert size < matrices + 2 * rest + 60_000
-    assert size < 0.45 * saved(tmp_path).stat().st_size
+    assert size < 0.45 * save_random_model(tmp_path).stat().st_size
 
 
 def test_a_row_of_zeros_and_kernels_in_channels_last_order() -> None:
@@ -61,12 +61,14 @@ def test_a_row_of_zeros_and_kernels_in_channels_last_order() -> None:
 
 def test_pictures_hardly_change(tmp_path: Path) -> None:
     ask = Request("a frog", seed=3)
-    one, other = (np.asarray(draw(m, ask)[0], float) for m in (random_model(), load(saved(tmp_path, "int8"))))
+    one, other = (
+        np.asarray(draw(m, ask)[0], float) for m in (random_model(), load(save_random_model(tmp_path, "int8")))
+    )
     assert 0 < np.abs(one - other).mean() < 5  # of 255, and this network was never trained to be smooth
 
 
 def test_int8_is_read_strictly(tmp_path: Path) -> None:
-    said, tensors = contents(saved(tmp_path, "int8"))
+    said, tensors = contents(save_random_model(tmp_path, "int8"))
     path, name = tmp_path / "bad.safetensors", "network.conv_in.weight"
     scale = name + SCALE_SUFFIX
     assert f"lacks the tensor '{scale}'" in refusal(
@@ -85,6 +87,6 @@ def test_int8_is_read_strictly(tmp_path: Path) -> None:
 def test_what_was_stored_is_stored_again_as_it_was(tmp_path: Path, dtype: str) -> None:
     from unspeckle.model_io.model_file import save
 
-    model = load(saved(tmp_path, dtype))
+    model = load(save_random_model(tmp_path, dtype))
     save(model, tmp_path / "again.safetensors", dtype)
     assert load(tmp_path / "again.safetensors").hash == model.hash

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import stable_diffusion_files
 import unspeckle
 from unspeckle.commands import draw as command
 from unspeckle.commands.draw import run

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny_models import plan, random_model
+from tiny_models import make_plan, random_model
 from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
@@ -223,10 +223,10 @@ def test_a_model_file_brings_it_back(tmp_path: Path) -> None:
 
 def test_plans_hold_either_kind_and_those_from_before_are_u_nets(tmp_path: Path) -> None:
     for name in ("micro", "t-tiny"):
-        made = plan(name)
+        made = make_plan(name)
         made.save(tmp_path)
         assert plans.load_plan(tmp_path) == made
-    assert isinstance(plan("micro").network_config, UNetConfig)
+    assert isinstance(make_plan("micro").network_config, UNetConfig)
     values = json.loads((tmp_path / "plan.json").read_text())
     values["network"]["wings"] = 2
     (tmp_path / "plan.json").write_text(json.dumps(values))

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
-import stable_diffusion_files
-import tiny_models
-import unspeckle
 from test_packed_layers import UNET, filled, off
 from test_precision import drawn, psnr
 from test_transformer import SMALL
+from torch import Tensor, nn
+
+import unspeckle
 from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
@@ -104,7 +102,9 @@ def test_every_count_of_threads_says_the_same() -> None:
     assert all(map(torch.equal, *said))
 
 
-@pytest.mark.parametrize("part", ["_torch_quantize_rows", "_torch_quantize_geglu", "_torch_quantize_tensor", "_torch_scale_rows"])
+@pytest.mark.parametrize(
+    "part", ["_torch_quantize_rows", "_torch_quantize_geglu", "_torch_quantize_tensor", "_torch_scale_rows"]
+)
 def test_a_kernel_that_disagrees_is_not_used(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if quantize._load_kernel() is None:
         pytest.skip("no compiler, or a processor without bfloat16")
@@ -213,7 +213,11 @@ def test_a_draft_is_made_once_and_stays(way: str) -> None:
     low = cast_for_inference(filled(UNet(replace(UNET, coarse_predictor_layers=1))), LOW)
     least = cast_for_inference(quantize_layers(filled(UNet(replace(UNET, coarse_predictor_layers=1)))), LOW)
     given = Conditioning(noise(2, 77, 48, seed=3).to(LOW))
-    assert isinstance(low.coarse_predictor, nn.Module) and isinstance(least.coarse_predictor, nn.Module) and QuantizedLinear in kinds(least)
+    assert (
+        isinstance(low.coarse_predictor, nn.Module)
+        and isinstance(least.coarse_predictor, nn.Module)
+        and QuantizedLinear in kinds(least)
+    )
     assert torch.equal(low.coarse_predictor(given), least.coarse_predictor(given))
 
 
@@ -252,7 +256,7 @@ def test_stable_diffusion(folder: Path) -> None:
 
 
 def test_our_own(tmp_path: Path) -> None:
-    file = tiny.saved(tmp_path)
+    file = tiny.save_random_model(tmp_path)
     exact, least = unspeckle.load(file), unspeckle.load(file, precision="int8")
     assert least.hash == exact.hash and QuantizedConv in kinds(least.network)
     assert 25 < psnr(drawn(exact), drawn(least)) < 60

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unspeckle.denoiser import Denoise
 from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
-from unspeckle.schedule import Flow, Schedule
+from unspeckle.schedule import FlowSchedule, Schedule
 from unspeckle.scoring.likelihood import FINAL_NOISE_STD, BitsPerDim, measure_bits_per_dim
 
 COLOURS = PixelAutoencoder(PixelAutoencoderConfig((0.1, 0.0, -0.2), (0.5, 0.25, 0.4)))
@@ -99,7 +99,7 @@ def test_white_noise_costs_the_same_at_every_level() -> None:
     pictures = torch.randint(0, 256, (64, 3, 4, 4), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     x = GREYS.encode(pictures.float() / 127.5 - 1)
     unit = PixelAutoencoder(PixelAutoencoderConfig((0.0,) * 3, (float(x.std()) * 0.4,) * 3))
-    found = of(Flow(), gaussian(0.0, 1.0), pictures, unit)
+    found = of(FlowSchedule(), gaussian(0.0, 1.0), pictures, unit)
     assert found.bits_by_log_snr == pytest.approx([0.5 / math.log(2)] * len(found.bits_by_log_snr), rel=0.08)
 
 
@@ -125,7 +125,7 @@ def test_it_is_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = of(FlowSchedule(), knowing(FlowSchedule(), p), pictures)
     monkeypatch.setattr("unspeckle.scoring.likelihood.SHARE", 4)
     asked: list[tuple[int, int]] = []
-    rows: Callable[[int, int], Denoise] = lambda a, b: asked.append((a, b)) or knowing(Flow(), p)  # type: ignore[func-returns-value]  # noqa: E731
-    parts = measure_bits_per_dim(pictures, COLOURS, Flow(), rows, told.append)
+    rows: Callable[[int, int], Denoise] = lambda a, b: asked.append((a, b)) or knowing(FlowSchedule(), p)  # type: ignore[func-returns-value]  # noqa: E731
+    parts = measure_bits_per_dim(pictures, COLOURS, FlowSchedule(), rows, told.append)
     assert parts.total == pytest.approx(whole.total, rel=1e-9)
     assert asked == [(0, 4), (4, 8), (8, 10)] and sum(told) == 10 * len(whole.bits_by_log_snr)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_scores import scores
 from torch import Tensor
 
-from test_scores import scores
 from unspeckle.scoring.charts import plot_steps
 from unspeckle.scoring.composition.hybrids import SCORED_METHODS, hybrid_prompt
 from unspeckle.scoring.images import MAX_SIDE, image_strip_tag, image_tag

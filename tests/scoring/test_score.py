@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import unspeckle
-from tiny_models import random_model, saved
+from tiny_models import random_model, save_random_model
 from unspeckle import configuration
 from unspeckle.cli import main
 from unspeckle.corpus import open_corpus, read_folder
@@ -44,7 +44,7 @@ SMALL = ["--pictures", "16", "--seeds", "2", "--steps", "2"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return saved(tmp_path_factory.mktemp("model"))
+    return save_random_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +111,7 @@ def test_sweeps_cover_the_model_s_own_way_once() -> None:
 @pytest.mark.parametrize("alone", [False, True])
 def test_sweeps_never_mix_a_student_with_its_teacher(alone: bool) -> None:
     from test_few_step import taught
+
     from unspeckle.generation.few_step import select_network
 
     both = taught()
@@ -238,7 +239,7 @@ def test_a_run_s_plan_says_how_captions_were_read(
     model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Held-out loss at the plan's own times; captions as `train` was told to read them, unless told otherwise."""
-    from tiny_models import plan
+    from tiny_models import make_plan
 
     run = tmp_path / "run"
     run.mkdir()
@@ -246,7 +247,7 @@ def test_a_run_s_plan_says_how_captions_were_read(
     trained = random_model()
     trained.card = replace(trained.card, corpus={"fingerprint": corpus.fingerprint})
     save(trained, run / "model.safetensors")
-    replace(plan(), asked={"captions": "auto", "caption": "a blot", "template": None}, times=(1.0, 0.5)).save(run)
+    replace(make_plan(), asked={"captions": "auto", "caption": "a blot", "template": None}, times=(1.0, 0.5)).save(run)
     out = tmp_path / "run.html"
     assert main(["score", str(run), "--corpus", str(folder), "-o", str(out), *SMALL, "-q"]) == 0
     found = json.loads(out.with_suffix(".json").read_text())
@@ -313,12 +314,11 @@ def test_stable_diffusions_that_want_to_be_told_more_are_scored(family: str, fol
 def test_a_run_of_distil_is_scored_as_one_of_train(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_distillation import plan
 
     run = tmp_path / "run"
     run.mkdir()
     (run / "model.safetensors").write_bytes(model.read_bytes())
-    plan(asked={"steps": 3}).save(run)
+    make_plan(asked={"steps": 3}).save(run)
     assert main(["score", str(run), "-o", str(tmp_path / "run.html"), *SMALL, "-q"]) == 0
     capsys.readouterr()
     (run / "plan.json").write_text("[" * 100_000)

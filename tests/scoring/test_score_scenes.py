@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from test_emoji_corpus import draw_sprites
-from tiny_models import saved
+
+from tiny_models import save_random_model
 from unspeckle import configuration
 from unspeckle.cli import main
 from unspeckle.corpus.emoji.make_corpus import make_emoji_corpus
@@ -54,7 +54,7 @@ def test_a_corpus_of_a_folder_given_without_its_path_finds_it_again(scenes: Path
 def test_words_and_hybrids_stand_in_the_report(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found, html = scored(saved(tmp_path), scenes, tmp_path / "a.html")
+    found, html = scored(save_random_model(tmp_path), scenes, tmp_path / "a.html")
     said = capsys.readouterr().err
     assert "the detector of words learns" in said and "\nwords: " in said and "\nhybrids: " in said
     assert not [line for line in found["missing"] if "words" in line]
@@ -70,7 +70,7 @@ def test_words_and_hybrids_stand_in_the_report(
     assert all(way["pictures"] == 2 for way in crossed["ways"])
     assert f"1 of {crossed['held_out']} pairs, 2 pictures of each" in html and "Two in one" in html
     assert configuration.to_json(configuration.from_json(Scores, found, "scores")) == found
-    few = scored(saved(tmp_path), scenes, tmp_path / "b.html", "--prompts", "0")[0]
+    few = scored(save_random_model(tmp_path), scenes, tmp_path / "b.html", "--prompts", "0")[0]
     assert few["words"] is few["hybrids"] is None and not [line for line in few["missing"] if "words" in line]
     capsys.readouterr()
 
@@ -78,7 +78,7 @@ def test_words_and_hybrids_stand_in_the_report(
 def test_without_sprites_or_a_detector_the_rest_is_kept(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, out, moved = saved(tmp_path), tmp_path / "a.html", tmp_path / "moved"
+    model, out, moved = save_random_model(tmp_path), tmp_path / "a.html", tmp_path / "moved"
     shutil.copytree(scenes, moved)
     about = json.loads((moved / "about.json").read_text())
     (moved / "about.json").write_text(json.dumps({**about, "sprites": str(tmp_path / "gone")}))

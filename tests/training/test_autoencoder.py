@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tiny_models import saved
+from tiny_models import save_random_model
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
@@ -272,7 +272,7 @@ def test_a_model_that_changed_before_the_first_step_is_refused(
         patch.setattr(autoencoder_task, "settle", lambda *rest, **more: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             command.run_training(asked)
-    saved(tmp_path).replace(model)
+    save_random_model(tmp_path).replace(model)
     with pytest.raises(InputError, match=f"--from {model}: changed since"):
         command.run_training(asked)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_training
 import torch
+from test_training import equal, final, options, stop_after
 from torch import Tensor
 
-import test_training
-from test_training import equal, final, options, stop_after
 from unspeckle.training import checkpoint, command, stage
 from unspeckle.training.master_weights import MasterWeights, StepStats, TextToImageUpdater, read_step_stats
 from unspeckle.training.optimizer import Muon

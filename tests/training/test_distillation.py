@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_training import equal, final
 from torch import Tensor, nn
 
 from oracle import Mixture, one_lump, two_lumps
-from test_training import equal, final
-from tiny_models import CAPTIONS, random_model, told_model
+from tiny_models import CAPTIONS, gray_model, random_model
 from unspeckle.commands import distil as command
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
@@ -88,7 +88,7 @@ class Foresees(Knows):
 
 
 def knowing(kind: type[Knows], mixture: Mixture, schedule: object):
-    model = told_model()
+    model = gray_model()
     model.denoiser.schedule, model.card = schedule, replace(model.card, clamp=False)
     return model.with_network(kind(mixture, schedule), model.card)
 
@@ -151,7 +151,7 @@ def test_targets_of_many_moves_are_those_of_the_best_student() -> None:
 
 def test_guidance_is_baked_in_and_bounded() -> None:
     """A teacher that says the number of its caption, at scale 3, teaches three times that, white at most."""
-    teacher, made = told_model(), plan(scale=3.0, moves=12)
+    teacher, made = gray_model(), plan(scale=3.0, moves=12)
     ids = teacher.tokenizer.encode(["0.2", "0.9"])
     points = draw_teacher_trajectories(teacher, ids, torch.randn(2, 3, 16, 16), made).points
     for stretch in list_segments(made):

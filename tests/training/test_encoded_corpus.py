@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tiny_models import plan
+from tiny_models import make_plan
 from unspeckle.corpus import Corpus, batches, open_corpus, read_folder
 from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.training import encoded_corpus, memory
@@ -88,7 +88,7 @@ def test_the_memory_that_they_take_is_foreseen(corpus: Corpus, autoencoder: Late
 
 
 def test_they_are_kept_where_pictures_are_seen_often_and_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = replace(plan("nano", batch=10), steps=80)
+    made = replace(make_plan("nano", batch_size=10), steps=80)
     wanted = memory.training_step_bytes(made)
 
     def fits(once: int = 200, held: int = 1000, room: int | None = 10 * wanted, device: str = "cpu") -> bool:

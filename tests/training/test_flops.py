@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
 import test_training
+import torch
 from test_training import options
-from tiny_models import plan
+
+from tiny_models import make_plan
 from unspeckle.training import command, measurement
 from unspeckle.training import plan as plans
 from unspeckle.training.plan import DistilPlan, Plan
@@ -21,16 +21,16 @@ folder, whole, own_cache = test_training.folder, test_training.whole, test_train
 @pytest.mark.parametrize("name", ["nano", "tiny", "t-nano"])
 def test_there_and_back_is_nearly_thrice_there(name: str) -> None:
     """Only what leads to the picture and the words, which do not learn here, is spared on the way back."""
-    said = plan(name)
+    said = make_plan(name)
     thrice = measurement.count_training_flops(said.network_config, said.input_size, said.text_config.context_length)
     assert 0.8 * thrice < measurement.count_flops_per_image(said) <= thrice
 
 
 def test_a_student_costs_its_own_rows_and_its_teachers_steps() -> None:
-    fields = {**vars(plan("nano")), "counts": (1, 2), "moves": 6}
+    fields = {**vars(make_plan("nano")), "counts": (1, 2), "moves": 6}
     learnt, forward = (
-        measurement.count_flops_per_image(plan("nano")),
-        measurement.count_training_flops(plan("nano").network_config, (64, 64), 8) / 3,
+        measurement.count_flops_per_image(make_plan("nano")),
+        measurement.count_training_flops(make_plan("nano").network_config, (64, 64), 8) / 3,
     )
     guided, alone = (
         measurement.count_flops_per_image(DistilPlan(**fields, guidance_scale=scale)) for scale in (4.0, 1.0)
@@ -88,4 +88,4 @@ def test_a_plan_from_before_says_nothing_of_it(folder: Path, whole: Path, capsys
     finally:
         (whole / plans.PLAN_FILE).write_text(now)
     assert "reaches" not in capsys.readouterr().err
-    assert str(Plan.compute_mfu(plan("nano"), 5.0)) == "nan"
+    assert str(Plan.compute_mfu(make_plan("nano"), 5.0)) == "nan"

@@ -14,10 +14,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-
-import stable_diffusion_files
-import unspeckle
 from test_training import equal
+
+import unspeckle
 from unspeckle.cli import main
 from unspeckle.commands import tune
 from unspeckle.errors import InputError

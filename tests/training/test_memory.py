@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tiny_models import plan
+from tiny_models import make_plan
 from unspeckle.corpus import Batch
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
@@ -20,7 +20,7 @@ from unspeckle.training.reconstruction_loss import COARSE_LOSS_EVERY
 
 @pytest.mark.parametrize("name", ["nano", "micro", "t-nano"])
 def test_what_is_counted_is_what_a_forward_pass_leaves_in_memory(name: str) -> None:
-    counted, batch = plan(name), 4
+    counted, batch = make_plan(name), 4
     network = build_network(counted.network_config)
     words, vector = (
         torch.randn(batch, 8, counted.network_config.text_width),
@@ -39,7 +39,7 @@ def test_what_is_counted_is_what_a_forward_pass_leaves_in_memory(name: str) -> N
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_what_is_counted_is_what_the_dearest_step_of_an_autoencoder_leaves(precision: str) -> None:
     learning = replace(
-        plan("nano", batch=4, precision=precision), autoencoder=LatentAutoencoderConfig(), latent_steps=8
+        make_plan("nano", batch_size=4, precision=precision), autoencoder=LatentAutoencoderConfig(), latent_steps=8
     )
     learner = AutoencoderUpdater(learning, LatentAutoencoder(LatentAutoencoderConfig()))
     pictures = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
@@ -55,10 +55,13 @@ def test_what_is_counted_is_what_the_dearest_step_of_an_autoencoder_leaves(preci
 
 
 def test_a_learning_autoencoder_is_counted_where_it_takes_more() -> None:
-    fixed = replace(plan("nano"), autoencoder=LatentAutoencoderConfig())
+    fixed = replace(make_plan("nano"), autoencoder=LatentAutoencoderConfig())
     learning = replace(fixed, latent_steps=1)
     own = sum(p.numel() for p in LatentAutoencoder(LatentAutoencoderConfig()).parameters())
-    assert memory.count_autoencoder_parameters(fixed) == own and memory.count_autoencoder_parameters(plan("nano")) == 0
+    assert (
+        memory.count_autoencoder_parameters(fixed) == own
+        and memory.count_autoencoder_parameters(make_plan("nano")) == 0
+    )
     rows = memory.BACKWARD_FACTOR * learning.batch_size * memory.autoencoder_activation_bytes(learning)
     assert memory.training_step_bytes(learning) == pytest.approx(
         memory.BASE_BYTES + 4 * learning.parameter_count + 16 * own + rows
@@ -75,7 +78,7 @@ def test_a_learning_autoencoder_is_counted_where_it_takes_more() -> None:
 
 
 def test_bfloat16_keeps_half_as_much_but_for_the_norms_statistics() -> None:
-    whole, half = memory.activation_bytes(plan()), memory.activation_bytes(plan(precision="bfloat16"))
+    whole, half = memory.activation_bytes(make_plan()), memory.activation_bytes(make_plan(precision="bfloat16"))
     assert 0.5 * whole < half < 0.6 * whole
 
 
@@ -95,7 +98,7 @@ def test_what_is_free_is_the_least_of_machine_and_container(tmp_path: Path, monk
 
 def test_a_batch_is_halved_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    wished = plan(batch=64)
+    wished = make_plan(batch_size=64)
     room = memory.training_step_bytes(replace(wished, batch=20)) / memory.MAX_MEMORY_SHARE
     monkeypatch.setattr(memory, "free", lambda device: int(room))
     assert memory.fit_batch_size(wished, False, said.append).batch_size == 16

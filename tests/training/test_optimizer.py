@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tiny_models import plan as planned
+from tiny_models import make_plan
 from unspeckle.training.optimizer import Optimizer
 from unspeckle.training.plan import Plan
 
@@ -26,7 +26,7 @@ class Mixed(nn.Module):
 
 
 def plan(optimizer: str) -> Plan:
-    return replace(planned("nano"), steps=100, warmup=1, optimizer=optimizer, weight_decay=0.0)
+    return replace(make_plan("nano"), steps=100, warmup=1, optimizer=optimizer, weight_decay=0.0)
 
 
 def mixed() -> Mixed:

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-
 import test_training
+import torch
 from test_training import equal, final, options, stop_after
-from tiny_models import plan
+
+from tiny_models import make_plan
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.model_io.loading import load
@@ -144,9 +144,9 @@ def test_a_trial_sets_them_as_any_field(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     import recipe
 
-    made = recipe.changed(plan(), ["weight=min_snr", "distribution=edm", "times=[-0.5, 1.2]", "gamma=4.0"])
+    made = recipe.changed(make_plan(), ["weight=min_snr", "distribution=edm", "times=[-0.5, 1.2]", "gamma=4.0"])
     assert made.build_objective() == Objective("edm", -0.5, 1.2, "min_snr", 4.0)
-    assert plan().build_objective() == Objective("logit_normal", 0.3, 1.0, "v")
+    assert make_plan().build_objective() == Objective("logit_normal", 0.3, 1.0, "v")
 
 
 @pytest.mark.parametrize("times", ["uniform", "logit_normal", "edm"])

@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from test_few_step import taught
 from torch import Tensor
 
-from test_few_step import taught
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.model import ModelCard
@@ -159,7 +159,10 @@ def test_the_words_learn_alone_first(
 ) -> None:
     plan = plans.load_plan(whole)
     assert plan is not None and plan.text_steps == int(0.3 * plan.steps) >= 3
-    for last, moved in ((plan.text_steps, {"text", "coarse_predictor"}), (plan.text_steps + 1, {"text", "coarse_predictor", "network"})):
+    for last, moved in (
+        (plan.text_steps, {"text", "coarse_predictor"}),
+        (plan.text_steps + 1, {"text", "coarse_predictor", "network"}),
+    ):
         with monkeypatch.context() as patch:
             stop_after(patch, last)
             assert command.run_training(options(folder, tmp_path / str(last))) == 130

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tiny_models import CAPTIONS, plan
+from tiny_models import CAPTIONS, make_plan
 from unspeckle.corpus import Batch
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.rng import ExampleRNG
@@ -18,7 +18,7 @@ from unspeckle.training.master_weights import TextToImageUpdater, gather_rows, i
 def test_a_batch_costs_the_mean_of_its_examples(drop: float, step: int) -> None:
     """Of words alone at step 1, of all at step 2; two captions are alike, one is empty."""
     tokenizer = Tokenizer.train(CAPTIONS, vocab_size=120)
-    made = replace(plan("nano"), word_steps=1, drop=drop)
+    made = replace(make_plan("nano"), word_steps=1, drop=drop)
     made = replace(
         made, text=replace(made.text_config, vocab_size=tokenizer.vocab_size, context_length=tokenizer.context_length)
     )

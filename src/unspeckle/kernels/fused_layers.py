@@ -84,7 +84,10 @@ class FusedResBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = FusedNorm(block.norm1), FusedNorm(block.norm2)
         self.conv1, self.conv2 = FusedConv(block.conv1), FusedConv(block.conv2)
-        self.time_emb_proj, self.scale_shift = getattr(block, "time_emb_proj", None), getattr(block, "scale_shift", False)
+        self.time_emb_proj, self.scale_shift = (
+            getattr(block, "time_emb_proj", None),
+            getattr(block, "scale_shift", False),
+        )
         self.shortcut = block.shortcut
 
     def forward(self, x: Tensor, time_embed: Tensor | None = None) -> Tensor:
