@@ -1,4 +1,4 @@
-"""Stable Diffusion's families at tiny sizes as diffusers builds them, with weights that say something."""
+"""Tiny pipelines of each Stable Diffusion family as diffusers builds them, with random weights that matter."""
 
 from pathlib import Path
 from typing import Any
@@ -9,49 +9,87 @@ import transformers
 
 from unspeckle.text.clip_tokenizer import END_TOKEN, CLIPTokenizer, _openai_bpe
 
-MERGES = [("o", "g</w>"), ("r", "og</w>"), ("f", "rog</w>"), ("s", "t"), ("o", "n</w>"), ("i", "l"), ("st", "il")]
-TOKENS = 512 + len(MERGES) + 2
-_CROSS, _PLAIN = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"), ("DownBlock2D", "UpBlock2D")
+BPE_MERGES = [("o", "g</w>"), ("r", "og</w>"), ("f", "rog</w>"), ("s", "t"), ("o", "n</w>"), ("i", "l"), ("st", "il")]
+VOCAB_SIZE = 512 + len(BPE_MERGES) + 2
+_CROSS_ATTENTION_BLOCKS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+_PLAIN_BLOCKS = ("DownBlock2D", "UpBlock2D")
 _COMMON = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1}
-_XL = {"use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+_SIZE_CONDITIONING = {
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+}
 
 
-def _blocks(*crossed: bool) -> dict[str, Any]:
-    kinds = [_CROSS if cross else _PLAIN for cross in crossed]
-    return {"down_block_types": [k[0] for k in kinds], "up_block_types": [k[1] for k in reversed(kinds)]}
+def _block_types(*has_cross_attention: bool) -> dict[str, Any]:
+    types = [_CROSS_ATTENTION_BLOCKS if cross else _PLAIN_BLOCKS for cross in has_cross_attention]
+    return {
+        "down_block_types": [down for down, _ in types],
+        "up_block_types": [up for _, up in reversed(types)],
+    }
 
 
-_ONE = {**_COMMON, **_blocks(True, False), "block_out_channels": (32, 64), "attention_head_dim": 8,
-        "cross_attention_dim": 64}  # fmt: skip
-_TWO = {**_COMMON, **_blocks(True, False), "block_out_channels": (64, 128), "attention_head_dim": (1, 2),
-        "cross_attention_dim": 64, "use_linear_projection": True}  # fmt: skip
-_LARGE = {**_COMMON, **_XL, **_blocks(False, True), "block_out_channels": (64, 128), "attention_head_dim": (1, 2),
-          "transformer_layers_per_block": (1, 2), "cross_attention_dim": 192,
-          "projection_class_embeddings_input_dim": 64 + 6 * 8}  # fmt: skip
-UNETS: dict[str, dict[str, Any]] = {
-    "1": _ONE,
-    "1-inpaint": {**_ONE, "in_channels": 9},
-    "1-lcm": {**_ONE, "time_cond_proj_dim": 12},
-    "2": _TWO,
-    "xl": _LARGE,
-    "xl-inpaint": {**_LARGE, "in_channels": 9},
-    "xl-refiner": {**_COMMON, **_XL, **_blocks(False, True, False), "block_out_channels": (64, 64, 128),
-                   "attention_head_dim": (1, 1, 2), "transformer_layers_per_block": 2, "cross_attention_dim": 128,
-                   "projection_class_embeddings_input_dim": 64 + 5 * 8},
-}  # fmt: skip
-SCHEDULER = {
-    "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1, "clip_sample": False,
+_SD1 = {
+    **_COMMON,
+    **_block_types(True, False),
+    "block_out_channels": (32, 64),
+    "attention_head_dim": 8,
+    "cross_attention_dim": 64,
+}
+_SD2 = {
+    **_COMMON,
+    **_block_types(True, False),
+    "block_out_channels": (64, 128),
+    "attention_head_dim": (1, 2),
+    "cross_attention_dim": 64,
+    "use_linear_projection": True,
+}
+_XL = {
+    **_COMMON,
+    **_SIZE_CONDITIONING,
+    **_block_types(False, True),
+    "block_out_channels": (64, 128),
+    "attention_head_dim": (1, 2),
+    "transformer_layers_per_block": (1, 2),
+    "cross_attention_dim": 192,
+    "projection_class_embeddings_input_dim": 64 + 6 * 8,
+}
+_XL_REFINER = {
+    **_COMMON,
+    **_SIZE_CONDITIONING,
+    **_block_types(False, True, False),
+    "block_out_channels": (64, 64, 128),
+    "attention_head_dim": (1, 1, 2),
+    "transformer_layers_per_block": 2,
+    "cross_attention_dim": 128,
+    "projection_class_embeddings_input_dim": 64 + 5 * 8,
+}
+UNET_CONFIGS: dict[str, dict[str, Any]] = {
+    "1": _SD1,
+    "1-inpaint": {**_SD1, "in_channels": 9},
+    "1-lcm": {**_SD1, "time_cond_proj_dim": 12},
+    "2": _SD2,
+    "xl": _XL,
+    "xl-inpaint": {**_XL, "in_channels": 9},
+    "xl-refiner": _XL_REFINER,
+}
+SCHEDULER_CONFIG = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+    "clip_sample": False,
     "set_alpha_to_one": False,
-}  # fmt: skip
+}
 
 
-def speaking(module: torch.nn.Module, plain: float = 1.0) -> torch.nn.Module:
-    """The module with random weights under which its answer depends on all that it is asked, but not wildly: a small
-    change of x, as rounding makes it, must not grow from step to step."""
+def randomize_weights(module: torch.nn.Module, gain: float = 1.0) -> torch.nn.Module:
+    """The module with random weights under which its output depends on all inputs, but not wildly: a small change of x,
+    as rounding makes it, must not grow from step to step. gain: of the layers outside attention and embeddings."""
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
-            fan = parameter[0].numel()
-            parameter.data.normal_(std=(1.0 if "attn" in name or "emb" in name else plain) * fan**-0.5)
+            fan_in = parameter[0].numel()
+            parameter.data.normal_(std=(1.0 if "attn" in name or "emb" in name else gain) * fan_in**-0.5)
         elif "norm" in name and name.endswith("weight"):
             parameter.data.normal_(1, 0.1)
         else:
@@ -59,70 +97,87 @@ def speaking(module: torch.nn.Module, plain: float = 1.0) -> torch.nn.Module:
     return module.eval()
 
 
-def unet(family: str) -> Any:
-    made = speaking(diffusers.UNet2DConditionModel(**UNETS[family]), 0.7)
-    made.conv_out.weight.data *= 2.4  # to about unit variance
-    return made
+def tiny_unet(family: str) -> Any:
+    unet = randomize_weights(diffusers.UNet2DConditionModel(**UNET_CONFIGS[family]), 0.7)
+    unet.conv_out.weight.data *= 2.4  # so that its output has about unit variance
+    return unet
 
 
-def vae(**changes: Any) -> Any:
+def tiny_vae(**changes: Any) -> Any:
     config = {"block_out_channels": (32, 64), "latent_channels": 4, "layers_per_block": 1}
-    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
-    return speaking(diffusers.AutoencoderKL(**{**config, **blocks, **changes}))
+    block_types = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    return randomize_weights(diffusers.AutoencoderKL(**{**config, **block_types, **changes}))
 
 
-def text(width: int, act: str, projection: int = 0, layers: int = 3, end: int = TOKENS - 1) -> Any:
+def tiny_text_encoder(
+    width: int, activation: str, projection: int = 0, layers: int = 3, eos_token_id: int = VOCAB_SIZE - 1
+) -> Any:
     config = transformers.CLIPTextConfig(
-        vocab_size=TOKENS, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
-        num_attention_heads=width // 64, projection_dim=projection or width, hidden_act=act,
-        eos_token_id=end, bos_token_id=TOKENS - 2, max_position_embeddings=77,
-    )  # fmt: skip
-    make = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
-    return speaking(make(config))
+        vocab_size=VOCAB_SIZE,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        projection_dim=projection or width,
+        hidden_act=activation,
+        eos_token_id=eos_token_id,
+        bos_token_id=VOCAB_SIZE - 2,
+        max_position_embeddings=77,
+    )
+    model_class = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    return randomize_weights(model_class(config))
 
 
-def tokenizer(folder: Path, pad: str = END_TOKEN) -> Any:
-    CLIPTokenizer(_openai_bpe(MERGES), pad_tokens=(pad,)).write_folder(folder)
+def tiny_tokenizer(folder: Path, pad_token: str = END_TOKEN) -> Any:
+    CLIPTokenizer(_openai_bpe(BPE_MERGES), pad_tokens=(pad_token,)).write_folder(folder)
     return transformers.CLIPTokenizer.from_pretrained(folder)
 
 
-def pipeline(family: str, scratch: Path, prediction: str = "epsilon", seed: int = 0) -> Any:
-    """A whole tiny pipeline of diffusers."""
+def tiny_pipeline(family: str, scratch: Path, prediction: str = "epsilon", seed: int = 0) -> Any:
+    """A whole pipeline of diffusers. scratch: a folder for its tokenizers."""
     torch.manual_seed(seed)
-    ddim = diffusers.DDIMScheduler(**SCHEDULER, prediction_type=prediction)
-    clip, parts = (
-        tokenizer(scratch / "clip"),
-        {"unet": unet(family), "vae": vae(scaling_factor=0.13025 if family == "xl" else 0.18215), "scheduler": ddim},
-    )
-    if not family.startswith("xl"):
-        clip = clip if family[0] == "1" else tokenizer(scratch / "open", "!")
-        reader = text(64, "quick_gelu" if family[0] == "1" else "gelu")
-        safe = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        kinds = {"1-inpaint": diffusers.StableDiffusionInpaintPipeline,
-                 "1-lcm": diffusers.LatentConsistencyModelPipeline}  # fmt: skip
-        kind = kinds.get(family, diffusers.StableDiffusionPipeline)
-        made = kind(**parts, text_encoder=reader, tokenizer=clip, **safe)
+    scheduler = diffusers.DDIMScheduler(**SCHEDULER_CONFIG, prediction_type=prediction)
+    openai_tokenizer = tiny_tokenizer(scratch / "clip")
+    vae_scale = 0.13025 if family == "xl" else 0.18215
+    components = {"unet": tiny_unet(family), "vae": tiny_vae(scaling_factor=vae_scale), "scheduler": scheduler}
+    if family.startswith("xl"):
+        pipeline = _xl_pipeline(family, components, openai_tokenizer, tiny_tokenizer(scratch / "open", "!"))
     else:
-        readers = {"text_encoder": text(64, "quick_gelu"), "text_encoder_2": text(128, "gelu", 64)}
-        tokenizers = {"tokenizer": clip, "tokenizer_2": tokenizer(scratch / "open", "!")}
-        if family in ("xl", "xl-inpaint"):
-            paints = family == "xl-inpaint"
-            kind = diffusers.StableDiffusionXLInpaintPipeline if paints else diffusers.StableDiffusionXLPipeline
-            made = kind(**parts, **readers, **tokenizers, add_watermarker=False)
-        else:
-            refines = {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
-            readers["text_encoder"] = tokenizers["tokenizer"] = None
-            made = diffusers.StableDiffusionXLImg2ImgPipeline(
-                **parts, **readers, **tokenizers, **refines, add_watermarker=False
-            )
-    made.set_progress_bar_config(disable=True)
-    return made
+        tokenizer = openai_tokenizer if family[0] == "1" else tiny_tokenizer(scratch / "open", "!")
+        text_encoder = tiny_text_encoder(64, "quick_gelu" if family[0] == "1" else "gelu")
+        no_safety_checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline_class = {
+            "1-inpaint": diffusers.StableDiffusionInpaintPipeline,
+            "1-lcm": diffusers.LatentConsistencyModelPipeline,
+        }.get(family, diffusers.StableDiffusionPipeline)
+        pipeline = pipeline_class(**components, text_encoder=text_encoder, tokenizer=tokenizer, **no_safety_checker)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
-def loaded(folder: Path) -> Any:
+def _xl_pipeline(family: str, components: dict[str, Any], openai_tokenizer: Any, openclip_tokenizer: Any) -> Any:
+    text_encoders = {
+        "text_encoder": tiny_text_encoder(64, "quick_gelu"),
+        "text_encoder_2": tiny_text_encoder(128, "gelu", 64),
+    }
+    tokenizers = {"tokenizer": openai_tokenizer, "tokenizer_2": openclip_tokenizer}
+    if family in ("xl", "xl-inpaint"):
+        is_inpainting = family == "xl-inpaint"
+        pipeline_class = (
+            diffusers.StableDiffusionXLInpaintPipeline if is_inpainting else diffusers.StableDiffusionXLPipeline
+        )
+        return pipeline_class(**components, **text_encoders, **tokenizers, add_watermarker=False)
+    text_encoders["text_encoder"] = tokenizers["tokenizer"] = None
+    refiner_options = {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    return diffusers.StableDiffusionXLImg2ImgPipeline(
+        **components, **text_encoders, **tokenizers, **refiner_options, add_watermarker=False
+    )
+
+
+def load_pipeline(folder: Path) -> Any:
     """The folder's pipeline as diffusers loads it."""
-    xl = (folder / "text_encoder_2").is_dir()
-    kind = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
-    pipe = kind.from_pretrained(folder, **({} if xl else {"safety_checker": None}))
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    is_xl = (folder / "text_encoder_2").is_dir()
+    pipeline_class = diffusers.StableDiffusionXLPipeline if is_xl else diffusers.StableDiffusionPipeline
+    pipeline = pipeline_class.from_pretrained(folder, **({} if is_xl else {"safety_checker": None}))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

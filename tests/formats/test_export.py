@@ -49,7 +49,7 @@ def folder(tmp_path_factory: Any) -> Any:
     def find(family: str) -> Path:
         if family not in made:
             place = tmp_path_factory.mktemp(family)
-            stable.pipeline(family, place / "scratch", FAMILIES[family]).save_pretrained(place / "pipe")
+            stable_diffusion_files.tiny_pipeline(family, place / "scratch", FAMILIES[family]).save_pretrained(place / "pipe")
             made[family] = place / "pipe"
         return made[family]
 
@@ -111,7 +111,7 @@ def test_diffusers_own_pipeline_draws_from_what_is_written(onnx: Any, folder: An
     said = capsys.readouterr()
     assert said.out.split() == [str(place)] and said.err.count("relative difference") == len(parts(folder("1"))) == 4
     asked: Any = {"prompt": "a frog", "num_inference_steps": 3, "output_type": "np"}
-    theirs = stable.loaded(folder("1"))
+    theirs = stable_diffusion_files.load_pipeline(folder("1"))
     ours = diffusers.OnnxStableDiffusionPipeline.from_pretrained(place, safety_checker=None)
     ours.set_progress_bar_config(disable=True)
     x = np.random.default_rng(0).standard_normal((1, 4, 12, 8), dtype=np.float32)
@@ -185,7 +185,7 @@ def test_other_networks_of_ours_as_graphs(kind: str, onnx: Any, tmp_path: Path) 
         network = Transformer(
             TransformerConfig(widths=(16, 32), depths=(1, 1), head_width=16, text_width=32, patch_size=2)
         )
-    stable.speaking(network)
+    stable_diffusion_files.randomize_weights(network)
     model.denoiser = Denoiser(network, model.denoiser.schedule, "x")  # type: ignore[arg-type]
     graph = model_graphs.build_model_graphs(model)[1]
     assert graph.name == ("unet" if kind == "draft" else "transformer")
@@ -256,7 +256,7 @@ def shaped(scale_shift: bool) -> unspeckle.Model:
         self_attention=(True, True), scale_shift=scale_shift,
     )  # fmt: skip
     network = UNet(config)
-    stable.speaking(network)
+    stable_diffusion_files.randomize_weights(network)
     model.denoiser = Denoiser(network, model.denoiser.schedule, "v")
     return model
 

@@ -28,7 +28,7 @@ _UNREAD = {  # settings that say nothing of how a picture is computed here
 def place(tmp_path_factory: Any) -> Path:
     """A folder "pipe" and a single file "model.safetensors" of the same tiny model, with its vocabulary."""
     root = tmp_path_factory.mktemp("hostile")
-    stable.pipeline("1", root / "scratch").to(torch.float16).save_pretrained(root / "pipe")
+    stable_diffusion_files.tiny_pipeline("1", root / "scratch").to(torch.float16).save_pretrained(root / "pipe")
     for file in (root / "pipe" / "tokenizer").iterdir():
         shutil.copy(file, root / file.name)
     found = detect.read_foreign(root / "pipe")

@@ -35,7 +35,7 @@ def whole(tmp_path_factory: Any) -> Any:
     def made(family: str) -> Path:
         if family not in KEPT:
             folder = tmp_path_factory.mktemp(family)
-            stable.pipeline(family, folder / "scratch").save_pretrained(folder / "pipe")
+            stable_diffusion_files.tiny_pipeline(family, folder / "scratch").save_pretrained(folder / "pipe")
             KEPT[family] = folder / "pipe"
         return KEPT[family]
 
@@ -45,7 +45,7 @@ def whole(tmp_path_factory: Any) -> Any:
 def peer(folder: Path) -> Any:
     """The pipeline of diffusers, which needs peft for LoRA."""
     pytest.importorskip("peft", reason="peft is not installed: no peer to compare LoRA with")
-    return stable.loaded(folder)
+    return stable_diffusion_files.load_pipeline(folder)
 
 
 def layers(model: Any, which: str) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: Any) -> Any:
     def made(family: str) -> Path:
         if family not in FOLDERS:
             place = tmp_path_factory.mktemp(family)
-            pipe = stable.pipeline(family, place / "scratch", FAMILIES[family]).to(torch.float16)
+            pipe = stable_diffusion_files.tiny_pipeline(family, place / "scratch", FAMILIES[family]).to(torch.float16)
             pipe.save_pretrained(place / "pipe")
             FOLDERS[family] = place / "pipe"
         return FOLDERS[family]
@@ -121,7 +121,7 @@ def test_ldm_names_are_those_of_the_original_code(folder: Any, tmp_path: Path) -
     file, _ = converted(folder("1"), tmp_path)
     held, source = load_file(file), folder("1")
     theirs = peer.convert_ldm_unet_checkpoint(
-        dict(held), dict(diffusers.UNet2DConditionModel(**stable.UNETS["1"]).config)
+        dict(held), dict(diffusers.UNet2DConditionModel(**stable_diffusion_files.UNET_CONFIGS["1"]).config)
     )
     expected = load_file(source / "unet" / "diffusion_pytorch_model.safetensors")
     assert theirs.keys() == expected.keys() and all(torch.equal(theirs[name], expected[name]) for name in theirs)

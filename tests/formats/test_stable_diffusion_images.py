@@ -34,11 +34,11 @@ def kept(family: str, tmp: Any, prediction: str = "epsilon", **said: Any) -> tup
     key = f"{family} {prediction} {said}"
     if key not in KEPT:
         folder: Path = tmp.mktemp("model")
-        pipe = stable.pipeline(family, folder / "scratch", prediction)
+        pipe = stable_diffusion_files.tiny_pipeline(family, folder / "scratch", prediction)
         if family.endswith("-inpaint"):  # else the peer adds noise to what it encodes
             pipe.vae.quant_conv.weight.data[4:], pipe.vae.quant_conv.bias.data[4:] = 0, -60
         pipe.save_pretrained(folder / "pipe")
-        settings = {"_class_name": "PNDMScheduler", **stable.SCHEDULER, "prediction_type": prediction, **said}
+        settings = {"_class_name": "PNDMScheduler", **stable_diffusion_files.SCHEDULER_CONFIG, "prediction_type": prediction, **said}
         (folder / "pipe" / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
         KEPT[key] = (pipe, settings, unspeckle.load(folder / "pipe"))
     pipe, settings, model = KEPT[key]

@@ -22,9 +22,9 @@ def pair(tmp_path_factory: Any) -> Any:
     def made(family: str) -> Any:
         if family not in KEPT:
             folder = tmp_path_factory.mktemp(family)
-            stable.pipeline(family, folder / "scratch").save_pretrained(folder / "pipe")
+            stable_diffusion_files.tiny_pipeline(family, folder / "scratch").save_pretrained(folder / "pipe")
             KEPT[family] = folder / "pipe"
-        return stable.loaded(KEPT[family]), unspeckle.load(KEPT[family])
+        return stable_diffusion_files.load_pipeline(KEPT[family]), unspeckle.load(KEPT[family])
 
     return made
 
@@ -91,9 +91,9 @@ def test_a_word_of_several_vectors_stands_for_its_characters(pair: Any, tmp_path
     save_file({"emb_params": torch.randn(3, 64)}, tmp_path / "frogling.safetensors")
     textual_inversion.add_embeddings(model, [tmp_path / "frogling.safetensors"])
     ids, spans = model.tokenizer.encode(["a frogling frog"])[0, 0], model.tokenizer.character_spans("a frogling frog")
-    assert ids[2:5].tolist() == [stable.TOKENS, stable.TOKENS + 1, stable.TOKENS + 2]
+    assert ids[2:5].tolist() == [stable_diffusion_files.VOCAB_SIZE, stable_diffusion_files.VOCAB_SIZE + 1, stable_diffusion_files.VOCAB_SIZE + 2]
     assert spans[1:6] == [(0, 1), (2, 10), (2, 10), (2, 10), (11, 15)]
-    assert stable.TOKENS not in model.tokenizer.encode(["froglings afrogling"])  # only the word itself
+    assert stable_diffusion_files.VOCAB_SIZE not in model.tokenizer.encode(["froglings afrogling"])  # only the word itself
 
 
 @pytest.mark.parametrize(

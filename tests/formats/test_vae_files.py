@@ -30,8 +30,8 @@ PREFIX = "first_stage_model."
 def place(tmp_path_factory: Any) -> Path:
     """A folder "pipe" and a single file of the same; "other", another autoencoder as a folder, and "tiny"."""
     root = tmp_path_factory.mktemp("vae")
-    stable.pipeline("1", root / "scratch").save_pretrained(root / "pipe")
-    pipe = stable.pipeline("1", root / "scratch", seed=5)
+    stable_diffusion_files.tiny_pipeline("1", root / "scratch").save_pretrained(root / "pipe")
+    pipe = stable_diffusion_files.tiny_pipeline("1", root / "scratch", seed=5)
     pipe.save_pretrained(root / "whole")
     pipe.vae.save_pretrained(root / "other")
     found = checkpoint(root / "whole")
@@ -49,7 +49,7 @@ def tiny(levels: int = 2, **changes: Any) -> Any:
         "encoder_block_out_channels": (16,) * levels, "decoder_block_out_channels": (16,) * levels,
         "num_encoder_blocks": (1, 3, 3, 3)[:levels], "num_decoder_blocks": (3, 3, 3, 1)[-levels:],
     }  # fmt: skip
-    return stable.speaking(diffusers.AutoencoderTiny(**{**config, **changes}))
+    return stable_diffusion_files.randomize_weights(diffusers.AutoencoderTiny(**{**config, **changes}))
 
 
 def originals(peer: Any, folder: Path) -> Path:
@@ -117,7 +117,7 @@ def test_a_tiny_one_is_that_of_diffusers(layout: str, levels: int, place: Path, 
 
 
 def test_a_drawing_through_a_tiny_one_is_that_of_diffusers(place: Path) -> None:
-    pipe, model = stable.loaded(place / "pipe"), unspeckle.load(place / "pipe")
+    pipe, model = stable_diffusion_files.load_pipeline(place / "pipe"), unspeckle.load(place / "pipe")
     pipe.vae = tiny()
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     asked = {"num_inference_steps": 5, "height": 16, "width": 16, "guidance_scale": 4.0, "output_type": "np"}

@@ -26,7 +26,7 @@ SPARE = ("README.md", "v1-pruned.safetensors", "safety_checker/config.json", "sa
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("hub")
-    stable.pipeline("1", place / "scratch").to(torch.float16).save_pretrained(place / "pipe")
+    stable_diffusion_files.tiny_pipeline("1", place / "scratch").to(torch.float16).save_pretrained(place / "pipe")
     return place / "pipe"
 
 

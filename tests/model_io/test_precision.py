@@ -24,7 +24,7 @@ from unspeckle.output.png import image_metadata
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("stable")
-    stable.pipeline("1", place / "scratch").save_pretrained(place / "pipe")
+    stable_diffusion_files.tiny_pipeline("1", place / "scratch").save_pretrained(place / "pipe")
     return place / "pipe"
 
 
@@ -47,7 +47,7 @@ def test_stable_diffusion_in_bfloat16(folder: Path) -> None:
 
 
 def test_words_are_read_in_float32_by_weights_left_as_they_are_stored(tmp_path: Path) -> None:
-    stable.pipeline("1", tmp_path / "scratch").to(torch.float16).save_pretrained(tmp_path / "pipe")
+    stable_diffusion_files.tiny_pipeline("1", tmp_path / "scratch").to(torch.float16).save_pretrained(tmp_path / "pipe")
     exact, low = unspeckle.load(tmp_path / "pipe"), unspeckle.load(tmp_path / "pipe", precision="bfloat16")
     assert {one.dtype for one in low.text_encoder.parameters()} == {torch.float16}
     assert {one.dtype for one in exact.text_encoder.parameters()} == {torch.float32}

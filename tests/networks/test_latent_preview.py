@@ -41,7 +41,7 @@ def test_of_the_embedded_autoencoder_it_is_nearly_the_picture_made_small() -> No
 def test_stable_diffusion_is_decoded_once_a_drawing(
     watched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stable.pipeline("1", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
+    stable_diffusion_files.tiny_pipeline("1", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
     decodings, seen = list[Any](), list[tuple[int, int]]()
     decode = VAE.decode
 

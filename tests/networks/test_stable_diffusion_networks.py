@@ -62,11 +62,11 @@ class Asked:
         return network(self.x[:, :4], self.t, Conditioning(self.words, None, vector, beside))
 
 
-@pytest.mark.parametrize("family", stable.UNETS)
+@pytest.mark.parametrize("family", stable_diffusion_files.UNET_CONFIGS)
 @torch.no_grad()
 def test_unet_is_that_of_diffusers(family: str) -> None:
     torch.manual_seed(0)
-    theirs, ours = stable.unet(family), UNet(OURS[family]).eval()
+    theirs, ours = stable_diffusion_files.tiny_unet(family), UNet(OURS[family]).eval()
     depths = OURS[family].transformer_depths
     table = rename_tables.build_name_table(
         ours.state_dict(), diffusers_names.UNET, rename_tables.BlockLayout(1, len(depths), tuple(d > 0 for d in depths))
@@ -89,7 +89,7 @@ def test_unet_is_that_of_diffusers(family: str) -> None:
 @torch.no_grad()
 def test_autoencoder_is_that_of_diffusers(changes: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    theirs = stable.vae(**changes)
+    theirs = stable_diffusion_files.tiny_vae(**changes)
     ours = VAE(
         VAEConfig(
             base_channels=32,

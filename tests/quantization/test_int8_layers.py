@@ -241,7 +241,7 @@ def test_live_adapters_stay_beside_their_layers() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("stable")
-    stable.pipeline("1", place / "scratch").save_pretrained(place / "pipe")
+    stable_diffusion_files.tiny_pipeline("1", place / "scratch").save_pretrained(place / "pipe")
     return place / "pipe"
 
 

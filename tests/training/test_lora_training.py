@@ -53,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if family not in KEPT:
             place = tmp_path_factory.mktemp(family)
             prediction = "v_prediction" if family == "2" else "epsilon"
-            stable.pipeline(family, place / "scratch", prediction).save_pretrained(place / "pipe")
+            stable_diffusion_files.tiny_pipeline(family, place / "scratch", prediction).save_pretrained(place / "pipe")
             KEPT[family] = place / "pipe"
         return KEPT[family]
 
@@ -113,7 +113,7 @@ def test_diffusers_draws_the_same_with_it(family: str, layout: str, folder: Path
     out = tmp_path / "run"
     asked = options(folder, out, base(family), layout=layout, learning_rate=0.02, steps=12)
     assert tune.run_lora_training(asked) == 0
-    pipe, model = stable.loaded(base(family)), unspeckle.load(base(family))
+    pipe, model = stable_diffusion_files.load_pipeline(base(family)), unspeckle.load(base(family))
     pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
     said = {"num_inference_steps": 5, "height": 16, "width": 16, "guidance_scale": 4.0, "output_type": "latent"}
 
@@ -147,7 +147,7 @@ def test_it_learns(folder: Path, base: Any, tmp_path: Path) -> None:
 def test_the_loss_is_that_of_diffusers(folder: Path, base: Any) -> None:
     """The error of eps, or of v, at the entry of the table that the time stands for."""
     for family, prediction in (("1", "eps"), ("2", "v")):
-        model, pipe = unspeckle.load(base(family)), stable.loaded(base(family))
+        model, pipe = unspeckle.load(base(family)), stable_diffusion_files.load_pipeline(base(family))
         plan = a_plan(model)
         tuner = LoraUpdater(plan, model)
         x, captions = torch.randn(4, 4, 8, 8), ["a frog", "red", "", "blue frog"]
