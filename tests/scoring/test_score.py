@@ -287,7 +287,7 @@ def test_a_student_is_scored_and_says_whose_loss_it_is(
 @torch.no_grad()
 def test_stable_diffusions_that_want_to_be_told_more_are_scored(family: str, folder: Path, tmp_path: Path) -> None:
     """And their held-out loss is the error of the estimates that a drawing of the same captions would go by."""
-    stable_diffusion_files = pytest.importorskip("stable", reason="needs diffusers")
+    stable_diffusion_files = pytest.importorskip("stable_diffusion_files", reason="needs diffusers")
     pipe = stable_diffusion_files.tiny_pipeline(family, tmp_path / "scratch")
     pipe.save_pretrained(tmp_path / "pipe")
     model = unspeckle.load(tmp_path / "pipe")
@@ -350,7 +350,7 @@ def test_the_precision_is_that_asked_for_and_is_named(
 def test_a_stable_diffusion_is_scored_in_what_it_would_be_drawn_in(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stable_diffusion_files = pytest.importorskip("stable", reason="needs diffusers")
+    stable_diffusion_files = pytest.importorskip("stable_diffusion_files", reason="needs diffusers")
     stable_diffusion_files.tiny_pipeline("1-lcm", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
     monkeypatch.setattr("unspeckle.model_io.precision.pays", lambda device, dtype: True)
     line = ["score", str(tmp_path / "pipe"), "-o", str(tmp_path / "a.html"), "--pictures", "8", "--steps", "1", "-q"]

@@ -293,7 +293,7 @@ def test_a_changed_folder_is_refused(folder: Path, tmp_path: Path, monkeypatch: 
 def test_only_models_that_learn_here_are_gone_on_from(
     command_line: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stable_diffusion_files = pytest.importorskip("stable", reason="needs diffusers")
+    stable_diffusion_files = pytest.importorskip("stable_diffusion_files", reason="needs diffusers")
     stable_diffusion_files.tiny_pipeline("1", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
     save(taught().student, tmp_path / "student.safetensors")
     capsys.readouterr()
