@@ -1,28 +1,36 @@
-"""What tests of our own kernels share: numbers, how far off an answer is, and a kernel asked anew."""
+"""Helpers for tests of the C++ kernels: random tensors, relative errors, and a kernel that is loaded anew."""
 
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unspeckle.kernels import compiling
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
+def random_tensor(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers of that shape, the same for the same seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def off(one: Tensor, other: Tensor) -> float:
-    return float((one.double() - other.double()).norm() / other.double().norm())
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """‖actual - expected‖ / ‖expected‖, in float64."""
+    return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-def anew(kernel: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The kernel asked anew, on a processor that has no AMX even where it has: elsewhere it is not used."""
-    known, threads = compiling.cpu_features() - {"amx_bf16"}, torch.get_num_threads()
-    monkeypatch.setattr(kernel, "cpu_features", lambda: known)
-    kernel._load_kernel.cache_clear()
+def module_types(module: nn.Module) -> set[type]:
+    """The classes of the module and of all modules in it."""
+    return {type(submodule) for submodule in module.modules()}
+
+
+def reload_kernel(kernel_module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For a fixture: loads the kernel anew as on a processor without AMX, where it is used. Restores the number of
+    threads afterwards."""
+    features_without_amx, threads = compiling.cpu_features() - {"amx_bf16"}, torch.get_num_threads()
+    monkeypatch.setattr(kernel_module, "cpu_features", lambda: features_without_amx)
+    kernel_module._load_kernel.cache_clear()
     yield
     torch.set_num_threads(threads)
-    kernel._load_kernel.cache_clear()
+    kernel_module._load_kernel.cache_clear()

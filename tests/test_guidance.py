@@ -2,7 +2,7 @@ import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
-from oracle import one_lump
+from oracle import one_gaussian
 from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.guidance import (
     adaptive_projected_guidance,
@@ -101,16 +101,16 @@ def test_outside_its_interval_guidance_is_neither_felt_nor_paid(drawing, t, call
 def test_and_of_two_gaussians_is_the_gaussian_of_their_product():
     """Liu et al. 2022, eq. 11: p(x|a) p(x|b) / p(x) of Gaussians is a Gaussian, whose noise scores add up exactly where
     all share one deviation: its mean is a + b - prior, at every time."""
-    prior, a, b = (one_lump(mean, 0.4) for mean in (0.1, 0.9, -0.3))
-    both, neither = one_lump(0.9 - 0.3 - 0.1, 0.4), one_lump(0.1 - 0.5 * (0.9 - 0.1) - 2 * (-0.3 - 0.1), 0.4)
+    prior, a, b = (one_gaussian(mean, 0.4) for mean in (0.1, 0.9, -0.3))
+    both, neither = one_gaussian(0.9 - 0.3 - 0.1, 0.4), one_gaussian(0.1 - 0.5 * (0.9 - 0.1) - 2 * (-0.3 - 0.1), 0.4)
     x_t = torch.randn(5, 2, 1, 1, dtype=torch.float64)
     for shares, composed in (((1.0, 1.0, -1.0), both), ((-0.5, -2.0, 3.5), neither)):
         rule = composed(classifier_free_guidance(1.0), (shares, (0.0, 0.0, 1.0)))
         for t in (0.2, 0.7):
             at = torch.full((5,), t, dtype=torch.float64)
-            estimates = torch.stack([lump.denoise(FlowSchedule())(x_t, at) for lump in (a, b, prior)])
+            estimates = torch.stack([lump.denoiser(FlowSchedule())(x_t, at) for lump in (a, b, prior)])
             torch.testing.assert_close(
-                rule(lambda n, found=estimates: found[:n], at), composed.denoise(FlowSchedule())(x_t, at)
+                rule(lambda n, found=estimates: found[:n], at), composed.denoiser(FlowSchedule())(x_t, at)
             )
 
 
@@ -192,10 +192,10 @@ def test_a_model_that_guides_itself_changes_nothing(drawing):
 def test_a_worse_guide_sharpens_what_the_model_knows():
     """Karras et al. 2024: where the guide is the same Gaussian blurred, the guided drawing is narrower than both, by
     the ODE that holds for the difference of their scores; guided outside an interval it is not."""
-    sharp, blurred = one_lump(0.5, 0.4), one_lump(0.5, 0.6)
+    sharp, blurred = one_gaussian(0.5, 0.4), one_gaussian(0.5, 0.6)
 
     def drawn(rule):
-        denoise = autoguidance(sharp.denoise(FlowSchedule()), blurred.denoise(FlowSchedule()), rule)
+        denoise = autoguidance(sharp.denoiser(FlowSchedule()), blurred.denoiser(FlowSchedule()), rule)
         x = torch.randn(4000, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         *_, last = ddim(denoise, FlowSchedule(), torch.linspace(1, 0, 101, dtype=torch.float64), x, None)
         return last.x

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from oracle import SCHEDULES, one_lump, two_lumps
+from oracle import SCHEDULES, one_gaussian, two_gaussians
 from unspeckle import samplers
 from unspeckle.errors import InputError
 from unspeckle.rng import noise_from_seeds
@@ -30,12 +30,12 @@ def in_log_snr(schedule, steps, high=8.0, low=0.1):
 @pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid", "flow", "scaled_linear", "ve"])
 @pytest.mark.parametrize("method", DETERMINISTIC)
 def test_convergence_order(method, name):
-    schedule, mixture = ALL[name], two_lumps()
-    denoise = mixture.denoise(schedule)
+    schedule, mixture = ALL[name], two_gaussians()
+    denoise = mixture.denoiser(schedule)
     first = in_log_snr(schedule, 1)[:1]
     alpha, sigma = schedule(first)
     generator = torch.Generator().manual_seed(0)
-    x = alpha * mixture.draw(64, generator) + sigma * torch.randn(64, 2, 1, 1, generator=generator, dtype=torch.float64)
+    x = alpha * mixture.sample(64, generator) + sigma * torch.randn(64, 2, 1, 1, generator=generator, dtype=torch.float64)
     exact = last(SAMPLERS["heun"](denoise, schedule, in_log_snr(schedule, 1000), x, NONE))
     doubled = [20, 40, 80, 160]
     errors = []
@@ -54,16 +54,16 @@ def test_convergence_order(method, name):
 )
 def test_moments_of_stochastic_samplers(method, steps, name):
     """Means, variances, the share of each lump and fourth moments, within 4 standard errors of 4,000 pictures."""
-    schedule, mixture, count = ALL[name], two_lumps(), 4000
+    schedule, mixture, count = ALL[name], two_gaussians(), 4000
     method = partial(samplers.ddim, eta=0.5) if method == "ddim_half" else SAMPLERS[method]
     grid = timesteps("uniform" if name == "ve" else "exponential", schedule, steps)
     alpha, sigma = schedule(grid[:1])
     generator = torch.Generator().manual_seed(5)
     eps = torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
-    x = alpha * mixture.draw(count, generator) + sigma * eps
+    x = alpha * mixture.sample(count, generator) + sigma * eps
     draw = noise_from_seeds(range(count), (2, 1, 1))
-    found = last(method(mixture.denoise(schedule), schedule, grid, x, draw))
-    truth = mixture.draw(400_000, generator)
+    found = last(method(mixture.denoiser(schedule), schedule, grid, x, draw))
+    truth = mixture.sample(400_000, generator)
     moments = [lambda x: x, lambda x: x**2, lambda x: x**4, lambda x: (x > -0.3).double(), lambda x: x * x.flip(1)]
     for moment in moments:
         ours, theirs = moment(found.flatten(1)), moment(truth.flatten(1))
@@ -84,7 +84,7 @@ def test_consistency_steps_draw_the_distribution(name, steps):
     grid = timesteps("karras", schedule, steps)
     alpha, sigma = schedule(grid[:1])
     generator = torch.Generator().manual_seed(2)
-    x = alpha * one_lump(mean, deviation).draw(count, generator)
+    x = alpha * one_gaussian(mean, deviation).sample(count, generator)
     x = x + sigma * torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
     found = last(SAMPLERS["lcm"](consistent, schedule, grid, x, noise_from_seeds(range(count), (2, 1, 1)))).flatten()
     assert abs(found.mean() - mean) < 4 * deviation / math.sqrt(2 * count)
@@ -118,7 +118,7 @@ def test_from_pure_noise_to_the_picture(method, name):
     count = 4000
     x = torch.randn(count, 2, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     draw = noise_from_seeds(range(count), (2, 1, 1))
-    denoise = one_lump(mean, deviation).denoise(schedule)
+    denoise = one_gaussian(mean, deviation).denoiser(schedule)
     found = last(SAMPLERS[method](denoise, schedule, timesteps("uniform", schedule, 250), x, draw))
     if method in DETERMINISTIC:
         assert (found - (mean + deviation * x)).abs().max() < 0.06 / DETERMINISTIC[method]
@@ -127,8 +127,8 @@ def test_from_pure_noise_to_the_picture(method, name):
 
 
 def test_a_step_is_x_before_the_move_with_its_estimate():
-    schedule, mixture = LinearSchedule(), two_lumps()
-    denoise = mixture.denoise(schedule)
+    schedule, mixture = LinearSchedule(), two_gaussians()
+    denoise = mixture.denoiser(schedule)
     x = torch.randn(4, 2, 1, 1, dtype=torch.float64)
     for method in SAMPLERS.values():
         path = list(
@@ -142,8 +142,8 @@ def test_a_step_is_x_before_the_move_with_its_estimate():
 
 def test_euler_on_a_flow_is_the_straight_step():
     """x_s = x_t + (s - t) v with v = (x_t - x̂) / t."""
-    schedule, mixture = FlowSchedule(), two_lumps()
-    denoise = mixture.denoise(schedule)
+    schedule, mixture = FlowSchedule(), two_gaussians()
+    denoise = mixture.denoiser(schedule)
     x = torch.randn(4, 2, 1, 1, dtype=torch.float64)
     stops = timesteps("uniform", schedule, 5)
     expected = x
@@ -155,8 +155,8 @@ def test_euler_on_a_flow_is_the_straight_step():
 def test_dpmpp_sde_is_k_diffusions():
     """sample_dpmpp_sde (eta 1, s_noise 1, r 1/2) written down in its own coordinates, y = x / alpha, with its Brownian
     noise: increments over [mid, from] and [to, from], divided by their deviations, correlate by √(Δ_mid / Δ_to)."""
-    schedule, mixture = SCHEDULES["scaled_linear"], two_lumps()
-    denoise, draw = mixture.denoise(schedule), noise_from_seeds(range(8), (2, 1, 1))
+    schedule, mixture = SCHEDULES["scaled_linear"], two_gaussians()
+    denoise, draw = mixture.denoiser(schedule), noise_from_seeds(range(8), (2, 1, 1))
     stops = timesteps("karras", schedule, 9)
     alpha, sigma = schedule(stops)
     ratio = sigma / alpha
@@ -225,7 +225,7 @@ def test_bad_grids_are_refused(bad):
 def test_a_consumer_keeps_its_gradients_and_float32_its_precision(method):
     """A `with torch.no_grad()` around a yield would leak; float64 scalars must not lift x."""
     schedule = FlowSchedule()
-    exact = two_lumps().denoise(schedule)
+    exact = two_gaussians().denoiser(schedule)
 
     def denoise(x, t):
         assert not torch.is_grad_enabled() and x.dtype == torch.float32 and t.dtype == torch.float64

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from closeness import anew, off, random
+from closeness import reload_kernel, relative_error, random_tensor
 from unspeckle.kernels import convolution
 from unspeckle.kernels.convolution import ChannelAffine
 from unspeckle.kernels.fused_layers import FusedConv, FusedNorm, FusedNormConv, FusedResBlock, is_fusable
@@ -24,13 +24,13 @@ needs_kernel = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    yield from anew(convolution, monkeypatch)
+    yield from reload_kernel(convolution, monkeypatch)
 
 
 def filled(module: nn.Module) -> nn.Module:
     for place, parameter in enumerate(module.parameters()):
         std = 0.7 * parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.3
-        parameter.data = random(*parameter.shape, seed=place) * std + (parameter.ndim == 1)
+        parameter.data = random_tensor(*parameter.shape, seed=place) * std + (parameter.ndim == 1)
     return module.eval().requires_grad_(False)
 
 
@@ -46,9 +46,9 @@ def test_a_convolution_with_all_around_it(
     batch: int, enter: int, leave: int, high: int, wide: int, twice: bool
 ) -> None:
     times = 2 if twice else 1
-    x, weight = random(batch, enter, high, wide).to(LOW), random(leave, enter, 3, 3, seed=1) * (9 * enter) ** -0.5
-    norm, bias = ChannelAffine(*random(2, batch, enter, seed=2)), random(batch, leave, seed=3)
-    beside = random(batch, leave, times * high, times * wide, seed=4).to(LOW)
+    x, weight = random_tensor(batch, enter, high, wide).to(LOW), random_tensor(leave, enter, 3, 3, seed=1) * (9 * enter) ** -0.5
+    norm, bias = ChannelAffine(*random_tensor(2, batch, enter, seed=2)), random_tensor(batch, leave, seed=3)
+    beside = random_tensor(batch, leave, times * high, times * wide, seed=4).to(LOW)
 
     def plain(precision: torch.dtype) -> Tensor:
         scale, shift, more = (one[:, :, None, None].to(precision) for one in (*norm, bias))
@@ -58,24 +58,24 @@ def test_a_convolution_with_all_around_it(
 
     made = convolution.pack_conv_weight(weight, twice)
     ours = convolution.winograd_conv2d(x, made, bias, norm=norm, residual=beside, upsample=twice)
-    assert off(ours, plain(torch.float64)) < off(plain(LOW), plain(torch.float64))
+    assert relative_error(ours, plain(torch.float64)) < relative_error(plain(LOW), plain(torch.float64))
 
 
 @needs_kernel
 @torch.no_grad()
 @pytest.mark.parametrize("mean", [0, 3])
 def test_a_convolution_alone_is_at_most_twice_as_far_off(mean: int) -> None:
-    x, weight = (random(2, 128, 16, 16) + mean).to(LOW), random(64, 128, 3, 3, seed=1) / 34
+    x, weight = (random_tensor(2, 128, 16, 16) + mean).to(LOW), random_tensor(64, 128, 3, 3, seed=1) / 34
     exact = F.conv2d(x.double(), weight.double(), padding=1)
     ours = convolution.winograd_conv2d(x, convolution.pack_conv_weight(weight), torch.zeros(64))
-    assert off(ours, exact) < 2 * off(F.conv2d(x, weight.to(LOW), padding=1), exact)
+    assert relative_error(ours, exact) < 2 * relative_error(F.conv2d(x, weight.to(LOW), padding=1), exact)
 
 
 @needs_kernel
 @torch.no_grad()
 def test_one_bias_is_for_all_and_what_does_not_fit_is_an_error() -> None:
-    x, weight = random(5, 32, 4, 4).to(LOW), convolution.pack_conv_weight(random(64, 32, 3, 3))
-    bias, beside = random(1, 64), random(5, 64, 4, 4).to(LOW)
+    x, weight = random_tensor(5, 32, 4, 4).to(LOW), convolution.pack_conv_weight(random_tensor(64, 32, 3, 3))
+    bias, beside = random_tensor(1, 64), random_tensor(5, 64, 4, 4).to(LOW)
     one = convolution.winograd_conv2d(x, weight, bias)
     assert torch.equal(one, convolution.winograd_conv2d(x, weight, bias[0]))
     assert torch.equal(one, convolution.winograd_conv2d(x, weight, bias.expand(5, 64)))
@@ -91,17 +91,17 @@ def test_one_bias_is_for_all_and_what_does_not_fit_is_an_error() -> None:
 @torch.no_grad()
 def test_many_tiles_in_several_groups() -> None:
     """More of them than are kept at once, in rows that begin in one group and end in the next."""
-    x, weight = random(3, 64, 96, 96).to(LOW), random(64, 64, 3, 3) / 24
+    x, weight = random_tensor(3, 64, 96, 96).to(LOW), random_tensor(64, 64, 3, 3) / 24
     ours = convolution.winograd_conv2d(x, convolution.pack_conv_weight(weight), torch.zeros(64))
-    assert off(ours, F.conv2d(x.float(), weight, padding=1)) < 5e-3
+    assert relative_error(ours, F.conv2d(x.float(), weight, padding=1)) < 5e-3
 
 
 @needs_kernel
 @torch.no_grad()
 @pytest.mark.parametrize("twice", [False, True])
 def test_every_count_of_threads_and_every_batch_says_the_same(twice: bool) -> None:
-    x, weight = random(3, 64, 23, 17).to(LOW), convolution.pack_conv_weight(random(96, 64, 3, 3) / 24, twice)
-    norm, said = ChannelAffine(*random(2, 3, 64)), list[Tensor]()
+    x, weight = random_tensor(3, 64, 23, 17).to(LOW), convolution.pack_conv_weight(random_tensor(96, 64, 3, 3) / 24, twice)
+    norm, said = ChannelAffine(*random_tensor(2, 3, 64)), list[Tensor]()
     for count in (1, 2, 3):
         torch.set_num_threads(count)
         said.append(convolution.winograd_conv2d(x, weight, torch.ones(96), norm=norm, upsample=twice))
@@ -115,8 +115,8 @@ def test_every_count_of_threads_and_every_batch_says_the_same(twice: bool) -> No
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("leave", [64, 32, 160, 3])
 def test_weights_come_back(leave: int, twice: bool) -> None:
-    weight = random(leave, 32, 3, 3)
-    assert off(convolution.unpack_conv_weight(convolution.pack_conv_weight(weight, twice), leave, twice), weight) < 5e-3
+    weight = random_tensor(leave, 32, 3, 3)
+    assert relative_error(convolution.unpack_conv_weight(convolution.pack_conv_weight(weight, twice), leave, twice), weight) < 5e-3
 
 
 @needs_kernel
@@ -124,11 +124,11 @@ def test_weights_come_back(leave: int, twice: bool) -> None:
 @pytest.mark.parametrize(("channels", "groups", "side"), [(32, 4, 1), (64, 32, 9), (96, 3, 40), (320, 32, 16)])
 def test_a_normalisation_of_values_far_from_0(channels: int, groups: int, side: int) -> None:
     layer = filled(nn.GroupNorm(groups, channels, 1e-6))
-    x = (random(2, channels, side, side) + 10 * random(1, channels, 1, 1, seed=1)).to(LOW)
+    x = (random_tensor(2, channels, side, side) + 10 * random_tensor(1, channels, 1, 1, seed=1)).to(LOW)
     low, exact = FusedNorm(layer)(x), FusedNorm(layer)(x.double())  # type: ignore[arg-type]
     apply = lambda norm: x.double() * norm.scale[:, :, None, None] + norm.shift[:, :, None, None]  # noqa: E731
-    assert off(apply(low), layer.double()(x.double())) < 1e-5
-    assert off(apply(exact), layer(x.double())) < 1e-5
+    assert relative_error(apply(low), layer.double()(x.double())) < 1e-5
+    assert relative_error(apply(exact), layer(x.double())) < 1e-5
 
 
 def blocks() -> list[nn.Module]:
@@ -143,16 +143,16 @@ def blocks() -> list[nn.Module]:
 @pytest.mark.parametrize("place", range(4))
 def test_a_block_is_nearer_the_truth_than_a_plain_one(place: int) -> None:
     block = filled(blocks()[place])
-    time = () if isinstance(block, VAEResBlock) else (random(2, 64, seed=5),)
-    x = random(2, block.conv1.in_channels, 11, 6)  # type: ignore[operator]
+    time = () if isinstance(block, VAEResBlock) else (random_tensor(2, 64, seed=5),)
+    x = random_tensor(2, block.conv1.in_channels, 11, 6)  # type: ignore[operator]
     x = x.to(LOW).float()
     exact = block(x, *time)
     plain = filled(blocks()[place]).to(LOW)(x.to(LOW), *(one.to(LOW) for one in time))
     low = cast_for_inference(nn.Sequential(block), LOW)[0]
     assert isinstance(low, FusedResBlock)
-    assert off(low(x.to(LOW), *(one.to(LOW) for one in time)), exact) < off(plain, exact)
+    assert relative_error(low(x.to(LOW), *(one.to(LOW) for one in time)), exact) < relative_error(plain, exact)
     again = low.float()(x, *time)
-    assert again.dtype == torch.float32 and off(again, exact) < 6e-3  # its weights are rounded still
+    assert again.dtype == torch.float32 and relative_error(again, exact) < 6e-3  # its weights are rounded still
 
 
 @needs_kernel
@@ -160,11 +160,11 @@ def test_a_block_is_nearer_the_truth_than_a_plain_one(place: int) -> None:
 @torch.no_grad()
 def test_an_exit_reads_what_was_normalised() -> None:
     config = VAEConfig(base_channels=32, channel_multipliers=(1, 2), blocks_per_level=1)
-    z = random(1, 4, 9, 7)
+    z = random_tensor(1, 4, 9, 7)
     exact, plain = filled(VAEDecoder(config))(z), filled(VAEDecoder(config)).to(LOW)(z.to(LOW))
     low = cast_for_inference(filled(VAEDecoder(config)), LOW)
-    assert isinstance(low.conv_out, FusedNormConv) and off(low(z.to(LOW)), exact) < 1.1 * off(plain, exact)
-    assert off(low.float()(z), exact) < 1e-2
+    assert isinstance(low.conv_out, FusedNormConv) and relative_error(low(z.to(LOW)), exact) < 1.1 * relative_error(plain, exact)
+    assert relative_error(low.float()(z), exact) < 1e-2
 
 
 @torch.no_grad()
@@ -202,5 +202,5 @@ def test_a_kernel_that_disagrees_is_not_used(monkeypatch: pytest.MonkeyPatch) ->
 @torch.no_grad()
 def test_a_convolution_without_a_bias() -> None:
     layer = filled(nn.Conv2d(32, 32, 3, padding=1, bias=False))
-    x = random(1, 32, 6, 6).to(LOW)
-    assert off(FusedConv(layer)(x), layer(x.float())) < 5e-3  # type: ignore[arg-type]
+    x = random_tensor(1, 32, 6, 6).to(LOW)
+    assert relative_error(FusedConv(layer)(x), layer(x.float())) < 5e-3  # type: ignore[arg-type]

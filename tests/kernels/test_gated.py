@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from closeness import anew, off, random
+from closeness import reload_kernel, relative_error, random_tensor
 from unspeckle.kernels import gated
 from unspeckle.kernels.packed_layers import PackedFeedForward, can_pack
 from unspeckle.networks.layers import GatedFeedForward
@@ -18,7 +18,7 @@ needs_kernel = pytest.mark.skipif(gated._load_kernel() is None, reason="no compi
 
 @pytest.fixture(autouse=True)
 def _anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    yield from anew(gated, monkeypatch)
+    yield from reload_kernel(gated, monkeypatch)
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -32,18 +32,18 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     ("shape", "leave"), [((1, 2), 64), ((2, 70, 34), 128), ((130, 320), 64), ((3, 1, 64), 192), ((0, 32), 64)]
 )
 def test_it_is_nearer_the_truth_than_torchs(shape: tuple[int, ...], leave: int) -> None:
-    x, bias = random(*shape).to(LOW), random(2 * leave, seed=2)
-    weight = random(2 * leave, shape[-1], seed=1) * shape[-1] ** -0.5
+    x, bias = random_tensor(*shape).to(LOW), random_tensor(2 * leave, seed=2)
+    weight = random_tensor(2 * leave, shape[-1], seed=1) * shape[-1] ** -0.5
     exact = plain(x.double(), weight.double(), bias.double())
     ours = gated.geglu(x, gated.pack_geglu_weight(weight), bias)
     assert ours.shape == exact.shape
-    assert not shape[0] or off(ours, exact) < off(plain(x, weight.to(LOW), bias.to(LOW)), exact)
+    assert not shape[0] or relative_error(ours, exact) < relative_error(plain(x, weight.to(LOW), bias.to(LOW)), exact)
 
 
 @needs_kernel
 @torch.no_grad()
 def test_every_count_of_threads_and_every_view_says_the_same() -> None:
-    whole, weight, bias = random(3, 90, 64).to(LOW), gated.pack_geglu_weight(random(256, 32)), random(256, seed=1)
+    whole, weight, bias = random_tensor(3, 90, 64).to(LOW), gated.pack_geglu_weight(random_tensor(256, 32)), random_tensor(256, seed=1)
     x, said = whole[:, :, :32], []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
@@ -54,7 +54,7 @@ def test_every_count_of_threads_and_every_view_says_the_same() -> None:
 
 @torch.no_grad()
 def test_weights_come_back() -> None:
-    weight = random(256, 34).to(LOW)
+    weight = random_tensor(256, 34).to(LOW)
     assert torch.equal(gated.unpack_geglu_weight(gated.pack_geglu_weight(weight)), weight)
 
 
@@ -66,16 +66,16 @@ def test_of_float32_it_answers_in_float32(width: int) -> None:
     """Whether the kernel has that width or not."""
     feed = GatedFeedForward(width).requires_grad_(False)
     for place, one in enumerate(feed.parameters()):
-        one.copy_(random(*one.shape, seed=place).to(LOW) / 4)
-    packed, x, beside = PackedFeedForward(feed, LOW), random(2, 7, width, seed=9), random(2, 7, width, seed=8)
+        one.copy_(random_tensor(*one.shape, seed=place).to(LOW) / 4)
+    packed, x, beside = PackedFeedForward(feed, LOW), random_tensor(2, 7, width, seed=9), random_tensor(2, 7, width, seed=8)
     assert packed.uses_kernel == (width == 32)
-    assert off(packed.float()(x), feed(x)) < 1e-6 and off(packed.float()(x, beside), beside + feed(x)) < 1e-6
+    assert relative_error(packed.float()(x), feed(x)) < 1e-6 and relative_error(packed.float()(x, beside), beside + feed(x)) < 1e-6
 
 
 @needs_kernel
 def test_what_does_not_fit_is_an_error() -> None:
     with pytest.raises(ValueError, match="30 channels, of 32"):
-        gated.geglu(random(4, 30).to(LOW), gated.pack_geglu_weight(random(128, 32)), random(128))
+        gated.geglu(random_tensor(4, 30).to(LOW), gated.pack_geglu_weight(random_tensor(128, 32)), random_tensor(128))
 
 
 @torch.no_grad()

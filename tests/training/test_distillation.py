@@ -12,7 +12,7 @@ import torch
 from test_training import equal, final
 from torch import Tensor, nn
 
-from oracle import Mixture, one_lump, two_lumps
+from oracle import GaussianMixture, one_gaussian, two_gaussians
 from tiny_models import CAPTIONS, gray_model, random_model
 from unspeckle.commands import distil as command
 from unspeckle.denoiser import Conditioning
@@ -60,7 +60,7 @@ def plan(**changes: object) -> DistilPlan:
 class Knows(nn.Module):
     """A network that predicts x as the mixture's best denoiser does; with `ahead`, as its best student does."""
 
-    def __init__(self, mixture: Mixture, schedule: object) -> None:
+    def __init__(self, mixture: GaussianMixture, schedule: object) -> None:
         super().__init__()
         self.mixture, self.schedule, self.one = mixture, schedule, nn.Parameter(torch.ones(()))
 
@@ -68,7 +68,7 @@ class Knows(nn.Module):
         return given._replace(prepared=True)
 
     def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
-        return self.mixture.denoise(self.schedule)(x, clock)
+        return self.mixture.denoiser(self.schedule)(x, clock)
 
 
 class Foresees(Knows):
@@ -80,14 +80,14 @@ class Foresees(Knows):
         t = torch.stack([way[i] for way, i in zip(grid, begins, strict=True)]).view(-1, 1, 1, 1)
         s = torch.stack([way[i + 1] for way, i in zip(grid, begins, strict=True)]).view(-1, 1, 1, 1)
         (alpha, sigma), (alpha_s, sigma_s) = self.schedule(t), self.schedule(s)
-        mean, deviation = float(self.mixture.means[0, 0]), float(self.mixture.deviations[0])
+        mean, deviation = float(self.mixture.means[0, 0]), float(self.mixture.stds[0])
         wide, wide_s = (((a * deviation) ** 2 + b**2).sqrt() for a, b in ((alpha, sigma), (alpha_s, sigma_s)))
         landed = alpha_s * mean + wide_s / wide * (x.double() - alpha * mean)
         kept = sigma_s / sigma
         return ((landed - kept * x) / (alpha_s - kept * alpha)).to(x.dtype)
 
 
-def knowing(kind: type[Knows], mixture: Mixture, schedule: object):
+def knowing(kind: type[Knows], mixture: GaussianMixture, schedule: object):
     model = gray_model()
     model.denoiser.schedule, model.card = schedule, replace(model.card, clamp=False)
     return model.with_network(kind(mixture, schedule), model.card)
@@ -97,7 +97,7 @@ def knowing(kind: type[Knows], mixture: Mixture, schedule: object):
     "schedule", [FlowSchedule(), CosineSchedule(), VESchedule(sigma_max=20.0)], ids=["flow", "cosine", "ve"]
 )
 def test_one_step_towards_a_target_lands_where_the_teacher_does(schedule: object) -> None:
-    teacher = knowing(Knows, two_lumps(), schedule)
+    teacher = knowing(Knows, two_gaussians(), schedule)
     x = torch.randn(5, 2, 1, 1, dtype=torch.float64)
     points = draw_trajectory(teacher, [Conditioning(torch.zeros(5, 1, 1))], x, 12, 1.0)
     grid = timesteps(DISTILLATION_TIMESTEP_SPACING, schedule, 12)
@@ -125,7 +125,7 @@ def test_a_grids_stretches_are_the_students_own_grids() -> None:
 
 @pytest.mark.parametrize("schedule", [FlowSchedule(), CosineSchedule()], ids=["flow", "cosine"])
 def test_the_best_student_of_a_gaussian_draws_its_ode_in_any_number_of_steps(schedule: object) -> None:
-    lump = one_lump(mean=0.5, deviation=0.4)
+    lump = one_gaussian(mean=0.5, std=0.4)
     student = knowing(Foresees, lump, schedule)
     x = torch.randn(6, 2, 1, 1)
     exact = 0.5 + 0.4 * x  # at t = 1 all is noise of variance 1
@@ -135,7 +135,7 @@ def test_the_best_student_of_a_gaussian_draws_its_ode_in_any_number_of_steps(sch
 
 
 def test_targets_of_many_moves_are_those_of_the_best_student() -> None:
-    lump, schedule = one_lump(), FlowSchedule()
+    lump, schedule = one_gaussian(), FlowSchedule()
     teacher, student = knowing(Knows, lump, schedule), Foresees(lump, schedule)
     x = torch.randn(4, 2, 1, 1)
     points, grid, made = (

@@ -68,11 +68,11 @@ class TinyAutoencoder(Autoencoder):
         if not self.config.has_encoder:
             raise InputError("this tiny autoencoder only decodes; put its taesd_encoder.safetensors beside the decoder")
         x = ((images + 1) / 2).to(self._dtype).contiguous(memory_format=torch.channels_last)
-        out: Tensor = (self.encoder(x).float() - self.config.shift_factor_factor) * self.config.scaling_factor
+        out: Tensor = (self.encoder(x).float() - self.config.shift_factor) * self.config.scaling_factor
         return out
 
     def decode(self, latents: Tensor) -> Tensor:
-        z = latents / self.config.scaling_factor + self.config.shift_factor_factor
+        z = latents / self.config.scaling_factor + self.config.shift_factor
         z = (torch.tanh(z / 3) * 3).to(self._dtype).contiguous(memory_format=torch.channels_last)
         out: Tensor = self.decoder(z).float()
         return out * 2 - 1

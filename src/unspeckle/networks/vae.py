@@ -150,14 +150,14 @@ class VAE(Autoencoder):
         """Mean and deviation of the standardised latents."""
         mean, log_variance = self.quant_conv(self.encoder(images.to(self._dtype))).float().chunk(2, dim=1)
         std = (log_variance.clamp(-30, 20) / 2).exp()
-        return (mean - self.config.shift_factor_factor) * self.config.scaling_factor, std * self.config.scaling_factor
+        return (mean - self.config.shift_factor) * self.config.scaling_factor, std * self.config.scaling_factor
 
     def encode(self, images: Tensor) -> Tensor:
         """The posterior's mean."""
         return self.posterior(images)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        z = (latents / self.config.scaling_factor + self.config.shift_factor_factor).to(self._dtype)
+        z = (latents / self.config.scaling_factor + self.config.shift_factor).to(self._dtype)
         out: Tensor = self.decoder(self.post_quant_conv(z)).float()
         return out
 
