@@ -38,7 +38,9 @@ class GaussianMixture:
             x = x_t.double().flatten(1)
             residual = x.unsqueeze(1) - alpha.unsqueeze(1) * self.means  # (B, K, D)
             variance = alpha**2 * self.stds**2 + sigma**2  # (B, K)
-            log_density = self.weights.log() - residual.square().sum(-1) / variance / 2 - variance.log() * x.shape[1] / 2
+            log_density = (
+                self.weights.log() - residual.square().sum(-1) / variance / 2 - variance.log() * x.shape[1] / 2
+            )
             gain = alpha * self.stds**2 / variance
             posterior_means = self.means + gain.unsqueeze(-1) * residual
             posterior_weights = log_density.softmax(1).unsqueeze(-1)

@@ -35,7 +35,9 @@ def test_convergence_order(method, name):
     first = in_log_snr(schedule, 1)[:1]
     alpha, sigma = schedule(first)
     generator = torch.Generator().manual_seed(0)
-    x = alpha * mixture.sample(64, generator) + sigma * torch.randn(64, 2, 1, 1, generator=generator, dtype=torch.float64)
+    x = alpha * mixture.sample(64, generator) + sigma * torch.randn(
+        64, 2, 1, 1, generator=generator, dtype=torch.float64
+    )
     exact = last(SAMPLERS["heun"](denoise, schedule, in_log_snr(schedule, 1000), x, NONE))
     doubled = [20, 40, 80, 160]
     errors = []

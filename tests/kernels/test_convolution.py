@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from closeness import reload_kernel, relative_error, random_tensor
+from closeness import random_tensor, relative_error, reload_kernel
 from unspeckle.kernels import convolution
 from unspeckle.kernels.convolution import ChannelAffine
 from unspeckle.kernels.fused_layers import FusedConv, FusedNorm, FusedNormConv, FusedResBlock, is_fusable
@@ -46,7 +46,10 @@ def test_a_convolution_with_all_around_it(
     batch: int, enter: int, leave: int, high: int, wide: int, twice: bool
 ) -> None:
     times = 2 if twice else 1
-    x, weight = random_tensor(batch, enter, high, wide).to(LOW), random_tensor(leave, enter, 3, 3, seed=1) * (9 * enter) ** -0.5
+    x, weight = (
+        random_tensor(batch, enter, high, wide).to(LOW),
+        random_tensor(leave, enter, 3, 3, seed=1) * (9 * enter) ** -0.5,
+    )
     norm, bias = ChannelAffine(*random_tensor(2, batch, enter, seed=2)), random_tensor(batch, leave, seed=3)
     beside = random_tensor(batch, leave, times * high, times * wide, seed=4).to(LOW)
 
@@ -100,7 +103,10 @@ def test_many_tiles_in_several_groups() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("twice", [False, True])
 def test_every_count_of_threads_and_every_batch_says_the_same(twice: bool) -> None:
-    x, weight = random_tensor(3, 64, 23, 17).to(LOW), convolution.pack_conv_weight(random_tensor(96, 64, 3, 3) / 24, twice)
+    x, weight = (
+        random_tensor(3, 64, 23, 17).to(LOW),
+        convolution.pack_conv_weight(random_tensor(96, 64, 3, 3) / 24, twice),
+    )
     norm, said = ChannelAffine(*random_tensor(2, 3, 64)), list[Tensor]()
     for count in (1, 2, 3):
         torch.set_num_threads(count)
@@ -116,7 +122,12 @@ def test_every_count_of_threads_and_every_batch_says_the_same(twice: bool) -> No
 @pytest.mark.parametrize("leave", [64, 32, 160, 3])
 def test_weights_come_back(leave: int, twice: bool) -> None:
     weight = random_tensor(leave, 32, 3, 3)
-    assert relative_error(convolution.unpack_conv_weight(convolution.pack_conv_weight(weight, twice), leave, twice), weight) < 5e-3
+    assert (
+        relative_error(
+            convolution.unpack_conv_weight(convolution.pack_conv_weight(weight, twice), leave, twice), weight
+        )
+        < 5e-3
+    )
 
 
 @needs_kernel
@@ -163,7 +174,9 @@ def test_an_exit_reads_what_was_normalised() -> None:
     z = random_tensor(1, 4, 9, 7)
     exact, plain = filled(VAEDecoder(config))(z), filled(VAEDecoder(config)).to(LOW)(z.to(LOW))
     low = cast_for_inference(filled(VAEDecoder(config)), LOW)
-    assert isinstance(low.conv_out, FusedNormConv) and relative_error(low(z.to(LOW)), exact) < 1.1 * relative_error(plain, exact)
+    assert isinstance(low.conv_out, FusedNormConv) and relative_error(low(z.to(LOW)), exact) < 1.1 * relative_error(
+        plain, exact
+    )
     assert relative_error(low.float()(z), exact) < 1e-2
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from closeness import reload_kernel, relative_error, random_tensor
+from closeness import random_tensor, relative_error, reload_kernel
 from unspeckle.kernels import gated
 from unspeckle.kernels.packed_layers import PackedFeedForward, can_pack
 from unspeckle.networks.layers import GatedFeedForward
@@ -43,7 +43,11 @@ def test_it_is_nearer_the_truth_than_torchs(shape: tuple[int, ...], leave: int) 
 @needs_kernel
 @torch.no_grad()
 def test_every_count_of_threads_and_every_view_says_the_same() -> None:
-    whole, weight, bias = random_tensor(3, 90, 64).to(LOW), gated.pack_geglu_weight(random_tensor(256, 32)), random_tensor(256, seed=1)
+    whole, weight, bias = (
+        random_tensor(3, 90, 64).to(LOW),
+        gated.pack_geglu_weight(random_tensor(256, 32)),
+        random_tensor(256, seed=1),
+    )
     x, said = whole[:, :, :32], []
     for count in (1, 2, 3):
         torch.set_num_threads(count)
@@ -67,9 +71,16 @@ def test_of_float32_it_answers_in_float32(width: int) -> None:
     feed = GatedFeedForward(width).requires_grad_(False)
     for place, one in enumerate(feed.parameters()):
         one.copy_(random_tensor(*one.shape, seed=place).to(LOW) / 4)
-    packed, x, beside = PackedFeedForward(feed, LOW), random_tensor(2, 7, width, seed=9), random_tensor(2, 7, width, seed=8)
+    packed, x, beside = (
+        PackedFeedForward(feed, LOW),
+        random_tensor(2, 7, width, seed=9),
+        random_tensor(2, 7, width, seed=8),
+    )
     assert packed.uses_kernel == (width == 32)
-    assert relative_error(packed.float()(x), feed(x)) < 1e-6 and relative_error(packed.float()(x, beside), beside + feed(x)) < 1e-6
+    assert (
+        relative_error(packed.float()(x), feed(x)) < 1e-6
+        and relative_error(packed.float()(x, beside), beside + feed(x)) < 1e-6
+    )
 
 
 @needs_kernel
