@@ -18,12 +18,12 @@ from typing import Any
 from rich.console import Console
 
 from unspeckle import atomic, quantities
-from unspeckle.commands.draw import resolve_device
 from unspeckle.commands.score import ProgressBar
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw_prompts, images_per_batch
 from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model
+from unspeckle.model_io.device import resolve_device
 from unspeckle.model_io.loading import load
 from unspeckle.output import png
 from unspeckle.prompts import escape_prompt

@@ -2,7 +2,7 @@
 
 import sys
 
-from unspeckle.cli import entry
+from unspeckle.cli.app import entry
 
 if __name__ == "__main__":
     sys.exit(entry())

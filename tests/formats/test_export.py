@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import unspeckle
 from tiny_models import random_model
 from unspeckle.cli import main
-from unspeckle.commands import export
+from unspeckle.formats.export import graph_folder
 from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.formats.export import model_graphs, runtimes, stable_diffusion_graphs
 from unspeckle.formats.export.runtimes import RUNTIMES
@@ -144,7 +144,7 @@ def test_a_model_of_ours_draws_by_its_graphs(to: str, tmp_path: Path, request: A
     names = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
     assert [line.split(":")[0] for line in said.err.splitlines()] == names
     assert all((place / name / runtime.file).is_file() for name in names)
-    told = json.loads((place / export.DESCRIPTION).read_text())
+    told = json.loads((place / graph_folder.DESCRIPTION_FILE).read_text())
     ids = model.tokenizer.encode(["a frog on stilts"])
     tokens, _, mask = runtime.answer(place / "text_encoder", ["input_ids"], (ids.int(),))
     x = torch.randn(1, 3, 16, 32, generator=torch.Generator().manual_seed(0))

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import unspeckle
-from unspeckle.commands import draw as command
-from unspeckle.commands.draw import run
+from unspeckle.cli import run_draw as command
+from unspeckle.cli.options import ModelOptions
 from unspeckle.generation.codec import decode_latents
 from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request
@@ -50,14 +50,14 @@ def test_stable_diffusion_is_decoded_once_a_drawing(
 
         def __init__(self, **options: bool) -> None:
             super().__init__(**options)
-            self.colours = 256 if watched else 0
+            self.color_count = 256 if watched else 0
 
         def __enter__(self) -> "Terminal":
             return self
 
         def __exit__(self, *error: object) -> None: ...
 
-        def show(self, done: int, total: int, label: str, frame: Any) -> None:
+        def update(self, done: int, total: int, label: str, frame: Any) -> None:
             seen.extend(one.size for one in frame()) if watched else None
 
     def counted(self: VAE, latents: torch.Tensor) -> torch.Tensor:
@@ -65,8 +65,9 @@ def test_stable_diffusion_is_decoded_once_a_drawing(
         return decode(self, latents)
 
     monkeypatch.setattr(VAE, "decode", counted)
-    monkeypatch.setattr(command, "Show", Terminal)
-    ask = Request("a frog", steps=3, size=32)
-    assert run(ask, tmp_path / "pipe", None, tmp_path, False, False, "cpu", precision="float32") == 0
+    monkeypatch.setattr(command, "TerminalView", Terminal)
+    model_options = ModelOptions(tmp_path / "pipe", device="cpu", precision="float32")
+    options = command.DrawOptions(Request("a frog", steps=3, size=32), model_options, tmp_path)
+    assert command.run_draw(options) == 0
     assert len(decodings) == 1
     assert seen == ([(16, 16)] * 3 + [(32, 32)] if watched else [])

@@ -1,39 +1,143 @@
-"""What several commands share: options, and how threads wait."""
+"""Options that several commands share: their texts, and the dataclass that says which model is loaded and how."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-MODEL_HELP = "A model: file, RUN of train, or Stable Diffusion (file, folder, hub name).  [default: the one inside]"
-STABLE = "Stable Diffusion"  # a group of options
-LORA_HELP = "Merge this LoRA, so strongly (1 where not said), or look here for <lora:…> of the prompt; repeatable."
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors and the paths of results.")]
-Device = Annotated[Optional[str], typer.Option(help="cpu or cuda.  [default: cuda where there is one]")]  # noqa: UP045
-ModelPath = Annotated[Optional[Path], typer.Option("--model", "-m", help=MODEL_HELP)]  # noqa: UP045
-Prediction = Annotated[Optional[str], typer.Option(help="Of a Stable Diffusion that does not tell: eps or v.")]  # noqa: UP045
-TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help="Read the tensors of a .ckpt, and only those.")]
+from unspeckle.errors import InputError
+from unspeckle.old_names import SAMPLERS as RENAMED_SAMPLERS
+
+# Groups of options in the help
+GUIDANCE = "Guidance"
+STARTING_IMAGE = "Starting from an image"
+STABLE_DIFFUSION = "Stable Diffusion"
+LORA_TRAINING = "LoRA training"
+
+MODEL_HELP = (
+    "The model: a .safetensors file, the RUN folder of `train`, or a Stable Diffusion checkpoint (a single file, a "
+    "diffusers folder, or its OWNER/NAME on the Hugging Face hub).  [default: the model inside the package]"
+)
+PREDICTION_HELP = (
+    "What the network of a Stable Diffusion checkpoint predicts: eps or v.  [default: as the checkpoint says]"
+)
+TRUST_PICKLE_HELP = (
+    "Read a checkpoint in pickle format (.ckpt, .pt). Only its tensors are read, and no code in it is run."
+)
+LORA_HELP = (
+    "Add a LoRA file with this strength, such as ink.safetensors:0.8 (without a number, 1). A folder is searched for "
+    "the files that the prompt names by <lora:NAME:STRENGTH>. May be given several times."
+)
+EMBEDDING_HELP = (
+    "Add a textual inversion: its file name becomes a word that the prompt can use. May be given several times."
+)
+VAE_HELP = "Encode and decode images by this autoencoder, such as a TAESD.  [default: the one in the checkpoint]"
+STEPS_HELP = (
+    "Number of sampling steps, 1 to 1000. With 1, 2 or 4 steps, a distilled model draws by its student.  "
+    "[default: the model's]"
+)
+SAMPLER_HELP = (
+    "Sampling method: ddpm, ddim, euler, euler_ancestral, heun, lms, plms, dpmpp_2m, dpmpp_2m_sde, dpmpp_sde, unipc "
+    "or lcm.  [default: the model's]"
+)
+TIMESTEP_SPACING_HELP = (
+    "How the times of the steps are spaced: uniform, leading, trailing, linspace, karras, exponential or shifted.  "
+    "[default: the model's]"
+)
+GUIDANCE_SCALE_HELP = "How strongly the image follows the prompt; 1 disables guidance.  [default: the model's]"
+PRECISION_HELP = (
+    "Number format in which the model computes: float32, bfloat16, float16, int8 (fastest on many CPUs, but less "
+    "exact), or auto, which is bfloat16 for Stable Diffusion on hardware that is faster with it, and otherwise float32."
+)
+TRAINING_PRECISION_HELP = (
+    "Number format in which the network computes: float32 or bfloat16.  [default: whichever is faster on this machine]"
+)
+DURATION_HELP = "How long the command may take in all, with preparation: 90s, 30m, 1h30m or 2d."
+PLAN_HELP = "Print the plan (sizes, steps, times, memory) and exit without training."
+PLAN_JSON_HELP = "With --plan: print the plan to standard output as JSON."
+CAPTIONS_HELP = (
+    "Where the captions are: txt (in a .txt file beside each image), metadata (in a metadata.jsonl or .csv file), "
+    "folders (the names of the folders), names (the file names), or auto, which takes the first of these that it finds."
+)
+CAPTION_HELP = "One caption for all images, in place of --captions."
+TEMPLATE_HELP = 'Caption made of the name of a folder or file, such as "a photo of a {name}".'
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and results.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where the model computes: cpu, cuda, cuda:1, mps.  [default: cuda if available, else cpu]"),
+]
+ModelPath = Annotated[Path | None, typer.Option("--model", "-m", metavar="MODEL", help=MODEL_HELP)]
+Prediction = Annotated[
+    str | None, typer.Option(metavar="eps|v", help=PREDICTION_HELP, rich_help_panel=STABLE_DIFFUSION)
+]
+TrustPickle = Annotated[bool, typer.Option("--trust-pickle", help=TRUST_PICKLE_HELP, rich_help_panel=STABLE_DIFFUSION)]
 Loras = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--lora", metavar="FILE[:WEIGHT]|FOLDER", help=LORA_HELP, rich_help_panel=STABLE),
+    list[str] | None,
+    typer.Option("--lora", metavar="FILE[:STRENGTH]|FOLDER", help=LORA_HELP, rich_help_panel=STABLE_DIFFUSION),
 ]
 Embeddings = Annotated[
-    Optional[list[Path]],  # noqa: UP045
-    typer.Option(
-        "--embedding",
-        metavar="FILE",
-        help="A word of your own (textual inversion); repeatable.",
-        rich_help_panel=STABLE,
-    ),
+    list[Path] | None,
+    typer.Option("--embedding", metavar="FILE", help=EMBEDDING_HELP, rich_help_panel=STABLE_DIFFUSION),
 ]
-Vae = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(metavar="FILE|FOLDER", help="Another autoencoder, such as TAESD.", rich_help_panel=STABLE),
+Vae = Annotated[Path | None, typer.Option(metavar="FILE|FOLDER", help=VAE_HELP, rich_help_panel=STABLE_DIFFUSION)]
+Steps = Annotated[int | None, typer.Option(metavar="N", help=STEPS_HELP)]
+Sampler = Annotated[str | None, typer.Option(metavar="NAME", help=SAMPLER_HELP)]
+TimestepSpacing = Annotated[str | None, typer.Option(metavar="NAME", help=TIMESTEP_SPACING_HELP)]
+GuidanceScale = Annotated[float | None, typer.Option(metavar="SCALE", help=GUIDANCE_SCALE_HELP)]
+Precision = Annotated[str, typer.Option(metavar="NAME", help=PRECISION_HELP)]
+TrainingPrecision = Annotated[str | None, typer.Option(metavar="NAME", help=TRAINING_PRECISION_HELP)]
+TrainingSeed = Annotated[
+    int | None, typer.Option(metavar="N", help="Seed of everything that is random in training.  [default: 0]")
 ]
-Captions = Annotated[str, typer.Option(help="Where they lie: auto, txt, metadata, folders or names.")]
+Duration = Annotated[str | None, typer.Option("--for", metavar="TIME", help=DURATION_HELP)]
+PlanOnly = Annotated[bool, typer.Option("--plan", help=PLAN_HELP)]
+PlanJson = Annotated[bool, typer.Option("--json", help=PLAN_JSON_HELP)]
+Captions = Annotated[str, typer.Option(metavar="KIND", help=CAPTIONS_HELP)]
+Caption = Annotated[str | None, typer.Option(metavar="TEXT", help=CAPTION_HELP)]
+Template = Annotated[str | None, typer.Option(metavar="TEXT", help=TEMPLATE_HELP)]
 
 
-def share_the_cores() -> None:
-    """Threads that wait for each other soon sleep instead of spinning: they would starve beside a training run."""
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # read once, when torch is imported
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model is loaded, how it computes, and what is added to it."""
+
+    # A file, a RUN folder, or a Stable Diffusion checkpoint; None is the model inside the package.
+    path: Path | None = None
+    # A name of torch, such as "cuda:1"; None is a CUDA GPU where there is one, else the CPU.
+    device: str | None = None
+    # "auto", "float32", "bfloat16", "float16" or "int8".
+    precision: str = "auto"
+    # "eps" or "v", for a Stable Diffusion checkpoint that does not say what its network predicts.
+    prediction: str | None = None
+    # Whether the tensors of a pickle may be read.
+    trust_pickle: bool = False
+    # LoRA files, each perhaps followed by a colon and its strength, and folders of LoRA files.
+    loras: tuple[str, ...] = ()
+    # Files of textual inversions.
+    embeddings: tuple[Path, ...] = ()
+    # An autoencoder that takes the place of the checkpoint's own.
+    vae: Path | None = None
+
+
+def check_sampler_name(sampler: str | None) -> None:
+    """InputError with the new name where a sampler is called by its name of version 0.1."""
+    if sampler in RENAMED_SAMPLERS:
+        raise InputError(f"--sampler {sampler}: is now called {RENAMED_SAMPLERS[sampler]}")
+
+
+def refuse_unused_options(values: Mapping[str, object], reason: str) -> None:
+    """InputError naming the first of the options (by their names on the command line) that was given, not None, though
+    it has no effect. reason: what makes it useless, and what would be right."""
+    for name, value in values.items():
+        if value is not None:
+            raise InputError(f"{name}: {reason}")
+
+
+def limit_thread_spinning() -> None:
+    """Make threads that wait for each other sleep soon instead of spinning: a process with spinning threads gets little
+    done beside a training run. To be called before torch is imported, which reads the setting once."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from unspeckle import atomic, configuration
-from unspeckle.commands.draw import resolve_device
 from unspeckle.corpus import Corpus, open_corpus, read_folder
 from unspeckle.errors import InputError
 from unspeckle.generation.request import Request, resolve
 from unspeckle.model import Model
+from unspeckle.model_io.device import resolve_device
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.precision import AUTO
 from unspeckle.output.png import file_stem

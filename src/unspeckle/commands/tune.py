@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 
 from unspeckle import configuration, quantities
-from unspeckle.commands.draw import resolve_device
 from unspeckle.corpus import Corpus, read_folder
 from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.formats.lora.layer_names import LORA_LAYOUTS
 from unspeckle.formats.stable_diffusion.add_ons import require_stable_diffusion
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
+from unspeckle.model_io.device import resolve_device
 from unspeckle.model_io.loading import load
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.networks.vae import VAE

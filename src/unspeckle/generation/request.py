@@ -122,18 +122,20 @@ class ResolvedRequest(Request):
         return replace(self, variation_seed=self.variation_seed + start, count=count)
 
 
-def resolve(model: Model, request: Request) -> ResolvedRequest:
+def resolve(model: Model, request: Request, prompt: Prompt | None = None) -> ResolvedRequest:
     """The request with the model card's choices filled in, its prompts parsed and its network chosen.
 
+    prompt: the request's prompt, where it has been parsed already.
     InputError, naming the argument, where it cannot be drawn by this model."""
     if isinstance(request, ResolvedRequest):
         raise TypeError("this request is resolved already; give it to sample_steps")
     loaded, model = model, select_network(model, request)
     card = model.card
     sampler = check_choice("sampler", card.sampler if request.sampler is None else request.sampler, SAMPLERS)
-    prompts = {name: parse_prompt(getattr(request, name), name) for name in ("prompt", "negative_prompt")}
-    for name, prompt in prompts.items():
-        check_loras(model, prompt.lora_tags, name)
+    parsed_prompt = parse_prompt(request.prompt) if prompt is None else prompt
+    parsed_negative = parse_prompt(request.negative_prompt, "negative_prompt")
+    for name, parsed in (("prompt", parsed_prompt), ("negative_prompt", parsed_negative)):
+        check_loras(model, parsed.lora_tags, name)
     count, seed = check_integer("count", request.count, 1, 1_000_000), check_integer("seed", request.seed, 0, MAX_SEED)
     _check_seeds(request, count, seed)
     size = image_size.choose_size(model, request.size, request.image, request.mask)
@@ -169,8 +171,8 @@ def resolve(model: Model, request: Request) -> ResolvedRequest:
         model=loaded,
         selected=model.with_clip_skip(clip_skip),
         guide=None if guide is None else guide.with_clip_skip(clip_skip),
-        parsed_prompt=prompts["prompt"],
-        parsed_negative=prompts["negative_prompt"],
+        parsed_prompt=parsed_prompt,
+        parsed_negative=parsed_negative,
         setup=model.sampling_setup(sampler, spacing, steps),
     )
     if resolved.img2img_steps < 1:

@@ -1,0 +1,88 @@
+"""What all commands have in common: help in groups, and errors that name options as they are typed."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from typer.core import TyperCommand
+
+from unspeckle.errors import InputError
+
+# Options of version 0.1 by the names that they have now
+RENAMED_OPTIONS: Mapping[str, str] = {
+    "--batch": "--batch-size",
+    "--grid": "--timestep-spacing",
+    "--guidance": "--guidance-method",
+    "--guide": "--guide-model",
+    "--hires": "--hires-size",
+    "--interval": "--guidance-interval",
+    "--licence": "--license",
+    "--mirror": "--flip",
+    "--negative": "--negative-prompt",
+    "--no-mirror": "--no-flip",
+    "--no-paste": "--no-paste-original",
+    "--paste": "--paste-original",
+    "--pictures": "--images",
+    "--rescale": "--guidance-rescale",
+    "--scale": "--guidance-scale",
+    "--strip": "--film-strip",
+    "--text-encoder": "--train-text-encoder",
+    "--threshold": "--dynamic-threshold",
+    "--tiles": "--tile-size",
+    "--variation": "--variation-seed",
+}
+
+
+class Command(TyperCommand):
+    """A command that lists its options under the names of typer.Option(rich_help_panel=…), those without one first, and
+    whose errors name its options as they are typed."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for param in self.get_params(ctx):
+            kind = "Arguments" if param.param_type_name == "argument" else "Options"
+            if (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "rich_help_panel", None) or kind, []).append(record)
+        for name, records in groups.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. InputError with a line for the command line, also where memory runs out."""
+        options = option_names(self)
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            raise InputError(error.for_command_line(options)) from error
+        except Exception as error:
+            if not _is_out_of_memory(error):
+                raise
+            batch = " or use a smaller --batch-size" if "--batch-size" in options else ""
+            raise InputError(f"out of memory: choose fewer or smaller images{batch}") from error
+
+
+def option_names(command: Any) -> frozenset[str]:
+    """The long names of a command's options, and the names of its arguments in capitals: {"PROMPT", "--seed", …}."""
+    names = {name for param in command.params for name in (*param.opts, *param.secondary_opts) if name.startswith("--")}
+    return frozenset(names | {param.name.upper() for param in command.params if param.param_type_name == "argument"})
+
+
+def usage_message(error: Any) -> str:
+    """The line for what typer raises when it cannot make sense of the command line, such as an unknown option."""
+    context = getattr(error, "ctx", None)
+    old_name = getattr(error, "option_name", "")
+    new_name = RENAMED_OPTIONS.get(old_name)
+    if context is not None and new_name in option_names(context.command):
+        return f"{old_name} is now {new_name}"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return f"{text}; see {getattr(context, 'command_path', 'unspeckle')} --help"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python found no memory; torch has several exceptions for it."""
+    if "torch" in sys.modules:
+        from unspeckle.training.memory import is_out_of_memory
+
+        return is_out_of_memory(error)
+    return isinstance(error, MemoryError)

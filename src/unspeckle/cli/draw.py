@@ -1,0 +1,227 @@
+"""`unspeckle draw`: its options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unspeckle import quantities
+from unspeckle.cli import options as shared
+from unspeckle.cli.options import GUIDANCE, STABLE_DIFFUSION, STARTING_IMAGE, ModelOptions
+
+SEED_HELP = "Seed of the noise: with the same seed, model and options, a prompt gives the same image."
+COUNT_HELP = "Number of images. Their seeds are SEED, SEED + 1, SEED + 2, and so on."
+BATCH_SIZE_HELP = (
+    "How many images are drawn at the same time. Fewer need less memory.  [default: chosen by the size of the images]"
+)
+NEGATIVE_PROMPT_HELP = "What the image should not look like. It has an effect where guidance is on."
+SIZE_HELP = "Width and height in pixels, such as 64 or 96x64.  [default: the size of --image, or the model's]"
+OUT_HELP = "Folder for the PNG files. It is created if it does not exist.  [default: the current folder]"
+FILM_STRIP_HELP = (
+    "Save a second image beside each one, which shows the noisy image, the predicted noise and the predicted image at "
+    "up to 8 of the steps."
+)
+GUIDANCE_METHOD_HELP = (
+    "How the predictions with and without the prompt are combined: cfg (classifier-free guidance) or apg (adaptive "
+    "projected guidance, which oversaturates less at high scales)."
+)
+GUIDANCE_RESCALE_HELP = (
+    "How far the contrast of the guided prediction is brought back to that of the unguided one, from 0 (not at all) to "
+    "1 (fully)."
+)
+GUIDANCE_INTERVAL_HELP = (
+    "Guide only at times from LOW to HIGH, where 1 is pure noise and 0 the finished image, such as 0.1,0.8.  "
+    "[default: at all times]"
+)
+DYNAMIC_THRESHOLD_HELP = (
+    "Scale each predicted image so that this share of its values, such as 0.995, stays in range (dynamic "
+    "thresholding). For models that denoise pixels.  [default: values out of range are clamped]"
+)
+GUIDE_MODEL_HELP = (
+    "Guide by a weaker model of the same kind (autoguidance), in place of the negative prompt: a file or a RUN folder."
+)
+IMAGE_HELP = "Image file to start from, instead of noise (img2img)."
+STRENGTH_HELP = (
+    "How much of the image is changed, above 0 (nothing) to 1 (everything).  "
+    "[default: 0.8; with --mask 1, with --hires-size 0.5]"
+)
+MASK_HELP = "Image file that is white where --image is to be redrawn (inpainting) and black where it stays."
+PASTE_ORIGINAL_HELP = (
+    "Whether the original pixels of --image are put back where the mask is black.  [default: --paste-original]"
+)
+VARIATION_SEED_HELP = (
+    "Second seed, toward whose noise that of --seed is turned: similar images. With --count, this seed counts up and "
+    "--seed stays."
+)
+VARIATION_STRENGTH_HELP = (
+    "How far the noise is turned toward that of --variation-seed, from 0 (not at all) to 1 (fully).  [default: 0.2]"
+)
+HIRES_SIZE_HELP = "Draw at --size, enlarge the image to this size in pixels, and draw on from there."
+UPSCALER_HELP = (
+    "How the image is enlarged to --hires-size: lanczos (its pixels) or latent (its latents).  [default: lanczos]"
+)
+PREVIEW_HELP = (
+    "Tiny autoencoder (TAESD) that decodes what the terminal shows while the image is drawn. The result is decoded by "
+    "the model's own.  [default: a fast approximation]"
+)
+CLIP_SKIP_HELP = (
+    "Which layer of the CLIP text encoder the prompt is read from, counted from the end as A1111 does: 2 leaves out "
+    "the last layer."
+)
+TILE_SIZE_HELP = (
+    "Decode the image in tiles with sides of N pixels, which needs less memory; 512 is usual.  "
+    "[default: 0, the whole image at once]"
+)
+
+
+def draw(
+    prompt: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PROMPT...", help="Text that describes the image. Quotes are optional.", show_default=False
+        ),
+    ],
+    model: shared.ModelPath = None,
+    seed: Annotated[int, typer.Option(metavar="N", help=SEED_HELP)] = 0,
+    count: Annotated[int, typer.Option("--count", "-n", metavar="N", help=COUNT_HELP)] = 1,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help=BATCH_SIZE_HELP)] = None,
+    steps: shared.Steps = None,
+    sampler: shared.Sampler = None,
+    timestep_spacing: shared.TimestepSpacing = None,
+    guidance_scale: shared.GuidanceScale = None,
+    negative_prompt: Annotated[str, typer.Option(metavar="TEXT", help=NEGATIVE_PROMPT_HELP, show_default=False)] = "",
+    size: Annotated[str | None, typer.Option(metavar="N|WxH", help=SIZE_HELP)] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help=OUT_HELP, show_default=False)] = Path(),
+    film_strip: Annotated[bool, typer.Option("--film-strip", help=FILM_STRIP_HELP)] = False,
+    guidance_method: Annotated[
+        str, typer.Option(metavar="cfg|apg", help=GUIDANCE_METHOD_HELP, rich_help_panel=GUIDANCE)
+    ] = "cfg",
+    guidance_rescale: Annotated[
+        float, typer.Option(metavar="SHARE", help=GUIDANCE_RESCALE_HELP, rich_help_panel=GUIDANCE)
+    ] = 0.0,
+    guidance_interval: Annotated[
+        str | None, typer.Option(metavar="LOW,HIGH", help=GUIDANCE_INTERVAL_HELP, rich_help_panel=GUIDANCE)
+    ] = None,
+    dynamic_threshold: Annotated[
+        float | None, typer.Option(metavar="SHARE", help=DYNAMIC_THRESHOLD_HELP, rich_help_panel=GUIDANCE)
+    ] = None,
+    guide_model: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help=GUIDE_MODEL_HELP, rich_help_panel=GUIDANCE)
+    ] = None,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help=IMAGE_HELP, rich_help_panel=STARTING_IMAGE)] = None,
+    strength: Annotated[
+        float | None, typer.Option(metavar="SHARE", help=STRENGTH_HELP, rich_help_panel=STARTING_IMAGE)
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(metavar="FILE", help=MASK_HELP, rich_help_panel=STARTING_IMAGE)] = None,
+    paste_original: Annotated[
+        bool | None,
+        typer.Option("--paste-original/--no-paste-original", help=PASTE_ORIGINAL_HELP, rich_help_panel=STARTING_IMAGE),
+    ] = None,
+    variation_seed: Annotated[
+        int | None, typer.Option(metavar="N", help=VARIATION_SEED_HELP, rich_help_panel=STARTING_IMAGE)
+    ] = None,
+    variation_strength: Annotated[
+        float | None, typer.Option(metavar="SHARE", help=VARIATION_STRENGTH_HELP, rich_help_panel=STARTING_IMAGE)
+    ] = None,
+    hires_size: Annotated[
+        str | None, typer.Option(metavar="N|WxH", help=HIRES_SIZE_HELP, rich_help_panel=STARTING_IMAGE)
+    ] = None,
+    upscaler: Annotated[
+        str | None, typer.Option(metavar="NAME", help=UPSCALER_HELP, rich_help_panel=STARTING_IMAGE)
+    ] = None,
+    prediction: shared.Prediction = None,
+    trust_pickle: shared.TrustPickle = False,
+    lora: shared.Loras = None,
+    embedding: shared.Embeddings = None,
+    vae: shared.Vae = None,
+    preview: Annotated[
+        Path | None, typer.Option(metavar="FILE|FOLDER", help=PREVIEW_HELP, rich_help_panel=STABLE_DIFFUSION)
+    ] = None,
+    clip_skip: Annotated[int, typer.Option(metavar="N", help=CLIP_SKIP_HELP, rich_help_panel=STABLE_DIFFUSION)] = 1,
+    tile_size: Annotated[
+        int, typer.Option(metavar="N", help=TILE_SIZE_HELP, show_default=False, rich_help_panel=STABLE_DIFFUSION)
+    ] = 0,
+    precision: shared.Precision = "auto",
+    device: shared.Device = None,
+    quiet: shared.Quiet = False,
+) -> int:
+    """Draw images of a prompt, save them as PNG files, and show in the terminal how they emerge from noise.
+
+    A prompt may weigh words, (frog:1.3), switch them during the drawing, [frog:rabbit:0.4], alternate them,
+    [frog|rabbit], combine descriptions by AND and NOT, start a new chunk of text by BREAK, mix two subjects,
+    hybrid(frog, rabbit), and add a LoRA, <lora:ink:0.8>. A backslash before a bracket makes it an ordinary character.
+    All of this is described in docs/prompts.md.
+    """
+    parsed_size = None if size is None else quantities.parse_size(size)
+    parsed_interval = (
+        None if guidance_interval is None else quantities.parse_interval(guidance_interval, "--guidance-interval")
+    )
+    parsed_hires_size = None if hires_size is None else quantities.parse_size(hires_size, "--hires-size")
+    shared.check_sampler_name(sampler)
+    if mask is None:
+        name = "--no-paste-original" if paste_original is False else "--paste-original"
+        shared.refuse_unused_options({name: paste_original}, "has an effect only with --mask; leave it out")
+    if variation_seed is None:
+        shared.refuse_unused_options(
+            {"--variation-strength": variation_strength},
+            "has an effect only with --variation-seed; give one, or leave it out",
+        )
+    if hires_size is None:
+        shared.refuse_unused_options({"--upscaler": upscaler}, "has an effect only with --hires-size; leave it out")
+    if image is None and hires_size is None:
+        shared.refuse_unused_options(
+            {"--strength": strength}, "has an effect only with --image or --hires-size; leave it out"
+        )
+    if quiet:
+        shared.refuse_unused_options({"--preview": preview}, "has no effect with --quiet; leave one of the two out")
+    shared.limit_thread_spinning()
+    from unspeckle.cli.run_draw import DrawOptions, run_draw
+    from unspeckle.generation.request import Request
+
+    request = Request(
+        prompt=" ".join(prompt),
+        negative_prompt=negative_prompt,
+        seed=seed,
+        count=count,
+        steps=steps,
+        sampler=sampler,
+        timestep_spacing=timestep_spacing,
+        guidance_scale=guidance_scale,
+        size=parsed_size,
+        guidance_method=guidance_method,
+        guidance_rescale=guidance_rescale,
+        guidance_interval=parsed_interval,
+        dynamic_threshold=dynamic_threshold,
+        strength=strength,
+        paste_original=paste_original is not False,
+        variation_seed=variation_seed,
+        variation_strength=0.2 if variation_strength is None else variation_strength,
+        hires_size=parsed_hires_size,
+        upscaler=upscaler or "lanczos",
+        clip_skip=clip_skip,
+        tile_size=tile_size,
+        batch_size=batch_size,
+    )
+    model_options = ModelOptions(
+        path=model,
+        device=device,
+        precision=precision,
+        prediction=prediction,
+        trust_pickle=trust_pickle,
+        loras=tuple(lora or ()),
+        embeddings=tuple(embedding or ()),
+        vae=vae,
+    )
+    return run_draw(
+        DrawOptions(
+            request,
+            model_options,
+            out,
+            guide_model=guide_model,
+            image=image,
+            mask=mask,
+            film_strip=film_strip,
+            preview=preview,
+            quiet=quiet,
+        )
+    )

@@ -1,0 +1,44 @@
+"""`unspeckle make-corpus`: its options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unspeckle import quantities
+from unspeckle.cli import options as shared
+from unspeckle.errors import InputError
+
+HELP = "Make a folder of captioned images to train on."
+SPRITES_HELP = (
+    "Folder of RGBA images named after what they show, to be used in place of emoji.  "
+    "[default: the color emoji font of this system]"
+)
+
+
+def emoji(
+    out: Annotated[Path, typer.Argument(help="The folder to make; it must be new or empty.", show_default=False)],
+    scenes: Annotated[str, typer.Option(metavar="N", help="Number of images, such as 5000 or 20k.")] = "10k",
+    seed: Annotated[int, typer.Option(metavar="N", help="The same seed and options give the same images.")] = 0,
+    nouns: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="What the images show, such as frog,rabbit,pizza.  [default: all that is known]"
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option(metavar="N", help="Width and height of the images in pixels.")] = 64,
+    sprites: Annotated[Path | None, typer.Option(metavar="FOLDER", help=SPRITES_HELP)] = None,
+    quiet: shared.Quiet = False,
+) -> int:
+    """Compose scenes of emoji on colored backgrounds, with captions.
+
+    The scenes vary place, number, color, accessories and mixed subjects, and a file beside them lists what each one
+    contains, by which `score` can judge what a model learned.
+    """
+    scene_count = quantities.parse_count(scenes, "--scenes")
+    noun_list = None if nouns is None else [noun.strip() for noun in nouns.split(",") if noun.strip()]
+    if noun_list == []:
+        raise InputError(f"--nouns {nouns!r}: contains no name; write it like frog,rabbit,pizza")
+    from unspeckle.commands.make_corpus import run_make_corpus
+
+    return run_make_corpus(out, scene_count, seed, noun_list, size, sprites, quiet)

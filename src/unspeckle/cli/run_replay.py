@@ -1,0 +1,143 @@
+"""What `unspeckle replay` does: draw an image again by its metadata, and compare the pixels."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from unspeckle.cli.load_model import load_guide_model, load_model
+from unspeckle.cli.options import ModelOptions
+from unspeckle.cli.run_draw import read_input_image
+from unspeckle.errors import InputError
+from unspeckle.generation.metadata import image_fingerprint, request_from_metadata
+from unspeckle.generation.pipeline import images_with_metadata, sample_steps
+from unspeckle.generation.request import Request, ResolvedRequest, resolve
+from unspeckle.model import Model
+from unspeckle.old_names import rename_image_metadata
+from unspeckle.output.png import image_metadata, max_pixel_difference, read_png
+from unspeckle.output.terminal import TerminalView
+from unspeckle.prompts import Prompt, parse_prompt
+
+EXIT_SAME, EXIT_DIFFERENT = 0, 1
+# Options of `replay` that name what the metadata do not contain
+_GIVEN_AGAIN = ("guide_model", "image", "mask")
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """The options of `unspeckle replay`."""
+
+    # A PNG file with metadata.
+    file: Path
+    # The model that drew it; the precision is that of the metadata.
+    model: ModelOptions
+    # The weaker model that guided, the image that the drawing started from, and its mask.
+    guide_model: Path | None = None
+    image: Path | None = None
+    mask: Path | None = None
+    # Whether nothing but errors and the result is printed.
+    quiet: bool = False
+
+
+def run_replay(options: ReplayOptions) -> int:
+    """Draw the image again and print the largest difference of any pixel; returns the exit code, 1 where there is one.
+
+    InputError where the metadata are damaged, or a model or an image is not the one that was used."""
+    image = read_png(options.file)
+    metadata = rename_image_metadata(image_metadata(image))
+    if metadata.get("film"):
+        raise InputError(f"{options.file}: is the film strip of an image; replay the image itself")
+    resolved, index = resolve_metadata(options, metadata)
+    with TerminalView(quiet=options.quiet) as view:
+        for done, last_step in enumerate(sample_steps(resolved), 1):
+            step = last_step
+            view.update(done, resolved.total_steps + 1, resolved.prompt, list)
+    difference = max_pixel_difference(image, images_with_metadata(resolved, step)[index])
+    print(f"largest pixel difference: {difference}")
+    return EXIT_DIFFERENT if difference else EXIT_SAME
+
+
+def resolve_metadata(options: ReplayOptions, metadata: dict[str, Any]) -> tuple[ResolvedRequest, int]:
+    """The request that the metadata describe, resolved, and the image's place in its batch."""
+    try:
+        request, index = request_from_metadata(metadata)
+        prompt = parse_prompt(request.prompt)
+    except InputError as error:
+        raise InputError(f"{options.file}: {error}") from error
+    refuse_unused_files(options, metadata)
+    model_options = replace(options.model, precision=str(metadata.get("precision", "float32")))
+    model = load_model(model_options, prompt.lora_tags)
+    check_same_model(options.file, metadata.get("model"), model, "--model")
+    if "guide_model" in metadata:
+        request = replace(request, guide_model=same_guide_model(options, model_options, metadata, model))
+    request = replace(
+        request,
+        image=original_image(options.file, metadata, "image", options.image),
+        mask=original_image(options.file, metadata, "mask", options.mask),
+    )
+    return _resolve(options.file, model, request, prompt), index
+
+
+def refuse_unused_files(options: ReplayOptions, metadata: dict[str, Any]) -> None:
+    """InputError where a model or an image is given that the metadata do not name."""
+    for name in _GIVEN_AGAIN:
+        if getattr(options, name) is not None and name not in metadata:
+            raise InputError(f": {options.file} was drawn without one; leave it out", name)
+
+
+def same_guide_model(
+    options: ReplayOptions, model_options: ModelOptions, metadata: dict[str, Any], model: Model
+) -> Model:
+    """The guide model, if it is the one that the metadata name."""
+    expected = metadata["guide_model"]
+    if options.guide_model is None:
+        raise InputError(
+            f"{options.file}: was guided by a weaker model, {model_label(expected)}; give it by --guide-model"
+        )
+    guide = load_guide_model(model_options, options.guide_model, model)
+    check_same_model(options.file, expected, guide, "--guide-model")
+    return guide
+
+
+def original_image(file: Path, metadata: dict[str, Any], name: str, path: Path | None) -> Image.Image | None:
+    """The image or mask that the drawing started from, if it is the one that the metadata name; None where there is
+    none. name: "image" or "mask"."""
+    expected = metadata.get(name)
+    if name not in metadata:
+        return None
+    if path is None:
+        raise InputError(f"{file}: was drawn from another image ({name} {expected}); give it by --{name}")
+    image = read_input_image(path, f"--{name}")
+    assert image is not None
+    fingerprint = image_fingerprint(image.convert("L" if name == "mask" else "RGB"))
+    if fingerprint != expected:
+        raise InputError(
+            f"--{name} {path}: is not the image that {file} was drawn from ({fingerprint}, not {expected})"
+        )
+    return image
+
+
+def check_same_model(file: Path, expected: object, model: Model, option: str) -> None:
+    """InputError unless the model is the one that the image's metadata name."""
+    if not isinstance(expected, dict) or expected.get("hash") != model.hash:
+        raise InputError(
+            f"{file}: was drawn by {model_label(expected)}, not by {model.card.name!r} ({model.hash}); give the right "
+            f"model by {option}"
+        )
+
+
+def model_label(metadata: object) -> str:
+    """A model's name and hash, from the metadata of an image."""
+    fields = metadata if isinstance(metadata, dict) else {}
+    return f"{fields.get('name')!r} ({fields.get('hash')})"
+
+
+def _resolve(file: Path, model: Model, request: Request, prompt: Prompt) -> ResolvedRequest:
+    """The request resolved; what is wrong with it is the fault of the file's metadata, or of a file given again."""
+    try:
+        return resolve(model, request, prompt)
+    except InputError as error:
+        if error.option in _GIVEN_AGAIN:
+            raise
+        raise InputError(f"{file}: {error}") from error

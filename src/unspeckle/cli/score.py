@@ -1,0 +1,97 @@
+"""`unspeckle score`: its options."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unspeckle.cli import options as shared
+
+CORPUS_HELP = (
+    "The folder of captioned images that the model was trained on. Its validation images are what drawn images are "
+    "compared with.  [default: none; only what needs no images is measured]"
+)
+OUT_HELP = "The HTML report. The numbers are saved beside it as .json.  [default: NAME-score.html]"
+FEATURES_HELP = (
+    "Features by which images are compared: scattering (computed, nothing is downloaded), inception, dinov2 or clip "
+    "(downloaded; NAME:PATH takes your own copy)."
+)
+IMAGES_HELP = "Number of images drawn for each seed."
+SEEDS_HELP = "How many times everything is drawn, each time with other seeds; confidence intervals are over these."
+PROMPTS_HELP = (
+    "For corpora made by `make-corpus emoji`: number of test prompts of each category, for hybrids a third as many "
+    "pairs. The benchmark's number is 100; 0 skips this test."
+)
+CAPTIONS_HELP = (
+    "Where the captions of --corpus are: auto, txt, metadata, folders or names, as for `train`.  "
+    "[default: as the model was trained, else auto]"
+)
+CAPTION_HELP = "One caption for all images of --corpus, in place of --captions.  [default: as the model was trained]"
+TEMPLATE_HELP = (
+    'Caption made of the name of a folder or file of --corpus, such as "a photo of a {name}".  '
+    "[default: as the model was trained]"
+)
+
+
+def score(
+    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help=shared.MODEL_HELP, show_default=False)] = None,
+    corpus: Annotated[Path | None, typer.Option(metavar="FOLDER", help=CORPUS_HELP)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help=OUT_HELP)] = None,
+    features: Annotated[str, typer.Option(metavar="NAME[:PATH]", help=FEATURES_HELP)] = "scattering",
+    images: Annotated[int, typer.Option("--images", "-n", metavar="N", help=IMAGES_HELP)] = 500,
+    seeds: Annotated[int, typer.Option(metavar="N", help=SEEDS_HELP)] = 4,
+    prompts: Annotated[int, typer.Option(metavar="N", help=PROMPTS_HELP)] = 25,
+    steps: shared.Steps = None,
+    sampler: shared.Sampler = None,
+    timestep_spacing: shared.TimestepSpacing = None,
+    guidance_scale: shared.GuidanceScale = None,
+    captions: Annotated[str | None, typer.Option(metavar="KIND", help=CAPTIONS_HELP)] = None,
+    caption: Annotated[str | None, typer.Option(metavar="TEXT", help=CAPTION_HELP)] = None,
+    template: Annotated[str | None, typer.Option(metavar="TEXT", help=TEMPLATE_HELP)] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the numbers to standard output as JSON, instead of the paths.")
+    ] = False,
+    prediction: shared.Prediction = None,
+    trust_pickle: shared.TrustPickle = False,
+    precision: shared.Precision = "auto",
+    device: shared.Device = None,
+    quiet: shared.Quiet = False,
+) -> int:
+    """Measure how good a model is, and write a report as one HTML file.
+
+    It contains distances between drawn and real images, losses, bits per dimension, a test for memorized training
+    images, and the effect of steps and of guidance.
+    """
+    if corpus is None:
+        shared.refuse_unused_options(
+            {"--captions": captions, "--caption": caption, "--template": template},
+            "has an effect only with --corpus; give the folder, or leave it out",
+        )
+    shared.check_sampler_name(sampler)
+    shared.limit_thread_spinning()
+    from unspeckle.commands.score import ScoreOptions, score_model
+    from unspeckle.generation.request import Request
+
+    return score_model(
+        ScoreOptions(
+            model=model,
+            corpus=corpus,
+            out=out,
+            features=features,
+            images_per_seed=images,
+            seed_count=seeds,
+            prompts_per_category=prompts,
+            request=Request(
+                steps=steps, sampler=sampler, timestep_spacing=timestep_spacing, guidance_scale=guidance_scale
+            ),
+            captions=captions,
+            caption=caption,
+            template=template,
+            print_json=json,
+            quiet=quiet,
+            device=device,
+            prediction=prediction,
+            trust_pickle=trust_pickle,
+            precision=precision,
+        )
+    )

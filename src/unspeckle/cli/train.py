@@ -1,0 +1,147 @@
+"""`unspeckle train`: its options, for a model of its own and for a LoRA."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unspeckle import quantities
+from unspeckle.cli import options as shared
+from unspeckle.cli.options import LORA_TRAINING
+from unspeckle.errors import InputError
+
+OUT_HELP = (
+    "The RUN folder, for the model (model.safetensors), the plan (plan.json), the log (log.jsonl), checkpoints and "
+    "samples. The same command on the same folder continues the run."
+)
+IMAGES_HELP = "Train for this many images instead of a time, counting repetitions: 150k, 2M."
+STEPS_HELP = "Train for this many steps instead of a time: 5000, 20k."
+SIZE_HELP = "Width and height of the images in pixels, such as 64 or 96x64.  [default: 64, or that of --from]"
+PRESET_HELP = (
+    "Size of the network: nano, micro, tiny, small, base, large or huge; or t-nano, t-tiny or t-small, which are "
+    "transformers.  [default: the largest that can be trained in the time]"
+)
+SPACE_HELP = "What is denoised: pixels, or the latents of an autoencoder that is trained first.  [default: by the time]"
+FROM_HELP = "Continue training this model: a file or a RUN folder. With --lora, the Stable Diffusion checkpoint."
+OPTIMIZER_HELP = "Optimizer: muon or adamw.  [default: muon with bfloat16, otherwise adamw]"
+LEARNING_RATE_HELP = "Highest learning rate.  [default: muon 4e-3, adamw 1e-3, with --lora 1e-4]"
+BATCH_SIZE_HELP = "Number of images in a step.  [default: 32 on a CPU, 256 on a GPU, 4 with --lora]"
+COMPILE_HELP = "Whether torch.compile is used.  [default: if it saves time in all]"
+FLIP_HELP = "Whether half of the images are mirrored, left to right.  [default: if there are few images, seen often]"
+BALANCE_HELP = (
+    "How far rare captions are shown more often, from 0 (each image equally often) to 1 (each caption equally often).  "
+    "[default: 0.5 for names of folders, otherwise 0]"
+)
+LICENSE_HELP = "License of the model, which is recorded in its file, such as CC0-1.0."
+LORA_HELP = "Train a LoRA, a small file that changes the Stable Diffusion checkpoint of --from."
+RANK_HELP = "Rank of the LoRA's matrices: a higher one can learn more and makes a larger file.  [default: 8]"
+TEXT_ENCODER_HELP = "Train the text encoders as well as the network."
+LAYOUT_HELP = "Layout of the LoRA file: kohya or peft.  [default: kohya]"
+
+
+def train(
+    folder: Annotated[Path, typer.Argument(help="Folder of captioned images.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help=OUT_HELP)],
+    duration: shared.Duration = None,
+    images: Annotated[str | None, typer.Option(metavar="N", help=IMAGES_HELP)] = None,
+    steps: Annotated[str | None, typer.Option(metavar="N", help=STEPS_HELP)] = None,
+    size: Annotated[str | None, typer.Option(metavar="N|WxH", help=SIZE_HELP)] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help=PRESET_HELP)] = None,
+    space: Annotated[str | None, typer.Option(metavar="pixels|latents", help=SPACE_HELP)] = None,
+    captions: shared.Captions = "auto",
+    caption: shared.Caption = None,
+    template: shared.Template = None,
+    from_model: Annotated[Path | None, typer.Option("--from", metavar="MODEL", help=FROM_HELP)] = None,
+    optimizer: Annotated[str | None, typer.Option(metavar="muon|adamw", help=OPTIMIZER_HELP)] = None,
+    learning_rate: Annotated[float | None, typer.Option(metavar="RATE", help=LEARNING_RATE_HELP)] = None,
+    seed: shared.TrainingSeed = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help=BATCH_SIZE_HELP)] = None,
+    device: shared.Device = None,
+    precision: shared.TrainingPrecision = None,
+    compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help=COMPILE_HELP)] = None,
+    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help=FLIP_HELP)] = None,
+    balance: Annotated[float | None, typer.Option(metavar="SHARE", help=BALANCE_HELP)] = None,
+    license: Annotated[str | None, typer.Option(metavar="NAME", help=LICENSE_HELP)] = None,
+    lora: Annotated[bool, typer.Option("--lora", help=LORA_HELP, rich_help_panel=LORA_TRAINING)] = False,
+    rank: Annotated[int | None, typer.Option(metavar="N", help=RANK_HELP, rich_help_panel=LORA_TRAINING)] = None,
+    train_text_encoder: Annotated[
+        bool, typer.Option("--train-text-encoder", help=TEXT_ENCODER_HELP, rich_help_panel=LORA_TRAINING)
+    ] = False,
+    layout: Annotated[
+        str | None, typer.Option(metavar="kohya|peft", help=LAYOUT_HELP, rich_help_panel=LORA_TRAINING)
+    ] = None,
+    prediction: Annotated[
+        str | None, typer.Option(metavar="eps|v", help=shared.PREDICTION_HELP, rich_help_panel=LORA_TRAINING)
+    ] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help=shared.TRUST_PICKLE_HELP, rich_help_panel=LORA_TRAINING)
+    ] = False,
+    plan: shared.PlanOnly = False,
+    json: shared.PlanJson = False,
+    quiet: shared.Quiet = False,
+) -> int:
+    """Train a model on a folder of captioned images, for as long as you choose.
+
+    Give one of --for, --images and --steps; the rest is chosen for your machine. Ctrl-C saves a checkpoint and stops,
+    and the same command continues from there with the same result as without the stop.
+    """
+    common: dict[str, Any] = {
+        "folder": folder,
+        "out": out,
+        "seconds": None if duration is None else quantities.parse_duration(duration),
+        "images": None if images is None else quantities.parse_count(images, "--images"),
+        "steps": None if steps is None else quantities.parse_count(steps, "--steps"),
+        "size": size,
+        "captions": captions,
+        "caption": caption,
+        "template": template,
+        "from_model": from_model,
+        "learning_rate": learning_rate,
+        "license": license,
+        "seed": seed,
+        "batch_size": batch_size,
+        "device": device,
+        "precision": precision,
+        "plan_only": plan,
+        "json": json,
+        "quiet": quiet,
+    }
+    model_only: dict[str, Any] = {
+        "preset": preset,
+        "space": space,
+        "optimizer": optimizer,
+        "compile": compile,
+        "flip": flip,
+        "balance": balance,
+    }
+    lora_only: dict[str, Any] = {
+        "rank": rank,
+        "train_text_encoder": train_text_encoder or None,
+        "layout": layout,
+        "prediction": prediction,
+        "trust_pickle": trust_pickle or None,
+    }
+    _check_kind_of_training(lora, from_model, model_only, lora_only)
+    if lora:
+        from unspeckle.commands.tune import run_lora_training
+        from unspeckle.training.options import LoraOptions
+
+        return run_lora_training(
+            LoraOptions(**common, **{name: value for name, value in lora_only.items() if value is not None})
+        )
+    from unspeckle.training.command import run_training
+    from unspeckle.training.options import TrainOptions
+
+    return run_training(TrainOptions(**common, **model_only))
+
+
+def _check_kind_of_training(
+    lora: bool, from_model: Path | None, model_only: dict[str, Any], lora_only: dict[str, Any]
+) -> None:
+    """InputError where an option is for the other kind of training, or --lora has no checkpoint."""
+    for name, value in (model_only if lora else lora_only).items():
+        if value is not None:
+            reason = "does not go with --lora" if lora else "has an effect only with --lora"
+            raise InputError(f": {reason}; leave it out", name)
+    if lora and from_model is None:
+        raise InputError("--lora: needs the Stable Diffusion checkpoint that the LoRA is for; name it with --from")
