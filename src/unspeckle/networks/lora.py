@@ -54,7 +54,7 @@ class AdaptedLayer(nn.Module):
     def weight(self) -> Tensor:
         """As it would be merged, for whoever computes with the weight itself."""
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
-        deltas = [adapter.delta() for adapter in self.adapters if adapter.strength]  # type: ignore[operator]
+        deltas = [adapter.weight_delta() for adapter in self.adapters if adapter.strength]  # type: ignore[operator]
         return (weight.float() + sum(deltas)).to(weight.dtype) if deltas else weight
 
     @property

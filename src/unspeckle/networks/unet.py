@@ -228,11 +228,12 @@ class UNet(nn.Module):
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
         """What does not depend on the time: the keys and values of all attention layers to words, side by side, and the
         coarse image."""
+        # The order of these two calls is the order in which the gradients of the tokens are summed: changing it changes
+        # the last bits of what is trained.
+        keys_values = [layer.project_keys_values(conditioning.tokens) for layer in self.text_attention_layers()]
         coarse_image = None if self.coarse_predictor is None else self.coarse_predictor(conditioning)
-        layers = self.text_attention_layers()
-        keys_values = torch.cat([layer.project_keys_values(conditioning.tokens) for layer in layers], dim=2)
         return PreparedConditioning(
-            keys_values, conditioning.mask, conditioning.vector, conditioning.concat, coarse_image
+            torch.cat(keys_values, dim=2), conditioning.mask, conditioning.vector, conditioning.concat, coarse_image
         )
 
     def embed_time(self, c_noise: Tensor, conditioning: PreparedConditioning) -> Tensor:

@@ -38,7 +38,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_STOPPED = 0, 1, 130
 MAX_SAMPLE_PROMPTS = 16
 LOCK_FILE = ".lock"  # in a RUN
 DEFAULT_SAMPLER, DEFAULT_TIMESTEP_SPACING = (
-    "euler_a",
+    "euler_ancestral",
     "shifted",
 )  # one choice for all, measured on photos in half an hour: docs/recipe.md
 

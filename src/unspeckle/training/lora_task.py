@@ -158,7 +158,7 @@ class LoraTask(TrainingTask):
 
     def sample_requests(self) -> list[Request]:
         prompts = list(dict.fromkeys(self._validation_examples()[1]))[:SAMPLE_PROMPTS]
-        settings = {"steps": SAMPLE_STEPS, "size": self.plan.size, "scale": self.plan.guidance_scale}
+        settings = {"steps": SAMPLE_STEPS, "size": self.plan.size, "guidance_scale": self.plan.guidance_scale}
         return [Request(escape_prompt(prompt), seed=i, **settings) for i, prompt in enumerate(prompts)]  # type: ignore[arg-type]
 
 

@@ -192,9 +192,9 @@ def load_any_plan(run_folder: Path) -> Plan | None:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); give another --out, or delete this run") from error
     fields = data if isinstance(data, dict) else {}
-    plan_class = DistilPlan if "teacher" in fields else LoraPlan if "rank" in fields else Plan
+    plan_class = DistilPlan if "teacher_hash" in fields else LoraPlan if "rank" in fields else Plan
     plan = configuration.from_json(plan_class, data, str(path))
-    for name in ("steps", "batch", "threads", "warmup", "average_every"):
+    for name in ("steps", "batch_size", "threads", "warmup_steps", "ema_every"):
         if getattr(plan, name) < 1:
             raise InputError(
                 f"{path}: field {name!r} must be at least 1, not {getattr(plan, name)}; give another --out"
@@ -210,7 +210,6 @@ def load_any_plan(run_folder: Path) -> Plan | None:
 
 _OPTION_NAMES = {
     "from_model": "from",
-    "words": "text-encoder",
     "seconds": "for",
 }  # fields whose options have other names
 
@@ -235,7 +234,7 @@ def format_option(name: str, value: Any) -> str:
     """An option as it is typed, such as "--for 30m"; nothing where it was not given."""
     if value is None:
         return ""
-    if name in ("compile", "mirror"):
+    if name in ("compile", "flip"):
         return f"--{name}" if value else f"--no-{name}"
     if isinstance(value, bool):
         return option_name(name) if value else ""

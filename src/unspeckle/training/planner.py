@@ -188,7 +188,7 @@ def _optimizer_settings(options: TrainOptions, precision: str) -> dict[str, Any]
     return {
         "optimizer": optimizer,
         "learning_rate": ratio * Plan.learning_rate,
-        "muon_rate": ratio * Plan.muon_learning_rate,
+        "muon_learning_rate": ratio * Plan.muon_learning_rate,
     }
 
 
@@ -200,7 +200,7 @@ def _inherited_settings(base_model: Model | None) -> dict[str, Any]:
     return {
         "schedule": kind_to_json(SCHEDULES, denoiser.schedule),
         "prediction": denoiser.prediction,
-        "clock": denoiser.time_conditioning,
+        "time_conditioning": denoiser.time_conditioning,
     }
 
 

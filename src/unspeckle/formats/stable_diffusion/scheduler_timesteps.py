@@ -51,15 +51,15 @@ def build_scheduler_timesteps(
     extra = int(family == "dpm" and timestep_spacing != "trailing")
     if not 1 <= steps <= (50 if family == "lcm" else schedule.num_train_timesteps - extra):
         raise InputError(f"steps {steps} do not fit this model's table; choose fewer, at least 1")
-    table_indices = table_indices(timestep_spacing, schedule.num_train_timesteps, steps + extra)[:steps] + (
+    indices = table_indices(timestep_spacing, schedule.num_train_timesteps, steps + extra)[:steps] + (
         steps_offset if timestep_spacing == "leading" else 0
     )
     if family == "lcm":
-        table_indices = (50 - (torch.arange(steps) * 50 / steps).floor()).double() * (
+        indices = (50 - (torch.arange(steps) * 50 / steps).floor()).double() * (
             schedule.num_train_timesteps // 50
         ) - 1
     if family != "euler":
-        table_indices = table_indices.round()
+        indices = indices.round()
     alpha, sigma = schedule(
         torch.arange(1, schedule.num_train_timesteps + 1, dtype=torch.float64) / schedule.num_train_timesteps
     )
@@ -67,22 +67,22 @@ def build_scheduler_timesteps(
     if family in ("euler", "dpm"):
         table_ratios[table_ratios.isinf()] = (2.0**24 - 1) ** 0.5  # these peers' stand-in for pure noise
     lower, upper, fraction = (
-        table_ratios[table_indices.floor().long()],
-        table_ratios[table_indices.ceil().long()],
-        table_indices.frac(),
+        table_ratios[indices.floor().long()],
+        table_ratios[indices.ceil().long()],
+        indices.frac(),
     )
     step_ratios = torch.where(fraction > 0, lower + fraction * (upper - lower), lower)
     if use_karras_sigmas:
         largest, smallest = table_ratios[[-1, 0]] if family == "dpm" else step_ratios[[0, -1]]
         step_ratios = interpolate_ratios(largest, smallest, steps, "karras")
-        table_indices = schedule.inverse(step_ratios) * schedule.num_train_timesteps - 1
-        table_indices = table_indices.round() if family == "dpm" else table_indices
+        indices = schedule.inverse(step_ratios) * schedule.num_train_timesteps - 1
+        indices = indices.round() if family == "dpm" else indices
     inner_times = schedule.inverse(step_ratios)
     times = torch.cat(
         (inner_times, inner_times.new_tensor([0.0 if end_at == "zero" else 1 / schedule.num_train_timesteps]))
     )
     return SchedulerTimesteps(
         times,
-        table_indices,
+        indices,
         1.0 if family != "euler" or timestep_spacing == "leading" else float(schedule(inner_times[0])[1]),
     )
