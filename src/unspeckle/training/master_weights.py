@@ -190,7 +190,8 @@ class TextToImageUpdater(MasterWeights):
         conditioning = gather_conditioning(self.denoiser.prepare(conditioning), indices)
         loss = self.objective(self.denoiser, x, conditioning, rng)
         return cast(
-            Tensor, (loss if coarse_predictor is None else loss + coarse_predictor.loss(conditioning.coarse_image, x)).mean()
+            Tensor,
+            (loss if coarse_predictor is None else loss + coarse_predictor.loss(conditioning.coarse_image, x)).mean(),
         )
 
     def step(self, batch: Batch, step: int) -> StepStats:

@@ -55,9 +55,7 @@ def build_scheduler_timesteps(
         steps_offset if timestep_spacing == "leading" else 0
     )
     if family == "lcm":
-        indices = (50 - (torch.arange(steps) * 50 / steps).floor()).double() * (
-            schedule.num_train_timesteps // 50
-        ) - 1
+        indices = (50 - (torch.arange(steps) * 50 / steps).floor()).double() * (schedule.num_train_timesteps // 50) - 1
     if family != "euler":
         indices = indices.round()
     alpha, sigma = schedule(
