@@ -5,7 +5,7 @@ export PROMPT ?= a frog on stilts
 .PHONY: draw test bench lint wheel clean
 
 draw: $(READY)
-	$(BIN)/unspeckle draw "$$PROMPT" --out drawn
+	@$(BIN)/unspeckle draw "$$PROMPT" --out drawn
 
 test: .venv/.ready-dev
 	$(BIN)/ruff check src tests recipes benchmarks
@@ -25,14 +25,17 @@ wheel: .venv/.ready-dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 # The core alone is what drawing needs; the tools of the tests come on top of it.
+INSTALL := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	touch $@
+	@echo "setting up .venv, once: torch and what else drawing needs …"
+	@$(PYTHON) -m venv .venv
+	@$(INSTALL) -e .
+	@touch $@
 
 .venv/.ready-dev: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $@
+	@echo "setting up the tools of the tests, once …"
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
 
 clean:
 	rm -rf .venv dist build drawn
