@@ -81,9 +81,7 @@ def _exit_code(difference: float, tolerance: float) -> int:
 def open_source(options: ConvertOptions) -> StableDiffusionCheckpoint | Model:
     """What is to be converted: a Stable Diffusion checkpoint as it is stored, or a model of ours."""
     if options.source is None:
-        if options.prediction is not None:
-            raise InputError(": is for Stable Diffusion; leave it out", "prediction")
-        return load()
+        return load(prediction=options.prediction)
     checkpoint = open_checkpoint(options.source, options.prediction, options.trust_pickle)
     return checkpoint.build() if isinstance(checkpoint, UnspeckleCheckpoint) else checkpoint
 

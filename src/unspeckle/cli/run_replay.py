@@ -14,6 +14,7 @@ from unspeckle.generation.metadata import image_fingerprint, request_from_metada
 from unspeckle.generation.pipeline import images_with_metadata, sample_steps
 from unspeckle.generation.request import Request, ResolvedRequest, resolve
 from unspeckle.model import Model
+from unspeckle.model_io.precision import PRECISIONS
 from unspeckle.old_names import rename_image_metadata
 from unspeckle.output.png import image_metadata, max_pixel_difference, read_png
 from unspeckle.output.terminal import TerminalView
@@ -66,7 +67,10 @@ def resolve_metadata(options: ReplayOptions, metadata: dict[str, Any]) -> tuple[
     except InputError as error:
         raise InputError(f"{options.file}: {error}") from error
     refuse_unused_files(options, metadata)
-    model_options = replace(options.model, precision=str(metadata.get("precision", "float32")))
+    precision = metadata.get("precision", "float32")
+    if not isinstance(precision, str) or precision not in PRECISIONS:
+        raise InputError(f"{options.file}: its metadata are damaged (precision {precision!r}); give the original PNG")
+    model_options = replace(options.model, precision=precision)
     model = load_model(model_options, prompt.lora_tags)
     check_same_model(options.file, metadata.get("model"), model, "--model")
     if "guide_model" in metadata:

@@ -44,7 +44,7 @@ def load(
         with as_file(files("unspeckle") / "models" / "embedded.safetensors") as embedded:
             if not embedded.is_file():
                 raise InputError("this installation has no embedded model; name one with --model")
-            return load(embedded, device, precision=precision)
+            return load(embedded, device, prediction=prediction, precision=precision)
     checkpoint = open_checkpoint(path, prediction, trust_pickle)
     if isinstance(checkpoint, UnspeckleCheckpoint):
         return checkpoint.build(device, precision)
@@ -57,7 +57,7 @@ def open_checkpoint(
     """What lies at the path, or has that name on the hub, read but not built. vocabulary: for a single file of Stable
     Diffusion, which has none; None looks for one. InputError, one line, where it cannot be read."""
     if prediction not in (None, "eps", "v"):
-        raise InputError(f"--prediction {prediction!r}: unknown; choose eps or v")
+        raise InputError(f" {prediction!r}: unknown; choose eps or v", "prediction")
     place = Path(path)
     if not place.exists():
         if not is_hub_name(str(path)):
@@ -69,6 +69,8 @@ def open_checkpoint(
         file = _model_file(place)
         metadata, tensors = _read_file(file, trust_pickle)
         if METADATA_KEY in metadata:
+            if prediction is not None:
+                raise InputError(": is only for Stable Diffusion checkpoints; leave it out", "prediction")
             return UnspeckleCheckpoint(file, metadata[METADATA_KEY], tensors)
         return single_file.read_single_file(tensors, metadata, file, prediction, vocabulary)
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:

@@ -20,12 +20,12 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 def check_precision(name: str, device: str) -> str:
     """The name, if it is one of a precision that the device has, or "auto". InputError where it is not."""
     if name != AUTO and name not in PRECISIONS:
-        raise InputError(f"--precision {name!r}: unknown; choose one of {AUTO}, {', '.join(PRECISIONS)}")
+        raise InputError(f" {name!r}: unknown; choose one of {AUTO}, {', '.join(PRECISIONS)}", "precision")
     if name == INT8 and device != "cpu":
-        raise InputError(f"--precision {INT8}: is for processors, not for {device}; choose bfloat16, or --device cpu")
+        raise InputError(f" {INT8}: runs on a CPU only, not on {device}; choose bfloat16, or `device` cpu", "precision")
     if name == INT8 and not can_quantize():
         raise InputError(
-            f"--precision {INT8}: needs a processor with AVX-512 VNNI, and oneDNN in torch; choose bfloat16"
+            f" {INT8}: needs a processor with AVX-512 VNNI, and oneDNN in torch; choose bfloat16", "precision"
         )
     return name
 
