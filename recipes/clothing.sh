@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Half an hour on a folder of photos in class folders, then eight pictures of each class for a judge.
+# Train for half an hour on photos in class folders, then draw eight images of each class, to be judged.
 # usage: recipes/clothing.sh FOLDER OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,9 +8,9 @@ folder=$1 out=$2
 for class in "$folder"/*/; do
     name=$(basename "$class")
     case $name in
-        pants | shoes | shorts) what=$name ;;
-        outwear) what="an outwear" ;;
-        *) what="a $name" ;;
+        pants | shoes | shorts) noun=$name ;;
+        outwear) noun="an outwear" ;;
+        *) noun="a $name" ;;
     esac
-    .venv/bin/unspeckle draw "a photo of $what" --model "$out/run" --count 8 --seed 100 --out "$out/drawn/$name" --quiet
+    .venv/bin/unspeckle draw "a photo of $noun" --model "$out/run" --count 8 --seed 100 --out "$out/drawn/$name" --quiet
 done

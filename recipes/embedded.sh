@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The model inside the package, from nothing: about two hours. Needs the font of fonts-noto-color-emoji.
-# WORK is where the corpus and the run lie.
+# Make the model inside the package from scratch, in about two hours. Needs the font of fonts-noto-color-emoji.
+# WORK is the folder for the corpus and the runs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 WORK=${WORK:-.work}
@@ -9,5 +9,6 @@ nouns+=,butterfly,tree,cactus,sunflower,mushroom,apple,banana,strawberry,carrot,
 nouns+=,sailboat,house,balloon,star,heart,guitar,robot
 [ -d "$WORK/scenes" ] || .venv/bin/unspeckle make-corpus emoji "$WORK/scenes" --scenes 120000 --seed 1 --nouns "$nouns"
 .venv/bin/unspeckle train "$WORK/scenes" --out "$WORK/embedded" --for 100m --preset tiny
-.venv/bin/unspeckle distil "$WORK/embedded" --corpus "$WORK/scenes" --out "$WORK/embedded-few" --for 20m --scale 4
-.venv/bin/python recipes/embed.py "$WORK/embedded-few" --corpus-seed 1 --dtype int8 --scale 4 --steps 12
+.venv/bin/unspeckle distil "$WORK/embedded" --corpus "$WORK/scenes" --out "$WORK/embedded-few" --for 20m \
+    --guidance-scale 4
+.venv/bin/python recipes/embed.py "$WORK/embedded-few" --corpus-seed 1 --dtype int8 --guidance-scale 4 --steps 12

@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 import unspeckle
-from unspeckle.cli import app
+from unspeckle.cli.app import app
 from unspeckle.samplers import SAMPLERS
 from unspeckle.timesteps import TIMESTEP_SPACINGS
 
@@ -111,7 +111,7 @@ def commands_of_recipe(script: str) -> list[str]:
     """The command lines of a shell script, with its settings at their defaults."""
     script = script.replace("\\\n", " ")
     defaults = dict(re.findall(r"(\w+)=\$\{\1:-([^}]*)\}", script))
-    lines = re.findall(r"(?:unspeckle|\bpart) ((?:train|distil|draw|make-corpus|score)\b[^\n;]*)", script)
+    lines = re.findall(r"(?:unspeckle|\brun_part) ((?:train|distil|draw|make-corpus|score)\b[^\n;]*)", script)
     return ["unspeckle " + re.sub(r"\$(\w+)", lambda name: defaults.get(name[1], name[1]), line) for line in lines]
 
 
@@ -205,5 +205,7 @@ def test_every_python_example_names_what_there_is(document: str, block: str) -> 
             assert all(hasattr(import_module(node.module or ""), name.name) for name in node.names)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "unspeckle":
             assert node.attr in unspeckle.__all__
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in (f"unspeckle.{n}" for n in ("draw", "steps", "Request")):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            f"unspeckle.{n}" for n in ("draw", "steps", "Request")
+        ):
             assert {keyword.arg for keyword in node.keywords} <= REQUEST_FIELDS

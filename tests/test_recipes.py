@@ -1,8 +1,9 @@
-"""The scripts of recipes/: each part begins once it can, goes on by another call, and nothing is lost on the way."""
+"""The scripts in recipes/: each part starts when it can and continues in another call, and nothing is lost on the way."""
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,94 +13,98 @@ from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import save
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-STAND_IN = """#!/bin/sh
-# A python that only notes what it is told; the second `train` and the second `distil` come to their end.
-echo "$*" >> "$NOTES"
+PYTHON_STUB = """#!/bin/sh
+# A python that only records its arguments; the second `train` and the second `distil` finish.
+echo "$*" >> "$CALLS"
 case "$*" in
     *make-corpus*) mkdir -p "$WORK/scenes" && touch "$WORK/scenes/about.json" ;;
-    *" train "*) part=run ;;
-    *" distil "*) part=few ;;
+    *" train "*) run=run ;;
+    *" distil "*) run=few ;;
 esac
-[ -n "$part" ] || exit 0
-[ -z "$FAILS" ] || exit "$FAILS"
+[ -n "$run" ] || exit 0
+[ -z "$EXIT_CODE" ] || exit "$EXIT_CODE"
 [ -z "$KILLED" ] || kill -9 $$
-mkdir -p "$WORK/$part"
-[ -f "$WORK/$part/plan.json" ] && touch "$WORK/$part/model.safetensors"
-touch "$WORK/$part/plan.json" "$WORK/$part/log.jsonl"
-[ -f "$WORK/$part/model.safetensors" ] || exit 124
+mkdir -p "$WORK/$run"
+[ -f "$WORK/$run/plan.json" ] && touch "$WORK/$run/model.safetensors"
+touch "$WORK/$run/plan.json" "$WORK/$run/log.jsonl"
+[ -f "$WORK/$run/model.safetensors" ] || exit 124
 """
+GpuRecipe = Callable[..., tuple[int, str, list[str]]]
 
 
 @pytest.fixture
-def gpu(tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Calls recipes/gpu.sh with the stand-in; returns its exit code, what it said, and what was begun in that call."""
-    python, notes = tmp_path / "python", tmp_path / "notes"
-    python.write_text(STAND_IN)
+def gpu_recipe(tmp_path: Path) -> GpuRecipe:
+    """Calls recipes/gpu.sh with the stub; returns its exit code, what it printed, and the calls of python it made."""
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(PYTHON_STUB)
     python.chmod(0o755)
 
-    def call(**settings: str) -> tuple[int, str, list[str]]:
-        notes.write_text("")
-        told = {"PYTHON": str(python), "NOTES": str(notes), "WORK": str(tmp_path / "work"), "FONT": "/none", **settings}
-        done = subprocess.run(
-            ["bash", RECIPES / "gpu.sh", tmp_path / "out"], env={**os.environ, **told}, capture_output=True, text=True
+    def run(**settings: str) -> tuple[int, str, list[str]]:
+        calls.write_text("")
+        environment = {"PYTHON": str(python), "CALLS": str(calls), "WORK": str(tmp_path / "work"), "FONT": "/none"}
+        process = subprocess.run(
+            ["bash", RECIPES / "gpu.sh", tmp_path / "out"],
+            env={**os.environ, **environment, **settings},
+            capture_output=True,
+            text=True,
         )
-        return (
-            done.returncode,
-            done.stdout,
-            [line.replace(str(tmp_path), "") for line in notes.read_text().splitlines()],
-        )
+        lines = [line.replace(str(tmp_path), "") for line in calls.read_text().splitlines()]
+        return process.returncode, process.stdout, lines
 
-    return call
+    return run
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
-def test_the_gpu_recipe_is_called_until_it_is_done(gpu, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    code, said, begun = gpu()
-    assert code == 0 and "not done yet" in said and [line.split()[2] for line in begun] == ["make-corpus", "train"]
-    code, said, begun = gpu(FOR="30m", FEW="9m", SCALE="3")
-    assert code == 0 and "not done yet" in said
-    assert begun == [
+def test_the_gpu_recipe_is_called_until_it_is_done(gpu_recipe: GpuRecipe, tmp_path: Path) -> None:
+    code, printed, calls = gpu_recipe()
+    assert code == 0 and "not done yet" in printed and [call.split()[2] for call in calls] == ["make-corpus", "train"]
+    code, printed, calls = gpu_recipe(TRAIN_TIME="30m", DISTIL_TIME="9m", GUIDANCE_SCALE="3")
+    assert code == 0 and "not done yet" in printed
+    assert calls == [
         "-m unspeckle train /work/scenes --out /work/run --for 30m --size 128 --preset small",
-        "-m unspeckle distil /work/run --corpus /work/scenes --out /work/few --for 9m --scale 3",
+        "-m unspeckle distil /work/run --corpus /work/scenes --out /work/few --for 9m --guidance-scale 3",
     ]
-    code, said, begun = gpu()
-    assert code == 0 and "done: " in said and "not done" not in said
-    assert begun[-1].startswith("recipes/embed.py /work/few ")
-    assert "--scale 4 --apart --out /out/embedded.safetensors" in begun[-1]
+    code, printed, calls = gpu_recipe()
+    assert code == 0 and "done: " in printed and "not done" not in printed
+    assert calls[-1].startswith("recipes/embed.py /work/few ")
+    assert "--guidance-scale 4 --allow-separate-student --out /out/embedded.safetensors" in calls[-1]
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"plan.json", "few-plan.json", "few-log.jsonl"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
-def test_the_gpu_recipe_begins_nothing_that_it_has_no_time_for_and_tells_of_failures(gpu) -> None:  # type: ignore[no-untyped-def]
-    code, said, begun = gpu(BUDGET="5")
-    assert code == 0 and "not done yet" in said and [line.split()[2] for line in begun] == ["make-corpus"]
-    for how, expected in (({"FAILS": "2"}, 2), ({"FAILS": "130"}, 130), ({"KILLED": "yes"}, 137)):
-        code, said, begun = gpu(**how)
-        assert code == expected and "not done" not in said
+def test_the_gpu_recipe_starts_nothing_without_time_for_it_and_reports_failures(gpu_recipe: GpuRecipe) -> None:
+    code, printed, calls = gpu_recipe(BUDGET="5")
+    assert code == 0 and "not done yet" in printed and [call.split()[2] for call in calls] == ["make-corpus"]
+    for failure, expected in (({"EXIT_CODE": "2"}, 2), ({"EXIT_CODE": "130"}, 130), ({"KILLED": "yes"}, 137)):
+        code, printed, calls = gpu_recipe(**failure)
+        assert code == expected and "not done" not in printed
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_a_student_lies_apart_where_both_are_too_large(
-    together: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fits_in_one_file", [True, False])
+def test_a_student_gets_its_own_file_where_both_are_too_large_for_one(
+    fits_in_one_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(RECIPES))
     import embed
 
     save(taught(), tmp_path / "both.safetensors")
     size = (tmp_path / "both.safetensors").stat().st_size
-    monkeypatch.setattr(embed, "LARGEST", size + 5000 if together else size - 5000)
-    words = ["--corpus-seed", "1", "--dtype", "float32", "--scale", "4", "--out", str(tmp_path / "in.safetensors")]
-    line = ["embed.py", str(tmp_path / "both.safetensors"), *words]
-    if not together:
-        (tmp_path / "in.safetensors").write_text("as it was")
-        monkeypatch.setattr(sys, "argv", line)
-        with pytest.raises(SystemExit, match="is more than"):
+    monkeypatch.setattr(embed, "MAX_BYTES", size + 5000 if fits_in_one_file else size - 5000)
+    out = tmp_path / "embedded.safetensors"
+    arguments = ["embed.py", str(tmp_path / "both.safetensors"), "--corpus-seed", "1", "--dtype", "float32"]
+    arguments += ["--guidance-scale", "4", "--out", str(out)]
+    if not fits_in_one_file:
+        out.write_text("as it was")
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit, match="has more than"):
             embed.main()
-        assert (tmp_path / "in.safetensors").read_text() == "as it was"
-    monkeypatch.setattr(sys, "argv", [*line, "--apart"])
+        assert out.read_text() == "as it was"
+    monkeypatch.setattr(sys, "argv", [*arguments, "--allow-separate-student"])
     embed.main()
-    model = load(tmp_path / "in.safetensors")
-    student = model.student if together else load(tmp_path / "in-few.safetensors")
-    assert (model.student is not None) is together is not (tmp_path / "in-few.safetensors").exists()
-    assert student.card.step_counts and student.card.license == model.card.license == embed.LICENCE
+    student_file = tmp_path / "embedded-few.safetensors"
+    model = load(out)
+    student = model.student if fits_in_one_file else load(student_file)
+    assert (model.student is not None) is fits_in_one_file is not student_file.exists()
+    assert student is not None and student.card.step_counts
+    assert student.card.license == model.card.license == embed.LICENSE
     assert model.card.guidance_scale == 4 and model.card.name == f"unspeckle emoji {model.card.size[0]}"
