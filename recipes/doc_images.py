@@ -96,7 +96,7 @@ def comparison_sheet(model: Model, titles: Sequence[str], columns: Sequence[dict
 
 @torch.no_grad()
 def noise_sheet(model: Model) -> Image.Image:
-    """x_t = alpha_t x + sigma_t eps at TIMES, for one x and one eps, at the contrast of an image whatever the schedule."""
+    """x_t = alpha_t x + sigma_t eps at TIMES, for one x and one eps, all at the contrast of an image."""
     for step in steps(model, NOISE_PROMPT, seed=SEED):
         x = step.x
     eps = rng.noise_from_seeds([SEED], x.shape[1:], x.device)(-1, 0)

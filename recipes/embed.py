@@ -1,4 +1,4 @@
-"""Write a trained model, and its student if it has one, as the model inside the package, with its license and recipe."""
+"""Write a trained model (and its student, if any) as the model inside the package, with its license and recipe."""
 
 import argparse
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The scripts in recipes/: each part starts when it can and continues in another call, and nothing is lost on the way."""
+"""The scripts in recipes/: each part starts when it can and continues in another call; nothing is lost on the way."""
 
 import os
 import subprocess
