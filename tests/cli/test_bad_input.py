@@ -67,7 +67,7 @@ BAD = [
     ("make-corpus emoji HERE/new --scenes 0", "--scenes 0"),
     ("make-corpus emoji HERE/new --nouns ,", "--nouns"),
     ("check HERE/nothing", "HERE/nothing"),
-    ("train", "folder"),
+    ("train", "FOLDER"),
     ("train HERE --out HERE/run --for 45", "write 45m"),
     ("train HERE --out HERE/run --images few", "--images"),
     ("train HERE --out HERE/run --steps 0", "--steps 0"),

@@ -33,7 +33,7 @@ To train a model of your own on a folder of captioned images:
 app = typer.Typer(
     name="unspeckle",
     help=HELP,
-    epilog="See `unspeckle COMMAND --help` for the options of a command.",
+    epilog="For the options of a command, see `unspeckle COMMAND --help`.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 corpus_app = typer.Typer(help=make_corpus.HELP, rich_markup_mode=None)
 EPILOGS: dict[Callable[..., int], str] = {
-    draw.draw: 'Example: unspeckle draw "a blue frog wearing a top hat" --count 4 --seed 7 --out images',
+    draw.draw: 'Example: unspeckle draw "a blue frog" --count 4 --seed 7 --out images',
     replay.replay: "Exit code: 0 if all pixels are the same, 1 if not.",
     convert.convert: "Exit code: 0 if the new files compute the same as the model, 1 if not.",
     train.train: "Example: unspeckle train photographs --out my-run --for 30m",
@@ -51,9 +51,9 @@ EPILOGS: dict[Callable[..., int], str] = {
 }
 for function, epilog in EPILOGS.items():
     app.command(cls=Command, epilog=epilog)(function)
-corpus_app.command(
-    cls=Command, epilog="Example: unspeckle make-corpus emoji scenes --scenes 20k --nouns frog,rabbit,pizza"
-)(make_corpus.emoji)
+corpus_app.command(cls=Command, epilog="Example: unspeckle make-corpus emoji scenes --nouns frog,rabbit,pizza")(
+    make_corpus.emoji
+)
 app.add_typer(corpus_app, name="make-corpus")
 
 

@@ -10,7 +10,7 @@ from unspeckle.cli import options as shared
 
 
 def check(
-    folder: Annotated[Path, typer.Argument(help="Folder of captioned images.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of captioned images.", show_default=False)],
     captions: shared.Captions = "auto",
     caption: shared.Caption = None,
     template: shared.Template = None,
@@ -20,9 +20,10 @@ def check(
     ] = "64",
     json: Annotated[bool, typer.Option("--json", help="Print the problems to standard output as JSON.")] = False,
 ) -> int:
-    """Look for problems in a folder of captioned images before you train on it.
+    """Look for problems in a folder of captioned images.
 
-    Reports images that cannot be read, are too small or occur twice, missing and repeated captions, and more.
+    Use it before training. It reports images that cannot be read, are too small or occur twice, missing and
+    repeated captions, and more.
     """
     parsed_size = quantities.parse_size(size)
     from unspeckle.commands.check import run_check

@@ -40,13 +40,22 @@ class Command(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for param in self.get_params(ctx):
-            kind = "Arguments" if param.param_type_name == "argument" else "Options"
-            if (record := param.get_help_record(ctx)) is not None:
-                groups.setdefault(getattr(param, "rich_help_panel", None) or kind, []).append(record)
+            if (record := param.get_help_record(ctx)) is None:
+                continue
+            if is_argument(param):
+                groups["Arguments"].append((argument_name(param), record[1]))
+            else:
+                groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
         for name, records in groups.items():
             if records:
                 with formatter.section(name):
                     formatter.write_dl(records)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What stands behind the command's name in the line "Usage: …"."""
+        arguments = [param for param in self.get_params(ctx) if is_argument(param)]
+        names = [argument_name(param) if param.required else f"[{argument_name(param)}]" for param in arguments]
+        return ["[OPTIONS]", *names]
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command. InputError with a line for the command line, also where memory runs out."""
@@ -65,7 +74,17 @@ class Command(TyperCommand):
 def option_names(command: Any) -> frozenset[str]:
     """The long names of a command's options, and the names of its arguments in capitals: {"PROMPT", "--seed", …}."""
     names = {name for param in command.params for name in (*param.opts, *param.secondary_opts) if name.startswith("--")}
-    return frozenset(names | {param.name.upper() for param in command.params if param.param_type_name == "argument"})
+    return frozenset(names | {param.name.upper() for param in command.params if is_argument(param)})
+
+
+def is_argument(param: Any) -> bool:
+    """Whether it is given by its place, not by a name."""
+    return bool(param.param_type_name == "argument")
+
+
+def argument_name(param: Any) -> str:
+    """An argument's name in the help, such as "PROMPT..."."""
+    return str(param.metavar or param.name.upper())
 
 
 def usage_message(error: Any) -> str:

@@ -21,10 +21,10 @@ def convert(
     prediction: shared.Prediction = None,
     trust_pickle: shared.TrustPickle = False,
 ) -> int:
-    """Write a model in another layout, then read it back and compare the two.
+    """Write a model in another file layout.
 
-    A Stable Diffusion becomes a single file or a diffusers folder; with --to, any model becomes a folder of graphs for
-    another program.
+    The new files are read back and compared with the model. A Stable Diffusion becomes a single file or a
+    diffusers folder; with --to, any model becomes a folder of graphs for another program.
     """
     from unspeckle.cli.run_convert import ConvertOptions, run_convert
 

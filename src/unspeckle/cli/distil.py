@@ -27,7 +27,7 @@ BATCH_SIZE_HELP = "Number of images that the teacher draws for one step.  [defau
 
 
 def distil(
-    model: Annotated[Path, typer.Argument(help=MODEL_HELP, show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="RUN", help=OUT_HELP)] = None,
     duration: shared.Duration = None,
     images: Annotated[str | None, typer.Option(metavar="N", help=IMAGES_HELP)] = None,
@@ -42,10 +42,11 @@ def distil(
     json: shared.PlanJson = False,
     quiet: shared.Quiet = False,
 ) -> int:
-    """Train a student that draws in 1, 2 or 4 steps what a model draws in many.
+    """Train a student that draws in 1, 2 or 4 steps.
 
-    Give one of --for, --images and --steps. The new file contains both: `draw --steps 4` uses the student, other
-    numbers of steps the full model. Ctrl-C saves a checkpoint and stops, and the same command continues from there.
+    It learns to draw what the model draws in many steps. Give one of --for, --images and --steps. The new file
+    contains both: `draw --steps 4` uses the student, other numbers of steps the full model. Ctrl-C saves a
+    checkpoint and stops, and the same command continues from there.
     """
     from unspeckle.training.options import DistilOptions
 

@@ -14,7 +14,7 @@ COUNT_HELP = "Number of images. Their seeds are SEED, SEED + 1, SEED + 2, and so
 BATCH_SIZE_HELP = (
     "How many images are drawn at the same time. Fewer need less memory.  [default: chosen by the size of the images]"
 )
-NEGATIVE_PROMPT_HELP = "What the image should not look like. It has an effect where guidance is on."
+NEGATIVE_PROMPT_HELP = "What the image should not show. Has an effect where guidance is on.  [default: nothing]"
 SIZE_HELP = "Width and height in pixels, such as 64 or 96x64.  [default: the size of --image, or the model's]"
 OUT_HELP = "Folder for the PNG files. It is created if it does not exist.  [default: the current folder]"
 FILM_STRIP_HELP = (
@@ -26,8 +26,7 @@ GUIDANCE_METHOD_HELP = (
     "projected guidance, which oversaturates less at high scales)."
 )
 GUIDANCE_RESCALE_HELP = (
-    "How far the contrast of the guided prediction is brought back to that of the unguided one, from 0 (not at all) to "
-    "1 (fully)."
+    "How far the contrast that guidance adds is taken back, from 0 (not at all) to 1 (fully).  [default: 0]"
 )
 GUIDANCE_INTERVAL_HELP = (
     "Guide only at times from LOW to HIGH, where 1 is pure noise and 0 the finished image, such as 0.1,0.8.  "
@@ -97,7 +96,8 @@ def draw(
         str, typer.Option(metavar="cfg|apg", help=GUIDANCE_METHOD_HELP, rich_help_panel=GUIDANCE)
     ] = "cfg",
     guidance_rescale: Annotated[
-        float, typer.Option(metavar="SHARE", help=GUIDANCE_RESCALE_HELP, rich_help_panel=GUIDANCE)
+        float,
+        typer.Option(metavar="SHARE", help=GUIDANCE_RESCALE_HELP, show_default=False, rich_help_panel=GUIDANCE),
     ] = 0.0,
     guidance_interval: Annotated[
         str | None, typer.Option(metavar="LOW,HIGH", help=GUIDANCE_INTERVAL_HELP, rich_help_panel=GUIDANCE)
@@ -145,12 +145,21 @@ def draw(
     device: shared.Device = None,
     quiet: shared.Quiet = False,
 ) -> int:
-    """Draw images of a prompt, save them as PNG files, and show in the terminal how they emerge from noise.
+    """Draw images of a prompt and save them as PNG files.
 
-    A prompt may weigh words, (frog:1.3), switch them during the drawing, [frog:rabbit:0.4], alternate them,
-    [frog|rabbit], combine descriptions by AND and NOT, start a new chunk of text by BREAK, mix two subjects,
-    hybrid(frog, rabbit), and add a LoRA, <lora:ink:0.8>. A backslash before a bracket makes it an ordinary character.
-    All of this is described in docs/prompts.md.
+    The terminal shows how they emerge from noise. A prompt is plain text, in which these forms have a meaning:
+
+    \b
+      (frog:1.3)            more weight for the word, or less: (frog:0.7)
+      [frog:rabbit:0.4]     a frog for the first 0.4 of the steps, then a rabbit
+      [frog|rabbit]         a frog and a rabbit by turns, step by step
+      a frog AND a hat      both descriptions, predicted separately
+      a forest NOT trees    away from what follows NOT
+      a frog BREAK a hat    two parts of text that are read separately
+      hybrid(frog, rabbit)  one subject that is both
+      <lora:ink:0.8>        the LoRA file ink.safetensors, with strength 0.8
+
+    A backslash makes a bracket an ordinary character: \\( and \\). See docs/prompts.md for more.
     """
     parsed_size = None if size is None else quantities.parse_size(size)
     parsed_interval = (

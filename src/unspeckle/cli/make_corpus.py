@@ -17,7 +17,9 @@ SPRITES_HELP = (
 
 
 def emoji(
-    out: Annotated[Path, typer.Argument(help="The folder to make; it must be new or empty.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The folder to make; it must be new or empty.", show_default=False)
+    ],
     scenes: Annotated[str, typer.Option(metavar="N", help="Number of images, such as 5000 or 20k.")] = "10k",
     seed: Annotated[int, typer.Option(metavar="N", help="The same seed and options give the same images.")] = 0,
     nouns: Annotated[

@@ -25,19 +25,20 @@ PREDICTION_HELP = (
     "What the network of a Stable Diffusion checkpoint predicts: eps or v.  [default: as the checkpoint says]"
 )
 TRUST_PICKLE_HELP = (
-    "Read a checkpoint in pickle format (.ckpt, .pt). Only its tensors are read, and no code in it is run."
+    "Read a checkpoint in pickle format, such as .ckpt. Only its tensors are read, and no code in it is run."
 )
 LORA_HELP = (
     "Add a LoRA file with this strength, such as ink.safetensors:0.8 (without a number, 1). A folder is searched for "
     "the files that the prompt names by <lora:NAME:STRENGTH>. May be given several times."
 )
 EMBEDDING_HELP = (
-    "Add a textual inversion: its file name becomes a word that the prompt can use. May be given several times."
+    "Add a textual inversion, a file with a new word for the prompt: the word that the file names, else the name of "
+    "the file. May be given several times."
 )
 VAE_HELP = "Encode and decode images by this autoencoder, such as a TAESD.  [default: the one in the checkpoint]"
 STEPS_HELP = (
-    "Number of sampling steps, 1 to 1000. With 1, 2 or 4 steps, a distilled model draws by its student.  "
-    "[default: the model's]"
+    "Number of sampling steps, 1 to 1000; more take longer and make finer images. A distilled model needs only 1, 2 or "
+    "4.  [default: the model's]"
 )
 SAMPLER_HELP = (
     "Sampling method: ddpm, ddim, euler, euler_ancestral, heun, lms, plms, dpmpp_2m, dpmpp_2m_sde, dpmpp_sde, unipc "
@@ -55,20 +56,24 @@ PRECISION_HELP = (
 TRAINING_PRECISION_HELP = (
     "Number format in which the network computes: float32 or bfloat16.  [default: whichever is faster on this machine]"
 )
-DURATION_HELP = "How long the command may take in all, with preparation: 90s, 30m, 1h30m or 2d."
+DURATION_HELP = "Train for so long, including all preparation: 90s, 30m, 1h30m or 2d."
 PLAN_HELP = "Print the plan (sizes, steps, times, memory) and exit without training."
 PLAN_JSON_HELP = "With --plan: print the plan to standard output as JSON."
 CAPTIONS_HELP = (
     "Where the captions are: txt (in a .txt file beside each image), metadata (in a metadata.jsonl or .csv file), "
-    "folders (the names of the folders), names (the file names), or auto, which takes the first of these that it finds."
+    "folders (the names of the folders), names (the file names), or auto, which takes metadata, else txt, "
+    "else folders."
 )
-CAPTION_HELP = "One caption for all images, in place of --captions."
-TEMPLATE_HELP = 'Caption made of the name of a folder or file, such as "a photo of a {name}".'
+CAPTION_HELP = "One caption for all images, in place of --captions.  [default: none]"
+TEMPLATE_HELP = "Caption made of the name of a folder or file, where that is used.  [default: a photo of a {name}]"
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and results.")]
 Device = Annotated[
     str | None,
-    typer.Option(help="Where the model computes: cpu, cuda, cuda:1, mps.  [default: cuda if available, else cpu]"),
+    typer.Option(
+        metavar="NAME",
+        help="Where the model computes: cpu, cuda, cuda:1 or mps.  [default: cuda if available, else cpu]",
+    ),
 ]
 ModelPath = Annotated[Path | None, typer.Option("--model", "-m", metavar="MODEL", help=MODEL_HELP)]
 Prediction = Annotated[

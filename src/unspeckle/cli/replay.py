@@ -31,8 +31,9 @@ def replay(
     device: shared.Device = None,
     quiet: shared.Quiet = False,
 ) -> int:
-    """Draw an image again from the options in its PNG file, and print the largest difference of any pixel, 0 to 255.
+    """Draw an image again and compare the pixels.
 
+    The options are read from the PNG file, and the largest difference of any pixel is printed, from 0 to 255.
     The file names the model and the images that were used, but does not contain them: give the same ones again.
     """
     shared.limit_thread_spinning()

@@ -17,7 +17,9 @@ FEATURES_HELP = (
     "(downloaded; NAME:PATH takes your own copy)."
 )
 IMAGES_HELP = "Number of images drawn for each seed."
-SEEDS_HELP = "How many times everything is drawn, each time with other seeds; confidence intervals are over these."
+SEEDS_HELP = (
+    "How many times all images are drawn, each time from other seeds, to estimate the confidence of the numbers."
+)
 PROMPTS_HELP = (
     "For corpora made by `make-corpus emoji`: number of test prompts of each category, for hybrids a third as many "
     "pairs. The benchmark's number is 100; 0 skips this test."
@@ -34,7 +36,7 @@ TEMPLATE_HELP = (
 
 
 def score(
-    model: Annotated[Path | None, typer.Argument(metavar="[MODEL]", help=shared.MODEL_HELP, show_default=False)] = None,
+    model: Annotated[Path | None, typer.Argument(metavar="MODEL", help=shared.MODEL_HELP, show_default=False)] = None,
     corpus: Annotated[Path | None, typer.Option(metavar="FOLDER", help=CORPUS_HELP)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help=OUT_HELP)] = None,
     features: Annotated[str, typer.Option(metavar="NAME[:PATH]", help=FEATURES_HELP)] = "scattering",
@@ -57,10 +59,10 @@ def score(
     device: shared.Device = None,
     quiet: shared.Quiet = False,
 ) -> int:
-    """Measure how good a model is, and write a report as one HTML file.
+    """Measure how good a model is, and write a report.
 
-    It contains distances between drawn and real images, losses, bits per dimension, a test for memorized training
-    images, and the effect of steps and of guidance.
+    The report is one HTML file. It contains distances between drawn and real images, losses, bits per
+    dimension, a test for memorized training images, and the effect of steps and of guidance.
     """
     if corpus is None:
         shared.refuse_unused_options(

@@ -21,18 +21,26 @@ PRESET_HELP = (
     "Size of the network: nano, micro, tiny, small, base, large or huge; or t-nano, t-tiny or t-small, which are "
     "transformers.  [default: the largest that can be trained in the time]"
 )
-SPACE_HELP = "What is denoised: pixels, or the latents of an autoencoder that is trained first.  [default: by the time]"
-FROM_HELP = "Continue training this model: a file or a RUN folder. With --lora, the Stable Diffusion checkpoint."
+SPACE_HELP = (
+    "What is denoised: pixels, or the latents of an autoencoder that is trained first.  [default: latents for long "
+    "training at 64 pixels or more]"
+)
+FROM_HELP = (
+    "Continue training this model: a file or a RUN folder. With --lora, the Stable Diffusion checkpoint that the LoRA "
+    "is for.  [default: a new model]"
+)
 OPTIMIZER_HELP = "Optimizer: muon or adamw.  [default: muon with bfloat16, otherwise adamw]"
 LEARNING_RATE_HELP = "Highest learning rate.  [default: muon 4e-3, adamw 1e-3, with --lora 1e-4]"
 BATCH_SIZE_HELP = "Number of images in a step.  [default: 32 on a CPU, 256 on a GPU, 4 with --lora]"
-COMPILE_HELP = "Whether torch.compile is used.  [default: if it saves time in all]"
+COMPILE_HELP = (
+    "Whether torch.compile is used, which makes steps faster but takes time first.  [default: if training is long]"
+)
 FLIP_HELP = "Whether half of the images are mirrored, left to right.  [default: if there are few images, seen often]"
 BALANCE_HELP = (
     "How far rare captions are shown more often, from 0 (each image equally often) to 1 (each caption equally often).  "
     "[default: 0.5 for names of folders, otherwise 0]"
 )
-LICENSE_HELP = "License of the model, which is recorded in its file, such as CC0-1.0."
+LICENSE_HELP = "License of the model, which is recorded in its file, such as CC0-1.0.  [default: none]"
 LORA_HELP = "Train a LoRA, a small file that changes the Stable Diffusion checkpoint of --from."
 RANK_HELP = "Rank of the LoRA's matrices: a higher one can learn more and makes a larger file.  [default: 8]"
 TEXT_ENCODER_HELP = "Train the text encoders as well as the network."
@@ -40,7 +48,7 @@ LAYOUT_HELP = "Layout of the LoRA file: kohya or peft.  [default: kohya]"
 
 
 def train(
-    folder: Annotated[Path, typer.Argument(help="Folder of captioned images.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of captioned images.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help=OUT_HELP)],
     duration: shared.Duration = None,
     images: Annotated[str | None, typer.Option(metavar="N", help=IMAGES_HELP)] = None,
@@ -80,10 +88,10 @@ def train(
     json: shared.PlanJson = False,
     quiet: shared.Quiet = False,
 ) -> int:
-    """Train a model on a folder of captioned images, for as long as you choose.
+    """Train a model on a folder of captioned images.
 
-    Give one of --for, --images and --steps; the rest is chosen for your machine. Ctrl-C saves a checkpoint and stops,
-    and the same command continues from there with the same result as without the stop.
+    Give one of --for, --images and --steps; the rest is chosen for your machine. Ctrl-C saves a checkpoint and
+    stops, and the same command continues from there with the same result as without the stop.
     """
     common: dict[str, Any] = {
         "folder": folder,

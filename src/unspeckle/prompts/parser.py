@@ -34,9 +34,9 @@ MAX_LORAS, MAX_LORA_WEIGHT = 16, 100.0  # in a prompt; the weight of one, either
 def parse_prompt(source: str, name: str = "prompt") -> Prompt:
     """The tree of a prompt. InputError, naming `name` and showing the place, where it cannot be read."""
     if not isinstance(source, str) or len(source) > MAX_CHARACTERS:
-        raise InputError(f"{name}: must be text of at most {MAX_CHARACTERS} characters")
+        raise InputError(f": must be text of at most {MAX_CHARACTERS} characters", name)
     if any("\ud800" <= c <= "\udfff" for c in source):
-        raise InputError(f"{name}: is not valid Unicode; write it as UTF-8")
+        raise InputError(": is not valid Unicode; write it as UTF-8", name)
     return _Parser(source, name).parse_all()
 
 
@@ -84,7 +84,7 @@ class _Parser:
         before = before if len(before) <= 24 else f"…{before[-22:]}"
         after = after if len(after) <= 32 else f"{after[:30]}…"
         excerpt = " ".join(f"{before}>>>{after}".split())
-        raise InputError(f"{self.name}: {message} at character {start + 1}: {excerpt}")
+        raise InputError(f": {message} at character {start + 1}: {excerpt}", self.name)
 
     def parse_all(self) -> Prompt:
         groups = _split_segments(self.parse_segments(None, (":", "AND", "NOT")), "AND", "NOT")
