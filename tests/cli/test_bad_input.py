@@ -75,7 +75,7 @@ BAD = [
 ]
 WITHOUT_EFFECT = [
     ("draw frog -m MODEL --paste-original", "--paste-original: has an effect only with --mask"),
-    ("draw frog -m MODEL --no-paste-original", "--no-paste-original: has an effect only with --mask"),
+    ("draw frog -m MODEL --no-paste-original", "--paste-original: has an effect only with --mask"),
     ("draw frog -m MODEL --variation-strength 0.1", "--variation-strength: has an effect only with --variation-seed"),
     ("draw frog -m MODEL --upscaler latent", "--upscaler: has an effect only with --hires-size"),
     ("draw frog -m MODEL --strength 1", "--strength: has an effect only with --image or --hires-size"),

@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 corpus_app = typer.Typer(help=make_corpus.HELP, rich_markup_mode=None)
 EPILOGS: dict[Callable[..., int], str] = {
-    draw.draw: 'Example: unspeckle draw "a blue frog" --count 4 --seed 7 --out images',
+    draw.draw: draw.EPILOG,
     replay.replay: "Exit code: 0 if all pixels are the same, 1 if not.",
     convert.convert: "Exit code: 0 if the new files compute the same as the model, 1 if not.",
     train.train: "Example: unspeckle train photographs --out my-run --for 30m",

@@ -8,6 +8,7 @@ import typer
 from unspeckle import quantities
 from unspeckle.cli import options as shared
 from unspeckle.cli.options import GUIDANCE, STABLE_DIFFUSION, STARTING_IMAGE, ModelOptions
+from unspeckle.errors import InputError
 
 SEED_HELP = "Seed of the noise: with the same seed, model and options, a prompt gives the same image."
 COUNT_HELP = "Number of images. Their seeds are SEED, SEED + 1, SEED + 2, and so on."
@@ -71,6 +72,24 @@ TILE_SIZE_HELP = (
     "Decode the image in tiles with sides of N pixels, which needs less memory; 512 is usual.  "
     "[default: 0, the whole image at once]"
 )
+
+EPILOG = """Some forms have a meaning in a prompt:
+
+\b
+  (frog:1.3)            more weight for the word, or less: (frog:0.7)
+  [frog:rabbit:0.4]     a frog for the first 0.4 of the steps, then a rabbit
+  [frog|rabbit]         a frog and a rabbit by turns, step by step
+  a frog AND a hat      both descriptions, predicted separately
+  a forest NOT trees    away from what follows NOT
+  a frog BREAK a hat    two parts of text that are read separately
+  hybrid(frog, rabbit)  one subject that is both
+  <lora:ink:0.8>        the LoRA file ink.safetensors, with strength 0.8
+  \\( \\) \\[ \\]           brackets that are ordinary characters
+
+They are described in docs/prompts.md.
+
+Example: unspeckle draw "a blue frog" --count 4 --seed 7 --out images
+"""
 
 
 def draw(
@@ -147,42 +166,20 @@ def draw(
 ) -> int:
     """Draw images of a prompt and save them as PNG files.
 
-    The terminal shows how they emerge from noise. A prompt is plain text, in which these forms have a meaning:
-
-    \b
-      (frog:1.3)            more weight for the word, or less: (frog:0.7)
-      [frog:rabbit:0.4]     a frog for the first 0.4 of the steps, then a rabbit
-      [frog|rabbit]         a frog and a rabbit by turns, step by step
-      a frog AND a hat      both descriptions, predicted separately
-      a forest NOT trees    away from what follows NOT
-      a frog BREAK a hat    two parts of text that are read separately
-      hybrid(frog, rabbit)  one subject that is both
-      <lora:ink:0.8>        the LoRA file ink.safetensors, with strength 0.8
-
-    A backslash makes a bracket an ordinary character: \\( and \\). See docs/prompts.md for more.
+    The terminal shows how they emerge from noise.
     """
     parsed_size = None if size is None else quantities.parse_size(size)
-    parsed_interval = (
+    parsed_hires_size = None if hires_size is None else quantities.parse_size(hires_size, "--hires-size")
+    interval = (
         None if guidance_interval is None else quantities.parse_interval(guidance_interval, "--guidance-interval")
     )
-    parsed_hires_size = None if hires_size is None else quantities.parse_size(hires_size, "--hires-size")
     shared.check_sampler_name(sampler)
-    if mask is None:
-        name = "--no-paste-original" if paste_original is False else "--paste-original"
-        shared.refuse_unused_options({name: paste_original}, "has an effect only with --mask; leave it out")
-    if variation_seed is None:
-        shared.refuse_unused_options(
-            {"--variation-strength": variation_strength},
-            "has an effect only with --variation-seed; give one, or leave it out",
-        )
-    if hires_size is None:
-        shared.refuse_unused_options({"--upscaler": upscaler}, "has an effect only with --hires-size; leave it out")
-    if image is None and hires_size is None:
-        shared.refuse_unused_options(
-            {"--strength": strength}, "has an effect only with --image or --hires-size; leave it out"
-        )
-    if quiet:
-        shared.refuse_unused_options({"--preview": preview}, "has no effect with --quiet; leave one of the two out")
+    shared.refuse_unless_given({"--mask": mask}, {"--paste-original": paste_original})
+    shared.refuse_unless_given({"--variation-seed": variation_seed}, {"--variation-strength": variation_strength})
+    shared.refuse_unless_given({"--hires-size": hires_size}, {"--upscaler": upscaler})
+    shared.refuse_unless_given({"--image": image, "--hires-size": hires_size}, {"--strength": strength})
+    if quiet and preview is not None:
+        raise InputError("--preview: has no effect with --quiet; leave one of the two out")
     shared.limit_thread_spinning()
     from unspeckle.cli.run_draw import DrawOptions, run_draw
     from unspeckle.generation.request import Request
@@ -199,7 +196,7 @@ def draw(
         size=parsed_size,
         guidance_method=guidance_method,
         guidance_rescale=guidance_rescale,
-        guidance_interval=parsed_interval,
+        guidance_interval=interval,
         dynamic_threshold=dynamic_threshold,
         strength=strength,
         paste_original=paste_original is not False,
@@ -212,12 +209,12 @@ def draw(
         batch_size=batch_size,
     )
     model_options = ModelOptions(
-        path=model,
-        device=device,
-        precision=precision,
-        prediction=prediction,
-        trust_pickle=trust_pickle,
-        loras=tuple(lora or ()),
+        model,
+        device,
+        precision,
+        prediction,
+        trust_pickle,
+        tuple(lora or ()),
         embeddings=tuple(embedding or ()),
         vae=vae,
     )

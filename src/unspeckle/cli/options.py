@@ -134,12 +134,14 @@ def check_sampler_name(sampler: str | None) -> None:
         raise InputError(f"--sampler {sampler}: is now called {RENAMED_SAMPLERS[sampler]}")
 
 
-def refuse_unused_options(values: Mapping[str, object], reason: str) -> None:
-    """InputError naming the first of the options (by their names on the command line) that was given, not None, though
-    it has no effect. reason: what makes it useless, and what would be right."""
-    for name, value in values.items():
+def refuse_unless_given(needed: Mapping[str, object], options: Mapping[str, object]) -> None:
+    """InputError naming the first of the options that was given (is not None) though it has no effect without one of
+    those that are needed. All by their names on the command line, with their values."""
+    if any(value is not None for value in needed.values()):
+        return
+    for name, value in options.items():
         if value is not None:
-            raise InputError(f"{name}: {reason}")
+            raise InputError(f"{name}: has an effect only with {' or '.join(needed)}; leave it out")
 
 
 def limit_thread_spinning() -> None:

@@ -64,11 +64,9 @@ def score(
     The report is one HTML file. It contains distances between drawn and real images, losses, bits per
     dimension, a test for memorized training images, and the effect of steps and of guidance.
     """
-    if corpus is None:
-        shared.refuse_unused_options(
-            {"--captions": captions, "--caption": caption, "--template": template},
-            "has an effect only with --corpus; give the folder, or leave it out",
-        )
+    shared.refuse_unless_given(
+        {"--corpus": corpus}, {"--captions": captions, "--caption": caption, "--template": template}
+    )
     shared.check_sampler_name(sampler)
     shared.limit_thread_spinning()
     from unspeckle.commands.score import ScoreOptions, score_model
