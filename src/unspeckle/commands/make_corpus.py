@@ -1,7 +1,8 @@
-"""`unspeckle make-corpus emoji`: a captioned corpus whose every object is known."""
+"""`unspeckle make-corpus emoji`: make a captioned corpus in which every object is known."""
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -10,30 +11,41 @@ from rich.progress import Progress
 from unspeckle.corpus.emoji.make_corpus import make_emoji_corpus
 
 
-def run_make_corpus(
-    output_folder: Path,
-    scene_count: int,
-    seed: int,
-    nouns: Sequence[str] | None,
-    image_size: int,
-    sprite_folder: Path | None,
-    quiet: bool,
-) -> int:
-    """Draw the scenes with progress on standard error; the corpus's path on standard output."""
-    console = Console(stderr=True, quiet=quiet)
+@dataclass(frozen=True)
+class MakeCorpusOptions:
+    """The options of `unspeckle make-corpus emoji`."""
+
+    out: Path
+    """The new folder."""
+    scenes: int = 10_000
+    """How many scenes to paint."""
+    seed: int = 0
+    nouns: Sequence[str] | None = None
+    """The nouns to use; None for all curated ones."""
+    size: int = 64
+    """Pixels of an image's side."""
+    sprites: Path | None = None
+    """A folder of named RGBA images to use in place of the system's color-emoji font."""
+    quiet: bool = False
+    """Print only the corpus's path."""
+
+
+def run_make_corpus(options: MakeCorpusOptions) -> int:
+    """Paint the scenes, with progress and a summary on stderr, and print the corpus's path to stdout."""
+    console = Console(stderr=True, quiet=options.quiet)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("drawing scenes", total=scene_count)
+        task = progress.add_task("painting scenes", total=options.scenes)
         summary = make_emoji_corpus(
-            output_folder,
-            scene_count=scene_count,
-            seed=seed,
-            nouns=nouns,
-            image_size=image_size,
-            sprite_folder=sprite_folder,
+            options.out,
+            scenes=options.scenes,
+            seed=options.seed,
+            nouns=options.nouns,
+            size=options.size,
+            sprites=options.sprites,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     for name, value in summary.items():
         console.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)
-    print(output_folder.absolute())
+    print(options.out.absolute())
     sys.stdout.flush()
     return 0

@@ -1,8 +1,9 @@
-"""From a folder of captioned pictures to batches: `read`, then `open_corpus`, then `batches`."""
+"""From a folder of captioned images to training batches: `read_folder`, then `open_corpus`, then `batches`."""
 
 from unspeckle.corpus.batches import Batch, batches
-from unspeckle.corpus.captions import CaptionedImage, FolderListing, read_folder
+from unspeckle.corpus.captions import read_folder
 from unspeckle.corpus.checking import CorpusReport, check_corpus
+from unspeckle.corpus.folder_listing import CaptionedImage, FolderListing
 from unspeckle.corpus.splits import Corpus, Split, open_corpus
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""One file's bytes -> one RGB picture whose short side is as long as asked."""
+"""From the bytes of an image file to RGB pixels that just cover a given size."""
 
 import io
 import struct
@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # and no other decoder, whatever a file pretends to be
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""The decoders of Pillow that are used, and no others, whatever a file claims to be."""
 MAX_FILE_BYTES = 1 << 29
-MAX_PIXELS = 178_956_970  # pixels; beyond it is a bomb
-MAX_LONG_SIDE_FACTOR = 2  # the long side is kept up to this many times what a crop needs
+MAX_PIXELS = 178_956_970
+"""A file that declares more pixels is refused as a decompression bomb."""
+MAX_LONG_SIDE_FACTOR = 2
+"""The long side of a decoded image is cut to at most this many times the crop's."""
 
 _EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,25 +31,29 @@ _EXIF_TRANSPOSE = {
 
 
 class ImageDecodeError(Exception):
-    """The file is no picture that can be read; the message says why in a few words."""
+    """The file is not an image that can be decoded; the message says why in a few words."""
 
 
 @contextmanager
 def suppress_decoder_warnings() -> Iterator[None]:
-    """Decoders warn about odd files on stderr; what matters is said once, by name. Not for worker threads to enter."""
+    """Suppress Pillow's warnings about odd files, which would appear on stderr without the file's name.
+
+    Only for the main thread: the filters of `warnings` are global.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def open_image_header(file: BinaryIO) -> Image.Image:
-    """Open without decoding the pixels. Raises Undecodable: not a picture, or too large."""
+    """Open an image without decoding its pixels. Raises ImageDecodeError if it is not an image or is too large."""
     try:
         image = Image.open(file, formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageDecodeError("too many pixels") from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError, … on hostile bytes
-        raise ImageDecodeError("not a picture, or damaged") from error
+    except Exception as error:
+        # Decoders raise OSError, SyntaxError, struct.error, ValueError and more on hostile bytes.
+        raise ImageDecodeError("not an image, or damaged") from error
     if image.width * image.height > MAX_PIXELS:
         raise ImageDecodeError("too many pixels")
     if image.width * image.height == 0:
@@ -55,15 +62,15 @@ def open_image_header(file: BinaryIO) -> Image.Image:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(w, h) after the turn that EXIF asks for, from the header."""
+    """(width, height) after the rotation that EXIF asks for, from the header."""
     return image.size[::-1] if _exif_orientation(image) >= 5 else image.size
 
 
 def decode_image(raw: bytes, crop_size: tuple[int, int]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """Decode, turn upright, put on white and shrink (Lanczos) until `size` (W, H) is just covered.
+    """Decode an image, rotate it upright, put it on white and resize it (Lanczos) to just cover `crop_size` (W, H).
 
-    Returns the picture (h, w, 3), h and w at most twice what `size` asks (the middle is kept), and the upright
-    size in the file (w, h). Raises Undecodable.
+    Returns the pixels, uint8 (h, w, 3) with h <= 2 H and w <= 2 W (the center is kept), and the (width, height) of the
+    upright image in the file. Raises ImageDecodeError.
     """
     if not raw:
         raise ImageDecodeError("empty file")
@@ -89,7 +96,7 @@ def decode_image(raw: bytes, crop_size: tuple[int, int]) -> tuple[NDArray[np.uin
 
 
 def decode_full_size(raw: bytes) -> Image.Image:
-    """The picture at its own size, RGB, upright, on white. Raises Undecodable."""
+    """The image at its own size: RGB, upright, on white. Raises ImageDecodeError."""
     image = open_image_header(io.BytesIO(raw))
     try:
         orientation = _exif_orientation(image)
@@ -100,7 +107,7 @@ def decode_full_size(raw: bytes) -> Image.Image:
 
 
 def covering_size(full_size: tuple[int, int], crop_size: tuple[int, int]) -> tuple[int, int]:
-    """The (w, h) at which a picture of `full` (w, h) is kept so that `size` (W, H) is just covered."""
+    """The (w, h) to which an image of `full_size` (w, h) is resized and cut, to just cover `crop_size` (W, H)."""
     scale = max(crop_size[0] / full_size[0], crop_size[1] / full_size[1])
     width = min(max(crop_size[0], round(full_size[0] * scale)), MAX_LONG_SIDE_FACTOR * crop_size[0])
     height = min(max(crop_size[1], round(full_size[1] * scale)), MAX_LONG_SIDE_FACTOR * crop_size[1])
@@ -137,7 +144,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _high_bit_depth_to_rgb(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and float grey to 8 bits by the range of its kind."""
+    """Grayscale with 16 bits, 32 bits or floats, scaled to 8 bits by the range of its type."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64))
     maximum = float(values.max())
     if image.mode == "F" and maximum <= 1:

@@ -1,4 +1,4 @@
-"""A listing decoded and divided: pictures to train on, and pictures held out."""
+"""A folder's images decoded and divided: a split to train on, and a split for validation."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unspeckle.corpus.cache import ImageStore, ProgressCallback, open_image_store
-from unspeckle.corpus.captions import FolderListing, summarize_names
+from unspeckle.corpus.cache import open_image_store
+from unspeckle.corpus.display import summarize_names
+from unspeckle.corpus.folder_listing import FolderListing
+from unspeckle.corpus.image_store import ImageStore
+from unspeckle.corpus.parallel import ProgressCallback
 from unspeckle.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,98 +25,104 @@ if TYPE_CHECKING:
 
 VALIDATION_FRACTION = 0.05
 MAX_VALIDATION_IMAGES = 2000
-_SIDE_WORDS = re.compile(
+MIN_IMAGES_TO_SPLIT = 8
+"""A corpus with fewer images has no validation split."""
+MAX_SIDE = 8192
+
+SIDE_WORDS = re.compile(
     r"(?<![^\W_])(?:left|right|half)[\-_ ]?(?:most|hand|handed|hander|ward|wards|side|sided)?(?![^\W_])", re.IGNORECASE
 )
+"""Words that would be wrong of a flipped image."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures with their wordings, in the order of their contents' hashes."""
+    """Some images of a store with their captions, in the order of the hashes of their files."""
 
     store: ImageStore
-    record_indices: NDArray[np.int64]  # of each picture in the store's records
+    """The decoded images of the whole corpus."""
+    record_indices: NDArray[np.int64]
+    """(N,) the row of each image in the store's records."""
     captions: tuple[tuple[str, ...], ...]
-    size: tuple[int, int]  # (W, H)
+    """The captions of each image, at least one."""
+    size: tuple[int, int]
+    """Width and height of a crop in pixels."""
 
     def __len__(self) -> int:
         return len(self.record_indices)
 
     def center_crops(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Tensor:
-        """The middles of these pictures: uint8 (B, 3, H, W), channels last in memory."""
+        """The central crops of these images: uint8 (B, 3, H, W), channels last in memory."""
         image_indices = np.asarray(indices, np.int64)
         extra_heights, extra_widths = self.crop_margins(image_indices)
-        return self.crop_images(
-            image_indices, extra_heights // 2, extra_widths // 2, np.zeros(len(image_indices), np.bool_)
-        )
+        no_flip = np.zeros(len(image_indices), np.bool_)
+        return self.crop_images(image_indices, extra_heights // 2, extra_widths // 2, no_flip)
 
     def first_captions(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> list[str]:
-        """The first wording of each of these pictures."""
+        """The first caption of each of these images."""
         return [self.captions[i][0] for i in np.asarray(indices, np.int64)]
 
     def crop_margins(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """By how many pixels each picture is taller and wider than a crop: (B,), (B,)."""
+        """By how many pixels each of these images (B,) is higher and wider than a crop: (B,), (B,)."""
         records = self.store.records[self.record_indices[indices]]
         width, height = self.size
         return records["height"].astype(np.int64) - height, records["width"].astype(np.int64) - width
 
     def crop_images(
-        self,
-        indices: NDArray[np.int64],
-        tops: NDArray[np.int64],
-        lefts: NDArray[np.int64],
-        flip: NDArray[np.bool_],
+        self, indices: NDArray[np.int64], tops: NDArray[np.int64], lefts: NDArray[np.int64], flip: NDArray[np.bool_]
     ) -> Tensor:
-        """Cut each picture at (top, left), mirrored where asked: uint8 (B, 3, H, W), channels last in memory."""
+        """Crop each of these images (B,) at (top, left), and flip it horizontally if `flip` (B,) is set.
+
+        Returns uint8 (B, 3, H, W), channels last in memory.
+        """
         import torch
 
         records = self.store.records[self.record_indices[indices]]
         width, height = self.size
         crops = np.empty((len(indices), height, width, 3), np.uint8)
         pixels = self.store.pixels
-        positions = zip(
-            records["offset"].tolist(),
-            records["height"].tolist(),
-            records["width"].tolist(),
-            tops.tolist(),
-            lefts.tolist(),
-            flip.tolist(),
-            strict=True,
-        )
-        for crop_out, (offset, image_height, image_width, top, left, should_flip) in zip(crops, positions, strict=True):
+        columns = (records["offset"], records["height"], records["width"], tops, lefts, flip)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for crop_out, (offset, image_height, image_width, top, left, is_flipped) in zip(crops, rows, strict=True):
             image = pixels[offset : offset + image_height * image_width * 3].reshape(image_height, image_width, 3)
             crop = image[top : top + height, left : left + width]
-            crop_out[...] = crop[:, ::-1] if should_flip else crop
+            crop_out[...] = crop[:, ::-1] if is_flipped else crop
         return torch.from_numpy(crops).permute(0, 3, 1, 2)  # (B, 3, H, W)
 
     def flippable(self) -> NDArray[np.bool_]:
-        """(N,) False where any wording says left, right or half."""
-        return np.array([not any(map(_SIDE_WORDS.search, captions)) for captions in self.captions], np.bool_)
+        """(N,) False for images with a caption that says left, right or half."""
+        return np.array([not any(map(SIDE_WORDS.search, captions)) for captions in self.captions], np.bool_)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A decoded listing. `fingerprint` follows from the files' bytes, their wordings and the size alone."""
+    """The decoded images of a folder."""
 
     training: Split
     validation: Split
     fingerprint: str
-    summary: dict[str, Any]  # JSON: counts and sizes, no paths
-    unreadable: tuple[tuple[str, str], ...]  # (path, why) of the pictures that were left out
+    """A hash of the files' bytes, their captions and the size, and of nothing else."""
+    summary: dict[str, Any]
+    """Counts and sizes for a model card, as JSON; without paths."""
+    unreadable: tuple[tuple[str, str], ...]
+    """(path, reason) of the images that were left out because they cannot be decoded."""
 
     def training_captions(self) -> Iterator[str]:
-        """Every wording of every picture to train on."""
+        """Every caption of every training image."""
         return (caption for captions in self.training.captions for caption in captions)
 
     def describe(self) -> list[str]:
-        """What was decoded, in words: lines for a person."""
+        """A summary for a person, one string a line."""
         width, height = self.training.size
-        lines = [f"{len(self.training):,} pictures to train on, {len(self.validation):,} held out, at {width}x{height}"]
+        lines = [
+            f"{len(self.training):,} images for training and {len(self.validation):,} for validation, "
+            f"at {width}x{height}"
+        ]
         if self.summary["enlarged"]:
             lines.append(f"{self.summary['enlarged']:,} of them are smaller than that and were enlarged")
         if self.unreadable:
             examples = summarize_names([f"{path}: {reason}" for path, reason in self.unreadable])
-            lines.append(f"left out, cannot be read: {len(self.unreadable):,} ({examples})")
+            lines.append(f"left out because they cannot be read: {len(self.unreadable):,} ({examples})")
         return lines
 
 
@@ -124,30 +133,32 @@ def open_corpus(
     cache_dir: str | Path,
     progress: ProgressCallback | None = None,
 ) -> Corpus:
-    """Decode the listing's pictures once into a memory map below the folder `cache`, or find them there.
+    """Decode the images of a listing once into a file in `cache_dir` that is mapped into memory, or find them there.
 
-    Each is kept so that it just covers `size` (W, H), an int meaning a square, and the long side at most twice.
-    `progress(done, total)` is called from this thread. About 5 % are held out, chosen by the hash of their bytes: the
-    same pictures whatever their names and order, copies on one side. Raises InputError where no picture can be read,
-    the size is not at least 1, or the cache does not fit or cannot be written.
+    size: (width, height) of a crop in pixels, an int for a square. Each image is shrunk or enlarged until it just
+        covers the crop; its longer side is cut to at most twice the crop's.
+    progress: called with (done, total) from this thread.
+
+    About 5 % of the images are for validation. They are chosen by the hash of their bytes, so that names and order
+    change nothing and copies are in the same split. Raises InputError if no image can be read, the size is out of
+    range, or the cache does not fit or cannot be written.
     """
     width, height = (size, size) if isinstance(size, int) else size
-    if not (1 <= width <= 8192 and 1 <= height <= 8192):
-        raise InputError(f"--size {width}x{height}: out of range; give 1 to 8192 pixels a side")
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise InputError(f" {width}x{height}: out of range; each side must have 1 to {MAX_SIDE} pixels", "size")
     paths = [image.path for image in listing.images]
     store = open_image_store(listing.folder, paths, (width, height), Path(cache_dir), progress)
     unreadable = tuple((paths[entry.path_index], entry.reason) for entry in store.unreadable)
     if len(store.records) == 0:
         examples = summarize_names([f"{path}: {reason}" for path, reason in unreadable])
-        raise InputError(f"{listing.folder}: none of {len(paths):,} pictures can be read ({examples}); mend the files")
+        raise InputError(f"{listing.folder}: none of {len(paths):,} images can be read ({examples}); replace them")
+    captions = [listing.images[i].captions for i in store.records["path_index"]]
     digests = store.records["digest"]
     hashes = np.ascontiguousarray(digests).view(">u8").astype(np.uint64)  # (N, 2)
-    captions = [listing.images[i].captions for i in store.records["listed"]]
-    # copies with other words: by the words, so that the order never hangs on a file's name
+    # Copies with different captions are sorted by these, so that the order never depends on a file's name.
     rank_by_captions = {image_captions: rank for rank, image_captions in enumerate(sorted(set(captions)))}
-    order = np.lexsort(
-        (np.array([rank_by_captions[image_captions] for image_captions in captions]), hashes[:, 1], hashes[:, 0])
-    )
+    ranks = np.array([rank_by_captions[image_captions] for image_captions in captions])
+    order = np.lexsort((ranks, hashes[:, 1], hashes[:, 0]))
     is_validation = validation_mask(hashes[order, 0])
 
     def make_split(mask: NDArray[np.bool_]) -> Split:
@@ -156,21 +167,21 @@ def open_corpus(
 
     training, validation = make_split(~is_validation), make_split(is_validation)
     fingerprint = _fingerprint(digests[order], [captions[i] for i in order], (width, height))
-    return Corpus(training, validation, fingerprint, _summary(listing, training, validation, fingerprint), unreadable)
+    return Corpus(training, validation, fingerprint, _summarize(listing, training, validation, fingerprint), unreadable)
 
 
 def validation_mask(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """(N,) which of the pictures with these hashes (N,) are kept out of training.
+    """(N,) which of the images with these hashes (N,) are for validation.
 
-    About 5 % and 2,000 at most; at least one hash of 8 pictures or more, unless copies of one make up over a quarter.
+    About 5 %, and at most 2,000. Of 8 images or more at least one, unless copies of one image make up over a quarter.
     """
-    if len(hashes) < 8:
+    if len(hashes) < MIN_IMAGES_TO_SPLIT:
         return np.zeros(len(hashes), np.bool_)
     fraction = min(VALIDATION_FRACTION, MAX_VALIDATION_IMAGES / len(hashes))
     is_validation = hashes < np.uint64(int(fraction * 2**64))
     if not 0 < is_validation.sum() <= len(hashes) // 4:
-        hashes, counts = np.unique(hashes, return_counts=True)
-        rare_hashes = hashes[counts <= len(hashes) // 4]
+        distinct_hashes, counts = np.unique(hashes, return_counts=True)
+        rare_hashes = distinct_hashes[counts <= len(hashes) // 4]
         is_validation = hashes == rare_hashes[0] if len(rare_hashes) else np.zeros(len(hashes), np.bool_)
     return np.asarray(is_validation, np.bool_)
 
@@ -182,16 +193,16 @@ def _fingerprint(digests: NDArray[np.uint8], captions: Sequence[Sequence[str]], 
     return fingerprint.hexdigest()
 
 
-def _summary(listing: FolderListing, training: Split, validation: Split, fingerprint: str) -> dict[str, Any]:
+def _summarize(listing: FolderListing, training: Split, validation: Split, fingerprint: str) -> dict[str, Any]:
     all_captions = [captions for split in (training, validation) for captions in split.captions]
     counts = Counter(len(captions) for captions in all_captions)
     return {
-        "pictures": len(all_captions),
+        "images": len(all_captions),
         "training": len(training),
-        "held_out": len(validation),
+        "validation": len(validation),
         "captions": sum(map(len, all_captions)),
-        "different_captions": len({caption for captions in all_captions for caption in captions}),
-        "captions_per_picture": {str(caption_count): counts[caption_count] for caption_count in sorted(counts)},
+        "distinct_captions": len({caption for captions in all_captions for caption in captions}),
+        "captions_per_image": {str(caption_count): counts[caption_count] for caption_count in sorted(counts)},
         "size": list(training.size),
         "enlarged": int(training.store.records["enlarged"].sum()),
         "unreadable": len(training.store.unreadable),

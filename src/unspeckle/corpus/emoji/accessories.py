@@ -1,8 +1,7 @@
-"""What is done to a sprite before it stands in a scene: dressed, put on stilts, crossed with another."""
+"""What is done to a sprite before it is placed in a scene: it gets a garment or stilts, or becomes a hybrid."""
 
 from __future__ import annotations
 
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +9,16 @@ from PIL import Image, ImageDraw
 
 from unspeckle.corpus.emoji.nouns import Face
 
-PremultipliedPixels = NDArray[np.float64]  # (H, W, 4) premultiplied, 0 to 1
+PremultipliedPixels = NDArray[np.float64]
+"""(H, W, 4), RGB multiplied by alpha, then alpha, from 0 to 1."""
 
 WOOD, WOOD_EDGE = (193, 134, 72, 255), (92, 56, 24, 255)
-SEAM_BLEND = 0.07  # half the height of a hybrid's seam, as a share of its height
+SEAM_BLEND = 0.07
+"""Half the width of a hybrid's blended seam, as a fraction of its height."""
 
 
 def add_garment(image: Image.Image, face: Face, garment: str, garment_image: Image.Image) -> Image.Image:
-    """A front-facing face with a garment at its place; the canvas grows where the garment reaches beyond."""
+    """A front-facing face with a garment in its place; the canvas grows if the garment reaches beyond it."""
     width, height = image.size
     x, y, garment_width = 0.5, 0.0, 0.0
     if garment == "sunglasses":
@@ -47,18 +48,20 @@ def add_garment(image: Image.Image, face: Face, garment: str, garment_image: Ima
 
 
 def add_stilts(image: Image.Image) -> Image.Image:
-    """A picture lifted onto two long poles, each with a footrest under it and a foot on the ground."""
+    """An image lifted onto two long poles, each with a footrest below the image and a foot on the ground."""
     image = _resize(image, 128 / max(image.size))
     width, height = image.size
-    supersampling = 4  # the poles are drawn this much finer, then shrunk
-    length = 128  # from the footrest to the ground
+    # The poles are drawn at this multiple of their resolution, then shrunk.
+    supersampling = 4
+    length = 128  # pixels from the footrest to the ground
     canvas_size = (max(width, 120), height + length - 6)
     poles = Image.new("RGBA", (canvas_size[0] * supersampling, canvas_size[1] * supersampling))
     draw = ImageDraw.Draw(poles)
     center_x, spread = canvas_size[0] / 2, 30
     top_xs = [center_x + side * spread * 0.80 for side in (-1, 1)]
     undersides = [_lowest_opaque_row(image, int(top_x - (canvas_size[0] - width) / 2)) for top_x in top_xs]
-    footrest_y = max(undersides)  # both footrests at one height; the poles reach up into the object
+    # Both footrests are at one height; the poles reach up into the object.
+    footrest_y = max(undersides)
     for side, top_x, underside in zip((-1, 1), top_xs, undersides, strict=True):
         foot_x = center_x + side * spread * 1.25
         _draw_bar(draw, (top_x, underside - 14), (foot_x, canvas_size[1] - 5), 9, supersampling)
@@ -70,7 +73,7 @@ def add_stilts(image: Image.Image) -> Image.Image:
 
 
 def _draw_bar(
-    draw: Any, start: tuple[float, float], end: tuple[float, float], thickness: float, supersampling: int
+    draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], thickness: float, supersampling: int
 ) -> None:
     points = [(start[0] * supersampling, start[1] * supersampling), (end[0] * supersampling, end[1] * supersampling)]
     for color, line_width in ((WOOD_EDGE, thickness + 2), (WOOD, thickness - 2)):
@@ -81,7 +84,7 @@ def _draw_bar(
 
 
 def _lowest_opaque_row(image: Image.Image, column: int) -> int:
-    """The lowest opaque row of a picture near a column."""
+    """The lowest opaque row of an image near a column."""
     alpha = np.asarray(image.getchannel("A"))[:, max(0, column - 6) : column + 7]
     rows = np.flatnonzero((alpha > 100).any(1))
     return int(rows[-1]) if len(rows) else image.height - 1
@@ -90,7 +93,9 @@ def _lowest_opaque_row(image: Image.Image, column: int) -> int:
 def make_hybrid(
     first: Image.Image, first_face: Face, second: Image.Image, second_face: Face, splice: str
 ) -> Image.Image:
-    """Two faces as one. "top": the first's eyes and ears on the second's mouth; "side": left and right halves.
+    """Two faces joined into one.
+
+    splice: "top" puts the first's eyes and ears on the second's mouth, "side" joins a left half and a right half.
 
     The second is scaled so that both outlines meet at the seam, and the seam is blended smoothly.
     """
@@ -139,13 +144,13 @@ def _join_left_and_right(
 
 
 def _smoothstep(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """0 below −1, 1 above 1, a smooth step between."""
+    """0 below -1, 1 above 1, and a smooth transition between (3u² - 2u³)."""
     u = np.clip((x + 1) / 2, 0, 1)
     return np.asarray(u * u * (3 - 2 * u))
 
 
 def _outline_width(pixels: PremultipliedPixels, row: int) -> tuple[float, float]:
-    """How wide the solid outline is near a row, and where its middle lies."""
+    """The width of the solid outline near a row, and its center."""
     solid = np.flatnonzero(pixels[max(0, row - 2) : row + 3, :, 3].mean(0) > 0.5)
     if len(solid) == 0:
         return float(pixels.shape[1]), pixels.shape[1] / 2
@@ -153,7 +158,7 @@ def _outline_width(pixels: PremultipliedPixels, row: int) -> tuple[float, float]
 
 
 def _outline_span(pixels: PremultipliedPixels) -> tuple[int, int, float]:
-    """Top, bottom and height of the solid outline along the middle column."""
+    """Top, bottom and height of the solid outline along the center column."""
     middle = pixels.shape[1] // 2
     solid = np.flatnonzero(pixels[:, middle - 2 : middle + 3, 3].mean(1) > 0.5)
     if len(solid) == 0:

@@ -1,8 +1,8 @@
-"""The clean glyphs beyond the curated nouns, for big corpora: one thing each, that a person names by sight."""
+"""The other clean glyphs, for large corpora: each shows one thing that a person can name at sight."""
 
 from __future__ import annotations
 
-GLYPHS_BY_CATEGORY: dict[str, str] = {  # category: "glyph name, glyph name, …"
+GLYPHS_BY_CATEGORY: dict[str, str] = {
     "activity": (
         "🏈 american football, 🏸 badminton racket, 🧶 ball of yarn, ⚾ baseball, 🏀 basketball, "
         "🎱 billiard ball, 🎳 bowling pin set, 🥊 boxing glove, 🎄 christmas tree, 🔮 crystal ball, "
@@ -111,3 +111,4 @@ GLYPHS_BY_CATEGORY: dict[str, str] = {  # category: "glyph name, glyph name, …
         "🚕 taxi, 🦽 wheelchair"
     ),
 }
+"""By category, a text "glyph name, glyph name, …"."""

@@ -1,4 +1,4 @@
-"""Combinations that never occur in training, so that drawing them proves composition."""
+"""Combinations that never occur in training images, so that drawing them shows that a model can compose."""
 
 from __future__ import annotations
 
@@ -7,41 +7,48 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import combinations, permutations
 
-from unspeckle.corpus.emoji.captions import NUMBERS
-from unspeckle.corpus.emoji.nouns import with_article
-from unspeckle.corpus.emoji.scenes import Scene, SceneVocabulary
+from unspeckle.corpus.emoji.scene_captions import INVERSE_RELATIONS, NUMBERS
+from unspeckle.corpus.emoji.scenes import Scene, SceneObject, SceneVocabulary
+from unspeckle.corpus.english import with_article
 
 Combination = tuple[str, ...]
+"""A key of HELD_OUT_FRACTIONS, then what is combined, such as ("tint", "frog", "blue")."""
+PromptRow = dict[str, object]
+"""A row of held-out.jsonl."""
 
-HELD_OUT_FRACTIONS = {  # the share of each kind that is kept out
-    "pair": 0.06,  # two nouns in one picture
-    "tint": 0.12,  # a noun in a colour
+HELD_OUT_FRACTIONS = {
+    "pair": 0.06,  # two nouns in one image
+    "tint": 0.12,  # a noun in a color
     "background": 0.08,  # a noun on a background
     "place": 0.05,  # a noun, a relation, a noun
-    "count": 0.12,  # so many of a noun
-    "stilts": 0.15,
-    "wearing": 0.18,
-    "hybrid": 0.15,
+    "count": 0.12,  # two, three or four of a noun
+    "stilts": 0.15,  # a noun on stilts
+    "wearing": 0.18,  # a noun and a garment
+    "hybrid": 0.15,  # two nouns in one
 }
+"""The share of each kind of combination that is held out."""
 ALWAYS_HELD_OUT: frozenset[Combination] = frozenset({("hybrid", "frog", "rabbit"), ("stilts", "frog")})
-MAX_ROWS_PER_KIND = 2000  # rows of each kind in held-out.jsonl
+MAX_ROWS_PER_KIND = 2000
+"""Rows of each kind in held-out.jsonl."""
 
 
 @cache
 def is_held_out(combination: Combination) -> bool:
-    """Whether a combination is kept out of training: a hash of its words alone decides, whatever the seed."""
+    """Whether a combination is held out of training. Only a hash of its words decides, whatever the seed."""
     if combination in ALWAYS_HELD_OUT:
         return True
+    # A white background is what a caption without one means, so it is always allowed.
     return _hash_fraction(combination) < HELD_OUT_FRACTIONS[combination[0]] and combination[-1] != "white"
 
 
 def _hash_fraction(combination: Combination) -> float:
+    """A number from 0 to 1 that depends only on the words."""
     digest = hashlib.blake2b("|".join(combination).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def scene_combinations(scene: Scene) -> Iterator[Combination]:
-    """All that a scene combines, in canonical words ("right of" is "left of" turned round)."""
+    """All combinations in a scene, in canonical form: "right of" is "left of" with the nouns exchanged."""
     nouns = [obj.noun for obj in scene.objects if obj.hybrid_of is None]
     for first, second in combinations(sorted(set(nouns)), 2):
         yield ("pair", first, second)
@@ -59,14 +66,14 @@ def scene_combinations(scene: Scene) -> Iterator[Combination]:
         if obj.wearing:
             yield ("wearing", obj.noun, obj.wearing)
     if scene.relation:
-        yield from _relation_combinations(scene)
+        first_object, second_object = scene.objects
+        yield from _relation_combinations(first_object, second_object, scene.relation)
 
 
-def _relation_combinations(scene: Scene) -> Iterator[Combination]:
-    first, second = scene.objects[:2]
-    if scene.relation == "next to":
+def _relation_combinations(first: SceneObject, second: SceneObject, relation: str) -> Iterator[Combination]:
+    if relation == "next to":
         yield ("place", *sorted((first.noun, second.noun)), "next to")
-    if scene.relation in {"left of", "right of", "next to"}:
+    if relation in {"left of", "right of", "next to"}:
         left, right = (first, second) if first.x < second.x else (second, first)
         yield ("place", left.noun, right.noun, "left of")
     else:
@@ -75,14 +82,14 @@ def _relation_combinations(scene: Scene) -> Iterator[Combination]:
 
 
 def is_allowed_in_training(scene: Scene) -> bool:
-    """Whether a scene may be trained on."""
+    """Whether a scene contains no combination that is held out."""
     return not any(is_held_out(combination) for combination in scene_combinations(scene))
 
 
-def held_out_rows(vocabulary: SceneVocabulary) -> Iterator[dict[str, object]]:
-    """The rows of held-out.jsonl: kind, nouns, what is combined, prompts; at most `LISTED` of a kind, by hash.
+def held_out_rows(vocabulary: SceneVocabulary) -> Iterator[PromptRow]:
+    """The rows of held-out.jsonl: kind, nouns, what is combined, and prompts; at most MAX_ROWS_PER_KIND of a kind.
 
-    Rows of kind "colours" give each noun of a pair that is kept out a tint that it does take in training.
+    Rows of kind "colors" give each noun of a held-out pair a tint that it does have in training.
     """
     for kind in HELD_OUT_FRACTIONS:
         held_out = sorted(
@@ -95,7 +102,7 @@ def held_out_rows(vocabulary: SceneVocabulary) -> Iterator[dict[str, object]]:
                 yield from _color_rows(combination, vocabulary)
 
 
-def _color_rows(pair: Combination, vocabulary: SceneVocabulary) -> Iterator[dict[str, object]]:
+def _color_rows(pair: Combination, vocabulary: SceneVocabulary) -> Iterator[PromptRow]:
     nouns, tints = pair[1:], list[str]()
     for noun in nouns:
         tint_options = [
@@ -106,7 +113,7 @@ def _color_rows(pair: Combination, vocabulary: SceneVocabulary) -> Iterator[dict
         tints.append(min(tint_options, key=lambda tint: _hash_fraction((*pair, noun, tint))))
     first, second = (with_article(f"{tint} {noun}") for tint, noun in zip(tints, nouns, strict=True))
     prompts = [f"{first} and {second}", f"{second} and {first}"]
-    yield {"kind": "colours", "nouns": list(nouns), "tints": tints, "prompts": prompts}
+    yield {"kind": "colors", "nouns": list(nouns), "tints": tints, "prompts": prompts}
 
 
 def _all_combinations(kind: str, vocabulary: SceneVocabulary) -> Iterator[Combination]:
@@ -130,40 +137,30 @@ def _all_combinations(kind: str, vocabulary: SceneVocabulary) -> Iterator[Combin
         yield from (("hybrid", *pair) for pair in combinations(sorted(vocabulary.hybrid_nouns), 2))
 
 
-def _prompt_row(combination: Combination, vocabulary: SceneVocabulary) -> dict[str, object]:
+def _prompt_row(combination: Combination, vocabulary: SceneVocabulary) -> PromptRow:
+    """The row of a combination, with the prompts that a model is tested with."""
     kind, *words = combination
-    first = with_article(words[0])
-    if kind == "stilts":
-        return {"kind": kind, "nouns": words, "prompts": [f"{first} on stilts", f"{first} standing on stilts"]}
-    if kind == "tint":
-        noun, tint = words
-        return {"kind": kind, "nouns": [noun], "tint": tint, "prompts": [with_article(f"{tint} {noun}")]}
-    if kind == "background":
-        noun, background = words
-        return {
-            "kind": kind,
-            "nouns": [noun],
-            "background": background,
-            "prompts": [f"{first} on {with_article(background)} background"],
-        }
-    if kind == "count":
-        noun, number = words
-        prompts = [f"{NUMBERS[int(number)]} {vocabulary.plurals[noun]}"]
-        return {"kind": kind, "nouns": [noun], "count": int(number), "prompts": prompts}
-    if kind == "wearing":
-        noun, garment = words
-        return {
-            "kind": kind,
-            "nouns": [noun],
-            "wearing": garment,
-            "prompts": [f"{first} wearing {with_article(garment)}"],
-        }
+    first, last = with_article(words[0]), words[-1]
+    row: PromptRow = {"kind": kind, "nouns": words[:1]}
+    match kind:
+        case "stilts":
+            return row | {"prompts": [f"{first} on stilts", f"{first} standing on stilts"]}
+        case "tint":
+            return row | {"tint": last, "prompts": [with_article(f"{last} {words[0]}")]}
+        case "background":
+            return row | {"background": last, "prompts": [f"{first} on {with_article(last)} background"]}
+        case "count":
+            return row | {"count": int(last), "prompts": [f"{NUMBERS[int(last)]} {vocabulary.plurals[words[0]]}"]}
+        case "wearing":
+            return row | {"wearing": last, "prompts": [f"{first} wearing {with_article(last)}"]}
     second = with_article(words[1])
-    if kind == "hybrid":
-        prompts = [with_article(f"{words[0]}-{words[1]} hybrid"), f"half {words[0]} half {words[1]}"]
-        return {"kind": kind, "nouns": words, "prompts": [*prompts, f"a cross between {first} and {second}"]}
-    if kind == "place":
-        inverse = {"left of": "right of", "above": "below", "next to": "next to"}[words[2]]
-        prompts = [f"{first} {words[2]} {second}", f"{second} {inverse} {first}"]
-        return {"kind": kind, "nouns": words[:2], "relation": words[2], "prompts": prompts}
-    return {"kind": kind, "nouns": words, "prompts": [f"{first} and {second}", f"{second} and {first}"]}
+    row["nouns"] = words[:2]
+    match kind:
+        case "hybrid":
+            prompts = [with_article(f"{words[0]}-{words[1]} hybrid"), f"half {words[0]} half {words[1]}"]
+            return row | {"prompts": [*prompts, f"a cross between {first} and {second}"]}
+        case "place":
+            prompts = [f"{first} {last} {second}", f"{second} {INVERSE_RELATIONS[last]} {first}"]
+            return row | {"relation": last, "prompts": prompts}
+        case _:
+            return row | {"prompts": [f"{first} and {second}", f"{second} and {first}"]}

@@ -1,4 +1,4 @@
-"""The nouns of the emoji scenes: which glyph, which words, and where a front-facing face wears its things."""
+"""The nouns of the emoji scenes: their glyphs, their words, and where a face wears its accessories."""
 
 from __future__ import annotations
 
@@ -6,29 +6,38 @@ from dataclasses import dataclass
 from functools import cache
 
 from unspeckle.corpus.emoji.glyphs import GLYPHS_BY_CATEGORY
+from unspeckle.corpus.english import pluralize
 
 
 @dataclass(frozen=True)
 class Face:
-    """Where a front-facing face has what, as fractions of its trimmed box (0 = left or top, 1 = right or bottom)."""
+    """Positions in a front-facing face, as fractions of its trimmed box (0 is left or top, 1 right or bottom)."""
 
-    eye_y: float  # height of the eyes
-    eye_offset_x: float  # from the middle to an eye
-    hat_y: float  # where the lower edge of a hat sits
-    seam_y: float | None = None  # where it may be cut between eyes and mouth; None = takes no part in hybrids
-    bow_x: float = 0.78  # where a bow sits, from the left
+    eye_y: float
+    """Height of the eyes."""
+    eye_offset_x: float
+    """Distance from the center line to an eye."""
+    hat_y: float
+    """Height of a hat's lower edge."""
+    seam_y: float | None = None
+    """Height between eyes and mouth at which hybrids are cut; None if the noun takes no part in hybrids."""
+    bow_x: float = 0.78
+    """Position of a bow from the left."""
 
 
 @dataclass(frozen=True)
 class Noun:
-    """A word, its glyph and what is known about it. `plural` is given where it is not regular."""
+    """A thing that scenes are made of."""
 
     name: str
     glyph: str
     category: str
     synonyms: tuple[str, ...] = ()
+    """Other words for it that captions use."""
     plural: str = ""
+    """The plural of its name, or empty if `pluralize` gives it."""
     face: Face | None = None
+    """Set if the glyph is a front-facing face, which can wear things."""
 
 
 ANIMAL, PLANT, FOOD, VEHICLE, PLACE, THING = "animal", "plant", "food", "vehicle", "place", "thing"
@@ -127,12 +136,12 @@ CURATED_NOUNS: tuple[Noun, ...] = (
 )
 
 GARMENT_GLYPHS: dict[str, str] = {"top hat": "🎩", "crown": "👑", "sunglasses": "🕶", "bow": "🎀"}
-"""What a face may wear, with its glyph."""
+"""What a face can wear, with its glyph."""
 
 
 @cache
 def all_nouns() -> tuple[Noun, ...]:
-    """The curated nouns, then all clean glyphs."""
+    """The curated nouns, then all other clean glyphs."""
     entries = [
         (category, *entry.split(" ", 1)) for category, text in GLYPHS_BY_CATEGORY.items() for entry in text.split(", ")
     ]
@@ -140,59 +149,5 @@ def all_nouns() -> tuple[Noun, ...]:
 
 
 def plural_name(noun: Noun) -> str:
-    """The plural of a noun's name."""
+    """The plural of the noun's name."""
     return noun.plural or pluralize(noun.name)
-
-
-_UNCHANGED_PLURALS = {
-    "sheep",
-    "fried shrimp",
-    "shrimp",
-    "squid",
-    "tropical fish",
-    "bison",
-    "dice",
-    "moose",
-    "thumbs up",
-    "thumbs down",
-}
-_IRREGULAR_PLURALS = {
-    "goose": "geese",
-    "ox": "oxen",
-    "die": "dice",
-    "foot": "feet",
-    "tooth": "teeth",
-    "t-rex": "t-rexes",
-}
-
-
-def pluralize(word: str) -> str:
-    """The regular English plural; of "slice of pizza" that of its head."""
-    head, of, rest = word.partition(" of ")
-    if of:
-        return pluralize(head) + of + rest
-    if word.endswith(("s", "x", "ch", "sh")):
-        return word + "es"
-    if word.endswith(("lf", "fe")):
-        return word.rstrip("e")[:-1] + "ves"
-    if word.endswith("man"):
-        return word[:-3] + "men"
-    if word in _UNCHANGED_PLURALS:
-        return word
-    if word in _IRREGULAR_PLURALS:
-        return _IRREGULAR_PLURALS[word]
-    if word.endswith("y") and word[-2:-1] not in "aeiou":
-        return word[:-1] + "ies"
-    return word + "s"
-
-
-def with_article(phrase: str) -> str:
-    """The phrase with "a" or "an" before it; words that are plural already take none."""
-    first_word = phrase.split()[0] if phrase else ""
-    if first_word in {"sunglasses", "glasses"}:
-        return phrase
-    has_consonant_sound = first_word.startswith(("uni", "ufo", "uk", "eu", "ewe", "one"))
-    has_vowel_sound = first_word.startswith(("hour", "x-ray")) or (
-        first_word[:1] in "aeiou" and not has_consonant_sound
-    )
-    return ("an " if has_vowel_sound else "a ") + phrase

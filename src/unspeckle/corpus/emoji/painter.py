@@ -1,4 +1,4 @@
-"""From a scene to pixels: every look is made once at full size, shrunk once for each size, then only pasted."""
+"""From a scene to pixels. Each appearance is rendered once, resized once for each size, and then only pasted."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from PIL import Image
 from unspeckle.corpus.emoji.accessories import add_garment, add_stilts, make_hybrid
 from unspeckle.corpus.emoji.nouns import Face
 from unspeckle.corpus.emoji.scenes import Scene, SceneObject
-from unspeckle.corpus.emoji.sprites import SpriteLibrary, trim_and_shrink
+from unspeckle.corpus.emoji.sprite_sources import trim_and_shrink
+from unspeckle.corpus.emoji.sprites import SpriteLibrary
 from unspeckle.corpus.emoji.tints import BACKGROUNDS, tint_image
 
-Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels; x1 and y1 lie just outside
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 in pixels; x1 and y1 are just outside."""
 
-BACKGROUND_BRIGHTNESS_RANGE, BACKGROUND_GRADIENT_RANGE = 10.0, 12.0  # how far backgrounds vary, in 255ths
+BACKGROUND_BRIGHTNESS_RANGE = 10.0
+"""By how much at most a background is brighter or darker than its color, in 255ths."""
+BACKGROUND_GRADIENT_RANGE = 12.0
+"""By how much at most its top differs from its bottom, in 255ths."""
 
 
 @dataclass(frozen=True)
 class ObjectAppearance:
-    """All of a thing but its place and size."""
+    """Everything about an object but its position and size; see `SceneObject` for the fields."""
 
     noun: str
     tint: str
@@ -34,7 +39,7 @@ class ObjectAppearance:
 
 
 class ScenePainter:
-    """Draws scenes of `size` × `size` pixels from a library."""
+    """Paints scenes of `image_size` × `image_size` pixels with the sprites of a library."""
 
     def __init__(self, sprite_library: SpriteLibrary, image_size: int) -> None:
         self._sprite_library, self._image_size = sprite_library, image_size
@@ -42,7 +47,7 @@ class ScenePainter:
         self._scaled_sprite = lru_cache(maxsize=16384)(self._scale_sprite)
 
     def paint(self, scene: Scene) -> tuple[NDArray[np.uint8], list[Box]]:
-        """The picture (size, size, 3) and each thing's box."""
+        """The image, uint8 (image_size, image_size, 3), and the box of each object."""
         canvas = self._paint_background(scene)
         boxes = []
         for obj in scene.objects:
@@ -50,7 +55,8 @@ class ScenePainter:
             height, width = alpha.shape[:2]
             x0 = min(max(0, round(obj.x * self._image_size - width / 2)), self._image_size - width)
             y0 = round(obj.y * self._image_size - height / 2)
-            if obj.on_stilts:  # the feet stand on the lower edge of the thing's square
+            if obj.on_stilts:
+                # The feet stand on the lower edge of the object's square.
                 y0 = round((obj.y + obj.side / 2) * self._image_size) - height
             y0 = min(max(0, y0), self._image_size - height)
             patch = canvas[y0 : y0 + height, x0 : x0 + width]
@@ -63,14 +69,14 @@ class ScenePainter:
         color = np.array(BACKGROUNDS[scene.background], dtype=np.float32)
         if scene.background == "white":
             return np.full((self._image_size, self._image_size, 3), 255, dtype=np.float32)
-        slope = np.linspace(-0.5, 0.5, self._image_size, dtype=np.float32) * np.float32(
-            scene.background_variation[1] * BACKGROUND_GRADIENT_RANGE
-        )
-        column = color + np.float32(scene.background_variation[0] * BACKGROUND_BRIGHTNESS_RANGE) + slope[:, None]
+        brightness, gradient = scene.background_variation
+        slope = np.linspace(-0.5, 0.5, self._image_size, dtype=np.float32)
+        slope *= np.float32(gradient * BACKGROUND_GRADIENT_RANGE)
+        column = color + np.float32(brightness * BACKGROUND_BRIGHTNESS_RANGE) + slope[:, None]  # (H, 3)
         return np.repeat(column[:, None, :], self._image_size, axis=1)
 
     def _scale_sprite(self, appearance: ObjectAppearance, side: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Alpha (h, w, 1) in 0 to 1 and premultiplied colour (h, w, 3) in 0 to 255, the longer side `side` px."""
+        """Alpha (h, w, 1) from 0 to 1 and premultiplied color (h, w, 3) from 0 to 255, the longer side `side` pixels."""
         sprite_image = self._sprite_image(appearance)
         scale = side / max(sprite_image.size)
         size = (max(1, round(sprite_image.width * scale)), max(1, round(sprite_image.height * scale)))
@@ -86,9 +92,8 @@ class ScenePainter:
         sprite = self._sprite_library.sprites[appearance.noun]
         image = tint_image(sprite.image, appearance.tint) if appearance.tint else sprite.image
         if appearance.wearing and sprite.noun.face:
-            image = add_garment(
-                image, sprite.noun.face, appearance.wearing, self._sprite_library.garments[appearance.wearing]
-            )
+            garment_image = self._sprite_library.garments[appearance.wearing]
+            image = add_garment(image, sprite.noun.face, appearance.wearing, garment_image)
         return add_stilts(image) if appearance.on_stilts else image
 
 

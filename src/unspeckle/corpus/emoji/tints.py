@@ -1,4 +1,4 @@
-"""Colours with names: what colours a picture has, and a picture recoloured so that a person names the new one."""
+"""Named colors: which colors an image has, and how to recolor it so that a person names the new color."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 RGB = tuple[int, int, int]
 
-TINTS: dict[str, tuple[RGB, RGB, RGB]] = {  # dark, middle, light
+TINTS: dict[str, tuple[RGB, RGB, RGB]] = {
     "red": ((70, 0, 0), (222, 30, 38), (255, 190, 180)),
     "orange": ((95, 35, 0), (250, 130, 15), (255, 218, 170)),
     "yellow": ((105, 75, 0), (252, 214, 20), (255, 250, 200)),
@@ -20,7 +20,7 @@ TINTS: dict[str, tuple[RGB, RGB, RGB]] = {  # dark, middle, light
     "pink": ((110, 10, 65), (250, 115, 185), (255, 222, 240)),
     "brown": ((40, 18, 4), (135, 82, 44), (230, 205, 180)),
 }
-"""The colours an object may take; its luminance runs along the three shades."""
+"""The colors in which objects are painted: a dark, a middle and a light shade, along which their luminance runs."""
 
 BACKGROUNDS: dict[str, RGB] = {
     "white": (255, 255, 255),
@@ -35,6 +35,7 @@ BACKGROUNDS: dict[str, RGB] = {
     "pink": (248, 178, 210),
     "brown": (142, 98, 64),
 }
+"""The colors of backgrounds."""
 
 _HUE_RANGES = (
     ("red", -18, 13),
@@ -45,11 +46,13 @@ _HUE_RANGES = (
     ("purple", 252, 292),
     ("pink", 292, 342),
 )
-_HUE_OVERLAP = 7  # degrees: a hue this near to a border counts for both of its colours
+"""(color, lowest hue, highest hue) in degrees."""
+_HUE_OVERLAP = 7
+"""A hue within this many degrees of a boundary counts for the colors on both sides."""
 
 
 def color_shares(image: Image.Image) -> dict[str, float]:
-    """The shares of a picture's opaque area by colour name; areas between two names count for both."""
+    """By color name, the share of the image's opaque area that has it. Areas between two colors count for both."""
     pixels = np.asarray(image.convert("RGBA").resize((48, 48), Image.Resampling.BOX)).reshape(-1, 4)
     pixels = pixels[pixels[:, 3] > 128]
     if len(pixels) == 0:
@@ -73,6 +76,7 @@ def color_shares(image: Image.Image) -> dict[str, float]:
 
 
 def _rgb_to_hsv(rgb: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """(N, 3) from 0 to 1 -> hue in degrees, saturation and value from 0 to 1, each (N,)."""
     high, low = rgb.max(1), rgb.min(1)
     span = np.where(high > low, high - low, 1.0)
     red, green, blue = rgb.T
@@ -82,7 +86,7 @@ def _rgb_to_hsv(rgb: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], N
 
 
 def tint_image(image: Image.Image, tint: str) -> Image.Image:
-    """The picture in one colour: its luminance, stretched so that its commonest takes the tint's middle shade."""
+    """The image in one color: its luminance, stretched so that the median gets the middle shade of the tint."""
     pixels = np.asarray(image.convert("RGBA")).astype(np.float64)
     luminance = pixels[..., :3] @ np.array([0.299, 0.587, 0.114]) / 255
     opaque = pixels[..., 3] > 128

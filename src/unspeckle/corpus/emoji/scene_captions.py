@@ -1,14 +1,16 @@
-"""The captions of a scene: several true wordings, the first the fullest."""
+"""Several captions of a scene, all true; the first says the most."""
 
 from __future__ import annotations
 
 from random import Random
 
-from unspeckle.corpus.emoji.nouns import pluralize, with_article
+from unspeckle.corpus.emoji.random_choices import choose_one
 from unspeckle.corpus.emoji.scenes import Scene, SceneObject, SceneVocabulary
+from unspeckle.corpus.english import pluralize, with_article
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-SYNONYM_PROBABILITY = 0.3  # how often a synonym is said for a noun that has one
+SYNONYM_PROBABILITY = 0.3
+"""Of a synonym in place of a noun that has one."""
 RELATION_PHRASES = {
     "left of": ("left of", "to the left of", "on the left of"),
     "right of": ("right of", "to the right of", "on the right of"),
@@ -25,54 +27,52 @@ INVERSE_RELATIONS = {
 }
 CAPTION_PREFIXES = ("a picture of ", "an emoji of ", "a drawing of ", "a photo of ")
 WEARING_WORDS = ("wearing", "with", "in")
-BACKGROUND_PROBABILITY = {"white": 0.4, "coloured": 1.0}  # how often the background is: left unsaid, it means white
+BACKGROUND_PROBABILITY = {"white": 0.4, "colored": 1.0}
+"""Of mentioning the background. A caption without one means white."""
+PREFIX_PROBABILITY = 0.12
+"""Of a prefix such as "a picture of"."""
 STILTS_PHRASES = ("on stilts", "standing on stilts", "walking on stilts", "on tall stilts")
 SIZE_ADJECTIVES = {"big": ("big", "large"), "small": ("small", "little")}
 
 
 def make_captions(rng: Random, scene: Scene, vocabulary: SceneVocabulary) -> list[str]:
-    """Three to six different captions; the first names every object canonically, and the background unless white."""
+    """Three to six different captions. The first names every object by its noun, and the background unless it is white."""
     canonical_writer = CaptionWriter(rng, vocabulary, canonical=True)
-    captions = [
-        _add_background(
-            canonical_writer, scene, canonical_writer.describe_scene(scene), should_mention=scene.background != "white"
-        )
-    ]
+    caption = canonical_writer.describe_scene(scene)
+    captions = [caption if scene.background == "white" else canonical_writer.add_background(caption, scene.background)]
     caption_count = 3 + int(rng.random() * 4)
+    background_probability = BACKGROUND_PROBABILITY["white" if scene.background == "white" else "colored"]
     for _ in range(50):
         if len(captions) >= caption_count:
             break
         writer = CaptionWriter(rng, vocabulary, canonical=False)
-        probability = BACKGROUND_PROBABILITY["white" if scene.background == "white" else "coloured"]
-        caption = _add_background(
-            writer, scene, writer.describe_scene(scene), should_mention=rng.random() < probability
-        )
-        if rng.random() < 0.12:
-            caption = CAPTION_PREFIXES[int(rng.random() * len(CAPTION_PREFIXES))] + caption
+        caption = writer.describe_scene(scene)
+        if rng.random() < background_probability:
+            caption = writer.add_background(caption, scene.background)
+        if rng.random() < PREFIX_PROBABILITY:
+            caption = choose_one(rng, CAPTION_PREFIXES) + caption
         if caption not in captions:
             captions.append(caption)
     return captions
 
 
-def _add_background(writer: CaptionWriter, scene: Scene, caption: str, should_mention: bool) -> str:
-    if not should_mention:
-        return caption
-    background = with_article(f"{scene.background} background")
-    return writer.choose(
-        f"{caption} on {background}", f"{caption} against {background}", f"{caption}, {scene.background} background"
-    )
-
-
 class CaptionWriter:
-    """One way of saying things; `plain` takes each first choice and no synonym."""
+    """Describes scenes in words chosen at random; a canonical writer takes each first choice and no synonyms."""
 
     def __init__(self, rng: Random, vocabulary: SceneVocabulary, canonical: bool) -> None:
         self._rng, self._vocabulary, self._canonical = rng, vocabulary, canonical
 
     def choose(self, *options: str) -> str:
-        return options[0] if self._canonical else options[int(self._rng.random() * len(options))]
+        """One of the options."""
+        return options[0] if self._canonical else choose_one(self._rng, options)
+
+    def add_background(self, caption: str, color: str) -> str:
+        """The caption with the background's color."""
+        background = with_article(f"{color} background")
+        return self.choose(f"{caption} on {background}", f"{caption} against {background}", f"{caption}, {color} background")
 
     def describe_scene(self, scene: Scene) -> str:
+        """The scene without its background."""
         objects = scene.objects
         if scene.kind == "count":
             return self._describe_count(objects)
@@ -84,12 +84,14 @@ class CaptionWriter:
         return self.describe_object(objects[0])
 
     def choose_noun(self, name: str) -> str:
+        """The noun or one of its synonyms."""
         synonyms = self._vocabulary.synonyms.get(name, ())
         if synonyms and not self._canonical and self._rng.random() < SYNONYM_PROBABILITY:
             return self.choose(*synonyms)
         return name
 
     def describe_object(self, obj: SceneObject) -> str:
+        """An object with its article, size, tint and accessories."""
         if obj.hybrid_of:
             return self._describe_hybrid(*obj.hybrid_of, obj.splice)
         phrase = with_article(self._adjectives(obj) + self.choose_noun(obj.noun))
@@ -105,7 +107,8 @@ class CaptionWriter:
 
     def _describe_count(self, objects: tuple[SceneObject, ...]) -> str:
         name = self.choose_noun(objects[0].noun)
-        plural_noun = self._vocabulary.plurals[name] if name in self._vocabulary.plurals else pluralize(name)
+        # Synonyms have no plural in the vocabulary.
+        plural_noun = self._vocabulary.plurals.get(name) or pluralize(name)
         number = NUMBERS[len(objects)]
         return f"{number} {objects[0].tint} {plural_noun}" if objects[0].tint else f"{number} {plural_noun}"
 
@@ -123,7 +126,7 @@ class CaptionWriter:
         return self.choose(phrase, phrase, inverse_phrase, f"{left} on the left and {right} on the right")
 
     def _describe_hybrid(self, upper: str, lower: str, splice: str) -> str:
-        """The upper or left part is named first; halves side by side are called halves, the others are not."""
+        """The upper or left part is named first. Only parts side by side are called halves."""
         first, second = self.choose_noun(upper), self.choose_noun(lower)
         if splice == "side":
             return self.choose(
