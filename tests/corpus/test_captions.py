@@ -8,10 +8,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
-from tiny_models import random_model
-from unspeckle.cli import main
-from unspeckle.corpus import read_folder
 from unspeckle.corpus.emoji.wording import (
     MAX_CAPTION_LENGTH,
     class_from_folders,
@@ -19,6 +15,10 @@ from unspeckle.corpus.emoji.wording import (
     fill_template,
     words_from_file_name,
 )
+
+from tiny_models import random_model
+from unspeckle.cli import main
+from unspeckle.corpus import read_folder
 from unspeckle.errors import InputError
 from unspeckle.generation.request import Request, resolve
 from unspeckle.prompts import escape_prompt

@@ -4,8 +4,8 @@ import re
 from collections import Counter
 
 import pytest
-
 from unspeckle.corpus.emoji.captions import NUMBERS
+
 from unspeckle.corpus.emoji.held_out import (
     ALWAYS_HELD_OUT,
     HELD_OUT_FRACTIONS,

@@ -28,9 +28,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_sprites(place / "faces")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        make_emoji_corpus(
-            place / "scenes", scene_count=40, seed=1, nouns=NOUNS, image_size=32, sprite_folder=Path("faces")
-        )
+        make_emoji_corpus(place / "scenes", scenes=40, seed=1, nouns=NOUNS, image_size=32, sprites=Path("faces"))
     return place / "scenes"
 
 

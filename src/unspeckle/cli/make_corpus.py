@@ -41,6 +41,10 @@ def emoji(
     noun_list = None if nouns is None else [noun.strip() for noun in nouns.split(",") if noun.strip()]
     if noun_list == []:
         raise InputError(f"--nouns {nouns!r}: contains no name; write it like frog,rabbit,pizza")
-    from unspeckle.commands.make_corpus import run_make_corpus
+    from unspeckle.commands.make_corpus import MakeCorpusOptions, run_make_corpus
 
-    return run_make_corpus(out, scene_count, seed, noun_list, size, sprites, quiet)
+    return run_make_corpus(
+        MakeCorpusOptions(
+            out=out, scenes=scene_count, seed=seed, nouns=noun_list, size=size, sprites=sprites, quiet=quiet
+        )
+    )

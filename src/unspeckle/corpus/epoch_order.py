@@ -16,9 +16,7 @@ EpochOrder = Callable[[int], NDArray[np.int64]]
 """From the number of an epoch to the image indices in the order in which it shows them, (N,)."""
 
 
-def select_images(
-    image_count: int, example_indices: NDArray[np.int64], epoch_order: EpochOrder
-) -> NDArray[np.int64]:
+def select_images(image_count: int, example_indices: NDArray[np.int64], epoch_order: EpochOrder) -> NDArray[np.int64]:
     """The image at each global example index, of `image_count` images: (B,) -> (B,)."""
     image_indices = np.empty(len(example_indices), np.int64)
     for epoch in np.unique(example_indices // image_count).tolist():

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from unspeckle.atomic import replace_file
 from unspeckle.corpus import Corpus, Split
-from unspeckle.corpus.batches import epoch_permutation, select_captions, select_images
+from unspeckle.corpus.batches import select_captions
+from unspeckle.corpus.epoch_order import epoch_permutation, select_images
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.training.plan import LoraPlan
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -73,7 +72,11 @@ def add_stilts(image: Image.Image) -> Image.Image:
 
 
 def _draw_bar(
-    draw: ImageDraw.ImageDraw, start: tuple[float, float], end: tuple[float, float], thickness: float, supersampling: int
+    draw: ImageDraw.ImageDraw,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    thickness: float,
+    supersampling: int,
 ) -> None:
     points = [(start[0] * supersampling, start[1] * supersampling), (end[0] * supersampling, end[1] * supersampling)]
     for color, line_width in ((WOOD_EDGE, thickness + 2), (WOOD, thickness - 2)):

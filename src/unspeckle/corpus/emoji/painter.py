@@ -76,7 +76,7 @@ class ScenePainter:
         return np.repeat(column[:, None, :], self._image_size, axis=1)
 
     def _scale_sprite(self, appearance: ObjectAppearance, side: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Alpha (h, w, 1) from 0 to 1 and premultiplied color (h, w, 3) from 0 to 255, the longer side `side` pixels."""
+        """Alpha (h, w, 1) from 0 to 1 and premultiplied color (h, w, 3) from 0 to 255."""
         sprite_image = self._sprite_image(appearance)
         scale = side / max(sprite_image.size)
         size = (max(1, round(sprite_image.width * scale)), max(1, round(sprite_image.height * scale)))

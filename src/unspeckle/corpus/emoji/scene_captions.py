@@ -36,7 +36,7 @@ SIZE_ADJECTIVES = {"big": ("big", "large"), "small": ("small", "little")}
 
 
 def make_captions(rng: Random, scene: Scene, vocabulary: SceneVocabulary) -> list[str]:
-    """Three to six different captions. The first names every object by its noun, and the background unless it is white."""
+    """Three to six different captions. The first names every object by its noun, and any background but white."""
     canonical_writer = CaptionWriter(rng, vocabulary, canonical=True)
     caption = canonical_writer.describe_scene(scene)
     captions = [caption if scene.background == "white" else canonical_writer.add_background(caption, scene.background)]
@@ -69,7 +69,9 @@ class CaptionWriter:
     def add_background(self, caption: str, color: str) -> str:
         """The caption with the background's color."""
         background = with_article(f"{color} background")
-        return self.choose(f"{caption} on {background}", f"{caption} against {background}", f"{caption}, {color} background")
+        return self.choose(
+            f"{caption} on {background}", f"{caption} against {background}", f"{caption}, {color} background"
+        )
 
     def describe_scene(self, scene: Scene) -> str:
         """The scene without its background."""

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from unspeckle.corpus.emoji.nouns import Noun
-from unspeckle.corpus.emoji.sprites import SPRITE_SIZE, Sprite, SpriteLibrary, trim_and_shrink
+from unspeckle.corpus.emoji.sprite_sources import SPRITE_SIZE, trim_and_shrink
+from unspeckle.corpus.emoji.sprites import Sprite, SpriteLibrary
 from unspeckle.corpus.emoji.tints import color_shares
 
 DISTRACTOR_CATEGORY = "decoy"

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 
 from unspeckle.corpus.emoji.make_corpus import build_vocabulary
 from unspeckle.corpus.emoji.painter import ScenePainter
-from unspeckle.corpus.emoji.scenes import TOP_SPLICE_PROBABILITY, Scene, SceneObject, SceneVocabulary, sample_scene
-from unspeckle.corpus.emoji.sprites import SPRITE_SIZE, SpriteLibrary
+from unspeckle.corpus.emoji.scene_kinds import TOP_SPLICE_PROBABILITY
+from unspeckle.corpus.emoji.scene_sampling import sample_scene
+from unspeckle.corpus.emoji.scenes import Scene, SceneObject, SceneVocabulary
+from unspeckle.corpus.emoji.sprite_sources import SPRITE_SIZE
+from unspeckle.corpus.emoji.sprites import SpriteLibrary
 from unspeckle.corpus.emoji.tints import BACKGROUNDS, TINTS
 from unspeckle.scoring.composition.distractors import make_distractor
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unspeckle.corpus.emoji.nouns import with_article
+from unspeckle.corpus.english import with_article
 from unspeckle.generation.pipeline import draw_prompts
 from unspeckle.generation.request import Request
 from unspeckle.model import Model

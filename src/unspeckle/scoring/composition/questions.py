@@ -9,7 +9,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from unspeckle.corpus.emoji.scenes import Scene, SceneVocabulary, sample_scene
+from unspeckle.corpus.emoji.scene_sampling import sample_scene
+from unspeckle.corpus.emoji.scenes import Scene, SceneVocabulary
 from unspeckle.corpus.emoji.sprites import SpriteLibrary, open_sprite_library
 from unspeckle.errors import InputError
 
@@ -19,11 +20,13 @@ CATEGORIES: dict[str, tuple[str, str]] = {  # the kind of its rows in held-out.j
     "counting": ("count", "count"),
     "colours": ("tint", "single"),
     "position": ("place", "two"),
-    "colour binding": ("colours", "two"),
+    "colour binding": ("colors", "two"),
     "on stilts": ("stilts", "stilts"),
     "wearing": ("wearing", "wearing"),
     "hybrids": ("hybrid", "hybrid"),
 }
+OLD_ROW_KINDS = {"colours": "colors"}
+"""Kinds of rows as version 0.1 wrote them, with their names of today."""
 PROTOCOL_PROMPTS = 100  # prompts of each category, where nobody has to wait for them
 GENEVAL_CATEGORIES = tuple(CATEGORIES)[:6]
 """GenEval's six (Ghosh et al. 2023); their mean is the words score."""
@@ -77,7 +80,10 @@ def read_composition_prompts(corpus: Path, prompts_per_category: int = PROTOCOL_
     prompts: list[CompositionPrompt] = []
     for category, (kind, _) in CATEGORIES.items():
         candidates = [
-            prompt for row in rows if row.get("kind") == kind for prompt in _row_prompts(category, row, corpus)
+            prompt
+            for row in rows
+            if OLD_ROW_KINDS.get(str(row.get("kind")), row.get("kind")) == kind
+            for prompt in _row_prompts(category, row, corpus)
         ]
         count = len(candidates)
         for i in range(prompts_per_category if candidates else 0):
