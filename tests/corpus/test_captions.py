@@ -1,4 +1,4 @@
-"""Which pictures and which words a folder gives."""
+"""Which images and which captions are read from a folder."""
 
 import json
 import os
@@ -7,8 +7,9 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from corpus_images import write_blanks
 from PIL import Image
-from unspeckle.corpus.emoji.wording import (
+from unspeckle.corpus.names_to_captions import (
     MAX_CAPTION_LENGTH,
     class_from_folders,
     clean_caption,
@@ -24,19 +25,13 @@ from unspeckle.generation.request import Request, resolve
 from unspeckle.prompts import escape_prompt
 
 
-def put(folder: Path, *names: str) -> Path:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(folder / name)
-    return folder
+def read_captions(folder: Path, **options: str) -> dict[str, tuple[str, ...]]:
+    """Captions by image path."""
+    return {image.path: image.captions for image in read_folder(folder, **options).images}
 
 
-def words(folder: Path, **options: str) -> dict[str, tuple[str, ...]]:
-    return {picture.path: picture.captions for picture in read_folder(folder, **options).images}
-
-
-def test_a_caption_without_end_is_cut(tmp_path: Path) -> None:
-    """So that it can be drawn as well: a prompt has at most 100,000 characters, an escape before each counted."""
+def test_an_endless_caption_is_cut(tmp_path: Path) -> None:
+    """So that it is a valid prompt too: a prompt has at most 100,000 characters, counting an escape for each."""
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("(frog) " * 300_000)
     (caption,) = read_folder(tmp_path).all_captions()
@@ -44,21 +39,21 @@ def test_a_caption_without_end_is_cut(tmp_path: Path) -> None:
     resolve(random_model(), Request(escape_prompt(caption)))
 
 
-def test_txt_gives_a_wording_a_line(tmp_path: Path) -> None:
-    put(tmp_path, "a.jpg", "deep/b.PNG", "c.webp")
+def test_each_line_of_a_txt_file_is_a_caption(tmp_path: Path) -> None:
+    write_blanks(tmp_path, "a.jpg", "deep/b.PNG", "c.webp")
     (tmp_path / "a.txt").write_text("\ufeffa frog\n\n  a  green\tfrog \r\na frog\n", encoding="utf-8")
     (tmp_path / "deep/b.txt").write_bytes("ein Frösch".encode("cp1252"))
     (tmp_path / "c.txt").write_text(" \n")
     (tmp_path / "readme.txt").write_text("not a caption")
     listing = read_folder(tmp_path)
-    assert words(tmp_path) == {"a.jpg": ("a frog", "a green frog"), "deep/b.PNG": ("ein Frösch",)}
+    assert read_captions(tmp_path) == {"a.jpg": ("a frog", "a green frog"), "deep/b.PNG": ("ein Frösch",)}
     assert listing.uncaptioned == ("c.webp",)
     assert any("Windows-1252" in line and "deep/b.txt" in line for line in listing.describe())
     assert list(listing.all_captions()) == ["a frog", "a green frog", "ein Frösch"]
 
 
 def test_metadata_jsonl_in_every_form(tmp_path: Path) -> None:
-    put(tmp_path, "a.jpg", "b.jpg", "sub/c.jpg", "sub/d.jpg", "e.jpg")
+    write_blanks(tmp_path, "a.jpg", "b.jpg", "sub/c.jpg", "sub/d.jpg", "e.jpg")
     rows = [
         {"file_name": "a.jpg", "text": "one"},
         {"file_name": "a.jpg", "text": "two"},
@@ -70,15 +65,15 @@ def test_metadata_jsonl_in_every_form(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("\n\n".join(map(json.dumps, rows)), encoding="utf-16")
     (tmp_path / "sub/metadata.csv").write_text('file_name,text\nc.jpg,"a frog, and ""quoted"""\nc.jpg,plain\n')
     listing = read_folder(tmp_path)
-    assert words(tmp_path) == {
+    assert read_captions(tmp_path) == {
         "a.jpg": ("one", "two"),
         "b.jpg": ("three", "four", "five"),
         "sub/c.jpg": ('a frog, and "quoted"', "plain"),
         "sub/d.jpg": ("six",),
     }
     assert listing.missing_files == ("gone.jpg",) and listing.uncaptioned == ("e.jpg",)
-    told = "\n".join(listing.describe())
-    assert "gone.jpg" in told and "e.jpg" in told and "8 captions" in told
+    description = "\n".join(listing.describe())
+    assert "gone.jpg" in description and "e.jpg" in description and "8 captions" in description
 
 
 @pytest.mark.parametrize(
@@ -98,7 +93,7 @@ def test_metadata_jsonl_in_every_form(tmp_path: Path) -> None:
     ],
 )
 def test_malformed_metadata_names_file_and_line(tmp_path: Path, name: str, text: str, line: int) -> None:
-    put(tmp_path, "a.jpg")
+    write_blanks(tmp_path, "a.jpg")
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError) as error:
         read_folder(tmp_path)
@@ -106,61 +101,61 @@ def test_malformed_metadata_names_file_and_line(tmp_path: Path, name: str, text:
 
 
 def test_a_metadata_path_may_climb_inside_the_folder(tmp_path: Path) -> None:
-    put(tmp_path, "pictures/a.jpg")
+    write_blanks(tmp_path, "images/a.jpg")
     (tmp_path / "words").mkdir()
-    (tmp_path / "words/metadata.jsonl").write_text('{"file_name": "../pictures/a.jpg", "text": "x"}')
-    assert words(tmp_path) == {"pictures/a.jpg": ("x",)}
+    (tmp_path / "words/metadata.jsonl").write_text('{"file_name": "../images/a.jpg", "text": "x"}')
+    assert read_captions(tmp_path) == {"images/a.jpg": ("x",)}
 
 
 @pytest.mark.parametrize("command", ["train", "check"])
-def test_the_template_that_the_help_shows_is_taken(
+def test_the_template_in_the_help_is_valid(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put(tmp_path, "owl/0.jpg")
+    write_blanks(tmp_path, "owl/0.jpg")
     assert main([command, "--help"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    shown = re.search(r'Around the name of a folder: "(.*?)"', said)
-    assert shown and words(tmp_path, captions="folders", template=shown[1]) == {"owl/0.jpg": ("a photo of an owl",)}
+    help_text = " ".join(capsys.readouterr().out.split())
+    example = re.search(r'"([^"]*\{name\}[^"]*)"', help_text)
+    assert example and read_captions(tmp_path, captions="folders", template=example[1]) == {"owl/0.jpg": ("a photo of an owl",)}
 
 
 def test_auto_prefers_metadata_then_txt_then_folders(tmp_path: Path) -> None:
-    put(tmp_path, *(f"{kind}/{i}.jpg" for kind in ("red_fox", "owls", "t-shirt") for i in range(4)))
+    write_blanks(tmp_path, *(f"{kind}/{i}.jpg" for kind in ("red_fox", "owls", "t-shirt") for i in range(4)))
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "owls/0.jpg", "text": "by metadata"}')
     (tmp_path / "owls/0.txt").write_text("by txt")
     (tmp_path / "owls/1.txt").write_text("by txt")
-    taken = words(tmp_path)
-    assert taken["owls/0.jpg"] == ("by metadata",) and taken["owls/1.jpg"] == ("by txt",)
-    assert taken["owls/2.jpg"] == ("a photo of owls",)
-    assert taken["red_fox/0.jpg"] == ("a photo of a red fox",) and taken["t-shirt/3.jpg"] == ("a photo of a t-shirt",)
+    captions = read_captions(tmp_path)
+    assert captions["owls/0.jpg"] == ("by metadata",) and captions["owls/1.jpg"] == ("by txt",)
+    assert captions["owls/2.jpg"] == ("a photo of owls",)
+    assert captions["red_fox/0.jpg"] == ("a photo of a red fox",) and captions["t-shirt/3.jpg"] == ("a photo of a t-shirt",)
     assert read_folder(tmp_path).source_counts == {"folders": 10, "metadata": 1, "txt": 1}
-    assert set(words(tmp_path, captions="txt")) == {"owls/0.jpg", "owls/1.jpg"}
-    assert set(words(tmp_path, captions="metadata")) == {"owls/0.jpg"}
-    assert words(tmp_path, captions="folders", template="an {name}, drawn")["owls/0.jpg"] == ("owls, drawn",)
+    assert set(read_captions(tmp_path, captions="txt")) == {"owls/0.jpg", "owls/1.jpg"}
+    assert set(read_captions(tmp_path, captions="metadata")) == {"owls/0.jpg"}
+    assert read_captions(tmp_path, captions="folders", template="an {name}, drawn")["owls/0.jpg"] == ("owls, drawn",)
 
 
-def test_folders_are_not_taken_where_most_pictures_have_words_or_there_is_one_class(tmp_path: Path) -> None:
-    put(tmp_path / "most", "cat/a.jpg", "dog/b.jpg", "dog/c.jpg")
+def test_folder_names_are_not_used_if_most_images_have_captions_or_there_is_one_class(tmp_path: Path) -> None:
+    write_blanks(tmp_path / "most", "cat/a.jpg", "dog/b.jpg", "dog/c.jpg")
     for name in ("cat/a.txt", "dog/b.txt"):
         (tmp_path / "most" / name).write_text("words")
-    assert set(words(tmp_path / "most")) == {"cat/a.jpg", "dog/b.jpg"}
-    put(tmp_path / "one", "holiday/a.jpg", "b.jpg")
-    with pytest.raises(InputError, match="2 pictures but no captions"):
+    assert set(read_captions(tmp_path / "most")) == {"cat/a.jpg", "dog/b.jpg"}
+    write_blanks(tmp_path / "one", "holiday/a.jpg", "b.jpg")
+    with pytest.raises(InputError, match="2 images but no captions"):
         read_folder(tmp_path / "one")
 
 
-def test_file_names_only_when_asked(tmp_path: Path) -> None:
-    put(tmp_path, "red_frog (3).jpg", "blue-frog_012.jpg", "0001.jpg")
+def test_file_names_are_used_only_on_request(tmp_path: Path) -> None:
+    write_blanks(tmp_path, "red_frog (3).jpg", "blue-frog_012.jpg", "0001.jpg")
     with pytest.raises(InputError, match="no captions"):
         read_folder(tmp_path)
-    listing = read_folder(tmp_path, caption_mode="names", template="{name}")
-    assert [picture.captions for picture in listing.images] == [("blue frog",), ("red frog",)]
+    listing = read_folder(tmp_path, captions="names", template="{name}")
+    assert [image.captions for image in listing.images] == [("blue frog",), ("red frog",)]
     assert listing.uncaptioned == ("0001.jpg",)
 
 
 def test_one_caption_for_all(tmp_path: Path) -> None:
-    put(tmp_path, "a.jpg", "cat/b.jpg")
+    write_blanks(tmp_path, "a.jpg", "cat/b.jpg")
     (tmp_path / "a.txt").write_text("other words")
-    assert words(tmp_path, caption=" my  dog ") == {"a.jpg": ("my dog",), "cat/b.jpg": ("my dog",)}
+    assert read_captions(tmp_path, caption=" my  dog ") == {"a.jpg": ("my dog",), "cat/b.jpg": ("my dog",)}
 
 
 @pytest.mark.parametrize(
@@ -196,12 +191,12 @@ def test_names_become_words() -> None:
     assert clean_caption("a\x00b\x1b[31m\ud83d\n c") == "ab[31m\ufffd c"
 
 
-def test_walk_hidden_links_loops_suffixes_and_pipes(tmp_path: Path) -> None:
-    pictures = [
+def test_hidden_files_links_loops_suffixes_and_pipes(tmp_path: Path) -> None:
+    names = [
         f"x/{i}{suffix}" for i, suffix in enumerate([".png", ".JPG", ".jpeg", ".webp", ".bmp", ".gif", ".TIFF"])
     ]
-    put(tmp_path, *pictures, ".hidden.png", ".git/a.png", "__MACOSX/a.png")
-    (tmp_path / "notes.md").write_text("no picture")
+    write_blanks(tmp_path, *names, ".hidden.png", ".git/a.png", "__MACOSX/a.png")
+    (tmp_path / "notes.md").write_text("not an image")
     (tmp_path / "x/loop").symlink_to(tmp_path)
     (tmp_path / "again").symlink_to(tmp_path / "x")
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
@@ -209,35 +204,35 @@ def test_walk_hidden_links_loops_suffixes_and_pipes(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "folder.png").mkdir()
     listing = read_folder(tmp_path, caption="c")
-    assert [picture.path for picture in listing.images] == ["linked.png", *pictures]
-    assert [path for path, _ in listing.skipped] == ["broken.png", "pipe.png"]
+    assert [image.path for image in listing.images] == ["linked.png", *names]
+    assert listing.skipped == (("broken.png", "broken link"), ("pipe.png", "not a regular file"))
 
 
-def test_names_in_any_unicode_composition_and_not_utf8(tmp_path: Path) -> None:
-    put(tmp_path, unicodedata.normalize("NFD", "grün/Vögel 🐸.png"))
+def test_names_in_any_unicode_normalization_and_not_utf8(tmp_path: Path) -> None:
+    write_blanks(tmp_path, unicodedata.normalize("NFD", "grün/Vögel 🐸.png"))
     name = unicodedata.normalize("NFC", "grün/Vögel 🐸.png")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "ein Vogel"}))
-    odd = os.fsdecode(b"\xff\x1b[31m.png")
-    put(tmp_path, odd)
+    not_utf8 = os.fsdecode(b"\xff\x1b[31m.png")
+    write_blanks(tmp_path, not_utf8)
     listing = read_folder(tmp_path)
-    assert [picture.captions for picture in listing.images] == [("ein Vogel",)] and listing.uncaptioned == (odd,)
+    assert [image.captions for image in listing.images] == [("ein Vogel",)] and listing.uncaptioned == (not_utf8,)
     "\n".join(listing.describe()).encode()
     assert "\x1b" not in "\n".join(listing.describe())
 
 
-def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
-    put(tmp_path / "full", "a.jpg")
+def test_bad_input_is_named_in_one_line(tmp_path: Path) -> None:
+    write_blanks(tmp_path / "full", "a.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     cases: list[tuple[str, dict[str, str], str]] = [
         ("nowhere", {}, "nowhere: no such folder"),
         ("file", {}, "file is a file"),
-        ("empty", {}, "empty: no pictures in it"),
-        ("full", {}, "full: 1 picture but no captions"),
-        ("full", {"captions": "magic"}, "--captions magic"),
-        ("full", {"template": "a photo"}, "--template"),
-        ("full", {"caption": " \n"}, "--caption"),
-        ("full", {"caption": "a", "captions": "txt"}, "--caption"),
+        ("empty", {}, "empty: contains no images"),
+        ("full", {}, "full: 1 image but no captions"),
+        ("full", {"captions": "magic"}, "captions magic: unknown"),
+        ("full", {"template": "a photo"}, 'template "a photo": does not contain {name}'),
+        ("full", {"caption": " \n"}, "caption: is empty"),
+        ("full", {"caption": "a", "captions": "txt"}, "caption: cannot be combined with --captions txt"),
     ]
     for folder, options, start in cases:
         with pytest.raises(InputError) as error:
@@ -245,8 +240,8 @@ def test_what_cannot_be_is_said_in_one_line(tmp_path: Path) -> None:
         assert start in str(error.value) and "\n" not in str(error.value)
 
 
-def test_metadata_without_captions_is_told_and_auto_goes_on(tmp_path: Path) -> None:
-    put(tmp_path, "cat/a.jpg", "dog/b.jpg")
+def test_metadata_without_captions_is_noted_and_auto_goes_on(tmp_path: Path) -> None:
+    write_blanks(tmp_path, "cat/a.jpg", "dog/b.jpg")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "cat/a.jpg", "label": 3}')
     listing = read_folder(tmp_path)
     assert listing.source_counts == {"folders": 2}

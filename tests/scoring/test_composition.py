@@ -52,7 +52,7 @@ SIDE = 32
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("words") / "scenes"
     try:
-        make_emoji_corpus(folder, scenes=3, seed=1, nouns=NOUNS, image_size=SIDE)
+        make_emoji_corpus(folder, scenes=3, seed=1, nouns=NOUNS, size=SIDE)
     except InputError as problem:
         pytest.skip(str(problem))
     return folder

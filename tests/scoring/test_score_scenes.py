@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_emoji_corpus import draw_sprites
+from sprite_files import write_sprites
 
 from tiny_models import save_random_model
 from unspeckle import configuration
@@ -25,10 +25,10 @@ SMALL = ["--pictures", "8", "--seeds", "2", "--steps", "1", "--prompts", "3"]
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("scenes")
     (place / "faces").mkdir()
-    draw_sprites(place / "faces")
+    write_sprites(place / "faces")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        make_emoji_corpus(place / "scenes", scenes=40, seed=1, nouns=NOUNS, image_size=32, sprites=Path("faces"))
+        make_emoji_corpus(place / "scenes", scenes=40, seed=1, nouns=NOUNS, size=32, sprites=Path("faces"))
     return place / "scenes"
 
 
