@@ -1,4 +1,4 @@
-"""Folders are filled whole or not at all, wherever they are."""
+"""Folders are filled completely or not at all, wherever they are."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What people write and what is meant."""
+"""Durations, counts, sizes and intervals as people write them."""
 
 import pytest
 
@@ -15,12 +15,12 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["45", "", "m", "30m1h", "-5m", "5x", "0m", "1000d", "1h30", "nan", "٣m", "5m extra"])
-def test_no_durations(text: str) -> None:
+def test_text_that_is_not_a_duration(text: str) -> None:
     with pytest.raises(InputError, match=r"^--for "):
         parse_duration(text)
 
 
-def test_a_bare_number_is_told_its_unit() -> None:
+def test_a_number_without_a_unit_gets_advice() -> None:
     with pytest.raises(InputError, match="write 45m for minutes or 45s for seconds"):
         parse_duration("45")
 
@@ -30,13 +30,13 @@ def test_a_bare_number_is_told_its_unit() -> None:
     [("1", 1), ("150000", 150_000), ("150,000", 150_000), ("150k", 150_000), ("2M", 2_000_000), ("0.0015M", 1500)],
 )
 def test_counts(text: str, number: int) -> None:
-    assert parse_count(text, "--pictures") == number
+    assert parse_count(text, "--images") == number
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "2 million", "", "1e6", "0.0001k", "9" * 30])
-def test_no_counts(text: str) -> None:
-    with pytest.raises(InputError, match=r"^--pictures "):
-        parse_count(text, "--pictures")
+def test_text_that_is_not_a_count(text: str) -> None:
+    with pytest.raises(InputError, match=r"^--images "):
+        parse_count(text, "--images")
 
 
 def test_sizes() -> None:
@@ -50,12 +50,12 @@ def test_sizes() -> None:
             parse_size(text)
 
 
-def test_spans() -> None:
-    assert [parse_interval(text, "--interval") for text in ("0.1,0.8", " 0, 1 ", ".5,.5")] == [
+def test_intervals() -> None:
+    assert [parse_interval(text, "--guidance-interval") for text in ("0.1,0.8", " 0, 1 ", ".5,.5")] == [
         (0.1, 0.8),
         (0, 1),
         (0.5, 0.5),
     ]
     for text in ("", "0.1", "0.8,0.1", "0,1,1", "-1,1", "0,2", "0,1.2.3", "a,b", "nan,1"):
-        with pytest.raises(InputError, match=r"^--interval "):
-            parse_interval(text, "--interval")
+        with pytest.raises(InputError, match=r"^--guidance-interval "):
+            parse_interval(text, "--guidance-interval")

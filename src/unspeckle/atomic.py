@@ -1,5 +1,5 @@
-"""Files that are either the old one or the whole new one, and folders that are filled whole or not at all, whatever
-kills the process."""
+"""Files that are either the old one or the complete new one, and folders that are filled completely or not at all, even
+if the process is killed."""
 
 import os
 import shutil
@@ -8,78 +8,88 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _UMASK = os.umask(0o022)
-os.umask(_UMASK)  # it can only be read by setting it
+# It can only be read by setting it.
+os.umask(_UMASK)
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; it takes the place of `path` when the block ends well, else it vanishes."""
+    """Yield a path to write to. The file replaces `path` when the block ends without an error, and is deleted otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
+    temporary = _temporary_path(path.parent)
     try:
-        yield beside
-        with beside.open("rb") as file:
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        beside.chmod(0o666 & ~_UMASK)  # some writers make files for their owner alone
-        beside.replace(path)
+        # Some writers create files that only their owner can read.
+        temporary.chmod(0o666 & ~_UMASK)
+        temporary.replace(path)
     except OSError as error:
-        name_target(error, beside, path)
+        _name_target(error, temporary, path)
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def create_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to fill, which gets the name of `folder` when the block ends well, else vanishes with all that
-    is in it. Where `folder` is there, empty, it stays what it is, a link or a mount too, and is filled at the end."""
-    there = folder.is_dir()
-    beside = (folder if there else folder.parent) / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
-    beside.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a new folder to fill. It gets the name of `folder` when the block ends without an error; otherwise it is
+    deleted with its content. Where `folder` exists and is empty, it stays what it is, also a link or a mount point, and
+    is filled at the end."""
+    exists = folder.is_dir()
+    temporary = _temporary_path(folder if exists else folder.parent)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
-        beside.mkdir()
-        yield beside
-        if there:
-            for made in list(beside.iterdir()):
-                made.rename(folder / made.name)
+        temporary.mkdir()
+        yield temporary
+        if exists:
+            for entry in list(temporary.iterdir()):
+                entry.rename(folder / entry.name)
         else:
-            beside.rename(folder)
+            temporary.rename(folder)
     except OSError as error:
-        name_target(error, beside, folder)
+        _name_target(error, temporary, folder)
         raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, replacing what stood there."""
-    with replace_file(path) as beside:
-        beside.write_bytes(data)
+    """Write `data` to `path`, replacing what it contained."""
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_new_bytes(path: Path, data: bytes) -> bool:
-    """Write `data` to `path` if nothing stands there; False (and nothing written) if something does."""
+    """Write `data` to `path` unless it exists. Returns whether it was written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
+    temporary = _temporary_path(path.parent)
     try:
-        beside.write_bytes(data)
+        temporary.write_bytes(data)
         try:
-            os.link(beside, path)  # fails where the name is taken, unlike a rename
+            # Unlike a rename, this fails where the path exists.
+            os.link(temporary, path)
         except FileExistsError:
             return False
-        except OSError:  # a file system without links
+        except OSError:
+            # The file system has no links.
             if path.exists():
                 return False
-            beside.replace(path)
+            temporary.replace(path)
         return True
     except OSError as error:
-        name_target(error, beside, path)
+        _name_target(error, temporary, path)
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def name_target(error: OSError, beside: Path, path: Path) -> None:
-    """Let the error tell of the file that was to be: a full disk names none."""
-    if error.errno is not None and (error.filename is None or str(error.filename).startswith(str(beside))):
+def _temporary_path(folder: Path) -> Path:
+    """A path in the folder that no other process uses."""
+    return folder / f".unspeckle-{os.getpid()}-{os.urandom(4).hex()}.part"
+
+
+def _name_target(error: OSError, temporary: Path, path: Path) -> None:
+    """Make the error name the file that was to be written: that of a full disk names none, others the temporary one."""
+    if error.errno is not None and (error.filename is None or str(error.filename).startswith(str(temporary))):
         error.filename = str(path)

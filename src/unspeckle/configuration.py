@@ -16,7 +16,8 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[Config], values: Any, where: str) -> Config:
-    """The dataclass `kind` from JSON values. InputError, naming `where`, on a missing, spare or ill-typed field."""
+    """The dataclass `kind` from JSON values. InputError, naming `where`, for a missing field, an unknown one, or one of the
+    wrong type."""
     if not isinstance(values, dict):
         raise InputError(f"{where}: must be an object, not {type(values).__name__}")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
@@ -25,26 +26,28 @@ def from_json(kind: type[Config], values: Any, where: str) -> Config:
             raise InputError(f"{where}: unknown field {name!r}; it may come from a newer unspeckle")
     for name, field in known.items():
         if name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise InputError(f"{where}: lacks the field {name!r}")
+            raise InputError(f"{where}: the field {name!r} is missing")
     hints = get_type_hints(kind)
     return kind(**{name: to_typed(value, hints[name], f"{where}: field {name!r}") for name, value in values.items()})
 
 
 def kind_to_json(kinds: Mapping[str, type[Any]], config: Any) -> dict[str, Any]:
-    """A dataclass that is one of the kinds as JSON: the "kind" that it is, and its fields."""
+    """A dataclass of one of the kinds as JSON values: the name of its kind as "kind", and its fields."""
     return {"kind": next(name for name, kind in kinds.items() if type(config) is kind), **to_json(config)}
 
 
 def kind_from_json(kinds: Mapping[str, type[Any]], values: dict[str, Any], where: str) -> Any:
-    """What `kind_to_json` wrote down. InputError, naming `where`, on an unknown kind and as `from_json`."""
-    held = dict(values)
-    name = held.pop("kind", None)
+    """The dataclass that `kind_to_json` turned into JSON. InputError, naming `where`, for an unknown kind, and as
+    `from_json` does."""
+    field_values = dict(values)
+    name = field_values.pop("kind", None)
     if not isinstance(name, str) or name not in kinds:
         raise InputError(f"{where} kind {name!r} is unknown; choose one of {', '.join(kinds)}")
-    return from_json(kinds[name], held, f"{where} {name}")
+    return from_json(kinds[name], field_values, f"{where} {name}")
 
 
 def to_plain(value: Any) -> Any:
+    """The value as JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
         return to_json(value)
     if isinstance(value, tuple | list):
@@ -55,13 +58,14 @@ def to_plain(value: Any) -> Any:
 
 
 def to_typed(value: Any, hint: Any, where: str) -> Any:
-    """The value as `hint` wants it, lists made into tuples; InputError where it does not fit."""
+    """The value in the type of `hint`, with lists turned into tuples. InputError where it does not fit."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
     if origin in (Union, UnionType):
         configs = [choice for choice in inner if isinstance(choice, type) and is_dataclass(choice)]
-        if configs and isinstance(value, dict):  # the one that knows most of the fields
+        if configs and isinstance(value, dict):
+            # The dataclass is meant that has most of the fields.
             nearest = max(configs, key=lambda config: len({f.name for f in fields(config)} & set(value)))
             return from_json(nearest, value, where)
         for choice in inner:
@@ -73,9 +77,9 @@ def to_typed(value: Any, hint: Any, where: str) -> Any:
         if value is None:
             return None
     elif origin is tuple and isinstance(value, list | tuple):
-        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
-        if len(kinds) == len(value):
-            return tuple(to_typed(item, kind, where) for item, kind in zip(value, kinds, strict=True))
+        hints = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        if len(hints) == len(value):
+            return tuple(to_typed(item, one, where) for item, one in zip(value, hints, strict=True))
     elif origin is dict and isinstance(value, dict):
         return {str(key): to_typed(item, inner[1], where) for key, item in value.items()}
     elif isinstance(hint, type) and is_dataclass(hint):
@@ -84,5 +88,5 @@ def to_typed(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     elif type(value) is hint:
         return value
-    wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise InputError(f"{where}: must be {wanted}, not {str(value)[:40]!r}")
+    expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise InputError(f"{where}: must be {expected}, not {str(value)[:40]!r}")

@@ -99,7 +99,7 @@ def test_replay_needs_the_same_image(folder: Path, tmp_path: Path, capsys: Captu
         ("--image FOLDER/other.png --mask FOLDER/mask.png", "--mask: is 16x16"),
         ("--strength 0.5", "--strength: has an effect only with --image or --hires-size"),
         ("--image FOLDER/photo.png --strength 2", "--strength 2"),
-        ("--hires-size huge", "--hires-size 'huge': is no size"),
+        ("--hires-size huge", "--hires-size 'huge': is not a size"),
         ("--clip-skip 2", "--clip-skip 2"),
         ("--tile-size -1", "--tile-size -1"),
         ("--hires-size 32 --upscaler magic", "--upscaler 'magic': unknown; choose one of lanczos, latent"),
