@@ -14,7 +14,7 @@ os.umask(_UMASK)
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to. The file replaces `path` when the block ends without an error, and is deleted otherwise."""
+    """Yield a path to write to. The file replaces `path` when the block ends without an error, else it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_path(path.parent)
     try:

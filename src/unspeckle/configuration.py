@@ -16,8 +16,8 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(kind: type[Config], values: Any, where: str) -> Config:
-    """The dataclass `kind` from JSON values. InputError, naming `where`, for a missing field, an unknown one, or one of the
-    wrong type."""
+    """The dataclass `kind` from JSON values. InputError, naming `where`, for a missing field, an unknown field, or a
+    value of the wrong type."""
     if not isinstance(values, dict):
         raise InputError(f"{where}: must be an object, not {type(values).__name__}")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]

@@ -26,6 +26,6 @@ def check(
     repeated captions, and more.
     """
     parsed_size = quantities.parse_size(size)
-    from unspeckle.commands.check import run_check
+    from unspeckle.cli.run_check import CheckOptions, run_check
 
-    return run_check(folder, captions, caption, template, parsed_size, json)
+    return run_check(CheckOptions(folder, captions, caption, template, parsed_size, json=json))

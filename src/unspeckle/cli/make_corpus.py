@@ -41,7 +41,7 @@ def emoji(
     noun_list = None if nouns is None else [noun.strip() for noun in nouns.split(",") if noun.strip()]
     if noun_list == []:
         raise InputError(f"--nouns {nouns!r}: contains no name; write it like frog,rabbit,pizza")
-    from unspeckle.commands.make_corpus import MakeCorpusOptions, run_make_corpus
+    from unspeckle.cli.run_make_corpus import MakeCorpusOptions, run_make_corpus
 
     return run_make_corpus(
         MakeCorpusOptions(

@@ -1,4 +1,4 @@
-"""`unspeckle make-corpus emoji`: make a captioned corpus in which every object is known."""
+"""What `unspeckle make-corpus emoji` does: make a captioned corpus in which every object is known."""
 
 import sys
 from collections.abc import Sequence
