@@ -79,6 +79,10 @@ CLIP_ENCODER = {
     "quick": "quick_gelu", "projection": "projection_width", "skip": "skipped_layers",
     "final_norm": "normalize_tokens",
 }  # fmt: skip
+TINY_AUTOENCODER = {
+    "latents": "latent_channels", "width": "base_channels", "down": "encoder_blocks", "up": "decoder_blocks",
+    "scale": "scaling_factor", "shift": "shift_factor", "encodes": "has_encoder",
+}  # fmt: skip
 CARD = {
     "licence": "license", "grid": "timestep_spacing", "scale": "guidance_scale", "clamp": "clamp_denoised",
     "few": "step_counts",
@@ -88,6 +92,26 @@ _KIND_FIELDS = {
     "unet": UNET, "table": DISCRETE_SCHEDULE, "identity": PIXELS, "latents": LATENTS,
 }  # fmt: skip
 SAMPLERS = {"euler_a": "euler_ancestral"}
+
+# The dataclasses by whose text (repr) the hash of a Stable Diffusion is defined, by their names of today: the old class,
+# its fields in their old order, and what they are called today where that differs
+_CLASSES: Mapping[str, tuple[str, str, Names]] = {
+    "DiscreteSchedule": ("Table", "curve start end count zero_snr", DISCRETE_SCHEDULE),
+    "UNetConfig": (
+        "UNetConfig",
+        "channels beside patch width multipliers blocks depths middle_depth sees_itself feed_forward projection "
+        "head_width heads text_width vector_width guidance_width scale_shift clock_scale draft groups",
+        UNET,
+    ),
+    "CLIPTextEncodersConfig": ("ClipTextsConfig", "encoders pooled zeros", CLIP),
+    "CLIPTextConfig": (
+        "ClipConfig",
+        "width layers heads inner vocabulary length end quick projection skip final_norm",
+        CLIP_ENCODER,
+    ),
+    "VAEConfig": ("VaeConfig", "latents width multipliers blocks groups mixes scale shift", VAE),
+    "TinyAutoencoderConfig": ("TinyVaeConfig", "latents width down up scale shift encodes", TINY_AUTOENCODER),
+}
 
 # What an image's metadata hold
 IMAGE_METADATA = {
@@ -115,6 +139,20 @@ def _pattern(part: str, to_old: bool) -> tuple[re.Pattern[str], list[str]]:
     pairs.sort(key=lambda pair: (pair[1].count("."), pair[0] == r"\A", len(pair[1])), reverse=True)
     pieces = "|".join(rf"({start}{re.escape(piece)}(?![^.]))" for start, piece, _ in pairs)
     return re.compile(pieces), [replacement for _, _, replacement in pairs]
+
+
+def old_repr(value: Any) -> str:
+    """repr(value) as version 0.1 gave it, by its names of classes and fields; also of what tuples and lists hold."""
+    if isinstance(value, tuple | list):
+        items = [old_repr(item) for item in value]
+        if isinstance(value, list):
+            return f"[{', '.join(items)}]"
+        return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
+    if type(value).__name__ not in _CLASSES:
+        return repr(value)
+    old_class, old_fields, names = _CLASSES[type(value).__name__]
+    fields = [f"{old}={old_repr(getattr(value, names.get(old, old)))}" for old in old_fields.split()]
+    return f"{old_class}({', '.join(fields)})"
 
 
 def rename_fields(values: Mapping[str, Any], names: Names, *, to_old: bool = False) -> dict[str, Any]:

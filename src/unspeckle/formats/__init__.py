@@ -1,1 +1,1 @@
-"""Foreign checkpoints and their conventions, translated at this edge."""
+"""Checkpoints of other programs, and their conventions: everything that is not ours is translated in this room."""

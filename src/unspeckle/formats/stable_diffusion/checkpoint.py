@@ -1,118 +1,116 @@
-"""A foreign checkpoint in our terms: configurations, and tensors by our names but as they were stored."""
+"""A Stable Diffusion checkpoint in our terms: its parts, how it is meant to be sampled, and its tensors as stored."""
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from unspeckle.errors import InputError
-from unspeckle.formats.rename_tables import BlockLayout, NameTable, RenameRules, build_name_table, to_our_names
-from unspeckle.model_io.safetensors_io import check_tensors
-from unspeckle.networks.unet import UNet, UNetConfig
-from unspeckle.networks.vae import VAE, VAEConfig
+from unspeckle.formats.checkpoint_parts import CheckpointPart, Layout, ModuleSpec
 from unspeckle.schedule import STABLE_DIFFUSION, DiscreteSchedule
-from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoders, CLIPTextEncodersConfig
 from unspeckle.text.clip_tokenizer import CLIPTokenizer
 
 
 @dataclass(frozen=True)
-class SchedulerDefaults:
-    """How a checkpoint wants to be drawn from. What it does not say is None or the other programs' default."""
+class Family:
+    """What all checkpoints of one kind have in common, whatever their sizes."""
 
+    # its short name
+    name: str
+    # the pipeline of diffusers for it, that of its inpainting models, and that of its latent consistency models if they
+    # have one of their own
+    pipeline: str
+    inpainting_pipeline: str
+    consistency_pipeline: str | None
+    # what else its model_index.json says
+    model_index: Mapping[str, Any]
+    # its architecture by ModelSpec, which single files have in their metadata
+    architecture: str
+    # the guidance scale that its images are usually drawn with
+    guidance_scale: float
+    # the scaling factor of its latents (Rombach et al. 2022, appendix G), which single files do not say
+    latent_scale: float
+    # folders of its text encoders in diffusers' layout
+    text_folders: tuple[str, ...]
+    # prefixes of its text encoders in a single file, and whether they are stored by OpenCLIP's names
+    text_prefixes: tuple[tuple[str, bool], ...]
+    # what kohya's programs call its text encoders
+    kohya_text_prefixes: tuple[tuple[str, ...], ...]
+    # by which names kohya's programs call the layers of its network, the usual ones first
+    kohya_layouts: tuple[Layout, ...]
+    # how many numbers about the image's size its network takes; 5 = with an aesthetic score as the last of them
+    size_values: int = 0
+
+
+@dataclass(frozen=True)
+class SchedulerDefaults:
+    """How a checkpoint is meant to be sampled. What a file does not say is None, or what other programs default to."""
+
+    # alpha and sigma of its 1,000 training timesteps
     schedule: DiscreteSchedule = STABLE_DIFFUSION
+    # what its network predicts: "eps" or "v"
     prediction: str = "eps"
+    # the sampler that its files recommend
     sampler: str = "dpmpp_2m"
-    timestep_spacing: str | None = None  # of its time grids; None = what the sampler's own program does
-    steps_offset: int = 1  # by which its leading grids are moved up
-    end_at: str | None = "first"  # entry of the table on which DDIM and PLMS end, or "zero"
+    # where its schedulers place their timesteps: "leading", "trailing" or "linspace"; None = each sampler's own default
+    timestep_spacing: str | None = None
+    # how many training timesteps the "leading" spacing is moved up by
+    steps_offset: int = 1
+    # where DDIM and PLMS end: "first" = at the lowest noise level of the training, "zero" = without any noise
+    end_at: str | None = "first"
+    # whether its noise levels are spaced as by Karras et al. 2022
     use_karras_sigmas: bool = False
-    image_size: int = 512  # of the pictures it learnt from, in pixels
-    is_turbo: bool = False  # distilled to few steps without guidance
+    # side of the images that it was trained on, in pixels
+    image_size: int = 512
+    # whether it was distilled to few steps without guidance
+    is_turbo: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkInputs:
+    """What the network of a checkpoint takes besides x, the time and the text tokens. 0 = it does not."""
+
+    # width of the embedded image sizes behind the pooled text in its vector (SDXL; Podell et al. 2023, section 2.2)
+    size_embedding_width: int = 0
+    # width of the embedded guidance scale at the end of its vector (LCM; Luo et al. 2023, section 4.2)
+    guidance_embedding_width: int = 0
+    # channels concatenated to x: the mask and the masked latents of an inpainting model
+    concat_channels: int = 0
 
 
 @dataclass
 class StableDiffusionCheckpoint:
-    """Everything in it. tensors: "network.*", "autoencoder.*" and "text.encoders.N.*"."""
+    """All that a checkpoint holds, read but not built."""
 
+    # the file or folder that it was read from
     path: Path
-    unet_config: UNetConfig
-    vae_config: VAEConfig
-    text_config: CLIPTextEncodersConfig
+    # which Stable Diffusion it is
+    family: Family
+    # "network", "autoencoder", "text.encoders.0", ...: by what its tensors' names begin with in `tensors`
+    parts: Mapping[str, CheckpointPart]
+    # the module that joins its text encoders
+    text_encoder: ModuleSpec
     tokenizer: CLIPTokenizer
-    scheduler_defaults: SchedulerDefaults
+    network_inputs: NetworkInputs
+    scheduler_defaults: SchedulerDefaults = field(default_factory=SchedulerDefaults)
+    # all tensors by our full names, such as "network.conv_in.weight", in the dtypes of the file
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     @property
-    def family(self) -> str:
-        """Stable Diffusion's: "1", "2", "xl" or "xl-refiner"."""
-        if self.unet_config.vector_width:
-            return "xl" if len(self.text_config.encoders) == 2 else "xl-refiner"
-        return "1" if self.unet_config.transformer_projection == "conv" else "2"
+    def text_encoder_parts(self) -> dict[str, CheckpointPart]:
+        """The text encoders among the parts, in order."""
+        return {name: part for name, part in self.parts.items() if name.startswith("text.")}
 
     def part_tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of one module."""
+        """The tensors of one part, or of the "text" module, by their names within it."""
         prefix = f"{name}."
-        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+        return {key.removeprefix(prefix): tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
 
     def build_modules(self) -> dict[str, nn.Module]:
-        """The modules without their weights, by the prefix of their tensors."""
-        with torch.device("meta"):
-            return {
-                "network": UNet(self.unet_config),
-                "autoencoder": VAE(self.vae_config),
-                "text": CLIPTextEncoders(self.text_config),
-            }
-
-
-def module_name_table(
-    module_class: Callable[[Any], nn.Module], config: Any, rules: RenameRules, prefix: str = ""
-) -> NameTable:
-    """The names of everything in the module that the configuration makes, with theirs."""
-    with torch.device("meta"):
-        return build_name_table(module_class(config).state_dict(), rules, block_layout(config), prefix)
-
-
-def block_layout(config: UNetConfig | VAEConfig | CLIPTextConfig) -> BlockLayout:
-    """How the configuration's blocks stand on levels."""
-    if isinstance(config, CLIPTextConfig):
-        return BlockLayout()
-    has_transformer = tuple(depth > 0 for depth in config.transformer_depths) if isinstance(config, UNetConfig) else ()
-    return BlockLayout(config.blocks_per_level, len(config.channel_multipliers), has_transformer)
-
-
-def convert_tensors(
-    module_class: Callable[[Any], nn.Module],
-    config: Any,
-    name_table: NameTable,
-    tensors: Mapping[str, Tensor],
-    file: Path,
-    ignored_pattern: str = "",
-) -> dict[str, Tensor]:
-    """The module's tensors out of those held. InputError, in their names, where one is missing, spare (but for those
-    that the pattern `spare` allows), of another shape or not finite."""
-    with torch.device("meta"):
-        expected = module_class(config).state_dict()
-    their_names = {stored_as.split("#")[0] for stored_as in name_table.values()}
-    unknown = [
-        name
-        for name in tensors
-        if name not in their_names and not (ignored_pattern and re.match(ignored_pattern, name))
-    ]
-    if unknown:
-        raise InputError(f"{file}: has a spare tensor '{sorted(unknown)[0][:100]}' that no model known here has")
-    our_tensors = to_our_names(name_table, tensors)
-    display_names = {name: f"{name_table[name].split('#')[0]}{_third_label(name_table[name])}" for name in expected}
-    by_display_name = [
-        {display_names[name]: tensor for name, tensor in group.items()} for group in (expected, our_tensors)
-    ]
-    check_tensors(by_display_name[0], by_display_name[1], file, "download")
-    return our_tensors
-
-
-def _third_label(stored_as: str) -> str:
-    transform = stored_as.partition("#")[2]
-    return f" (third {int(transform) + 1})" if transform.isdigit() else ""
+        """The modules of a Model without their weights, by the names that Model.modules() gives them."""
+        return {
+            "network": self.parts["network"].build(),
+            "text": self.text_encoder.build(),
+            "autoencoder": self.parts["autoencoder"].build(),
+        }

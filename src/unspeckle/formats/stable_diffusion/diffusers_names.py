@@ -1,4 +1,6 @@
-"""The names that tensors have in a diffusers folder: unet, vae, text_encoder and text_encoder_2."""
+"""The names that tensors have in a diffusers folder: unet, vae, text_encoder and text_encoder_2.
+
+The rules are those of `rename_tables`."""
 
 from collections.abc import Mapping
 
@@ -73,20 +75,21 @@ CLIP: RenameRules = (
     ("text_projection", "text_projection", ()),
 )
 
-
-_OLD_ATTENTION = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0"))
+_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def to_current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by the names above, where older or newer programs wrote others: the autoencoder's attention had old
-    ones until 2023, and transformers 5 leaves out what CLIP's begin with."""
+    """The tensors of one part by the names above, where other versions of the programs wrote others: diffusers had other
+    names in the autoencoder's attention until 2023, and transformers 5 leaves out the "text_model." of CLIP's names."""
     lacks_clip_prefix = any(name.startswith("encoder.layers.") for name in tensors)
 
     def current_name(name: str) -> str:
         if lacks_clip_prefix and not name.startswith(("text_model.", "text_projection.")):
             return f"text_model.{name}"
-        head, _, rest = name.partition(".mid_block.attentions.0.")
-        new_name = dict(_OLD_ATTENTION).get(rest.split(".")[0]) if head in ("encoder", "decoder") else None
-        return name if new_name is None else f"{head}.mid_block.attentions.0.{new_name}.{rest.split('.')[1]}"
+        half, attention, layer = name.partition(".mid_block.attentions.0.")
+        projection, _, kind = layer.partition(".")
+        if half in ("encoder", "decoder") and projection in _OLD_VAE_ATTENTION:
+            return f"{half}{attention}{_OLD_VAE_ATTENTION[projection]}.{kind}"
+        return name
 
     return {current_name(name): tensor for name, tensor in tensors.items()}

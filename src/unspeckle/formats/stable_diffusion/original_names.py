@@ -1,10 +1,12 @@
-"""The names that tensors have in a single file of the original code: LDM for Stable Diffusion 1 and 2, SGM for XL."""
+"""The names that tensors have in a single file of the original code: LDM for Stable Diffusion 1 and 2, SGM for XL.
+
+The rules are those of `rename_tables`. OpenAI's text encoder has the names of transformers in these files too."""
 
 from unspeckle.formats.rename_tables import RenameRules
-from unspeckle.formats.stable_diffusion.diffusers_names import CLIP, TRANSFORMER
+from unspeckle.formats.stable_diffusion.diffusers_names import TRANSFORMER
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
-# Where the text encoders lie: prefix, of OpenCLIP's layout or of OpenAI's in the dress of transformers
+# Where text encoders may lie: the prefix of their names, and whether these are OpenCLIP's or else those of transformers
 TEXT_PREFIXES = (
     ("cond_stage_model.transformer.", False),
     ("cond_stage_model.model.", True),
@@ -12,7 +14,7 @@ TEXT_PREFIXES = (
     ("conditioner.embedders.0.model.", True),
     ("conditioner.embedders.1.model.", True),
 )
-# What such files hold besides and a drawing does without
+# Tensors of the training that such files may hold as well, and that drawing does not need
 IGNORED_PATTERN = (
     r"model_ema\.|loss\.|denoiser\.|global_step$|callbacks|.*position_ids$|.*logit_scale$|.*\.attn_mask$"
     r"|(sqrt_(one_minus_|recip_|recipm1_)?)?alphas_cumprod(_prev)?$|log_one_minus_alphas_cumprod$|betas$"
@@ -59,8 +61,8 @@ _ATTENTION = (
 VAE: RenameRules = (
     ("encoder.down_blocks.{i}", "encoder.down.{level}.block.{block}", _SHORTCUT),
     ("encoder.downsamplers.{i}", "encoder.down.{level}.downsample.conv", ()),
-    ("decoder.up_blocks.{i}", "decoder.up.{back}.block.{block}", _SHORTCUT),
-    ("decoder.upsamplers.{i}", "decoder.up.{back}.upsample.conv", ()),
+    ("decoder.up_blocks.{i}", "decoder.up.{reverse_level}.block.{block}", _SHORTCUT),
+    ("decoder.upsamplers.{i}", "decoder.up.{reverse_level}.upsample.conv", ()),
     *(
         row
         for half in ("encoder", "decoder")
@@ -77,14 +79,17 @@ VAE: RenameRules = (
     ("post_quant_conv", "post_quant_conv", ()),
 )
 _OPENCLIP_LAYER = (
-    *((f"{name}.{kind}", f"attn.in_proj_{kind}#{third}")
-      for third, name in enumerate(("to_q", "to_k", "to_v")) for kind in ("weight", "bias")),
+    *(
+        (f"{name}.{kind}", f"attn.in_proj_{kind}#{third}")
+        for third, name in enumerate(("to_q", "to_k", "to_v"))
+        for kind in ("weight", "bias")
+    ),
     ("to_out", "attn.out_proj"),
     ("norm1", "ln_1"),
     ("norm2", "ln_2"),
     ("fc1", "mlp.c_fc"),
     ("fc2", "mlp.c_proj"),
-)  # fmt: skip
+)
 OPENCLIP: RenameRules = (
     ("layers.{i}", "transformer.resblocks.{i}", _OPENCLIP_LAYER),
     ("token_embedding", "token_embedding", ()),
@@ -92,4 +97,3 @@ OPENCLIP: RenameRules = (
     ("final_norm", "ln_final", ()),
     ("text_projection", "text_projection#T", (("weight", ""),)),
 )
-OPENAI = CLIP
