@@ -182,7 +182,7 @@ def _convert(folder: Path, place: Path) -> None:
 def decode(folder: Path, rounds: int) -> None:
     """The decoder at 512², seconds and error against float32 in decibels."""
     import unspeckle
-    from unspeckle.model_io.precision import keep_freed_memory
+    from unspeckle.model_io.process_memory import keep_freed_memory
 
     keep_freed_memory()
     exact, low = unspeckle.load(folder), unspeckle.load(folder, precision="bfloat16")
@@ -212,7 +212,7 @@ def precisions(folder: Path, steps: int, size: int) -> None:
     import numpy as np
 
     import unspeckle
-    from unspeckle.model_io.precision import keep_freed_memory
+    from unspeckle.model_io.process_memory import keep_freed_memory
 
     keep_freed_memory()
     exact: Any = None

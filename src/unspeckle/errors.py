@@ -6,7 +6,14 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 # Python arguments whose options on the command line have other names
-_OPTION_NAMES = {"prompt": "PROMPT", "seconds": "--for", "from_model": "--from"}
+_OPTION_NAMES = {
+    "prompt": "PROMPT",
+    "seconds": "--for",
+    "from_model": "--from",
+    "loras": "--lora",
+    "embeddings": "--embedding",
+    "autoencoder": "--vae",
+}
 
 
 class InputError(Exception):

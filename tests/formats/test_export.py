@@ -14,12 +14,11 @@ from torch import Tensor, nn
 import unspeckle
 from tiny_models import random_model
 from unspeckle.cli import main
-from unspeckle.formats.export import graph_folder
 from unspeckle.denoiser import Conditioning, Denoiser
-from unspeckle.formats.export import model_graphs, runtimes, stable_diffusion_graphs
+from unspeckle.formats.export import graph_folder, model_graphs, runtimes, stable_diffusion_graphs
 from unspeckle.formats.export.runtimes import RUNTIMES
 from unspeckle.formats.stable_diffusion import writing
-from unspeckle.model_io import detect
+from unspeckle.model_io.loading import open_checkpoint
 from unspeckle.model_io.model_file import save
 from unspeckle.networks import Transformer, TransformerConfig, UNet, UNetConfig
 
@@ -49,7 +48,9 @@ def folder(tmp_path_factory: Any) -> Any:
     def find(family: str) -> Path:
         if family not in made:
             place = tmp_path_factory.mktemp(family)
-            stable_diffusion_files.tiny_pipeline(family, place / "scratch", FAMILIES[family]).save_pretrained(place / "pipe")
+            stable_diffusion_files.tiny_pipeline(family, place / "scratch", FAMILIES[family]).save_pretrained(
+                place / "pipe"
+            )
             made[family] = place / "pipe"
         return made[family]
 
@@ -60,8 +61,8 @@ def apart(one: Any, other: Tensor) -> float:
     return float((torch.as_tensor(np.asarray(one)).float() - other).norm() / other.norm())
 
 
-def parts(folder: Path) -> dict[str, stable_diffusion_graphs.ExportGraph]:
-    checkpoint = detect.read_foreign(folder)
+def parts(folder: Path) -> dict[str, graphs.ExportGraph]:
+    checkpoint = open_checkpoint(folder)
     assert checkpoint is not None
     return {
         graph.name: graph
@@ -124,13 +125,13 @@ def test_diffusers_own_pipeline_draws_from_what_is_written(onnx: Any, folder: An
 
 def test_the_larger_network_as_a_graph(onnx: Any, folder: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """XL's, its weights in a file of their own, as those of full size are."""
-    monkeypatch.setattr(runtimes, "EXTERNAL", 0)
+    monkeypatch.setattr(runtimes, "EXTERNAL_DATA_BYTES", 0)
     graph = parts(folder("xl"))["unet"]
     module = graph.build_module()
     runtimes.write_graph(graph, module, tmp_path / "unet", onnx)
     assert sorted(file.name for file in (tmp_path / "unet").iterdir()) == ["model.onnx", "model.onnx.data"]
     for question in (graph.example_inputs(True), graph.example_inputs(False)):
-        (told,) = onnx.answer(tmp_path / "unet", list(graph.inputs), question)
+        (told,) = onnx.run_graph(tmp_path / "unet", list(graph.inputs), question)
         assert apart(told, runtimes.run_module(module, question)[0]) <= 1e-5
 
 
@@ -143,10 +144,10 @@ def test_a_model_of_ours_draws_by_its_graphs(to: str, tmp_path: Path, request: A
     said = capsys.readouterr()
     names = ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
     assert [line.split(":")[0] for line in said.err.splitlines()] == names
-    assert all((place / name / runtime.file).is_file() for name in names)
+    assert all((place / name / runtime.model_file).is_file() for name in names)
     told = json.loads((place / graph_folder.DESCRIPTION_FILE).read_text())
     ids = model.tokenizer.encode(["a frog on stilts"])
-    tokens, _, mask = runtime.answer(place / "text_encoder", ["input_ids"], (ids.int(),))
+    tokens, _, mask = runtime.run_graph(place / "text_encoder", ["input_ids"], (ids.int(),))
     x = torch.randn(1, 3, 16, 32, generator=torch.Generator().manual_seed(0))
     ways = zip(told["times"]["t"], told["times"]["alpha"], told["times"]["sigma"], strict=True)
     (_, _, sigma), *ways = ways
@@ -156,13 +157,13 @@ def test_a_model_of_ours_draws_by_its_graphs(to: str, tmp_path: Path, request: A
         expected, given = last, model.text_encoder(ids)
         for s, alpha_s, sigma_s in ways:  # DDIM, as docs/stable-diffusion.md tells it
             now, later = torch.tensor([t]), torch.tensor([s])
-            guess = runtime.answer(place / "unet", inputs, (last, now, tokens, mask.bool()))[0]
+            guess = runtime.run_graph(place / "unet", inputs, (last, now, tokens, mask.bool()))[0]
             last = alpha_s * guess + sigma_s * (last - (1 - t) * guess) / t
             guess = model.denoiser(expected, now, given)
             expected = alpha_s * guess + sigma_s * (expected - (1 - t) * guess) / t
             t = float(later)
         assert apart(last, expected) <= 1e-4
-        (picture,) = runtime.answer(place / "vae_decoder", ["latent_sample"], (last,))
+        (picture,) = runtime.run_graph(place / "vae_decoder", ["latent_sample"], (last,))
         assert apart(picture, model.autoencoder.decode(expected)) <= 1e-4
 
 
@@ -190,7 +191,7 @@ def test_other_networks_of_ours_as_graphs(kind: str, onnx: Any, tmp_path: Path) 
     graph = model_graphs.build_model_graphs(model)[1]
     assert graph.name == ("unet" if kind == "draft" else "transformer")
     runtimes.write_graph(graph, graph.build_module(), tmp_path / graph.name, onnx)
-    (told,) = onnx.answer(tmp_path / graph.name, list(graph.inputs), graph.example_inputs(True))
+    (told,) = onnx.run_graph(tmp_path / graph.name, list(graph.inputs), graph.example_inputs(True))
     x, t, tokens, mask, *rest = graph.example_inputs(True)
     with torch.no_grad():
         expected = model.denoiser(x, t, Conditioning(tokens, mask, *rest))
@@ -270,7 +271,7 @@ def test_a_network_of_ours_that_diffusers_has_too(scale_shift: bool, tmp_path: P
     assert "relative difference 0.0e+00" in capsys.readouterr().err
     theirs = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out", subfolder="unet").eval()
     given = model.text_encoder(model.tokenizer.encode(["a frog", "two red frogs"]))
-    x, t = stable_diffusion_graphs.random_feature_maps(3, 2, False), torch.tensor([0.6, 0.3])
+    x, t = graphs.random_feature_maps(3, 2, False), torch.tensor([0.6, 0.3])
     expected = theirs(x, 1000 * t, given.tokens, encoder_attention_mask=given.mask).sample
     assert apart(model.network(x, t, given), expected) <= 1e-5
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import writing
-from unspeckle.model_io import detect
+from unspeckle.model_io.loading import open_checkpoint
 
 JUNK: list[Any] = [None, -1, 0, 1e300, "x", "", [], {}, [0], [[64]], True, 1 << 70, {"a": [None]}, "é" * 999, [64, "x"]]
 _UNREAD = {  # settings that say nothing of how a picture is computed here
@@ -31,7 +31,7 @@ def place(tmp_path_factory: Any) -> Path:
     stable_diffusion_files.tiny_pipeline("1", root / "scratch").to(torch.float16).save_pretrained(root / "pipe")
     for file in (root / "pipe" / "tokenizer").iterdir():
         shutil.copy(file, root / file.name)
-    found = detect.read_foreign(root / "pipe")
+    found = open_checkpoint(root / "pipe")
     assert found is not None
     writing.write_single_file(found, root / "model.safetensors")
     return root
@@ -40,7 +40,7 @@ def place(tmp_path_factory: Any) -> Path:
 def refused(path: Path) -> str:
     """The one line with which the path is refused, "" where it is read after all."""
     try:
-        detect.read_foreign(path)
+        open_checkpoint(path)
     except InputError as e:
         line = str(e)
         if "\n" in line or len(line) > 1200:
@@ -159,7 +159,7 @@ def test_damaged_folders(place: Path, tmp_path: Path) -> None:
 def test_what_else_it_may_be(tmp_path: Path, names: list[str], says: str) -> None:
     save_file({name: torch.zeros(4, 4) for name in names}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=says):
-        detect.read_foreign(tmp_path / "other.safetensors")
+        open_checkpoint(tmp_path / "other.safetensors")
 
 
 def test_the_command_line_says_one_line(place: Path, tmp_path: Path, capsys: Any) -> None:

@@ -50,7 +50,7 @@ def peer(folder: Path) -> Any:
 
 def layers(model: Any, which: str) -> Iterator[tuple[str, tuple[str, ...], Tensor]]:
     """Name, spellings and weight of the layers that a file may be about."""
-    parts = model.parts()
+    parts = model.modules()
     for ours, names in lora_layer_names(model).items():
         weight = lora_file.get_layer(parts, ours).weight
         attention = ".layers." in ours
@@ -80,12 +80,12 @@ def answers(model: Any, pipe: Any) -> tuple[list[Tensor], list[Tensor]]:
     with torch.no_grad():
         ours = [
             asked.of_ours(model.network),
-            *(encoder(words[:, n])[0] for n, encoder in enumerate(model.text.encoders)),
+            *(encoder(words[:, n])[0] for n, encoder in enumerate(model.text_encoder.encoders)),
         ]
         theirs = [asked.of_theirs(pipe.unet)]
         for n, reader in enumerate(one for one in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if one):
             read = reader(words[:, n], output_hidden_states=True)
-            theirs.append(read.hidden_states[-2] if len(model.text.encoders) > 1 else read.last_hidden_state)
+            theirs.append(read.hidden_states[-2] if len(model.text_encoder.encoders) > 1 else read.last_hidden_state)
     return ours, theirs
 
 
@@ -151,7 +151,7 @@ def test_two_at_once_merged_and_live_are_those_of_diffusers(family: str, whole: 
     before = model.hash
     for one in read.values():
         one.attach(model.modules())
-    model.changed()
+    model.invalidate_hash()
     assert_same(model, pipe, plain)
     live = model.hash
     read["two"].set_strength(0)
@@ -160,13 +160,13 @@ def test_two_at_once_merged_and_live_are_those_of_diffusers(family: str, whole: 
     assert len({before, live, model.hash}) == 3
     for one in read.values():
         one.detach(model.modules())
-    assert model.changed().hash == before and all(map(torch.equal, answers(model, pipe)[0], plain))
+    assert model.invalidate_hash().hash == before and all(map(torch.equal, answers(model, pipe)[0], plain))
     for name, one in read.items():
         one.set_strength(weights[name]).merge(model.modules())
     use(pipe, weights, loaded)
     pipe.fuse_lora(adapter_names=[adapter for names in loaded.values() for adapter in names])
     assert_same(model, pipe, plain)
-    assert model.changed().hash != before
+    assert model.invalidate_hash().hash != before
 
 
 def test_a_picture_names_the_strength_that_its_adapters_had(whole: Any, tmp_path: Path) -> None:
@@ -178,14 +178,14 @@ def test_a_picture_names_the_strength_that_its_adapters_had(whole: Any, tmp_path
     for model in (exact, low):
         adapters = lora_file.read_lora(tmp_path / "one.safetensors", model)
         adapters.attach(model.modules())
-        model.changed()
+        model.invalidate_hash()
         set_precision(model, "bfloat16" if model is low else "float32")
         for strength in (1.0, 0.5, 0.0, 1.0):
             adapters.set_strength(strength)
             said = image_metadata(unspeckle.draw(model, ask)[0])["model"]["hash"]
             assert named.setdefault(strength, said) == said == model.hash
-    assert len({*named.values(), merged.changed().hash}) == 4
-    assert low.changed().hash == named[1.0]
+    assert len({*named.values(), merged.invalidate_hash().hash}) == 4
+    assert low.invalidate_hash().hash == named[1.0]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -475,7 +475,7 @@ def test_a_prompt_names_them(whole: Any, tmp_path: Path, capsys: Any) -> None:
     assert off(read_png(path), unspeckle.draw(plain, ask)[0]) > 1
     said = image_metadata(read_png(path))
     assert said["prompt"] == "a <lora:two:-5e-1> frog <lora:one:0.8>"
-    assert said["model"] == {"name": "pipe + two:-0.5 + one:0.8", "hash": model.changed().hash}
+    assert said["model"] == {"name": "pipe + two:-0.5 + one:0.8", "hash": model.invalidate_hash().hash}
     assert main(["replay", str(path), "--model", str(place), "--quiet"]) == 0
     assert "difference: 0" in capsys.readouterr().out
     assert main([*asked, "--lora", str(other)]) == 0

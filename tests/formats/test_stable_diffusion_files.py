@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.formats.stable_diffusion.model import _interleaved_bit_sums
+from unspeckle.formats.stable_diffusion.model import interleaved_bit_sums
 from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request
-from unspeckle.model_io import detect
+from unspeckle.model_io.loading import open_checkpoint
 
 FAMILIES = {"1": "epsilon", "1-inpaint": "epsilon", "1-lcm": "epsilon", "2": "v_prediction", "xl": "epsilon",
             "xl-inpaint": "epsilon", "xl-refiner": "epsilon"}  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_single_file_is_compared_where_no_vocabulary_is(folder: Any, tmp_path:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert main(["convert", str(folder("1")), str(tmp_path / "model.safetensors")]) == 0
     with pytest.raises(InputError, match="has no vocabulary"):
-        detect.read_foreign(tmp_path / "model.safetensors")
+        open_checkpoint(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -82,7 +82,7 @@ def test_folder_to_single_file_to_folder(family: str, folder: Any, tmp_path: Pat
             torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before
         )
         compared += len(before)
-    assert compared == len(detect.read_foreign(source).tensors)
+    assert compared == len(open_checkpoint(source).tensors)
     one, other = unspeckle.load(source), unspeckle.load(file)
     assert one.denoiser.prediction == other.denoiser.prediction == ("v" if family == "2" else "eps")
     assert type(one.network) is type(other.network) and one.autoencoder.config == other.autoencoder.config
@@ -252,6 +252,6 @@ def test_what_is_hashed_of_weights_is_the_same_in_every_order_of_memory(shape: t
     held = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * -1e38
     bits = (held.permute(0, 2, 3, 1) if held.ndim == 4 else held).contiguous().view(torch.int32).flatten()
     plain = torch.nn.functional.pad(bits, (0, -len(bits) % 64)).view(-1, 64).sum(0, dtype=torch.int64).tolist()
-    assert _interleaved_bit_sums(held) == plain
+    assert interleaved_bit_sums(held) == plain
     if held.ndim == 4:
-        assert _interleaved_bit_sums(held.contiguous(memory_format=torch.channels_last)) == plain
+        assert interleaved_bit_sums(held.contiguous(memory_format=torch.channels_last)) == plain

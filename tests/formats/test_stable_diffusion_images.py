@@ -21,7 +21,7 @@ from unspeckle.timesteps import TIMESTEP_SPACINGS
 PROMPT, NEGATIVE, SEED, SIZE = "a frog on stilts", "red, blurred", 7, 16
 PEERS = {
     "ddim": peers.DDIMScheduler, "plms": peers.PNDMScheduler, "euler": peers.EulerDiscreteScheduler,
-    "euler_a": peers.EulerAncestralDiscreteScheduler, "lms": peers.LMSDiscreteScheduler,
+    "euler_ancestral": peers.EulerAncestralDiscreteScheduler, "lms": peers.LMSDiscreteScheduler,
     "heun": peers.HeunDiscreteScheduler, "dpmpp_2m": peers.DPMSolverMultistepScheduler,
     "unipc": peers.UniPCMultistepScheduler, "lcm": peers.LCMScheduler,
 }  # fmt: skip
@@ -38,7 +38,12 @@ def kept(family: str, tmp: Any, prediction: str = "epsilon", **said: Any) -> tup
         if family.endswith("-inpaint"):  # else the peer adds noise to what it encodes
             pipe.vae.quant_conv.weight.data[4:], pipe.vae.quant_conv.bias.data[4:] = 0, -60
         pipe.save_pretrained(folder / "pipe")
-        settings = {"_class_name": "PNDMScheduler", **stable_diffusion_files.SCHEDULER_CONFIG, "prediction_type": prediction, **said}
+        settings = {
+            "_class_name": "PNDMScheduler",
+            **stable_diffusion_files.SCHEDULER_CONFIG,
+            "prediction_type": prediction,
+            **said,
+        }
         (folder / "pipe" / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
         KEPT[key] = (pipe, settings, unspeckle.load(folder / "pipe"))
     pipe, settings, model = KEPT[key]
@@ -95,7 +100,7 @@ def test_all_grids_lead_to_the_same_picture(sampler: str, tmp_path_factory: Any)
 
 
 def test_the_shifted_grid_tells_the_table_its_own_times(tmp_path_factory: Any) -> None:
-    way = kept("1", tmp_path_factory)[1].way("dpmpp_2m", "shifted", 4)
+    way = kept("1", tmp_path_factory)[1].sampling_setup("dpmpp_2m", "shifted", 4)
     assert torch.allclose(way.times, torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
     told: Any = way.denoiser.time_conditioning
     clock = TIME_CONDITIONINGS[told] if isinstance(told, str) else told
@@ -114,7 +119,7 @@ def test_every_sampler(sampler: str, karras: bool, tmp_path_factory: Any) -> Non
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpmpp_2m"])
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "dpmpp_2m"])
 def test_two(sampler: str, prediction: str, tmp_path_factory: Any) -> None:
     pipe, model = kept("2", tmp_path_factory, prediction)
     expected = theirs(pipe, sampler, negative_prompt=NEGATIVE, guidance_scale=4.0)
@@ -161,5 +166,5 @@ def test_lcm(scale: float, tmp_path_factory: Any) -> None:
 def test_each_picture_of_a_batch_has_its_own_generator(tmp_path_factory: Any) -> None:
     pipe, model = kept("1", tmp_path_factory)
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(2)]
-    expected = theirs(pipe, "euler_a", num_images_per_prompt=2, generator=generators, guidance_scale=1.0)
-    assert_same(pipe, model, ours(model, "euler_a", scale=1.0, count=2), expected)
+    expected = theirs(pipe, "euler_ancestral", num_images_per_prompt=2, generator=generators, guidance_scale=1.0)
+    assert_same(pipe, model, ours(model, "euler_ancestral", scale=1.0, count=2), expected)

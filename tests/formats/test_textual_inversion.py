@@ -33,14 +33,14 @@ def read(pipe: Any, model: Any, prompt: str) -> list[tuple[torch.Tensor, torch.T
     """Both's tokens of the prompt by each encoder."""
     found = []
     ids = model.tokenizer.encode([prompt])
-    for number, encoder in enumerate(model.text.encoders):
+    for number, encoder in enumerate(model.text_encoder.encoders):
         tokenizer = pipe.tokenizer_2 if number else pipe.tokenizer
         reader = pipe.text_encoder_2 if number else pipe.text_encoder
         told = pipe.maybe_convert_prompt(prompt, tokenizer)
         theirs = tokenizer(told, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
             out = reader(theirs, output_hidden_states=True)
-            expected = out.hidden_states[-2] if len(model.text.encoders) > 1 else out.last_hidden_state
+            expected = out.hidden_states[-2] if len(model.text_encoder.encoders) > 1 else out.last_hidden_state
             found.append((encoder(ids[:, number])[0], expected))
     return found
 
@@ -91,9 +91,15 @@ def test_a_word_of_several_vectors_stands_for_its_characters(pair: Any, tmp_path
     save_file({"emb_params": torch.randn(3, 64)}, tmp_path / "frogling.safetensors")
     textual_inversion.add_embeddings(model, [tmp_path / "frogling.safetensors"])
     ids, spans = model.tokenizer.encode(["a frogling frog"])[0, 0], model.tokenizer.character_spans("a frogling frog")
-    assert ids[2:5].tolist() == [stable_diffusion_files.VOCAB_SIZE, stable_diffusion_files.VOCAB_SIZE + 1, stable_diffusion_files.VOCAB_SIZE + 2]
+    assert ids[2:5].tolist() == [
+        stable_diffusion_files.VOCAB_SIZE,
+        stable_diffusion_files.VOCAB_SIZE + 1,
+        stable_diffusion_files.VOCAB_SIZE + 2,
+    ]
     assert spans[1:6] == [(0, 1), (2, 10), (2, 10), (2, 10), (11, 15)]
-    assert stable_diffusion_files.VOCAB_SIZE not in model.tokenizer.encode(["froglings afrogling"])  # only the word itself
+    assert stable_diffusion_files.VOCAB_SIZE not in model.tokenizer.encode(
+        ["froglings afrogling"]
+    )  # only the word itself
 
 
 @pytest.mark.parametrize(

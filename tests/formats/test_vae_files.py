@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_stable_diffusion_networks import far
-from unspeckle.model_io.detect import read_foreign as checkpoint
+from unspeckle.model_io.loading import open_checkpoint
 
 import unspeckle
 from unspeckle.cli import main
@@ -34,7 +34,7 @@ def place(tmp_path_factory: Any) -> Path:
     pipe = stable_diffusion_files.tiny_pipeline("1", root / "scratch", seed=5)
     pipe.save_pretrained(root / "whole")
     pipe.vae.save_pretrained(root / "other")
-    found = checkpoint(root / "whole")
+    found = open_checkpoint(root / "whole")
     assert found is not None
     for file in (root / "pipe" / "tokenizer").iterdir():
         shutil.copy(file, root / file.name)

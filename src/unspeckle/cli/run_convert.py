@@ -49,6 +49,9 @@ def run_convert(options: ConvertOptions) -> int:
     source, target = open_source(options), options.target
     if isinstance(source, Model):
         difference = unet_folder.write_unet_folder(source, options.source, target)
+        print("only the network is written: diffusers has no such text encoder", file=sys.stderr)
+        print("the network's timestep is 1000 t", file=sys.stderr)
+        print(f"network: relative difference {difference:.1e}", file=sys.stderr)
         print(target.absolute())
         return _exit_code(difference, WEIGHTS_TOLERANCE)
     if target.exists() and target.resolve() == Path(options.source).resolve():
@@ -108,8 +111,9 @@ def sample_outputs(checkpoint: StableDiffusionCheckpoint) -> dict[str, Tensor]:
     """The outputs of the text encoders, the network and the decoder for one small input, in float32."""
     model = build_stable_diffusion_model(checkpoint)
     generator = torch.Generator().manual_seed(0)
-    side = 8 * checkpoint.unet_config.size_multiple
-    x = torch.randn(1, checkpoint.unet_config.channels, side, side, generator=generator)
+    network_config = checkpoint.parts["network"].config
+    side = 8 * network_config.size_multiple
+    x = torch.randn(1, network_config.channels, side, side, generator=generator)
     text = model.text_encoder(model.tokenizer.encode(["a photograph of an astronaut riding a horse"]))
     size = (side * model.autoencoder.downsampling_factor,) * 2
     conditioning = model.add_conditioning(text, positive=True, guidance_scale=7.0, size=size)

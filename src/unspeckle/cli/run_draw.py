@@ -24,7 +24,7 @@ from unspeckle.generation.few_step import why_not_student
 from unspeckle.generation.pipeline import images_with_metadata, sample_steps, split_into_batches
 from unspeckle.generation.request import Request, ResolvedRequest, ignored_options, resolve
 from unspeckle.model import Model
-from unspeckle.model_io.precision import keep_freed_memory
+from unspeckle.model_io.process_memory import keep_freed_memory
 from unspeckle.networks.latent_preview import fit_latent_preview
 from unspeckle.networks.vae import VAE
 from unspeckle.output.film_strip import FilmStrip

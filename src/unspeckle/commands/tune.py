@@ -115,7 +115,7 @@ def _load_base_model(options: LoraOptions) -> StableDiffusionModel:
     """The Stable Diffusion that stays as it is. InputError where adapters for it are not learnt here."""
     with prefix_with_option("--from", options.from_model):
         model = load(options.from_model, prediction=options.prediction, trust_pickle=options.trust_pickle)
-    base_model = require_stable_diffusion(model, "--lora")
+    base_model = require_stable_diffusion(model, "lora")
     config = base_model.network.config
     assert isinstance(config, UNetConfig)
     if config.concat_channels or config.guidance_width:

@@ -14,10 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.errors import InputError
-from unspeckle.formats.rename_tables import BlockLayout, NameTable, RenameRules, build_name_table, to_our_names
+from unspeckle.formats.rename_tables import (
+    NO_LEVELS,
+    BlockLayout,
+    NameTable,
+    RenameRules,
+    build_name_table,
+    to_our_names,
+)
 from unspeckle.model_io.safetensors_io import check_tensors
 
-Layout = Literal["diffusers", "original"]  # a folder of diffusers, or the single file of the code that trained the model
+Layout = Literal[
+    "diffusers", "original"
+]  # a folder of diffusers, or the single file of the code that trained the model
 
 
 @dataclass(frozen=True)
@@ -38,12 +47,14 @@ class CheckpointPart(ModuleSpec):
     """One part of a checkpoint, and its names in other programs' files."""
 
     rules: Mapping[Layout, RenameRules]  # what its tensors are called in each layout
-    block_layout: BlockLayout = BlockLayout()  # how its blocks stand on levels, where it has levels
+    block_layout: BlockLayout = NO_LEVELS  # how its blocks stand on levels, where it has levels
     folder: str = ""  # where it lies in a diffusers folder; peft's LoRA files put this before the names of its layers
     file_name: str = "diffusion_pytorch_model.safetensors"  # its tensors' file within that folder
     prefix: str = ""  # what its tensors' names begin with in a single file of the original layout
     kohya_prefixes: tuple[str, ...] = ()  # what its layers' names begin with in kohya's LoRA files, the usual one first
-    kohya_layouts: tuple[Layout, ...] = ("diffusers",)  # by which names these files call its layers, the usual one first
+    kohya_layouts: tuple[Layout, ...] = (
+        "diffusers",
+    )  # by which names these files call its layers, the usual one first
 
     def name_table(self, layout: Layout, prefix: str = "") -> NameTable:
         """Our names of all its tensors with those of the layout, which begin with the prefix."""

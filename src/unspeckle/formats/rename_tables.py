@@ -10,9 +10,9 @@ on, through all levels: {i} in our pattern is that number. Their pattern may use
     {k}              the position of an upsampler behind its block: 1, or 2 where a transformer stands between
     {i}              our number
 
-What follows the pattern in a tensor's name is the leaf; the leaf renames are pairs (ours, theirs) of dotted pieces of it.
-A # in their name says how the tensor is stored: "#T" transposed, "#conv" as a 1 × 1 convolution, and "#0", "#1" or "#2"
-as that third of one tensor that joins query, key and value.
+What follows the pattern in a tensor's name is the leaf; the leaf renames are pairs (ours, theirs) of dotted pieces of
+it. A # in their name says how the tensor is stored: "#T" transposed, "#conv" as a 1 × 1 convolution, and "#0", "#1" or
+"#2" as that third of one tensor that joins query, key and value.
 """
 
 import re
@@ -36,8 +36,12 @@ class BlockLayout:
     has_transformer: tuple[bool, ...] = ()  # for each level, the finest first: does a transformer follow each block
 
 
+NO_LEVELS = BlockLayout()
+
+
 def build_name_table(our_names: Iterable[str], rules: RenameRules, layout: BlockLayout, prefix: str = "") -> NameTable:
-    """Each of our names with theirs, which begins with the prefix. ValueError where the rules have no row for a name."""
+    """Each of our names with theirs, which begins with the prefix. ValueError where the rules have no row for a
+    name."""
     return {name: prefix + _their_name(name, rules, layout) for name in our_names}
 
 

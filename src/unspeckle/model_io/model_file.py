@@ -1,6 +1,6 @@
 """A model of ours is one .safetensors file: every tensor, and all that explains them as JSON in its metadata.
 
-Loading is strict: a tensor that is missing, spare or of another shape is an error that names it.
+Loading is strict: a tensor that is missing, unexpected or of another shape is an error that names it.
 """
 
 import json
@@ -26,10 +26,10 @@ from unspeckle.old_names import rename_model_metadata, rename_tensor
 from unspeckle.schedule import SCHEDULES
 from unspeckle.text.tokenizer import Tokenizer
 
-FORMAT = 2
+FORMAT = 2  # version 0.1 wrote format 1, by the names in old_names
 METADATA_KEY = "unspeckle"
-MODEL_FILE = "model.safetensors"  # in a RUN
-LORA_FILE = "lora.safetensors"  # in a RUN of train --lora
+MODEL_FILE = "model.safetensors"  # in a RUN folder
+LORA_FILE = "lora.safetensors"  # in a RUN folder of train --lora
 _PARTS: dict[str, Kinds] = {"network": NETWORKS, "text": TEXT_ENCODERS, "autoencoder": AUTOENCODERS}
 _FIELDS = (*_PARTS, "schedule", "prediction", "time_conditioning", "tokenizer", "card")
 
@@ -37,35 +37,40 @@ _FIELDS = (*_PARTS, "schedule", "prediction", "time_conditioning", "tokenizer", 
 def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
     """Write the model as one file, atomically. dtype: how weights are stored, a name of weight_dtypes.STORED_DTYPES.
 
-    InputError where the model was made ready to draw in a lower precision: its weights lie otherwise then."""
+    InputError where the model was loaded in a lower precision, in which its weights are not as they were."""
     if model.precision != "float32":
-        raise InputError(f"{model.card.name!r}: draws in {model.precision} and is not to be saved; load it in float32")
+        raise InputError(f"{model.card.name!r}: draws in {model.precision} and cannot be saved; load it in float32")
     tensors = encode_weights(model.modules(), dtype)
     metadata = json.dumps({"format": FORMAT, **model.describe(), "dtype": dtype})
-    with replace_file(Path(path)) as temporary:
-        save_file(tensors, temporary, {METADATA_KEY: metadata})
+    with replace_file(Path(path)) as temp_file:
+        save_file(tensors, temp_file, {METADATA_KEY: metadata})
 
 
 class UnspeckleCheckpoint(NamedTuple):
     """What a model file of ours holds, read but not built."""
 
+    # where it was read
     file: Path
-    metadata: str  # JSON
-    tensors: dict[str, Tensor]  # as stored
+    # the JSON that explains the tensors
+    metadata: str
+    # as stored, by the names in the file
+    tensors: dict[str, Tensor]
 
     def build(self, device: str | torch.device = "cpu", precision: str = "float32") -> Model:
-        """The model, to draw in that precision ("auto" is float32). InputError where it does not fit itself."""
+        """The model on the device, to draw in that precision ("auto" is float32). InputError where the metadata are
+        damaged or of a newer version, or do not fit the tensors."""
         try:
-            model = _build_model(*_by_present_names(self._parsed(), self.tensors), self.file)
+            metadata, tensors = _by_current_names(self._parse_metadata(), self.tensors)
+            model = _build_model(metadata, tensors, self.file)
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
             raise InputError(
-                f"{self.file}: its configuration makes no model ({type(e).__name__}: {str(e)[:100]})"
+                f"{self.file}: its configuration describes no model ({type(e).__name__}: {str(e)[:100]})"
             ) from e
         return set_precision(model.to(device), "float32" if precision == AUTO else precision)
 
-    def _parsed(self) -> dict[str, Any]:
+    def _parse_metadata(self) -> dict[str, Any]:
         file = self.file
         try:
             metadata = json.loads(self.metadata)
@@ -79,21 +84,19 @@ class UnspeckleCheckpoint(NamedTuple):
         return metadata
 
 
-def _by_present_names(
-    metadata: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:  # fmt: skip
-    """Metadata and tensors by the names of today: format 1 had others."""
+def _by_current_names(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and tensors by the names of today, which are not those of format 1."""
     if metadata["format"] > 1:
         return metadata, tensors
 
-    def present(name: str) -> str:
+    def current_name(name: str) -> str:
         part, _, rest = name.partition(".")
         if part not in (*_PARTS, "student"):
             return name
-        plain = rest.removesuffix(SCALE_SUFFIX)
-        return f"{part}.{rename_tensor(part, plain)}{rest[len(plain) :]}"
+        weight = rest.removesuffix(SCALE_SUFFIX)
+        return f"{part}.{rename_tensor(part, weight)}{rest[len(weight) :]}"
 
-    return rename_model_metadata(metadata), {present(name): tensor for name, tensor in tensors.items()}
+    return rename_model_metadata(metadata), {current_name(name): tensor for name, tensor in tensors.items()}
 
 
 def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Model:
@@ -101,7 +104,7 @@ def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Pat
         raise InputError(f"{file}: its metadata lack {', '.join(missing)}; copy or train it again")
     prefixes = {*_PARTS, *({"student"} & metadata.keys())}
     if unexpected := [name for name in tensors if name.split(".")[0] not in prefixes]:
-        raise InputError(f"{file}: has a spare tensor {unexpected[0]!r} that belongs to no part of the model")
+        raise InputError(f"{file}: has an unexpected tensor {unexpected[0]!r} that belongs to no part of the model")
     schedule = configuration.kind_from_json(SCHEDULES, metadata["schedule"], "schedule")
     tensors = decode_weights(tensors, file)
     network, text_encoder, autoencoder = (
@@ -140,7 +143,7 @@ def _build_part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor]
 
 
 class NoInitialization(TorchFunctionMode):
-    """Modules built inside leave their parameters as memory came: the file's tensors take their place."""
+    """Modules that are built inside leave their parameters uninitialized, since a file's tensors will replace them."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,4 +1,5 @@
-"""Adapters of low rank beside layers that stay as they are (Hu et al. 2021): to learn, to switch off, or to merge."""
+"""Low-rank adapters (LoRA; Hu et al. 2021) beside layers that stay as they are: to train, to switch off, or to
+merge."""
 
 from collections.abc import Iterator, Mapping
 
@@ -8,12 +9,15 @@ from torch import Tensor, nn
 
 from unspeckle.networks.layers import UpsampleConv, upsample_2x
 
-ModelParts = Mapping[str, nn.Module]  # of a model, by the first word of their layers' names
+ModelModules = Mapping[str, nn.Module]  # of a model, by the first word of their layers' full names
 
 
 class Adapter(nn.Module):
-    """scale · up · down. For a linear layer down is (r, I) and up (O, r); for a convolution (r, I, h, w) and
-    (O, r, 1, 1). strength: a factor more, of the person's; 0 switches it off."""
+    """What is added to the output of a linear layer or a convolution: strength · scale · up · down · x.
+
+    For a linear layer from I to O features, down is (r, I) and up (O, r), r being the rank; for a convolution they are
+    (r, I, h, w) and (O, r, 1, 1). scale is part of the adapter (alpha / r in files); strength is the user's, 0 =
+    off."""
 
     def __init__(self, down: Tensor, up: Tensor, scale: float = 1.0) -> None:
         super().__init__()
@@ -21,7 +25,7 @@ class Adapter(nn.Module):
         self.scale, self.strength = scale, 1.0
 
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
-        """What is added to the layer's answer, computed in x's precision."""
+        """What is added to the layer's output for x, computed in x's dtype."""
         down, up = self.down.to(x.dtype), self.up.to(x.dtype)
         if isinstance(layer, nn.Conv2d):
             x = upsample_2x(x) if isinstance(layer, UpsampleConv) else x
@@ -31,13 +35,13 @@ class Adapter(nn.Module):
         return self.strength * self.scale * h
 
     def weight_delta(self) -> Tensor:
-        """What is added to the layer's weight, (O, I) or (O, I, h, w) float32."""
+        """What it amounts to as a change of the layer's weight, (O, I) or (O, I, h, w) float32."""
         up, down = self.up.float().flatten(1), self.down.float().flatten(1)
         return (self.strength * self.scale * (up @ down)).view(len(self.up), *self.down.shape[1:])
 
 
 class AdaptedLayer(nn.Module):
-    """A layer with its adapters, in the place of the layer."""
+    """A layer with its adapters, put where the layer was."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -52,7 +56,7 @@ class AdaptedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """As it would be merged, for whoever computes with the weight itself."""
+        """The weight as merging would make it, for callers that compute with the weight itself."""
         weight: Tensor = self.layer.weight  # type: ignore[assignment]
         deltas = [adapter.weight_delta() for adapter in self.adapters if adapter.strength]  # type: ignore[operator]
         return (weight.float() + sum(deltas)).to(weight.dtype) if deltas else weight
@@ -67,59 +71,64 @@ class AdaptedLayer(nn.Module):
 
 
 class AdapterSet(nn.Module):
-    """Adapters by the full names of their layers, such as "network.down.0.transformer.layers.0.itself.query"."""
+    """Adapters by the full names of their layers, such as
+    "network.down_blocks.0.transformer.layers.0.self_attn.to_q"."""
 
     def __init__(self, adapters: Mapping[str, Adapter]) -> None:
         super().__init__()
+        # a ModuleDict allows no dots in its keys
         self.adapters = nn.ModuleDict({name.replace(".", "/"): adapter for name, adapter in adapters.items()})
 
     def items(self) -> Iterator[tuple[str, Adapter]]:
+        """The full name of each layer, and its adapter."""
         for name, adapter in self.adapters.items():
             assert isinstance(adapter, Adapter)
             yield name.replace("/", "."), adapter
 
     def set_strength(self, strength: float) -> "AdapterSet":
-        """Make all of them so strong; 0 = off."""
+        """Set the strength of all adapters, 0 = off; returns the set itself."""
         for _, adapter in self.items():
             adapter.strength = strength
         return self
 
     @torch.no_grad()
-    def merge(self, parts: ModelParts) -> None:
-        """Add them to the weights, as strong as they are."""
+    def merge(self, modules: ModelModules) -> None:
+        """Add the adapters, at their present strength, to the weights of the model's layers."""
         for name, adapter in self.items():
-            target = get_layer(parts, name)
-            weight: Tensor = (target.layer if isinstance(target, AdaptedLayer) else target).weight  # type: ignore[assignment]
+            target = get_layer(modules, name)
+            layer = target.layer if isinstance(target, AdaptedLayer) else target
+            weight: Tensor = layer.weight  # type: ignore[assignment]
             weight.copy_(weight.float() + adapter.weight_delta().to(weight.device))
 
-    def attach(self, parts: ModelParts) -> None:
-        """Put them beside their layers, which stay as they are."""
+    def attach(self, modules: ModelModules) -> None:
+        """Put the adapters beside the model's layers, whose weights stay as they are."""
         for name, adapter in self.items():
-            target = get_layer(parts, name)
+            target = get_layer(modules, name)
             if not isinstance(target, AdaptedLayer):
                 target = AdaptedLayer(target)
-                _set_layer(parts, name, target)
+                _replace_layer(modules, name, target)
             target.adapters.append(adapter.to(target.weight.device))
 
-    def detach(self, parts: ModelParts) -> None:
-        """Take them away again."""
+    def detach(self, modules: ModelModules) -> None:
+        """Undo `attach`."""
         for name, adapter in self.items():
-            target = get_layer(parts, name)
+            target = get_layer(modules, name)
             assert isinstance(target, AdaptedLayer)
-            target.adapters = nn.ModuleList(remaining for remaining in target.adapters if remaining is not adapter)
+            target.adapters = nn.ModuleList(other for other in target.adapters if other is not adapter)
             if not target.adapters:
-                _set_layer(parts, name, target.layer)
+                _replace_layer(modules, name, target.layer)
 
 
-def get_layer(parts: ModelParts, name: str) -> nn.Module:
-    """The layer of that full name, with its adapters where it has some."""
-    part, _, path = name.partition(".")
-    return parts[part].get_submodule(path)
+def get_layer(modules: ModelModules, name: str) -> nn.Module:
+    """The layer of that full name; an AdaptedLayer where adapters are attached to it."""
+    module, _, path = name.partition(".")
+    return modules[module].get_submodule(path)
 
 
-def _set_layer(parts: ModelParts, name: str, module: nn.Module) -> None:
+def _replace_layer(modules: ModelModules, name: str, layer: nn.Module) -> None:
     parent_name, _, attribute = name.rpartition(".")
-    setattr(get_layer(parts, parent_name) if "." in parent_name else parts[parent_name], attribute, module)
+    parent = get_layer(modules, parent_name) if "." in parent_name else modules[parent_name]
+    setattr(parent, attribute, layer)
 
 
 def find_attached_adapters(module: nn.Module) -> list[Adapter]:
@@ -127,23 +136,25 @@ def find_attached_adapters(module: nn.Module) -> list[Adapter]:
     return [submodule for submodule in module.modules() if isinstance(submodule, Adapter)]
 
 
-def find_target_layers(parts: ModelParts) -> list[str]:
-    """The layers that learn best: the linear ones of attention and feed-forward."""
-    named_modules = (
-        (f"{part}.{name}", submodule) for part, module in parts.items() for name, submodule in module.named_modules()
-    )
-    return [name for name, submodule in named_modules if isinstance(submodule, nn.Linear) and ".layers." in name]
+def find_target_layers(modules: ModelModules) -> list[str]:
+    """The full names of the layers that are worth adapting: the linear ones of attention and feed-forward."""
+    return [
+        f"{prefix}.{name}"
+        for prefix, module in modules.items()
+        for name, submodule in module.named_modules()
+        if isinstance(submodule, nn.Linear) and ".layers." in f"{prefix}.{name}"
+    ]
 
 
-def init_adapters(parts: ModelParts, rank: int, seed: int) -> AdapterSet:
-    """Adapters of the parts' targets that begin as nothing (up is zero), the same for the same seed."""
+def init_adapters(modules: ModelModules, rank: int, seed: int) -> AdapterSet:
+    """New adapters for all target layers, the same for the same seed. They add nothing at first, since up is zero."""
     generator = torch.Generator().manual_seed(seed)
 
     def init_adapter(linear: nn.Module) -> Adapter:
         assert isinstance(linear, nn.Linear)
         r = min(rank, linear.in_features, linear.out_features)
-        bound = linear.in_features**-0.5  # as a linear layer of torch begins
+        bound = linear.in_features**-0.5  # as torch initializes a linear layer
         down = (torch.rand(r, linear.in_features, generator=generator, device="cpu") * 2 - 1) * bound
         return Adapter(down, torch.zeros(linear.out_features, r, device="cpu"))
 
-    return AdapterSet({name: init_adapter(get_layer(parts, name)) for name in find_target_layers(parts)})
+    return AdapterSet({name: init_adapter(get_layer(modules, name)) for name in find_target_layers(modules)})

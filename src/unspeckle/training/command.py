@@ -19,7 +19,7 @@ from unspeckle.corpus import Corpus, read_folder
 from unspeckle.errors import InputError
 from unspeckle.model import ModelCard
 from unspeckle.model_io.model_file import MODEL_FILE
-from unspeckle.model_io.precision import keep_freed_memory
+from unspeckle.model_io.process_memory import keep_freed_memory
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder
 from unspeckle.text.tokenizer import split_words

@@ -9,10 +9,12 @@ from torch import Tensor
 from unspeckle.atomic import create_folder
 from unspeckle.errors import InputError
 from unspeckle.formats.export import model_graphs
+from unspeckle.formats.export.graphs import ExportGraph
 from unspeckle.formats.export.runtimes import RUNTIMES, Runtime, run_module, write_graph
-from unspeckle.formats.export.stable_diffusion_graphs import ExportGraph, build_stable_diffusion_graphs
+from unspeckle.formats.export.stable_diffusion_graphs import build_stable_diffusion_graphs
 from unspeckle.formats.stable_diffusion import writing
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
+from unspeckle.formats.stable_diffusion.diffusers_json import component_jsons, model_index_json
 from unspeckle.model import Model
 
 # Describes a model of ours to the program that runs its graphs
@@ -22,7 +24,7 @@ DESCRIPTION_FILE = "unspeckle.json"
 def find_runtime(name: str) -> Runtime:
     """The runtime of that name. InputError where there is none, or what it needs is not installed."""
     if name not in RUNTIMES:
-        raise InputError(f"--to {name}: unknown; choose one of {', '.join(RUNTIMES)}")
+        raise InputError(f" {name}: unknown; choose one of {', '.join(RUNTIMES)}", "to")
     return RUNTIMES[name].require_installed()
 
 
@@ -49,8 +51,7 @@ def write_graph_folder(
 def _write_descriptions(source: StableDiffusionCheckpoint | Model, folder: Path, runtime: Runtime) -> list[ExportGraph]:
     """Write the files beside the graphs (configuration, tokenizers), and return the graphs to write."""
     if isinstance(source, StableDiffusionCheckpoint):
-        index, configs = writing.build_diffusers_configs(source)
-        graphs = build_stable_diffusion_graphs(source, configs)
+        index, graphs = model_index_json(source), build_stable_diffusion_graphs(source, component_jsons(source))
         writing.write_pipeline_files(source, folder, onnx_pipeline_index(index) if runtime.name == "onnx" else index)
         return graphs
     graphs = model_graphs.build_model_graphs(source)

@@ -1,13 +1,14 @@
-"""A model of ours cut into graphs for other programs, and what these must be told beside them."""
+"""A model of ours cut into graphs for other programs, and what these must know besides the graphs."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from unspeckle import configuration, schedule
+from unspeckle import configuration
 from unspeckle.denoiser import Conditioning, Denoiser
-from unspeckle.formats.export.stable_diffusion_graphs import (
+from unspeckle.errors import InputError
+from unspeckle.formats.export.graphs import (
     BATCH_AXIS,
     DynamicAxes,
     ExportGraph,
@@ -18,14 +19,16 @@ from unspeckle.formats.export.stable_diffusion_graphs import (
     random_tensor,
 )
 from unspeckle.model import Model
+from unspeckle.networks import NetworkConfig
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.transformer import TransformerConfig
+from unspeckle.schedule import SCHEDULES
 from unspeckle.text.text_encoder import TextEncoder
 from unspeckle.text.tokenizer import PAD_ID, START_ID
 
 
 class TextEncoderGraph(nn.Module):
-    """Ids (B, L) int32 to the tokens, which of them are words, and their mean."""
+    """Ids (B, L) int32 to the tokens (B, L, D), their mean (B, D), and which of them are words (B, L)."""
 
     def __init__(self, text_encoder: TextEncoder) -> None:
         super().__init__()
@@ -37,26 +40,36 @@ class TextEncoderGraph(nn.Module):
 
 
 class DenoiserGraph(nn.Module):
-    """The denoiser: x_t (B, C, H, W) and its time (1,) or (B,) in [0, 1] to the picture that is expected, x̂."""
+    """The denoiser: x_t (B, C, H, W) and its time (1,) or (B,) in [0, 1] to the expected x, x̂ (B, C, H, W).
+
+    extra_inputs: the names of the inputs behind encoder_attention_mask: "text_embeds" (B, P) and "concat"
+    (B, C', H, W), or one of them."""
 
     def __init__(self, denoiser: Denoiser, extra_inputs: tuple[str, ...]) -> None:
         super().__init__()
         self.denoiser, self.extra_inputs = denoiser, extra_inputs
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor,
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
         *extras: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         extra_by_name = dict(zip(self.extra_inputs, extras, strict=True))
         conditioning = Conditioning(
-            encoder_hidden_states, encoder_attention_mask, extra_by_name.get("text_embeds"), extra_by_name.get("beside")
+            tokens=encoder_hidden_states,
+            mask=encoder_attention_mask,
+            vector=extra_by_name.get("text_embeds"),
+            concat=extra_by_name.get("concat"),
         )
         out: Tensor = self.denoiser(sample, expand_to_batch(timestep, sample), conditioning)
         return out
 
 
 class DecoderGraph(nn.Module):
-    """Latents of unit variance to pictures in [-1, 1]."""
+    """Standardized latents (B, C, h, w) to images (B, 3, H, W) in [-1, 1]."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
@@ -67,7 +80,7 @@ class DecoderGraph(nn.Module):
 
 
 class EncoderGraph(nn.Module):
-    """Pictures in [-1, 1] to latents of unit variance."""
+    """Images (B, 3, H, W) in [-1, 1] to standardized latents (B, C, h, w)."""
 
     def __init__(self, autoencoder: Autoencoder) -> None:
         super().__init__()
@@ -78,78 +91,98 @@ class EncoderGraph(nn.Module):
 
 
 def build_model_graphs(model: Model) -> list[ExportGraph]:
-    """The parts of a model of ours, its student's network too."""
-    text_encoder, autoencoder = model.text_encoder, model.autoencoder
-    assert isinstance(text_encoder, TextEncoder)
+    """The graphs of a model of ours: text encoder, network, the student's network if there is one, autoencoder."""
+    networks = [
+        _denoiser_graph("transformer" if isinstance(model.network.config, TransformerConfig) else "unet", model)
+    ]
+    if model.student is not None:
+        networks.append(_denoiser_graph("student", model.student))
+    return [_text_encoder_graph(model), *networks, *_autoencoder_graphs(model.autoencoder)]
+
+
+def _text_encoder_graph(model: Model) -> ExportGraph:
+    text_encoder = model.text_encoder
+    if not isinstance(text_encoder, TextEncoder):
+        raise InputError(f"{model.card.name!r}: graphs of its text encoder are not supported")
 
     def example_ids(alternate: bool) -> TensorTuple:
         prompts = [*model.card.vocabulary[:2], "a frog on stilts", ""]
         return (model.tokenizer.encode(prompts[:3] if alternate else prompts[-2:]).int(),)
 
+    return ExportGraph(
+        name="text_encoder",
+        build_module=lambda: TextEncoderGraph(text_encoder).eval(),
+        inputs={"input_ids": {0: BATCH_AXIS}},
+        outputs=("last_hidden_state", "pooler_output", "attention_mask"),
+        example_inputs=example_ids,
+    )
+
+
+def _autoencoder_graphs(autoencoder: Autoencoder) -> list[ExportGraph]:
     def example_latents(alternate: bool) -> TensorTuple:
         return (random_feature_maps(autoencoder.latent_channels, 8, alternate),)
 
     def example_images(alternate: bool) -> TensorTuple:
         return (random_feature_maps(3, 8 * autoencoder.downsampling_factor, alternate).clamp(-1, 1),)
 
-    outputs = ("last_hidden_state", "pooler_output", "attention_mask")
-    batch_axes: DynamicAxes = {0: BATCH_AXIS}
-    return [
-        ExportGraph(
-            "text_encoder",
-            lambda: TextEncoderGraph(text_encoder).eval(),
-            {"input_ids": batch_axes},
-            outputs,
-            example_ids,
-        ),
-        _denoiser_graph("transformer" if isinstance(model.network.config, TransformerConfig) else "unet", model),
-        *([] if model.student is None else [_denoiser_graph("student", model.student)]),
-        ExportGraph(
-            "vae_decoder",
-            lambda: DecoderGraph(autoencoder).eval(),
-            {"latent_sample": image_axes(1)},
-            ("sample",),
-            example_latents,
-        ),
-        ExportGraph(
-            "vae_encoder",
-            lambda: EncoderGraph(autoencoder).eval(),
-            {"sample": image_axes(autoencoder.downsampling_factor)},
-            ("latents",),
-            example_images,
-        ),
-    ]
+    decoder = ExportGraph(
+        name="vae_decoder",
+        build_module=lambda: DecoderGraph(autoencoder).eval(),
+        inputs={"latent_sample": image_axes(1)},
+        outputs=("sample",),
+        example_inputs=example_latents,
+    )
+    encoder = ExportGraph(
+        name="vae_encoder",
+        build_module=lambda: EncoderGraph(autoencoder).eval(),
+        inputs={"sample": image_axes(autoencoder.downsampling_factor)},
+        outputs=("latents",),
+        example_inputs=example_images,
+    )
+    return [decoder, encoder]
 
 
 def _denoiser_graph(name: str, model: Model) -> ExportGraph:
-    config: Any = model.network.config
-    sequence_length, multiple = model.tokenizer.context_length, config.size_multiple
+    config, context_length = cast(NetworkConfig, model.network.config), model.tokenizer.context_length
+    multiple = config.size_multiple
     extra_axes: dict[str, DynamicAxes] = {}
     if config.vector_width:
         extra_axes["text_embeds"] = {0: BATCH_AXIS}
     if config.concat_channels:
-        extra_axes["beside"] = image_axes(multiple)
+        extra_axes["concat"] = image_axes(multiple)
 
     def example_inputs(alternate: bool) -> TensorTuple:
         x = random_feature_maps(config.channels, multiple, alternate)
-        mask = torch.arange(sequence_length).expand(len(x), -1) < torch.tensor([sequence_length, 2, 1])[: len(x), None]
-        extras = (random_feature_maps(config.concat_channels, multiple, alternate) if key == "beside" else random_tensor(len(x), config.vector_width)
-                for key in extra_axes)  # fmt: skip
+        word_counts = torch.tensor([context_length, 2, 1])[: len(x), None]
+        mask = torch.arange(context_length).expand(len(x), -1) < word_counts
         t = torch.tensor([0.6] if alternate else [0.6, 0.3])
-        return x, t, random_tensor(len(x), sequence_length, config.text_width), mask, *extras
+        tokens = random_tensor(len(x), context_length, config.text_width)
+        extras = []
+        if config.vector_width:
+            extras.append(random_tensor(len(x), config.vector_width))
+        if config.concat_channels:
+            extras.append(random_feature_maps(config.concat_channels, multiple, alternate))
+        return x, t, tokens, mask, *extras
 
-    inputs: dict[str, DynamicAxes] = {
-        "sample": image_axes(multiple), "timestep": {0: ("steps", 1)}, "encoder_hidden_states": {0: BATCH_AXIS},
-        "encoder_attention_mask": {0: BATCH_AXIS}, **extra_axes,
-    }  # fmt: skip
+    axes: dict[str, DynamicAxes] = {
+        "sample": image_axes(multiple),
+        "timestep": {0: ("steps", 1)},
+        "encoder_hidden_states": {0: BATCH_AXIS},
+        "encoder_attention_mask": {0: BATCH_AXIS},
+        **extra_axes,
+    }
     return ExportGraph(
-        name, lambda: DenoiserGraph(model.denoiser, tuple(extra_axes)).eval(), inputs, ("out_sample",), example_inputs
+        name=name,
+        build_module=lambda: DenoiserGraph(model.denoiser, tuple(extra_axes)).eval(),
+        inputs=axes,
+        outputs=("out_sample",),
+        example_inputs=example_inputs,
     )
 
 
 def describe_for_runtime(model: Model) -> dict[str, Any]:
-    """What a program must know that draws with the graphs: the times of a whole drawing and the noise at each, how ids
-    are filled up, the latents, the card."""
+    """What a program that draws with the graphs must know, as JSON values: the times of a drawing and the noise at
+    each, how ids are padded, the latents, and the card."""
     card, denoiser = model.card, model.denoiser
     times = model.sampling_setup(card.sampler, card.timestep_spacing, card.steps).times
     alpha, sigma = denoiser.schedule(times)
@@ -157,7 +190,7 @@ def describe_for_runtime(model: Model) -> dict[str, Any]:
     return {
         "format": 1,
         "predicts": "x",
-        "schedule": configuration.kind_to_json(schedule.SCHEDULES, denoiser.schedule),
+        "schedule": configuration.kind_to_json(SCHEDULES, denoiser.schedule),
         "times": {"t": times.tolist(), "alpha": alpha.tolist(), "sigma": sigma.tolist()},
         "ids": {"length": model.tokenizer.context_length, "pad": PAD_ID, "start": START_ID},
         "latents": {

@@ -14,35 +14,38 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.errors import InputError
-from unspeckle.formats.export.stable_diffusion_graphs import ExportGraph, TensorTuple
+from unspeckle.formats.export.graphs import ExportGraph, TensorTuple
 
-OPSET = 20
-EXTERNAL_DATA_BYTES = (
-    1 << 30
-)  # bytes of weights from which they lie in a file of their own; one file of ONNX ends at 2 GiB
+OPSET = 20  # the version of ONNX's operators
+EXTERNAL_DATA_BYTES = 1 << 30  # weights of this size get a file of their own, since an ONNX file ends at 2 GiB
 _EXPORT_PACKAGES = ("onnx", "onnxscript")
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """write(path without its file's name, the ONNX file) and answer(file, inputs in the graph's order)."""
+    """A program that runs graphs."""
 
-    name: str  # of the option and of the extra
+    # of the option --to and of the package's extra
+    name: str
+    # the name of the file that it reads in a graph's folder
     model_file: str
+    # the packages that it needs
     packages: tuple[str, ...]
+    # makes that file in the folder from the ONNX file
     convert: Callable[[Path, Path], None]
+    # the outputs for a graph's folder, the names of its inputs, and these
     run_graph: Callable[[Path, Sequence[str], TensorTuple], list[Tensor]]
 
     def require_installed(self) -> "Runtime":
-        """Itself. InputError, telling what to install, where a package that it needs is missing."""
+        """The runtime itself. InputError, saying what to install, where one of its packages is missing."""
         missing = [name for name in self.packages if find_spec(name) is None]
         if missing:
-            raise InputError(f"--to {self.name}: needs {', '.join(missing)}; pip install 'unspeckle[{self.name}]'")
+            raise InputError(f" {self.name}: needs {', '.join(missing)}; pip install 'unspeckle[{self.name}]'", "to")
         return self
 
 
 def write_graph(graph: ExportGraph, module: nn.Module, folder: Path, runtime: Runtime) -> None:
-    """The graph into the folder `place`, as the runtime reads it."""
+    """Write the graph of the module into the new folder, as the runtime reads it."""
     folder.mkdir(parents=True)
     _export_onnx(graph, module, folder / "model.onnx")
     runtime.convert(folder, folder / "model.onnx")
@@ -50,13 +53,13 @@ def write_graph(graph: ExportGraph, module: nn.Module, folder: Path, runtime: Ru
 
 @torch.no_grad()
 def run_module(module: nn.Module, inputs: TensorTuple) -> list[Tensor]:
-    """The module's own, to compare with."""
+    """The outputs of the module itself, to compare with."""
     outputs = module(*inputs)
     return list(outputs) if isinstance(outputs, tuple) else [outputs]
 
 
 def _export_onnx(graph: ExportGraph, module: nn.Module, file: Path) -> None:
-    """One .onnx file; its weights beside it, in .onnx.data, where they are large."""
+    """Write one .onnx file, and its weights beside it, in .onnx.data, where they are large."""
     dims: dict[str, Any] = {}
 
     def dynamic_dim(name: str, multiple: int) -> Any:
@@ -64,29 +67,34 @@ def _export_onnx(graph: ExportGraph, module: nn.Module, file: Path) -> None:
         return dim if multiple == 1 else multiple * dim
 
     dynamic_shapes = [
-        {axis: dynamic_dim(*name_and_multiple) for axis, name_and_multiple in axes.items()}
-        for axes in graph.inputs.values()
+        {axis: dynamic_dim(name, multiple) for axis, (name, multiple) in axes.items()} for axes in graph.inputs.values()
     ]
     named_count = _count_named_arguments(module)
     variadic_shapes = [tuple(dynamic_shapes[named_count:])] if dynamic_shapes[named_count:] else []
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
-            module, graph.example_inputs(False), dynamo=True, opset_version=OPSET, dynamic_shapes=(*dynamic_shapes[:named_count], *variadic_shapes),
-            input_names=list(graph.inputs), output_names=list(graph.outputs), verbose=False,
-        )  # fmt: skip
+            module,
+            graph.example_inputs(False),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(*dynamic_shapes[:named_count], *variadic_shapes),
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            verbose=False,
+        )
     assert program is not None
     weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     program.save(file, external_data=weight_bytes >= EXTERNAL_DATA_BYTES)
 
 
 def _count_named_arguments(module: nn.Module) -> int:
-    """How many arguments the module's forward names; the exporter wants those behind, its *more, as one tuple."""
+    """How many arguments of the module's forward have names; the exporter wants those of its *extras as one tuple."""
     return type(module).forward.__code__.co_argcount - 1
 
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without the exporter's words about packages that are not here and about itself."""
+    """Without the exporter's messages about itself and about packages that are not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -99,7 +107,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _keep_onnx(folder: Path, onnx_file: Path) -> None:
-    """ONNX Runtime reads it as it is."""
+    """Nothing: ONNX Runtime reads the ONNX file as it is."""
 
 
 def _run_onnxruntime(folder: Path, names: Sequence[str], inputs: TensorTuple) -> list[Tensor]:
@@ -107,7 +115,8 @@ def _run_onnxruntime(folder: Path, names: Sequence[str], inputs: TensorTuple) ->
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.disable_prepacking", "1")  # asked once: no second copy of the weights
+    # it runs once, so a second, packed copy of the weights would not pay
+    options.add_session_config_entry("session.disable_prepacking", "1")
     session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
     outputs = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
     return [torch.from_numpy(array) for array in outputs]

@@ -1,15 +1,27 @@
-"""A Stable Diffusion cut into graphs for other programs: a module for each part, which takes and gives tensors by the
-names, and in the units, that optimum and diffusers' own ONNX pipeline expect."""
+"""A Stable Diffusion cut into graphs for other programs.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+Each part is a module that takes and gives tensors by the names, and in the units, that optimum and the ONNX pipeline of
+diffusers expect."""
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Conditioning
+from unspeckle.errors import InputError
+from unspeckle.formats.checkpoint_parts import CheckpointPart
+from unspeckle.formats.export.graphs import (
+    BATCH_AXIS,
+    DynamicAxes,
+    ExportGraph,
+    TensorTuple,
+    expand_to_batch,
+    image_axes,
+    random_feature_maps,
+    random_tensor,
+)
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
 from unspeckle.model_io.weight_dtypes import to_float32
 from unspeckle.networks.layers import sinusoidal_embedding
@@ -17,26 +29,12 @@ from unspeckle.networks.unet import UNet
 from unspeckle.networks.vae import VAE
 from unspeckle.text.clip import CLIPTextEncoder
 
-BATCH_AXIS = ("batch_size", 1)
-DynamicAxes = dict[int, tuple[str, int]]  # the dimensions that are free: a name, and what they are a multiple of
-TensorTuple = tuple[Tensor, ...]
+EXAMPLE_PROMPTS = ("a photograph of an astronaut", "a horse, riding", "")
 
 
-@dataclass(frozen=True)
-class ExportGraph:
-    """One part. make: the module in float32, which takes the inputs in order; example: a question, of the sides to
-    trace with, or of other ones."""
-
-    name: str  # of its folder
-    build_module: Callable[[], nn.Module]
-    inputs: dict[str, DynamicAxes]
-    outputs: tuple[str, ...]
-    example_inputs: Callable[[bool], TensorTuple]
-    config: dict[str, Any] = field(default_factory=dict)  # its config.json
-
-
-class ClipTextGraph(nn.Module):
-    """CLIP's ids (B, L) int32 to what transformers' text models give: hidden states are those between all layers."""
+class CLIPTextGraph(nn.Module):
+    """CLIP's ids (B, L) int32 to what transformers' text models return: last_hidden_state (B, L, D) and the pooled
+    vector (in the order of the model class), then hidden_states, those before, between and behind all layers."""
 
     def __init__(self, encoder: CLIPTextEncoder) -> None:
         super().__init__()
@@ -50,11 +48,15 @@ class ClipTextGraph(nn.Module):
         last = encoder.final_norm(hidden_states[-1])
         end_positions = (input_ids == encoder.config.eos_token_id).int().argmax(1)
         vector = encoder.text_projection(last[torch.arange(last.shape[0]), end_positions])
-        return ((vector, last) if encoder.config.projection_width else (last, vector)) + tuple(hidden_states)
+        first_outputs = (vector, last) if encoder.config.projection_width else (last, vector)
+        return first_outputs + tuple(hidden_states)
 
 
 class UNetGraph(nn.Module):
-    """What the U-Net predicts (eps or v), of what UNet2DConditionModel takes; timestep (1,) or (B,), an entry."""
+    """What the U-Net predicts (eps or v) from the inputs of UNet2DConditionModel.
+
+    timestep: (1,) or (B,), counted from 0. extra_inputs: the names of the inputs behind encoder_hidden_states.
+    time_embed_dim: width of the sinusoids of each of SDXL's time_ids."""
 
     def __init__(self, unet: UNet, extra_inputs: tuple[str, ...], time_embed_dim: int) -> None:
         super().__init__()
@@ -74,7 +76,7 @@ class UNetGraph(nn.Module):
 
 
 class VAEDecoderGraph(nn.Module):
-    """Latents, as the decoder itself wants them, to pictures in [-1, 1]."""
+    """Latents (B, C, h, w), not standardized, to images (B, 3, H, W) in [-1, 1]."""
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
@@ -86,7 +88,7 @@ class VAEDecoderGraph(nn.Module):
 
 
 class VAEEncoderGraph(nn.Module):
-    """Pictures to the mean and log-variance of latents, as the encoder itself gives them."""
+    """Images (B, 3, H, W) in [-1, 1] to mean and log-variance of their latents (B, 2·C, h, w), not standardized."""
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
@@ -97,143 +99,129 @@ class VAEEncoderGraph(nn.Module):
         return out
 
 
-def expand_to_batch(t: Tensor, x: Tensor) -> Tensor:
-    """t (1,) or (B,) as (B,), by an index that is right for both: a graph knows no if."""
-    return t[torch.minimum(torch.arange(x.shape[0]), torch.arange(t.shape[0])[-1])]
-
-
-def random_tensor(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
-def image_axes(multiple: int) -> DynamicAxes:
-    """Of a batch of maps whose height and width are multiples of the unit."""
-    return {0: BATCH_AXIS, 2: ("height", multiple), 3: ("width", multiple)}
-
-
-def random_feature_maps(channels: int, multiple: int, alternate: bool) -> Tensor:
-    """Two of 2 × 3 units, or three of 4 × 2."""
-    return (
-        random_tensor(3, channels, 4 * multiple, 2 * multiple)
-        if alternate
-        else random_tensor(2, channels, 2 * multiple, 3 * multiple)
-    )
-
-
 def build_stable_diffusion_graphs(
-    checkpoint: StableDiffusionCheckpoint, configs: dict[str, dict[str, Any]]
+    checkpoint: StableDiffusionCheckpoint, configs: Mapping[str, dict[str, Any]]
 ) -> list[ExportGraph]:
-    """The parts of a Stable Diffusion. configs: what diffusers' folder says of each, by the names of its folders."""
+    """The graphs of all parts, text encoders first. configs: the content of each part's config.json in a diffusers
+    folder, by the part's folder. InputError where there are no graphs for one of the parts."""
     graphs = []
-    encoder_folders = [name for name in configs if name.startswith("text_encoder")]
-    for index, (name, config) in enumerate(zip(encoder_folders, checkpoint.text_config.encoders, strict=True)):
-        first_outputs = (
-            ("text_embeds", "last_hidden_state") if config.projection_width else ("last_hidden_state", "pooler_output")
-        )
-
-        def example_ids(alternate: bool, index: int = index) -> TensorTuple:
-            prompts = ["a photograph of an astronaut", "a horse, riding", ""][: 3 if alternate else 2]
-            return (checkpoint.tokenizer.encode(prompts)[:, index].int(),)
-
-        hidden_states = tuple(f"hidden_states.{i}" for i in range(config.layers + 1))
-        build_module = _module_builder(
-            checkpoint, f"text.encoders.{index}", partial(CLIPTextEncoder, config), ClipTextGraph
-        )
-        graphs.append(
-            ExportGraph(
-                name,
-                build_module,
-                {"input_ids": {0: BATCH_AXIS}},
-                first_outputs + hidden_states,
-                example_ids,
-                configs[name],
-            )
-        )
-    return [*graphs, _unet_graph(checkpoint, configs["unet"]), *_vae_graphs(checkpoint, configs["vae"])]
+    for name, part in {**checkpoint.text_encoder_parts, **checkpoint.parts}.items():
+        if part.module_class not in _GRAPH_BUILDERS:
+            raise InputError(f"{checkpoint.path}: graphs of its part {part.folder!r} are not supported")
+        graphs += _GRAPH_BUILDERS[part.module_class](checkpoint, name, part, configs[part.folder])
+    return graphs
 
 
-def _unet_graph(checkpoint: StableDiffusionCheckpoint, config: dict[str, Any]) -> ExportGraph:
-    unet_config, extra_inputs = checkpoint.unet_config, {}
-    pooled_width, time_embed_dim = 0, int(config.get("addition_time_embed_dim") or 0)
-    if unet_config.vector_width:
-        pooled_width = checkpoint.text_config.encoders[-1].projection_width
-        time_id_count = (unet_config.vector_width - pooled_width) // time_embed_dim
-        extra_inputs = {"text_embeds": (pooled_width,), "time_ids": (time_id_count,)}
-    if unet_config.guidance_width:
-        extra_inputs["timestep_cond"] = (unet_config.guidance_width,)
+def _clip_graphs(
+    checkpoint: StableDiffusionCheckpoint, name: str, part: CheckpointPart, config_json: dict[str, Any]
+) -> list[ExportGraph]:
+    index = list(checkpoint.text_encoder_parts).index(name)
+    with_projection, without = ("text_embeds", "last_hidden_state"), ("last_hidden_state", "pooler_output")
+    outputs = with_projection if part.config.projection_width else without
+    hidden_states = tuple(f"hidden_states.{i}" for i in range(part.config.layers + 1))
 
     def example_inputs(alternate: bool) -> TensorTuple:
-        x = random_feature_maps(
-            unet_config.channels + unet_config.concat_channels, unet_config.size_multiple, alternate
-        )
-        text_states = random_tensor(
-            len(x), checkpoint.text_config.context_length * (2 if alternate else 1), unet_config.text_width
-        )
-        t = torch.tensor([601.0] if alternate else [601.0, 333.0])
-        extras = (64 * random_tensor(len(x), *shape).abs() if name == "time_ids" else random_tensor(len(x), *shape)
-                for name, shape in extra_inputs.items())  # fmt: skip
-        return x, t, text_states, *extras
+        prompts = list(EXAMPLE_PROMPTS[: 3 if alternate else 2])
+        return (checkpoint.tokenizer.encode(prompts)[:, index].int(),)
 
-    build_module = _module_builder(
-        checkpoint,
-        "network",
-        lambda: UNet(unet_config),
-        lambda module: UNetGraph(module, tuple(extra_inputs), time_embed_dim),
-    )
-    inputs: dict[str, DynamicAxes] = {
-        "sample": image_axes(unet_config.size_multiple),
-        "timestep": {0: ("steps", 1)},
-        "encoder_hidden_states": {0: BATCH_AXIS, 1: ("sequence_length", 1)},
-        **{name: {0: BATCH_AXIS} for name in extra_inputs},
-    }
-    return ExportGraph("unet", build_module, inputs, ("out_sample",), example_inputs, config)
-
-
-def _vae_graphs(checkpoint: StableDiffusionCheckpoint, config: dict[str, Any]) -> list[ExportGraph]:
-    vae_config = checkpoint.vae_config
-
-    def example_latents(alternate: bool) -> TensorTuple:
-        return (
-            random_feature_maps(vae_config.latent_channels, 4, alternate) / vae_config.scaling_factor
-            + vae_config.shift_factor,
-        )
-
-    def example_images(alternate: bool) -> TensorTuple:
-        return (random_feature_maps(3, 4 * vae_config.downsampling_factor, alternate),)
-
-    builders = (
-        _module_builder(checkpoint, "autoencoder", lambda: VAE(vae_config), wrapper)
-        for wrapper in (VAEDecoderGraph, VAEEncoderGraph)
-    )
-    build_decoder, build_encoder = builders
     return [
         ExportGraph(
-            "vae_decoder", build_decoder, {"latent_sample": image_axes(1)}, ("sample",), example_latents, config
-        ),
-        ExportGraph(
-            "vae_encoder",
-            build_encoder,
-            {"sample": image_axes(vae_config.downsampling_factor)},
-            ("latent_parameters",),
-            example_images,
-            config,
-        ),
+            name=part.folder,
+            build_module=_module_builder(checkpoint, name, CLIPTextGraph),
+            inputs={"input_ids": {0: BATCH_AXIS}},
+            outputs=outputs + hidden_states,
+            example_inputs=example_inputs,
+            config=config_json,
+        )
     ]
 
 
+def _unet_graphs(
+    checkpoint: StableDiffusionCheckpoint, name: str, part: CheckpointPart, config_json: dict[str, Any]
+) -> list[ExportGraph]:
+    config, inputs = part.config, checkpoint.network_inputs
+    time_embed_dim = int(config_json.get("addition_time_embed_dim") or 0)
+    extra_widths: dict[str, int] = {}
+    if inputs.size_embedding_width:
+        extra_widths["text_embeds"] = config.vector_width - inputs.size_embedding_width
+        extra_widths["time_ids"] = inputs.size_embedding_width // time_embed_dim
+    if inputs.guidance_embedding_width:
+        extra_widths["timestep_cond"] = inputs.guidance_embedding_width
+    extra_inputs, context_length = tuple(extra_widths), checkpoint.text_encoder.config.context_length
+
+    def example_inputs(alternate: bool) -> TensorTuple:
+        x = random_feature_maps(config.channels + config.concat_channels, config.size_multiple, alternate)
+        tokens = random_tensor(len(x), context_length * (2 if alternate else 1), config.text_width)
+        t = torch.tensor([601.0] if alternate else [601.0, 333.0])
+        extras = {extra: random_tensor(len(x), width) for extra, width in extra_widths.items()}
+        if "time_ids" in extras:
+            extras["time_ids"] = 64 * extras["time_ids"].abs()
+        return x, t, tokens, *extras.values()
+
+    axes: dict[str, DynamicAxes] = {
+        "sample": image_axes(config.size_multiple),
+        "timestep": {0: ("steps", 1)},
+        "encoder_hidden_states": {0: BATCH_AXIS, 1: ("sequence_length", 1)},
+        **{extra: {0: BATCH_AXIS} for extra in extra_inputs},
+    }
+    return [
+        ExportGraph(
+            name=part.folder,
+            build_module=_module_builder(checkpoint, name, lambda unet: UNetGraph(unet, extra_inputs, time_embed_dim)),
+            inputs=axes,
+            outputs=("out_sample",),
+            example_inputs=example_inputs,
+            config=config_json,
+        )
+    ]
+
+
+def _vae_graphs(
+    checkpoint: StableDiffusionCheckpoint, name: str, part: CheckpointPart, config_json: dict[str, Any]
+) -> list[ExportGraph]:
+    config = part.config
+
+    def example_latents(alternate: bool) -> TensorTuple:
+        latents = random_feature_maps(config.latent_channels, 4, alternate)
+        return (latents / config.scaling_factor + config.shift_factor,)
+
+    def example_images(alternate: bool) -> TensorTuple:
+        return (random_feature_maps(3, 4 * config.downsampling_factor, alternate),)
+
+    decoder = ExportGraph(
+        name=f"{part.folder}_decoder",
+        build_module=_module_builder(checkpoint, name, VAEDecoderGraph),
+        inputs={"latent_sample": image_axes(1)},
+        outputs=("sample",),
+        example_inputs=example_latents,
+        config=config_json,
+    )
+    encoder = ExportGraph(
+        name=f"{part.folder}_encoder",
+        build_module=_module_builder(checkpoint, name, VAEEncoderGraph),
+        inputs={"sample": image_axes(config.downsampling_factor)},
+        outputs=("latent_parameters",),
+        example_inputs=example_images,
+        config=config_json,
+    )
+    return [decoder, encoder]
+
+
 def _module_builder(
-    checkpoint: StableDiffusionCheckpoint,
-    part: str,
-    make_module: Callable[[], nn.Module],
-    wrap_module: Callable[[Any], nn.Module],
+    checkpoint: StableDiffusionCheckpoint, name: str, wrap: Callable[[Any], nn.Module]
 ) -> Callable[[], nn.Module]:
-    """A function that makes the part, with weights as they are stored but in float32."""
+    """A function that builds the part of that name with its weights in float32, in the wrapper of its graph."""
 
     def build_module() -> nn.Module:
-        with torch.device("meta"):
-            module = make_module()
-        tensors = {name: to_float32(tensor) for name, tensor in checkpoint.part_tensors(part).items()}
+        module = checkpoint.parts[name].build()
+        tensors = {key: to_float32(tensor) for key, tensor in checkpoint.part_tensors(name).items()}
         module.load_state_dict(tensors, assign=True)
-        return wrap_module(module).eval().requires_grad_(False)
+        return wrap(module).eval().requires_grad_(False)
 
     return build_module
+
+
+_GRAPH_BUILDERS: Mapping[
+    Callable[[Any], nn.Module],
+    Callable[[StableDiffusionCheckpoint, str, CheckpointPart, dict[str, Any]], list[ExportGraph]],
+] = {CLIPTextEncoder: _clip_graphs, UNet: _unet_graphs, VAE: _vae_graphs}

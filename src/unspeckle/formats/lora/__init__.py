@@ -1,0 +1,1 @@
+"""LoRA files of other programs (kohya, peft, diffusers): read into adapters, and written."""

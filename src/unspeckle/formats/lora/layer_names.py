@@ -1,72 +1,79 @@
-"""What LoRA files call the layers of a Stable Diffusion: kohya's names, those of peft and diffusers, and older ones."""
+"""What LoRA files call the layers of a checkpoint: kohya's names, those of peft and diffusers, and older ones."""
 
 import re
 from collections.abc import Iterator
 
 from torch import nn
 
-from unspeckle.formats.stable_diffusion import diffusers_names, original_names
-from unspeckle.formats.stable_diffusion.checkpoint import module_name_table
+from unspeckle.formats.checkpoint_parts import CheckpointPart
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
-from unspeckle.networks.unet import UNet, UNetConfig
-from unspeckle.text.clip import CLIPTextEncoder, CLIPTextEncoders
 
 LORA_LAYOUTS = ("kohya", "peft")
-LORA_SUFFIXES = {"kohya": ("lora_down", "lora_up"), "peft": ("lora_A", "lora_B")}
+LORA_SUFFIXES = {"kohya": ("lora_down", "lora_up"), "peft": ("lora_A", "lora_B")}  # of each layer's down and up
 _SUFFIX_PATTERN = re.compile(r"(.+)\.(?:(?:lora_|lora\.|lora_linear_layer\.)(down|up|A|B)\.weight|(alpha))")
-_OLD_ATTENTION_PATTERN = re.compile(r"(?:\.processor)?\.to_(q|k|v|out)_lora\.")  # until 2023
+_OLD_ATTENTION_PATTERN = re.compile(r"(?:\.processor)?\.to_(q|k|v|out)_lora\.")  # as diffusers wrote until 2023
 
 
 def split_lora_key(key: str) -> tuple[str, str] | None:
-    """A tensor's name as its layer's and "down", "up" or "alpha"; None where it is no adapter's."""
-    match = _SUFFIX_PATTERN.fullmatch(_OLD_ATTENTION_PATTERN.sub(_current_suffix, key))
-    return None if match is None else (match[1], match[3] or {"A": "down", "B": "up"}.get(match[2], match[2]))
+    """The name of a tensor in a LoRA file as the name of its layer and "down", "up" or "alpha"; None where it belongs
+    to no adapter."""
+    match = _SUFFIX_PATTERN.fullmatch(_OLD_ATTENTION_PATTERN.sub(_current_attention_name, key))
+    if match is None:
+        return None
+    return match[1], match[3] or {"A": "down", "B": "up"}.get(match[2], match[2])
 
 
-def _current_suffix(match: re.Match[str]) -> str:
-    name = f"{match[1]}_proj" if match.string.startswith("text_encoder") else f"to_{match[1]}"
-    return f".{name.replace('to_out', 'to_out.0')}.lora."
+def _current_attention_name(match: re.Match[str]) -> str:
+    if match.string.startswith("text_encoder"):
+        return f".{match[1]}_proj.lora."
+    return f".to_{match[1]}{'.0' if match[1] == 'out' else ''}.lora."
 
 
 def lora_layer_names(model: StableDiffusionModel) -> dict[str, tuple[str, ...]]:
-    """Every layer that may have an adapter, by our full name, with what files call it: in the order of LAYOUTS as they
-    are written here, then whatever else others write."""
-    unet, text_encoder = model.network.config, model.text_encoder
-    assert isinstance(unet, UNetConfig) and isinstance(text_encoder, CLIPTextEncoders)
-    lora_names: dict[str, tuple[str, ...]] = {}
-    diffusers_table, original_table = (
-        module_name_table(UNet, unet, diffusers_names.UNET),
-        module_name_table(UNet, unet, original_names.UNET),
-    )
-    for name in _adaptable_layers(model.network):
-        diffusers_name, original_name = (
-            name_table[f"{name}.weight"].removesuffix(".weight") for name_table in (diffusers_table, original_table)
+    """For each layer that may have an adapter, by our full name: what files call it. The first names are those that are
+    written in the layouts of LORA_LAYOUTS; the others are read only."""
+    modules = model.modules()
+    return {
+        f"{part_name}.{layer}": _file_names(part, part_name == "network", names)
+        for part_name, part in model.parts.items()
+        if part.kohya_prefixes
+        for layer, names in _their_layer_names(part, _find_module(modules, part_name))
+    }
+
+
+def _find_module(modules: dict[str, nn.Module], part_name: str) -> nn.Module:
+    module, _, path = part_name.partition(".")
+    return modules[module].get_submodule(path)
+
+
+def _their_layer_names(part: CheckpointPart, module: nn.Module) -> Iterator[tuple[str, dict[str, str]]]:
+    """Our name of each layer of the part that may have an adapter, with its names by layout."""
+    tables = {layout: part.name_table(layout) for layout in dict.fromkeys(("diffusers", *part.kohya_layouts))}
+    for layer in _adaptable_layers(module):
+        yield (
+            layer,
+            {
+                layout: table[f"{layer}.weight"].partition("#")[0].removesuffix(".weight")
+                for layout, table in tables.items()
+            },
         )
-        kohya_names = [f"lora_unet_{dotted.replace('.', '_')}" for dotted in (diffusers_name, original_name)]
-        if unet.vector_width:  # kohya has XL by its original names
-            kohya_names.reverse()
-        lora_names[f"network.{name}"] = (kohya_names[0], f"unet.{diffusers_name}", kohya_names[1], diffusers_name)
-    for index, encoder in enumerate(text_encoder.encoders):
-        assert isinstance(encoder, CLIPTextEncoder)
-        encoder_suffix = (
-            "2" if index or (len(text_encoder.encoders) == 1 and unet.vector_width) else ""
-        )  # XL's refiner has the second
-        kohya_prefix = f"lora_te{encoder_suffix or ('1' if len(text_encoder.encoders) > 1 else '')}_"
-        clip_names = module_name_table(CLIPTextEncoder, encoder.config, diffusers_names.CLIP)
-        for name in _adaptable_layers(encoder):
-            diffusers_name = clip_names[f"{name}.weight"].removesuffix(".weight")
-            peft_prefix = f"text_encoder{'_2' if encoder_suffix else ''}."
-            kohya_names = [
-                prefix + diffusers_name.replace(".", "_") for prefix in (kohya_prefix, "lora_te_", "lora_te1_")
-            ]
-            lora_names[f"text.encoders.{index}.{name}"] = (
-                kohya_names[0], peft_prefix + diffusers_name, peft_prefix + diffusers_name.removeprefix("text_model."), *(kohya_names[1:] if not encoder_suffix else ()),
-            )  # fmt: skip
-    return lora_names
+
+
+def _file_names(part: CheckpointPart, is_network: bool, names: dict[str, str]) -> tuple[str, ...]:
+    """All that files call a layer, from its names by layout."""
+    kohya_names = [
+        prefix + names[layout].replace(".", "_") for prefix in part.kohya_prefixes for layout in part.kohya_layouts
+    ]
+    peft_name = f"{part.folder}.{names['diffusers']}"
+    # peft leaves out what transformers 5 leaves out; old files leave out the network's folder
+    other_peft_name = (
+        names["diffusers"] if is_network else f"{part.folder}.{names['diffusers']}".replace(".text_model.", ".", 1)
+    )
+    return (kohya_names[0], peft_name, other_peft_name, *kohya_names[1:])
 
 
 def _adaptable_layers(module: nn.Module) -> Iterator[str]:
-    """Of whom an adapter may stand beside; those that have one already included."""
+    """The names of the linear layers and convolutions; of one with adapters, the name that it had without."""
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             yield name.removesuffix(".layer")

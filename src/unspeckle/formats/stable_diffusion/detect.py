@@ -33,9 +33,7 @@ class FileReader(NamedTuple):
     # whether tensors of these names are of this kind
     accepts: Callable[[Mapping[str, Tensor]], bool]
     # the checkpoint from tensors, metadata, path, prediction and vocabulary
-    read: Callable[
-        [Mapping[str, Tensor], Mapping[str, str], Path, str | None, BPE | None], StableDiffusionCheckpoint
-    ]
+    read: Callable[[Mapping[str, Tensor], Mapping[str, str], Path, str | None, BPE | None], StableDiffusionCheckpoint]
 
 
 FOLDER_READERS = [FolderReader(is_unet_pipeline, read_unet_folder)]
@@ -49,9 +47,7 @@ def find_folder_reader(folder: Path) -> tuple[FolderReader, dict[str, Any]]:
     for reader in FOLDER_READERS:
         if reader.accepts(pipeline_class):
             return reader, model_index
-    raise InputError(
-        f"{folder / MODEL_INDEX}: is a {pipeline_class}; only Stable Diffusion 1, 2 and XL are supported"
-    )
+    raise InputError(f"{folder / MODEL_INDEX}: is a {pipeline_class}; only Stable Diffusion 1, 2 and XL are supported")
 
 
 def read_diffusers_folder(folder: Path, prediction: str | None = None) -> StableDiffusionCheckpoint:

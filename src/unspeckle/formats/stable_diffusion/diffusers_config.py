@@ -122,8 +122,8 @@ def _levels_with_attention(config: ConfigDict, levels: int, file: Path) -> list[
 
 
 def _parse_heads(config: ConfigDict, channels: list[int], file: Path) -> tuple[int, int]:
-    """The number of heads, or 0 and their width where it is the width that is the same at each level. The files call the
-    number of heads attention_head_dim."""
+    """The number of heads, or 0 and their width where it is the width that is the same at each level. The files call
+    the number of heads attention_head_dim."""
     heads = _int_per_level(config, "attention_head_dim", 8, len(channels), file)
     if len(set(heads)) == 1:
         return heads[0], 64
@@ -232,8 +232,7 @@ def _int_list(config: ConfigDict, key: str, file: Path) -> list[int]:
 def _int_per_level(config: ConfigDict, key: str, default: int, levels: int, file: Path) -> list[int]:
     """A number for each level; the file may have one for all."""
     value = default if config.get(key) is None else config[key]
-    numbers = [value] * levels if type(value) is int else value
-    is_valid = isinstance(numbers, list) and all(type(number) is int and number >= 1 for number in numbers)
-    if not is_valid or len(numbers) != levels:
+    numbers = value if isinstance(value, list) else [value] * levels
+    if len(numbers) != levels or any(type(number) is not int or number < 1 for number in numbers):
         raise InputError(f"{file}: {key} is {value!r}, which is not a number for each of {levels} levels")
     return numbers

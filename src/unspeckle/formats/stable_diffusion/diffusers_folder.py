@@ -1,4 +1,5 @@
-"""A folder as diffusers writes it, as a checkpoint: configurations from its JSON files, tensors from its safetensors."""
+"""A folder as diffusers writes it, as a checkpoint: configurations from its JSON files, tensors from its
+safetensors."""
 
 import json
 from dataclasses import replace
@@ -35,8 +36,8 @@ def is_unet_pipeline(pipeline_class: str) -> bool:
 def read_unet_folder(
     folder: Path, model_index: dict[str, Any], prediction: str | None = None
 ) -> StableDiffusionCheckpoint:
-    """The checkpoint of a folder with that model_index.json. prediction: "eps" or "v", what its network predicts; None =
-    as the folder says. InputError, one line, where it is of no supported kind, incomplete or damaged."""
+    """The checkpoint of a folder with that model_index.json. prediction: "eps" or "v", what its network predicts; None
+    = as the folder says. InputError, one line, where it is of no supported kind, incomplete or damaged."""
     if not (folder / "unet").is_dir():
         raise InputError(f"{folder}: has no folder 'unet'; copy or download it again")
     text_folders = [name for name in TEXT_ENCODER_FOLDERS if (folder / name).is_dir()]
@@ -89,8 +90,8 @@ def _read_tokenizer(folder: Path, text_folders: list[str], config: CLIPTextConfi
 
 
 def _pipeline_defaults(defaults: SchedulerDefaults, pipeline_class: str, is_xl: bool) -> SchedulerDefaults:
-    """The scheduler's defaults as the pipeline changes them: Stable Diffusion 1 and 2 move the steps by one, whatever an
-    old file says."""
+    """The scheduler's defaults as the pipeline changes them: Stable Diffusion 1 and 2 move the steps by one, whatever
+    an old file says."""
     if pipeline_class.startswith("StableDiffusion") and not is_xl:
         return replace(defaults, steps_offset=1)
     return defaults

@@ -79,8 +79,9 @@ _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_att
 
 
 def to_current_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one part by the names above, where other versions of the programs wrote others: diffusers had other
-    names in the autoencoder's attention until 2023, and transformers 5 leaves out the "text_model." of CLIP's names."""
+    """The tensors of one part by the names above, where other versions of the programs wrote others: diffusers had
+    other names in the autoencoder's attention until 2023, and transformers 5 leaves out the "text_model." of CLIP's
+    names."""
     lacks_clip_prefix = any(name.startswith("encoder.layers.") for name in tensors)
 
     def current_name(name: str) -> str:

@@ -10,7 +10,6 @@ from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import VAE, VAEConfig
 from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoder
 
-
 _NO_SAFETY_CHECKER = {
     "safety_checker": [None, None],
     "feature_extractor": [None, None],

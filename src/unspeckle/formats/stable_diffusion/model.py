@@ -1,4 +1,5 @@
-"""A Stable Diffusion checkpoint as a Model: its own parts, with the conventions of the programs that it was made for."""
+"""A Stable Diffusion checkpoint as a Model: its own parts, with the conventions of the programs that it was made
+for."""
 
 import hashlib
 import math
@@ -9,7 +10,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from unspeckle.denoiser import Denoiser, Network, SomeConditioning, with_fields
 from unspeckle.errors import InputError
@@ -25,7 +26,7 @@ from unspeckle.networks.layers import sinusoidal_embedding
 from unspeckle.networks.lora import find_attached_adapters
 from unspeckle.old_names import old_repr, rename_tensor
 from unspeckle.rng import Noise
-from unspeckle.text.clip import CLIPSkipEncoder, CLIPTextEncoders
+from unspeckle.text.clip import CLIPSkipEncoder, CLIPTextEncoder, CLIPTextEncoders
 
 # The family of schedulers whose timesteps a sampler takes
 _SCHEDULER_FAMILIES = {
@@ -128,15 +129,16 @@ class StableDiffusionModel(Model):
         return 1.0 if self.network_inputs.guidance_embedding_width else guidance_scale
 
     def _blank_inpainting_latents(self, size: tuple[int, int]) -> Tensor:
-        """(1, 1 + C, h, w): what an inpainting network takes where nothing is kept: a mask of ones, and a gray image."""
+        """(1, 1 + C, h, w): what an inpainting network takes where nothing is kept: a mask of ones, and a gray
+        image."""
         gray = torch.zeros(1, 3, size[1], size[0], device=self.device)
         with torch.no_grad():
             latents = run_without_overflow(self.autoencoder, self.autoencoder.encode, gray)
         return torch.cat([torch.ones_like(latents[:, :1]), latents], 1)
 
     def require_float32(self, option: str) -> "StableDiffusionModel":
-        """The model itself. InputError, naming what the option was to add, where its weights were made ready to draw in a
-        lower precision, after which they cannot be changed."""
+        """The model itself. InputError, naming what the option was to add, where its weights were made ready to draw in
+        a lower precision, after which they cannot be changed."""
         if self.precision != "float32":
             raise InputError(
                 f"{option}: must be added before the precision is lowered; load {self.card.name!r} in float32, add it, "
@@ -209,9 +211,9 @@ def interleaved_bit_sums(tensor: Tensor) -> list[int]:
 
 
 def size_embedding(size: tuple[int, int], width: int, aesthetic_score: float) -> Tensor:
-    """(1, width): sinusoids of the image's height and width, of a crop at (0, 0), and of the size to draw (Podell et al.
-    2023, section 2.2). The refiner takes the aesthetic score in place of the last two; the width, a multiple of 6 or not,
-    tells which."""
+    """(1, width): sinusoids of the image's height and width, of a crop at (0, 0), and of the size to draw (Podell et
+    al. 2023, section 2.2). The refiner takes the aesthetic score in place of the last two; the width, a multiple of 6
+    or not, tells which."""
     image_width, image_height = size
     last_values = [image_height, image_width] if width % 6 == 0 else [aesthetic_score]
     values = torch.tensor([image_height, image_width, 0, 0, *last_values], dtype=torch.float32)
@@ -229,8 +231,8 @@ def guidance_scale_embedding(guidance_scale: float, width: int) -> Tensor:
 def build_stable_diffusion_model(
     checkpoint: StableDiffusionCheckpoint, device: str | torch.device = "cpu", precision: str = "float32"
 ) -> StableDiffusionModel:
-    """The checkpoint as a Model on the device, to draw in that precision, a name of PRECISIONS. In a lower one, no weight
-    is ever in memory in float32."""
+    """The checkpoint as a Model on the device, to draw in that precision, a name of PRECISIONS. In a lower one, no
+    weight is ever in memory in float32."""
     modules = checkpoint.build_modules()
     for name, module in modules.items():
         tensors = checkpoint.part_tensors(name)
@@ -239,7 +241,7 @@ def build_stable_diffusion_model(
         module.load_state_dict(tensors, assign=True)
         module.eval().requires_grad_(False)
     for encoder in modules["text"].modules():
-        if hasattr(encoder, "casts_on_use"):
+        if isinstance(encoder, CLIPTextEncoder):
             encoder.casts_on_use = precision != "float32"
     defaults = checkpoint.scheduler_defaults
     model = StableDiffusionModel(

@@ -43,14 +43,15 @@ def build_scheduler_timesteps(
 ) -> SchedulerTimesteps:
     """The timesteps of the schedulers of diffusers.
 
-    family: "ddim" (DDIM, DDPM, PNDM), "lcm", "euler" (Euler, Euler ancestral, Heun, LMS) or "dpm" (DPM-Solver++, UniPC).
-    timestep_spacing: "leading" (moved up by steps_offset), "trailing" or "linspace". use_karras_sigmas: the noise levels
-    of Karras et al. 2022, for "euler" and "dpm". end_at: "zero" = without noise, or "first" = at the first training
-    timestep. InputError where there is no such scheduler, or there are too many steps.
+    family: "ddim" (DDIM, DDPM, PNDM), "lcm", "euler" (Euler, Euler ancestral, Heun, LMS) or "dpm" (DPM-Solver++,
+    UniPC). timestep_spacing: "leading" (moved up by steps_offset), "trailing" or "linspace". use_karras_sigmas: the
+    noise levels of Karras et al. 2022, for "euler" and "dpm". end_at: "zero" = without noise, or "first" = at the first
+    training timestep. InputError where there is no such scheduler, or there are too many steps.
 
-    The families differ: DPM's leading and linspace spacings have one timestep more and drop the lowest; its Karras levels
-    span the whole table, and their timesteps are rounded. Euler's Karras levels span those of the spacing, its linspace
-    falls between training timesteps, and but for leading it starts at sigma · noise. LCM takes some of 50 timesteps.
+    The families differ: DPM's leading and linspace spacings have one timestep more and drop the lowest; its Karras
+    levels span the whole table, and their timesteps are rounded. Euler's Karras levels span those of the spacing, its
+    linspace falls between training timesteps, and but for leading it starts at sigma · noise. LCM takes some of 50
+    timesteps.
     """
     _check_options(family, schedule, steps, timestep_spacing, use_karras_sigmas, end_at)
     indices = _spaced_indices(family, schedule, steps, timestep_spacing, steps_offset)
@@ -79,7 +80,9 @@ def _check_options(
         )
     if end_at not in ("zero", "first") or (use_karras_sigmas and family not in ("euler", "dpm")):
         raise InputError(f"the timesteps of {family!r} cannot end at {end_at!r} or have Karras noise levels")
-    most = LCM_TIMESTEPS if family == "lcm" else schedule.num_train_timesteps - _extra_timesteps(family, timestep_spacing)
+    most = (
+        LCM_TIMESTEPS if family == "lcm" else schedule.num_train_timesteps - _extra_timesteps(family, timestep_spacing)
+    )
     if not 1 <= steps <= most:
         raise InputError(f" {steps}: must lie between 1 and {most} for this model and timestep spacing", "steps")
 

@@ -105,8 +105,8 @@ def infer_vae_config(tensors: Mapping[str, Tensor], scaling_factor: float, file:
 
 
 def infer_clip_config(tensors: Mapping[str, Tensor], is_openclip: bool, is_xl: bool, file: Path) -> CLIPTextConfig:
-    """The sizes of a text encoder from its tensors without their prefix. is_openclip: whether they have OpenCLIP's names,
-    not those of transformers. is_xl: whether it is read as SDXL does, which decides what is read of it."""
+    """The sizes of a text encoder from its tensors without their prefix. is_openclip: whether they have OpenCLIP's
+    names, not those of transformers. is_xl: whether it is read as SDXL does, which decides what is read of it."""
     shapes = TensorShapes(tensors, file, "")
     embeddings = "" if is_openclip else "text_model.embeddings."
     layer_prefix = "transformer.resblocks" if is_openclip else "text_model.encoder.layers"

@@ -11,9 +11,14 @@ from torch import Tensor
 from unspeckle.errors import InputError
 from unspeckle.formats.checkpoint_parts import ModuleSpec, check_known, convert_tensors
 from unspeckle.formats.stable_diffusion import original_names
-from unspeckle.formats.stable_diffusion.checkpoint import NetworkInputs, SchedulerDefaults, StableDiffusionCheckpoint
+from unspeckle.formats.stable_diffusion.checkpoint import (
+    Family,
+    NetworkInputs,
+    SchedulerDefaults,
+    StableDiffusionCheckpoint,
+)
 from unspeckle.formats.stable_diffusion.clip_vocabulary import find_tokenizer
-from unspeckle.formats.stable_diffusion.families import Family, checkpoint_parts, find_family, unet_inputs
+from unspeckle.formats.stable_diffusion.families import checkpoint_parts, find_family, unet_inputs
 from unspeckle.formats.stable_diffusion.shape_inference import infer_clip_config, infer_unet_config, infer_vae_config
 from unspeckle.schedule import STABLE_DIFFUSION
 from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoders, CLIPTextEncodersConfig

@@ -40,8 +40,8 @@ def is_taesd(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def convert_taesd_file(tensors: Mapping[str, Tensor], file: Path) -> tuple[CheckpointPart, dict[str, Tensor]]:
-    """The autoencoder whose decoder has these tensors, and its tensors by our names; with its encoder where that file lies
-    beside it. InputError where the file is no decoder, or is incomplete."""
+    """The autoencoder whose decoder has these tensors, and its tensors by our names; with its encoder where that file
+    lies beside it. InputError where the file is no decoder, or is incomplete."""
     if "1.weight" not in tensors or tensors["1.weight"].ndim != 4:
         raise InputError(f"{file}: is no tiny decoder; give taesd_decoder.safetensors (its encoder is found beside it)")
     encoder_file = file.with_name(file.name.replace("decoder", "encoder"))
@@ -53,7 +53,9 @@ def convert_taesd_file(tensors: Mapping[str, Tensor], file: Path) -> tuple[Check
     their_tensors = {}
     for name, tensor in tensors.items():
         layer, _, rest = name.partition(".")
-        their_tensors[f"decoder.{int(layer) - 1}.{rest}"] = tensor  # their layer 0 is a clamp, which is no layer of ours
+        their_tensors[f"decoder.{int(layer) - 1}.{rest}"] = (
+            tensor  # their layer 0 is a clamp, which is no layer of ours
+        )
     if has_encoder:
         _, encoder_tensors = read_safetensors(encoder_file, "download")
         their_tensors |= {f"encoder.{name}": tensor for name, tensor in encoder_tensors.items()}
@@ -66,7 +68,10 @@ def convert_autoencoder_tiny(
     """The autoencoder of a diffusers folder with that config.json and tensors, and its tensors by our names. InputError
     where its sizes are not supported."""
     require_values(config_json, _REQUIRED_VALUES, folder)
-    widths = {*config_json.get("encoder_block_out_channels", (64,)), *config_json.get("decoder_block_out_channels", (64,))}
+    widths = {
+        *config_json.get("encoder_block_out_channels", (64,)),
+        *config_json.get("decoder_block_out_channels", (64,)),
+    }
     encoder_blocks = tuple(config_json.get("num_encoder_blocks", ())) or TinyAutoencoderConfig.encoder_blocks
     decoder_blocks = tuple(config_json.get("num_decoder_blocks", ())) or TinyAutoencoderConfig.decoder_blocks
     latent_channels = config_json.get("latent_channels", 4)

@@ -20,8 +20,9 @@ from unspeckle.networks.autoencoder import Autoencoder
 
 
 def read_vae(path: Path, model: StableDiffusionModel) -> Autoencoder:
-    """The autoencoder at the path, for the latents of the model, on its device. A single file does not say how its latents
-    are scaled, which is then taken from the model. InputError, one line, where there is none, or one of other latents."""
+    """The autoencoder at the path, for the latents of the model, on its device. A single file does not say how its
+    latents are scaled, which is then taken from the model. InputError, one line, where there is none, or one of other
+    latents."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder; give an autoencoder")
     try:

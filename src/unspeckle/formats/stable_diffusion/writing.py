@@ -26,8 +26,8 @@ def write_single_file(checkpoint: StableDiffusionCheckpoint, file: Path) -> None
     for name, part in checkpoint.parts.items():
         if isinstance(part.config, UNetConfig) and not _can_be_inferred(part.config):
             raise InputError(
-                f"{checkpoint.path}: its network has attention heads, norm groups or time embeddings that a single file "
-                "cannot express; write a folder instead"
+                f"{checkpoint.path}: a single file cannot express the attention heads, norm groups or time embeddings "
+                "of its network; write a folder instead"
             )
         tensors |= to_their_names(part.name_table("original", part.prefix), checkpoint.part_tensors(name))
     with replace_file(file) as temp_file:

@@ -1,4 +1,4 @@
-"""What peft's configuration, as diffusers keeps it in a LoRA file's metadata, says of the adapters' scales."""
+"""The scales of adapters by peft's configuration, which diffusers keeps in a LoRA file's metadata."""
 
 import json
 import math
@@ -13,9 +13,10 @@ METADATA_KEY = "lora_adapter_metadata"
 
 
 class LoraScale(NamedTuple):
-    """alpha / rank, or alpha / √rank (Kalajdzievski 2023)."""
+    """The factor of an adapter's product: alpha / rank, or alpha / √rank (rsLoRA; Kalajdzievski 2023)."""
 
     alpha: float
+    # whether alpha is divided by the root of the rank
     use_rslora: bool
 
     def __call__(self, rank: int) -> float:
@@ -23,27 +24,27 @@ class LoraScale(NamedTuple):
 
 
 class PeftScales(NamedTuple):
-    """Those of all layers: said is peft's configuration, each word behind its module's name."""
+    """The scales of all layers."""
 
-    peft_config: Mapping[str, Any]
+    # peft's configuration of each component of the pipeline: "unet.lora_alpha", "text_encoder.alpha_pattern", ...
+    config: Mapping[str, Any]
 
     def for_layer(self, name: str) -> LoraScale | None:
-        """The scale of the layer that peft calls so, such as "unet.mid_block…"; None where nothing is said of it."""
+        """The scale of the layer that peft calls by that name, such as "unet.mid_block..."; None where the
+        configuration says nothing about its component."""
         component, _, layer_name = name.partition(".")
-        alpha, patterns = (
-            self.peft_config.get(f"{component}.lora_alpha"),
-            self.peft_config.get(f"{component}.alpha_pattern") or {},
-        )
+        alpha = self.config.get(f"{component}.lora_alpha")
         if alpha is None:
             return None
-        overrides = (
-            value for pattern, value in patterns.items() if re.fullmatch(rf"(?:.*\.)?{re.escape(pattern)}", layer_name)
-        )
-        return LoraScale(float(next(overrides, alpha)), bool(self.peft_config.get(f"{component}.use_rslora")))
+        for pattern, layer_alpha in (self.config.get(f"{component}.alpha_pattern") or {}).items():
+            if re.fullmatch(rf"(?:.*\.)?{re.escape(pattern)}", layer_name):
+                alpha = layer_alpha
+                break
+        return LoraScale(float(alpha), bool(self.config.get(f"{component}.use_rslora")))
 
 
 def read_peft_scales(metadata: Mapping[str, str], file: Path) -> PeftScales:
-    """InputError, one line, where the file's metadata are damaged."""
+    """The scales that a file's metadata hold, if any. InputError, one line, where they are damaged."""
     try:
         config = json.loads(metadata.get(METADATA_KEY, "{}"))
         alphas = [config[key] for key in config if key.endswith(".lora_alpha")]
