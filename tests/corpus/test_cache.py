@@ -216,5 +216,5 @@ def test_a_disk_that_fills_up_and_a_cache_that_cannot_be_made(tmp_path: Path, mo
         open_folder(folder, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
     for size in (0, -3, 10_000):
-        with pytest.raises(InputError, match="size .*: out of range"):
+        with pytest.raises(InputError, match=r"size .*: out of range"):
             open_folder(folder, tmp_path / "cache", size)

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from corpus_images import write_blanks
 from PIL import Image
+
+from tiny_models import random_model
+from unspeckle.cli import main
+from unspeckle.corpus import read_folder
 from unspeckle.corpus.names_to_captions import (
     MAX_CAPTION_LENGTH,
     class_from_folders,
@@ -16,10 +20,6 @@ from unspeckle.corpus.names_to_captions import (
     fill_template,
     words_from_file_name,
 )
-
-from tiny_models import random_model
-from unspeckle.cli import main
-from unspeckle.corpus import read_folder
 from unspeckle.errors import InputError
 from unspeckle.generation.request import Request, resolve
 from unspeckle.prompts import escape_prompt
@@ -108,14 +108,14 @@ def test_a_metadata_path_may_climb_inside_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "check"])
-def test_the_template_in_the_help_is_valid(
-    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_template_in_the_help_is_valid(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_blanks(tmp_path, "owl/0.jpg")
     assert main([command, "--help"]) == 0
     help_text = " ".join(capsys.readouterr().out.split())
-    example = re.search(r'"([^"]*\{name\}[^"]*)"', help_text)
-    assert example and read_captions(tmp_path, captions="folders", template=example[1]) == {"owl/0.jpg": ("a photo of an owl",)}
+    example = re.search(r"\[default: ([^\]]*\{name\}[^\]]*)\]", help_text)
+    assert example and read_captions(tmp_path, captions="folders", template=example[1]) == {
+        "owl/0.jpg": ("a photo of an owl",)
+    }
 
 
 def test_auto_prefers_metadata_then_txt_then_folders(tmp_path: Path) -> None:
@@ -126,7 +126,9 @@ def test_auto_prefers_metadata_then_txt_then_folders(tmp_path: Path) -> None:
     captions = read_captions(tmp_path)
     assert captions["owls/0.jpg"] == ("by metadata",) and captions["owls/1.jpg"] == ("by txt",)
     assert captions["owls/2.jpg"] == ("a photo of owls",)
-    assert captions["red_fox/0.jpg"] == ("a photo of a red fox",) and captions["t-shirt/3.jpg"] == ("a photo of a t-shirt",)
+    assert captions["red_fox/0.jpg"] == ("a photo of a red fox",) and captions["t-shirt/3.jpg"] == (
+        "a photo of a t-shirt",
+    )
     assert read_folder(tmp_path).source_counts == {"folders": 10, "metadata": 1, "txt": 1}
     assert set(read_captions(tmp_path, captions="txt")) == {"owls/0.jpg", "owls/1.jpg"}
     assert set(read_captions(tmp_path, captions="metadata")) == {"owls/0.jpg"}
@@ -192,9 +194,7 @@ def test_names_become_words() -> None:
 
 
 def test_hidden_files_links_loops_suffixes_and_pipes(tmp_path: Path) -> None:
-    names = [
-        f"x/{i}{suffix}" for i, suffix in enumerate([".png", ".JPG", ".jpeg", ".webp", ".bmp", ".gif", ".TIFF"])
-    ]
+    names = [f"x/{i}{suffix}" for i, suffix in enumerate([".png", ".JPG", ".jpeg", ".webp", ".bmp", ".gif", ".TIFF"])]
     write_blanks(tmp_path, *names, ".hidden.png", ".git/a.png", "__MACOSX/a.png")
     (tmp_path / "notes.md").write_text("not an image")
     (tmp_path / "x/loop").symlink_to(tmp_path)

@@ -1,17 +1,15 @@
-"""A corpus in the device's memory: the same batches, and so the same model, as from the host's."""
+"""Images in the device's memory give the same batches as those on the host, and so the same model."""
 
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import test_training
 import torch
-from PIL import Image
+from corpus_images import write_noise
 from test_training import equal, final, options
 
-from unspeckle.corpus import Corpus, batches, open_corpus, read_folder
-from unspeckle.corpus import device_images as module
+from unspeckle.corpus import Corpus, batches, device_images, open_corpus, read_folder
 from unspeckle.corpus.device_images import DeviceSplit, move_training_images_to_device
 from unspeckle.training import command, memory
 
@@ -20,57 +18,62 @@ folder, whole, own_cache = test_training.folder, test_training.whole, test_train
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    """60 pictures of noise, tall, wide and square, some of whose words forbid mirroring."""
-    place, rng = tmp_path_factory.mktemp("in"), np.random.default_rng(1)
+    """60 images of noise, tall, wide and square, some with captions that forbid a flip."""
+    folder = tmp_path_factory.mktemp("in")
     for i in range(60):
-        tall, wide = [(12, 17), (19, 10), (10, 10)][i % 3]
-        Image.fromarray(rng.integers(0, 256, (tall, wide, 3), dtype=np.uint8)).save(place / f"{i}.png")
-        (place / f"{i}.txt").write_text(f"{i}\n{i} again" + " on the left" * (i % 4 == 0))
-    return open_corpus(read_folder(place), (10, 8), cache_dir=tmp_path_factory.mktemp("cache"))
+        height, width = [(12, 17), (19, 10), (10, 10)][i % 3]
+        write_noise(folder / f"{i}.png", width, height, seed=i)
+        (folder / f"{i}.txt").write_text(f"{i}\n{i} again" + " on the left" * (i % 4 == 0))
+    return open_corpus(read_folder(folder), (10, 8), cache_dir=tmp_path_factory.mktemp("cache"))
 
 
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")])
 
 
 @pytest.mark.parametrize("device", ["cpu", CUDA])
-@pytest.mark.parametrize(("start", "flips"), [(0, True), (37, True), (0, False)])
+@pytest.mark.parametrize(("start", "flip"), [(0, True), (37, True), (0, False)])
 def test_batches_are_the_same(
-    corpus: Corpus, device: str, start: int, flips: bool, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, device: str, start: int, flip: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PIECE", 1000)  # bytes: many, and none that ends with a picture
-    held = move_training_images_to_device(corpus, device)
-    assert isinstance(held.training, DeviceSplit) and held.validation is corpus.validation
-    assert held.fingerprint == corpus.fingerprint and list(held.training_captions()) == list(corpus.training_captions())
-    pairs = zip(*(batches(one.training, 16, seed=9, start=start, flip=flips) for one in (corpus, held)), strict=True)
-    for usual, same in islice(pairs, 12):  # over three epochs
-        assert same.pictures.device.type == device and same.pictures.stride() == usual.pictures.stride()
-        assert torch.equal(same.pictures.cpu(), usual.pictures)
-        assert same.captions == usual.captions and torch.equal(same.indices, usual.indices)
-    some = [3, 0, 11]
-    assert torch.equal(held.training.center_crops(some).cpu(), corpus.training.center_crops(some))
+    # Many chunks, none of which ends with an image.
+    monkeypatch.setattr(device_images, "COPY_CHUNK_BYTES", 1000)
+    moved = move_training_images_to_device(corpus, device)
+    assert isinstance(moved.training, DeviceSplit) and moved.validation is corpus.validation
+    assert moved.fingerprint == corpus.fingerprint
+    assert list(moved.training_captions()) == list(corpus.training_captions())
+    host_batches = batches(corpus.training, 16, seed=9, start=start, flip=flip)
+    device_batches = batches(moved.training, 16, seed=9, start=start, flip=flip)
+    # Over three epochs.
+    for expected, batch in islice(zip(host_batches, device_batches, strict=True), 12):
+        assert batch.images.device.type == device and batch.images.stride() == expected.images.stride()
+        assert torch.equal(batch.images.cpu(), expected.images) and batch.captions == expected.captions
+        assert torch.equal(batch.example_indices, expected.example_indices)
+    indices = [3, 0, 11]
+    assert torch.equal(moved.training.center_crops(indices).cpu(), corpus.training.center_crops(indices))
 
 
-def test_it_is_in_the_device_that_has_room_for_it(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    size, asked = corpus.training.store.pixels.nbytes, []
-    monkeypatch.setattr(memory, "resident", lambda corpus, device: asked.append(device))
-    for room in (None, size, round(size / memory.MAX_CORPUS_SHARE) - 4):
-        monkeypatch.setattr(memory, "free", lambda device, room=room: room)
+def test_images_are_moved_to_a_device_with_room_for_them(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    byte_count, devices = corpus.training.store.pixels.nbytes, []
+    needed_bytes = round(byte_count / memory.MAX_CORPUS_SHARE)
+    monkeypatch.setattr(memory, "move_training_images_to_device", lambda corpus, device: devices.append(device))
+    for free_bytes in (None, byte_count, needed_bytes - 4):
+        monkeypatch.setattr(memory, "free_memory_bytes", lambda device, free_bytes=free_bytes: free_bytes)
         assert memory.corpus_to_device(corpus, "cuda") is corpus
-    monkeypatch.setattr(memory, "free", lambda device: round(size / memory.MAX_CORPUS_SHARE) + 4)
-    assert memory.corpus_to_device(corpus, "cpu") is corpus and asked == []
+    monkeypatch.setattr(memory, "free_memory_bytes", lambda device: needed_bytes + 4)
+    assert memory.corpus_to_device(corpus, "cpu") is corpus and devices == []
     memory.corpus_to_device(corpus, "cuda:0")
-    assert asked == ["cuda:0"]
+    assert devices == ["cuda:0"]
 
 
-def test_a_model_is_the_same_from_either(
+def test_a_model_is_the_same_with_images_on_host_and_device(
     folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    devices = []
 
-    def near(corpus: Corpus, device: str) -> Corpus:
-        asked.append(device)
+    def move_to_device(corpus: Corpus, device: str) -> Corpus:
+        devices.append(device)
         return move_training_images_to_device(corpus, device)
 
-    monkeypatch.setattr(memory, "near", near)
+    monkeypatch.setattr(memory, "corpus_to_device", move_to_device)
     assert command.run_training(options(folder, tmp_path / "run")) == 0
-    assert asked == ["cpu"] and equal(final(tmp_path / "run"), final(whole))
+    assert devices == ["cpu"] and equal(final(tmp_path / "run"), final(whole))

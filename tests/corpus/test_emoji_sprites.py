@@ -78,7 +78,8 @@ def test_stilts_are_two_legs_on_the_ground_below_an_unchanged_object() -> None:
 def test_garments_are_in_their_places() -> None:
     face, garment_image = disc((0, 200, 0)), Image.new("RGBA", (100, 50), (255, 0, 0, 255))
     dressed = {
-        name: np.asarray(add_garment(face, FACE, name, garment_image)).astype(int) for name in ("sunglasses", "top hat", "bow")
+        name: np.asarray(add_garment(face, FACE, name, garment_image)).astype(int)
+        for name in ("sunglasses", "top hat", "bow")
     }
 
     def garment_center(pixels: np.ndarray) -> tuple[float, float]:

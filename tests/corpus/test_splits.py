@@ -40,7 +40,10 @@ def test_names_and_order_change_nothing(tmp_path: Path) -> None:
 
 
 def test_more_images_leave_the_validation_images_where_they_are(tmp_path: Path) -> None:
-    few, many = open_folder(write_folder(tmp_path / "a", list(range(150)))), open_folder(write_folder(tmp_path / "b", list(range(300))))
+    few, many = (
+        open_folder(write_folder(tmp_path / "a", list(range(150)))),
+        open_folder(write_folder(tmp_path / "b", list(range(300)))),
+    )
     assert 0 < len(few.validation) < 20 and set(few.validation.captions) <= set(many.validation.captions)
     assert not set(many.validation.captions) & set(many.training.captions)
 
