@@ -13,6 +13,7 @@ import pytest
 import typer.main
 
 import unspeckle
+from tiny_models import random_model
 from unspeckle.cli.app import app
 from unspeckle.samplers import SAMPLERS
 from unspeckle.timesteps import TIMESTEP_SPACINGS
@@ -209,3 +210,13 @@ def test_every_python_example_names_what_there_is(document: str, block: str) -> 
             f"unspeckle.{n}" for n in ("draw", "steps", "Request")
         ):
             assert {keyword.arg for keyword in node.keywords} <= REQUEST_FIELDS
+
+
+def test_the_first_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python lines of the README, with a tiny model in place of the file that they load."""
+    block = next(block for document, block in EXAMPLES if document == "README.md")
+    previews: list[Any] = []
+    monkeypatch.setattr(unspeckle, "load", lambda path: random_model())
+    names: dict[str, Any] = {"preview": previews.append}
+    exec(compile(block, "README.md", "exec"), names)
+    assert [image.mode for image in names["images"]] == ["RGB"] * 4 and len(previews) == 21
