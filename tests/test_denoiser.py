@@ -18,11 +18,11 @@ class Perfect:
     def __init__(self, answer):
         self.answer = answer
 
-    def prepare(self, given):
-        return given._replace(prepared=True)
+    def prepare(self, conditioning):
+        return conditioning._replace(prepared=True)
 
-    def __call__(self, x, clock, given):
-        self.x, self.clock, self.given = x, clock, given
+    def __call__(self, x, c_noise, conditioning):
+        self.x, self.c_noise, self.conditioning = x, c_noise, conditioning
         return self.answer
 
 
@@ -34,7 +34,7 @@ def answers(x, eps, alpha, sigma):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_every_prediction_gives_back_the_picture(name, prediction, dtype):
+def test_every_prediction_gives_back_the_image(name, prediction, dtype):
     schedule = ALL[name]
     if prediction == "eps" and schedule(torch.ones(1))[0] == 0:
         pytest.skip("refused, see below")
@@ -43,11 +43,11 @@ def test_every_prediction_gives_back_the_picture(name, prediction, dtype):
     alpha, sigma = schedule(T)
     x_t = alpha.view(-1, 1, 1, 1) * x + sigma.view(-1, 1, 1, 1) * eps
     network = Perfect(answers(x, eps, alpha, sigma)[prediction].to(dtype))
-    estimate = Denoiser(network, schedule, prediction)(x_t.to(dtype), T, GIVEN)
-    assert estimate.dtype == dtype
+    denoised = Denoiser(network, schedule, prediction)(x_t.to(dtype), T, GIVEN)
+    assert denoised.dtype == dtype
     # a rounding error of x_t counts 1/alpha times where eps is predicted, sigma/(alpha + sigma) times x_t elsewhere
     growth = (1 + sigma) / alpha if prediction == "eps" else 1 + sigma
-    error = (estimate.double() - x).abs().flatten(1).amax(1)
+    error = (denoised.double() - x).abs().flatten(1).amax(1)
     assert (error < 30 * torch.finfo(dtype).eps * growth).all(), error / growth
 
 
@@ -57,7 +57,7 @@ def test_eps_is_refused_where_it_says_nothing(schedule):
         Denoiser(Perfect(None), schedule, "eps")
 
 
-@pytest.mark.parametrize("bad", [{"prediction": "noise"}, {"prediction": "x", "clock": "sundial"}])
+@pytest.mark.parametrize("bad", [{"prediction": "noise"}, {"prediction": "x", "c_noise": "sundial"}])
 def test_unknown_names_are_refused(bad):
     with pytest.raises(InputError, match="choose one of"):
         Denoiser(Perfect(None), LinearSchedule(), **bad)
@@ -66,11 +66,11 @@ def test_unknown_names_are_refused(bad):
 def test_clocks():
     x_t = torch.zeros(7, 1, 1, 1)
     network = Perfect(x_t)
-    for clock, told in {"t": T, "index": 1000 * T - 1, "log_sigma": (80 * T**7).clamp(min=1e-9).log() / 4}.items():
-        Denoiser(network, VESchedule(), "x", clock)(x_t, T, GIVEN)
-        torch.testing.assert_close(network.clock, told.float(), rtol=1e-5, atol=1e-6)
+    for c_noise, told in {"t": T, "index": 1000 * T - 1, "log_sigma": (80 * T**7).clamp(min=1e-9).log() / 4}.items():
+        Denoiser(network, VESchedule(), "x", c_noise)(x_t, T, GIVEN)
+        torch.testing.assert_close(network.c_noise, told.float(), rtol=1e-5, atol=1e-6)
     Denoiser(network, VESchedule(), "x", lambda t, schedule: 7 * t)(x_t, T, GIVEN)
-    torch.testing.assert_close(network.clock, 7 * T.float())
+    torch.testing.assert_close(network.c_noise, 7 * T.float())
 
 
 def test_a_discrete_models_clock_is_its_entry_exactly():
@@ -79,7 +79,7 @@ def test_a_discrete_models_clock_is_its_entry_exactly():
     Denoiser(network, DiscreteSchedule(), "eps", "index")(
         network.answer, (k + 1).double() / 1000, Conditioning(torch.zeros(1000, 1, 1))
     )
-    assert (network.clock.round() == k).all() and (network.clock - k).abs().max() < 1e-9
+    assert (network.c_noise.round() == k).all() and (network.c_noise - k).abs().max() < 1e-9
 
 
 def test_the_input_is_scaled_on_ve_alone():
@@ -96,11 +96,11 @@ def test_v_on_ve_is_karras_preconditioning():
     sigma = torch.tensor([0.01, 1.0, 50.0], dtype=torch.float64)
     x_t = torch.tensor([0.3, -2.0, 40.0], dtype=torch.float64).view(-1, 1, 1, 1)
     output = torch.tensor([1.0, 0.5, -0.7], dtype=torch.float64).view(-1, 1, 1, 1)
-    estimate = Denoiser(Perfect(-output), VESchedule(), "v")(
+    denoised = Denoiser(Perfect(-output), VESchedule(), "v")(
         x_t, VESchedule().inverse(sigma), Conditioning(torch.zeros(3, 1, 1))
     )
     s = sigma.view(-1, 1, 1, 1)
-    torch.testing.assert_close(estimate, x_t / (s**2 + 1) + s / (s**2 + 1).sqrt() * output)
+    torch.testing.assert_close(denoised, x_t / (s**2 + 1) + s / (s**2 + 1).sqrt() * output)
 
 
 class Convolution(nn.Module):
@@ -108,12 +108,12 @@ class Convolution(nn.Module):
         super().__init__()
         self.layer = nn.Conv2d(4, 4, 3, padding=1, dtype=dtype)
 
-    def prepare(self, given):
-        return given._replace(tokens=given.tokens * 2, prepared=True)
+    def prepare(self, conditioning):
+        return conditioning._replace(tokens=conditioning.tokens * 2, prepared=True)
 
-    def forward(self, x, clock, given):
-        assert x.dtype == given.tokens.dtype == given.vector.dtype == self.layer.weight.dtype
-        assert x.is_contiguous(memory_format=torch.channels_last) and given.mask.dtype == torch.bool
+    def forward(self, x, c_noise, conditioning):
+        assert x.dtype == conditioning.tokens.dtype == conditioning.vector.dtype == self.layer.weight.dtype
+        assert x.is_contiguous(memory_format=torch.channels_last) and conditioning.mask.dtype == torch.bool
         return self.layer(x)
 
 
@@ -122,11 +122,11 @@ class Convolution(nn.Module):
 def test_casts_happen_at_the_border(weights, dtype):
     network = Convolution(weights)
     x_t = torch.randn(2, 4, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    given = Conditioning(torch.randn(2, 3, 5), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 6))
-    estimate = Denoiser(network, FlowSchedule(), "flow")(x_t, torch.tensor(0.25), given)
+    conditioning = Conditioning(torch.randn(2, 3, 5), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 6))
+    denoised = Denoiser(network, FlowSchedule(), "flow")(x_t, torch.tensor(0.25), conditioning)
     precise = torch.float64 if dtype == torch.float64 else torch.float32
-    assert estimate.dtype == precise
-    torch.testing.assert_close(estimate, x_t.to(precise) - 0.25 * network.layer(x_t.to(weights)).to(precise))
+    assert denoised.dtype == precise
+    torch.testing.assert_close(denoised, x_t.to(precise) - 0.25 * network.layer(x_t.to(weights)).to(precise))
 
 
 def test_prepare_is_done_once():

@@ -20,19 +20,19 @@ from unspeckle.output.png import image_metadata, read_png
 
 
 def spread(model: Model, **changes: object) -> list[float]:
-    """How far each estimate of a strongly guided drawing reaches, as a share of the bounds."""
+    """How far each denoised of a strongly guided drawing reaches, as a share of the bounds."""
     low, high = model.autoencoder.latent_bounds
-    ask = replace(Request("a frog", seed=3, guidance_scale=30.0, steps=4), **changes)
-    moved = ((step.denoised - (low + high) / 2) / ((high - low) / 2) for step in steps(model, ask))
+    request = replace(Request("a frog", seed=3, guidance_scale=30.0, steps=4), **changes)
+    moved = ((step.denoised - (low + high) / 2) / ((high - low) / 2) for step in steps(model, request))
     return [float((x.abs() > 0.999).float().mean()) for x in moved]
 
 
-def test_estimates_are_shrunk_into_bounds_and_not_cut_off() -> None:
+def test_denoised_are_shrunk_into_bounds_and_not_cut_off() -> None:
     model = random_model()
-    cut, shrunk = spread(model), spread(model, threshold=0.9)
+    cut, shrunk = spread(model), spread(model, dynamic_threshold=0.9)
     assert max(cut) > 0.2  # the scale drives many values out
     assert all(share <= 0.102 for share in shrunk)
-    assert max(spread(model, threshold=1.0)) < 0.01  # by the farthest value: nothing is cut
+    assert max(spread(model, dynamic_threshold=1.0)) < 0.01  # by the farthest value: nothing is cut
 
 
 def test_the_command_line_draws_what_python_does_and_replays_it(
@@ -48,11 +48,11 @@ def test_the_command_line_draws_what_python_does_and_replays_it(
     (ours,) = unspeckle.draw(model, Request("a frog", guidance_scale=30.0, dynamic_threshold=0.9))
     assert np.array_equal(bounded, ours) and not np.array_equal(bounded, plain)
     assert (
-        image_metadata(bounded)["threshold"]
+        image_metadata(bounded)["dynamic_threshold"]
         == 0.9
         == request_from_metadata(image_metadata(bounded))[0].dynamic_threshold
     )
-    assert "threshold" not in image_metadata(plain)
+    assert "dynamic_threshold" not in image_metadata(plain)
     assert main(["replay", str(drawn[1]), "-m", str(path)]) == 0
     assert capsys.readouterr().out == "largest pixel difference: 0\n"
 
@@ -66,7 +66,7 @@ def test_a_threshold_that_is_no_share_is_refused(share: object) -> None:
 def test_where_there_are_no_bounds_it_is_refused_in_a_line() -> None:
     model = random_model()
     latent = replace(model, autoencoder=LatentAutoencoder(LatentAutoencoderConfig(latent_channels=3)))
-    for one in (latent, replace(model, card=replace(model.card, clamp=False))):
+    for one in (latent, replace(model, card=replace(model.card, clamp_denoised=False))):
         with pytest.raises(InputError, match="threshold: this model draws latents, which have no bounds") as caught:
             resolve(one, Request(dynamic_threshold=0.995, size=64))
         assert "\n" not in str(caught.value)

@@ -17,11 +17,11 @@ GIVEN = Conditioning(torch.zeros(6, 1, 1))
 
 
 class Guess:
-    def prepare(self, given):
-        return given
+    def prepare(self, conditioning):
+        return conditioning
 
-    def __call__(self, x, clock, given):
-        self.output = torch.sin(3 * x) + clock.view(-1, 1, 1, 1)
+    def __call__(self, x, c_noise, conditioning):
+        self.output = torch.sin(3 * x) + c_noise.view(-1, 1, 1, 1)
         return self.output
 
 
@@ -64,10 +64,10 @@ def test_v_is_the_error_of_the_velocity_whatever_is_predicted(schedule, predicti
     denoiser = Denoiser(Guess(), schedule, prediction)
     alpha, sigma = (level.view(-1, 1, 1, 1) for level in schedule(LATE))
     x_t = alpha * x + sigma * eps
-    estimate = denoiser(x_t, LATE, GIVEN)
-    eps_hat = (x_t - alpha * estimate) / sigma
-    velocity = (alpha * eps_hat - sigma * estimate) / (alpha**2 + sigma**2).sqrt()
-    velocity, truth = (eps_hat - estimate, eps - x) if schedule == FlowSchedule() else (velocity, answers["v"])
+    denoised = denoiser(x_t, LATE, GIVEN)
+    eps_hat = (x_t - alpha * denoised) / sigma
+    velocity = (alpha * eps_hat - sigma * denoised) / (alpha**2 + sigma**2).sqrt()
+    velocity, truth = (eps_hat - denoised, eps - x) if schedule == FlowSchedule() else (velocity, answers["v"])
     loss = Objective(loss_weighting="v", min_c_out=0.0).loss_at(denoiser, x, GIVEN, LATE, eps)
     torch.testing.assert_close(loss, mse(velocity, truth), rtol=1e-6, atol=0)
 
@@ -155,7 +155,7 @@ def test_the_best_network_for_every_objective_is_the_best_denoiser(weight, predi
             super().__init__()
             self.off = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
-        def forward(self, x_t, clock, given):
+        def forward(self, x_t, c_noise, conditioning):
             best = mean + gain * (x_t - alpha * mean) + self.off
             noise = (x_t - alpha * best) / sigma
             return {"x": best, "eps": noise, "v": alpha * noise - sigma * best, "flow": noise - best}[prediction]

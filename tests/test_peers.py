@@ -22,7 +22,7 @@ PEERS = {  # ours: family of grids, the peer, its settings
     "ddpm": ("ddim", peers.DDPMScheduler, {"variance_type": "fixed_small", "clip_sample": False}),
     "ddim": ("ddim", peers.DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": True}),
     "euler": ("euler", peers.EulerDiscreteScheduler, {}),
-    "euler_a": ("euler", peers.EulerAncestralDiscreteScheduler, {}),
+    "euler_ancestral": ("euler", peers.EulerAncestralDiscreteScheduler, {}),
     "heun": ("euler", peers.HeunDiscreteScheduler, {"clip_sample": False}),
     "lms": ("euler", peers.LMSDiscreteScheduler, {}),
     "plms": ("ddim", peers.PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": True}),
@@ -35,14 +35,14 @@ KARRAS = ("euler", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc")
 
 
 class Network:
-    """Smooth in x and in the clock, the same for both."""
+    """Smooth in x and in the c_noise, the same for both."""
 
-    def prepare(self, given):
-        return given
+    def prepare(self, conditioning):
+        return conditioning
 
-    def __call__(self, x, clock, given):
-        clock = clock.double().view(-1, 1, 1, 1)
-        return torch.tanh(x + 0.3 * x.roll(1, 1)) * torch.cos(clock / 300) + 0.2 * torch.sin(x.roll(1, 2) - clock / 90)
+    def __call__(self, x, c_noise, conditioning):
+        c_noise = c_noise.double().view(-1, 1, 1, 1)
+        return torch.tanh(x + 0.3 * x.roll(1, 1)) * torch.cos(c_noise / 300) + 0.2 * torch.sin(x.roll(1, 2) - c_noise / 90)
 
 
 def exact(peer, table):
@@ -91,14 +91,14 @@ def assert_draws_as_peer(
         family, table, steps, spacing, steps_offset=offset, use_karras_sigmas=karras, end_at=end
     )
     denoiser = Denoiser(Network(), table, prediction, ours.c_noise)
-    given = Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64))
-    clocks = torch.as_tensor(peer.timesteps, dtype=torch.float64)
-    clocks = clocks[[0, *range(2, len(clocks))]] if name == "plms" else clocks  # it asks twice at the second
+    conditioning = Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64))
+    c_noises = torch.as_tensor(peer.timesteps, dtype=torch.float64)
+    c_noises = c_noises[[0, *range(2, len(c_noises))]] if name == "plms" else c_noises  # it requests twice at the second
     torch.testing.assert_close(
-        ours.table_indices, clocks[[0, *range(1, len(clocks), 2)]] if name == "heun" else clocks, rtol=1e-5, atol=1e-3
+        ours.table_indices, c_noises[[0, *range(1, len(c_noises), 2)]] if name == "heun" else c_noises, rtol=1e-5, atol=1e-3
     )
     path = list(
-        SAMPLERS[name](lambda x, t: denoiser(x, t, given), table, ours.times, ours.init_noise_sigma * start, draw)
+        SAMPLERS[name](lambda x, t: denoiser(x, t, conditioning), table, ours.times, ours.init_noise_sigma * start, draw)
     )
     assert len(path) == steps + 1
     error = float((path[-1].x - theirs).abs().max() / theirs.square().mean().sqrt())
@@ -122,7 +122,7 @@ def test_karras(name, spacing, prediction, monkeypatch):
     assert_draws_as_peer(name, monkeypatch, spacing=spacing, prediction=prediction, steps=16, karras=True, offset=1)
 
 
-@pytest.mark.parametrize("name", ["euler", "euler_a", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
+@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "heun", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
 def test_linspace(name, monkeypatch):
     assert_draws_as_peer(name, monkeypatch, spacing="linspace", prediction="eps", steps=20)
 
@@ -155,7 +155,7 @@ def test_plms(steps, end, monkeypatch):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m", "euler_a"])
+@pytest.mark.parametrize("name", ["ddpm", "dpmpp_2m", "euler_ancestral"])
 def test_on_the_table_of_ddpm(name, monkeypatch):
     assert_draws_as_peer(name, monkeypatch, spacing="leading", prediction="eps", steps=25, table=DiscreteSchedule())
 
@@ -168,11 +168,11 @@ def test_eta(monkeypatch):
     start = draw(-1, 0).double()
     theirs = drawn_by_peer(peer, 20, start, draw, monkeypatch, eta=0.6)
     ours = build_scheduler_timesteps("ddim", TABLE, 20, "leading")
-    denoiser, given = (
+    denoiser, conditioning = (
         Denoiser(Network(), TABLE, "eps", ours.c_noise),
         Conditioning(torch.zeros(2, 1, 1, dtype=torch.float64)),
     )
-    path = list(SAMPLERS["ddim"](lambda x, t: denoiser(x, t, given), TABLE, ours.times, start, draw, eta=0.6))
+    path = list(SAMPLERS["ddim"](lambda x, t: denoiser(x, t, conditioning), TABLE, ours.times, start, draw, eta=0.6))
     assert (path[-1].x - theirs).abs().max() <= 1e-5 * theirs.square().mean().sqrt()
 
 

@@ -39,7 +39,7 @@ def test_noise_is_box_muller_of_the_known_answer():
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32, 2**63, 2**64 - 1])
-def test_a_pictures_noise_is_its_own(seed):
+def test_a_images_noise_is_its_own(seed):
     shape = (3, 5, 7)  # 105 values: not a multiple of 4
     alone = noise_from_seeds([seed], shape)(3, 1)[0]
     for place in range(4):

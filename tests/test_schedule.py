@@ -23,7 +23,7 @@ T = torch.cat((torch.linspace(0, 1, 3001, dtype=torch.float64), torch.logspace(-
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_begins_at_the_picture_and_only_gets_noisier(name):
+def test_begins_at_the_image_and_only_gets_noisier(name):
     alpha, sigma = ALL[name](T[:3001])
     assert alpha[0] == 1 and sigma[0] == 0
     assert ((sigma / alpha).diff() > 0).all() and (alpha.diff() <= 0).all()

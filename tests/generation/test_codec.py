@@ -1,4 +1,4 @@
-"""Between pictures and x: tiles that meet without a seam, half precision that does not go black."""
+"""Between images and x: tiles that meet without a seam, half precision that does not go black."""
 
 import logging
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_image_tasks import picture
+from test_image_tasks import make_image
 from test_stable_diffusion_images import kept
 from torch import nn
 
@@ -43,7 +43,7 @@ def test_tiles_of_what_sees_no_further_than_their_margin_are_the_whole(high: int
 
 def test_tiles_of_the_embedded_autoencoder() -> None:
     """What `docs/stable-diffusion.md` says of them: under half a level of 255 where the picture is smooth."""
-    model, pixels = load(), image_to_tensor(picture(256, 192))
+    model, pixels = load(), image_to_tensor(make_image(256, 192))
     smooth = F.avg_pool2d(F.pad(pixels, (4, 4, 4, 4), "replicate"), 9, 1)
     x, parted = encode_images(model, smooth, list), encode_images(model, smooth, list, 128)
     assert not torch.equal(x, parted) and (x - parted).norm() < 0.02 * x.norm()
@@ -65,9 +65,9 @@ def test_tiles_of_stable_diffusions_autoencoder_are_nearer_the_whole_than_the_pe
 
 
 def test_a_drawing_in_tiles_is_the_drawing() -> None:
-    ask = Request("a frog", size=64, steps=2)
+    request = Request("a frog", size=64, steps=2)
     assert (
-        max_pixel_difference(*(draw(random_model(), Request(**{**vars(ask), "tiles": side}))[0] for side in (0, 16)))
+        max_pixel_difference(*(draw(random_model(), Request(**{**vars(request), "tile_size": side}))[0] for side in (0, 16)))
         <= 1
     )
 
@@ -81,7 +81,7 @@ def test_float16_that_overflows_is_asked_again_in_float32_and_says_so_once(
     half = coder.decoder if what == "decode" else coder.encoder
     half.enter.weight.data *= 3e4  # the next norm takes it back, beyond what float16 holds
     half.enter.bias.data[:] = 6.4e4
-    x, pixels = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), image_to_tensor(picture())
+    x, pixels = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), image_to_tensor(make_image())
     run = {
         "decode": lambda: decode_latents(model, x),
         "encode": lambda: encode_images(model, pixels, lambda: torch.zeros(())),
@@ -102,18 +102,18 @@ def test_float16_that_overflows_is_asked_again_in_float32_and_says_so_once(
         coder.float().load_state_dict(held)
 
 
-def test_what_is_unknown_to_an_inpainting_network_overflows_no_more_than_a_picture(tmp_path_factory: Any) -> None:
-    """Without a mask it is told of a grey picture, which the same autoencoder encodes."""
+def test_what_is_unknown_to_an_inpainting_network_overflows_no_more_than_a_image(tmp_path_factory: Any) -> None:
+    """Without a mask it is told of a gray picture, which the same autoencoder encodes."""
     _, model = kept("1-inpaint", tmp_path_factory)
     coder, held = model.autoencoder, {k: v.clone() for k, v in model.autoencoder.state_dict().items()}
     coder.encoder.enter.weight.data *= 3e4
     coder.encoder.enter.bias.data[:] = 6.4e4
     try:
-        given = Conditioning(torch.zeros(2, 77, 64))
-        expected = model.complete(given, True, 7.5, (32, 32)).beside
+        conditioning = Conditioning(torch.zeros(2, 77, 64))
+        expected = model.complete(conditioning, True, 7.5, (32, 32)).beside
         with torch.no_grad():
             assert not coder.half().encode(torch.zeros(1, 3, 32, 32)).isfinite().all()
-        found = model.complete(given, True, 7.5, (32, 32)).beside
+        found = model.complete(conditioning, True, 7.5, (32, 32)).beside
         assert found.shape == (2, 5, 16, 16) and found.isfinite().all()
         assert (found - expected).norm() < 0.02 * expected.norm() and (found[:, 1:] != 0).all()
     finally:
@@ -135,14 +135,14 @@ def test_bfloat16_that_overflows_is_asked_again_in_float32_packed_or_not(tmp_pat
 
 def test_a_network_that_overflows_is_told_of(tmp_path_factory: Any, caplog: pytest.LogCaptureFixture) -> None:
     model = random_model()
-    order = resolve(model, Request("a frog", size=64, steps=1))
-    for step in steps(model, order):
+    resolved = resolve(model, Request("a frog", size=64, steps=1))
+    for step in steps(model, resolved):
         last = step
-    images_with_metadata(order, last)
+    images_with_metadata(resolved, last)
     assert not caplog.records
-    images_with_metadata(order, last._replace(x=last.x * torch.nan))
+    images_with_metadata(resolved, last._replace(x=last.x * torch.nan))
     assert [one.getMessage() for one in caplog.records if one.name == "unspeckle"] == [
-        "the network overflows; what it drew is grey there"
+        "the network overflows; what it drew is gray there"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Students: one file carries both, each draws what it is asked for, and the teacher's pictures do not change."""
+"""Students: one file carries both, each draws what it is asked for, and the teacher's images do not change."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ def taught() -> Model:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    card = replace(teacher.card, steps=4, sampler="ddim", grid="shifted", scale=1.0, few=(1, 2, 4))
+    card = replace(teacher.card, steps=4, sampler="ddim", timestep_spacing="shifted", guidance_scale=1.0, step_counts=(1, 2, 4))
     teacher.student = teacher.with_network(network.eval(), card)
     return teacher
 
@@ -38,15 +38,15 @@ def test_a_beginner_computes_what_its_teacher_does_whatever_it_is_told() -> None
     teacher = random_model()
     student = teacher.with_network(init_student(teacher), teacher.card)
     x, t = torch.randn(3, 3, 16, 16), torch.tensor([0.2, 0.7, 1.0])
-    given = teacher.text_encoder(teacher.tokenizer.encode(["a frog", "two red frogs", ""]))
-    told_it = with_step_count(given, torch.tensor([1, 2, 4]))
+    conditioning = teacher.text_encoder(teacher.tokenizer.encode(["a frog", "two red frogs", ""]))
+    told_it = with_step_count(conditioning, torch.tensor([1, 2, 4]))
     assert torch.equal(told_it.vector[:, -1], torch.tensor([0.0, 1.0, 2.0]))
-    assert torch.allclose(student.denoiser(x, t, told_it), teacher.denoiser(x, t, given), atol=1e-5)
+    assert torch.allclose(student.denoiser(x, t, told_it), teacher.denoiser(x, t, conditioning), atol=1e-5)
 
 
 def test_told_where_nothing_else_was() -> None:
-    given = with_step_count(Conditioning(torch.zeros(2, 3, 4)), torch.tensor([8, 1]))
-    assert given.vector.tolist() == [[3.0], [0.0]]
+    conditioning = with_step_count(Conditioning(torch.zeros(2, 3, 4)), torch.tensor([8, 1]))
+    assert conditioning.vector.tolist() == [[3.0], [0.0]]
 
 
 def test_one_file_carries_both_and_either_alone(tmp_path: Path) -> None:
@@ -64,9 +64,9 @@ def test_one_file_carries_both_and_either_alone(tmp_path: Path) -> None:
     assert again.hash == teacher.hash != both.hash
 
 
-def test_a_hash_tells_all_that_decides_a_students_pictures() -> None:
+def test_a_hash_tells_all_that_decides_a_students_images() -> None:
     usual, unbounded = taught(), taught()
-    unbounded.student.card = replace(unbounded.student.card, clamp=False)
+    unbounded.student.card = replace(unbounded.student.card, clamp_denoised=False)
     assert unbounded.hash != usual.hash
 
 
@@ -76,20 +76,20 @@ def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
 
     path = tmp_path / "both.safetensors"
     save(taught(), path)
-    said, tensors = contents(path)
+    metadata, tensors = contents(path)
     name = "student.conv_in.weight"
-    assert f"lacks the tensor '{name}'" in refusal(written(path, said, {k: v for k, v in tensors.items() if k != name}))
-    assert "spare tensor 'student.more'" in refusal(written(path, said, {**tensors, "student.more": torch.ones(1)}))
-    without = {k: v for k, v in said.items() if k != "student"}
+    assert f"lacks the tensor '{name}'" in refusal(written(path, metadata, {k: v for k, v in tensors.items() if k != name}))
+    assert "spare tensor 'student.more'" in refusal(written(path, metadata, {**tensors, "student.more": torch.ones(1)}))
+    without = {k: v for k, v in metadata.items() if k != "student"}
     assert "spare tensor 'student." in refusal(written(path, without, tensors))
-    for broken in (3, {}, {"network": said["network"], "card": {}}):
-        assert "\n" not in refusal(written(path, {**said, "student": broken}, tensors))
+    for broken in (3, {}, {"network": metadata["network"], "card": {}}):
+        assert "\n" not in refusal(written(path, {**metadata, "student": broken}, tensors))
     save_file(tensors, path)
     assert "or one of ours" in refusal(path)
 
 
 @pytest.mark.parametrize(
-    ("ask", "by_student"),
+    ("request", "by_student"),
     [
         (Request(steps=1), True),
         (Request(steps=4), True),
@@ -102,12 +102,12 @@ def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
         (Request(steps=4, negative_prompt="a pizza"), False),
     ],
 )
-def test_who_draws(ask: Request, by_student: bool) -> None:
+def test_who_draws(request: Request, by_student: bool) -> None:
     model = taught()
-    assert (select_network(model, ask).network is model.student.network) == by_student
-    order = resolve(model, ask)
-    assert (order.guidance_scale == 1.0 and order.timestep_spacing == "shifted") == by_student
-    assert (select_network(model, order).network is model.student.network) == by_student
+    assert (select_network(model, request).network is model.student.network) == by_student
+    resolved = resolve(model, request)
+    assert (resolved.guidance_scale == 1.0 and resolved.timestep_spacing == "shifted") == by_student
+    assert (select_network(model, resolved).network is model.student.network) == by_student
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_a_teacher_that_draws_in_its_students_steps_says_why(
     save(taught(), tmp_path / "both.safetensors")
     line = ["draw", "a frog", "-m", str(tmp_path / "both.safetensors"), "-o", str(tmp_path), *options.split()]
     assert main(line) == 0
-    said = [line for line in capsys.readouterr().err.splitlines() if "teacher" in line]
-    assert [line.split(":")[0] for line in said] == [why] * bool(why)
+    metadata = [line for line in capsys.readouterr().err.splitlines() if "teacher" in line]
+    assert [line.split(":")[0] for line in metadata] == [why] * bool(why)
 
 
-def test_a_students_picture_is_replayed_by_its_student() -> None:
+def test_a_students_image_is_replayed_by_its_student() -> None:
     model = taught()
     picture = draw(model, Request("a frog", seed=5, count=2, steps=2))[1]
     again, place = request_from_metadata(image_metadata(picture))
@@ -140,7 +140,7 @@ def test_a_students_picture_is_replayed_by_its_student() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ask", "says"),
+    ("request", "says"),
     [
         (Request(steps=3), "distilled to 1, 2, 4 steps"),
         (Request(guidance_scale=3.0), "scale 3.0: this model was distilled"),
@@ -148,13 +148,13 @@ def test_a_students_picture_is_replayed_by_its_student() -> None:
         (Request(sampler="heun"), "sampler 'heun'"),
     ],
 )
-def test_a_student_alone_refuses_what_it_cannot(ask: Request, says: str) -> None:
+def test_a_student_alone_refuses_what_it_cannot(request: Request, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        steps(taught().student, ask)
+        steps(taught().student, request)
 
 
 def test_a_student_is_told_its_steps_and_follows_the_law() -> None:
-    """A student that answers with log2 of its steps must draw that grey, in exactly so many calls."""
+    """A student that answers with log2 of its steps must draw that gray, in exactly so many calls."""
     model = gray_model()
 
     class Hears(torch.nn.Module):
@@ -163,15 +163,15 @@ def test_a_student_is_told_its_steps_and_follows_the_law() -> None:
             self.config, self.calls = model.network.config, 0
             self.one = torch.nn.Parameter(torch.ones(()))
 
-        def prepare(self, given: Conditioning) -> Conditioning:
-            return given._replace(prepared=True)
+        def prepare(self, conditioning: Conditioning) -> Conditioning:
+            return conditioning._replace(prepared=True)
 
-        def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
+        def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
             self.calls += 1
-            return given.vector[:, -1].view(-1, 1, 1, 1).expand_as(x) / 2
+            return conditioning.vector[:, -1].view(-1, 1, 1, 1).expand_as(x) / 2
 
     network = Hears()
-    model.student = model.with_network(network, replace(model.card, few=(1, 2, 4), sampler="ddim", grid="shifted"))
+    model.student = model.with_network(network, replace(model.card, step_counts=(1, 2, 4), sampler="ddim", timestep_spacing="shifted"))
     for count in (1, 2, 4):
         network.calls = 0
         for step in steps(model, Request("0.3", seed=1, count=2, steps=count)):

@@ -27,8 +27,8 @@ from unspeckle.output.png import (
 RECORD = {"prompt": 'a „frog" on\nstilts 🐸 <&>', "seed": 2**64 - 1, "size": [4, 4], "model": {"hash": "abc"}}
 
 
-def sample(colour: int = 7, **changed: object) -> Image.Image:
-    return attach_metadata(Image.new("RGB", (4, 4), (colour, 100, 200)), {**RECORD, **changed})
+def sample(color: int = 7, **changed: object) -> Image.Image:
+    return attach_metadata(Image.new("RGB", (4, 4), (color, 100, 200)), {**RECORD, **changed})
 
 
 def chunks(data: bytes) -> list[tuple[str, bytes]]:
@@ -59,18 +59,18 @@ def test_other_programs_find_prompt_and_source_type() -> None:
 
 
 def test_nothing_else_is_told(tmp_path: Path) -> None:
-    picture = sample()
-    picture.info["dpi"] = (72, 72)
-    picture.info["exif"] = b"Exif\0\0home"
-    picture.info["icc_profile"] = b"bought by a person"
-    write_png(picture, tmp_path / "a.png")
+    image = sample()
+    image.info["dpi"] = (72, 72)
+    image.info["exif"] = b"Exif\0\0home"
+    image.info["icc_profile"] = b"bought by a person"
+    write_png(image, tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     assert [kind for kind, _ in chunks(data)] == ["IHDR", "tEXt", "iTXt", "tEXt", "iTXt", "IDAT", "IEND"]
     for secret in (str(tmp_path), str(Path.home()), socket.gethostname(), f"{getpass.getuser()}@"):
         assert secret.encode() not in data
 
 
-def test_the_same_ask_takes_its_own_place_and_no_other(tmp_path: Path) -> None:
+def test_the_same_request_takes_its_own_place_and_no_other(tmp_path: Path) -> None:
     first = save_new_png(sample(batch=[1, 1]), tmp_path)
     assert first.name == "a-frog-on-stilts-18446744073709551615.png"
     assert save_new_png(sample(batch=[0, 5]), tmp_path) == first
@@ -83,7 +83,7 @@ def test_the_same_ask_takes_its_own_place_and_no_other(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([first.name, second.name, "else-1.png", "else-1-2.png"])
 
 
-def test_pictures_that_cannot_be_replayed(tmp_path: Path) -> None:
+def test_images_that_cannot_be_replayed(tmp_path: Path) -> None:
     path, whole = tmp_path / "x.png", encode_png(sample())
 
     def says(data: bytes) -> str:
@@ -97,7 +97,7 @@ def test_pictures_that_cannot_be_replayed(tmp_path: Path) -> None:
     bare, spoilt, bomb = io.BytesIO(), PngImagePlugin.PngInfo(), PngImagePlugin.PngInfo()
     read_back = Image.open(io.BytesIO(whole))
     read_back.save(bare, "PNG")
-    assert "carries no ask" in says(bare.getvalue())
+    assert "carries no request" in says(bare.getvalue())
     jpeg = io.BytesIO()
     read_back.save(jpeg, "JPEG")
     assert "cannot be read as PNG" in says(jpeg.getvalue())
@@ -109,14 +109,14 @@ def test_pictures_that_cannot_be_replayed(tmp_path: Path) -> None:
         spoilt.add_text(METADATA_KEY, text)
         file = io.BytesIO()
         read_back.save(file, "PNG", pnginfo=spoilt)
-        assert "carries no ask" in says(file.getvalue())
+        assert "carries no request" in says(file.getvalue())
     bomb.add_text(METADATA_KEY, "x" * (80 << 20), zip=True)
     file = io.BytesIO()
     read_back.save(file, "PNG", pnginfo=bomb)
     assert says(file.getvalue())
     huge = whole[:16] + struct.pack(">II", 1 << 30, 1 << 30) + whole[24:]
     assert says(huge)
-    with pytest.raises(InputError, match="no such picture"):
+    with pytest.raises(InputError, match="no such image"):
         read_png(tmp_path)
 
 
@@ -125,8 +125,8 @@ def test_pictures_that_cannot_be_replayed(tmp_path: Path) -> None:
     [
         ("A frog, on stilts!", "a-frog-on-stilts"),
         ("../../etc/passwd", "etc-passwd"),
-        ("", "picture"),
-        ("🐸", "picture"),
+        ("", "image"),
+        ("🐸", "image"),
         ("Fröschlein  Ärger", "fröschlein-ärger"),
         ("蛙", "蛙"),
         ("ﬁsh_and-chips\n\0", "fish-and-chips"),

@@ -19,15 +19,15 @@ class Screen(io.StringIO):
         return True
 
 
-def test_half_blocks_are_the_picture() -> None:
-    picture = Image.new("RGB", (3, 2))
-    picture.putdata([(1, 2, 3), (1, 2, 3), (7, 8, 9), (4, 5, 6), (4, 5, 6), (250, 0, 0)])
-    assert half_blocks(picture, 1 << 24) == ["\x1b[38;2;1;2;3;48;2;4;5;6m▀▀\x1b[38;2;7;8;9;48;2;250;0;0m▀\x1b[0m"]
+def test_half_blocks_are_the_image() -> None:
+    image = Image.new("RGB", (3, 2))
+    image.putdata([(1, 2, 3), (1, 2, 3), (7, 8, 9), (4, 5, 6), (4, 5, 6), (250, 0, 0)])
+    assert half_blocks(image, 1 << 24) == ["\x1b[38;2;1;2;3;48;2;4;5;6m▀▀\x1b[38;2;7;8;9;48;2;250;0;0m▀\x1b[0m"]
 
 
 def test_every_pixel_is_there() -> None:
-    picture = Image.effect_noise((10, 7), 90).convert("RGB")
-    lines = half_blocks(picture, 1 << 24)
+    image = Image.effect_noise((10, 7), 90).convert("RGB")
+    lines = half_blocks(image, 1 << 24)
     seen = Image.new("RGB", (10, 8))
     for y, line in enumerate(lines):
         x = 0
@@ -38,7 +38,7 @@ def test_every_pixel_is_there() -> None:
                 seen.putpixel((x, 2 * y + 1), tuple(numbers[7:10]))
                 x += 1
         assert x == 10
-    assert seen.crop((0, 0, 10, 7)).tobytes() == picture.tobytes()
+    assert seen.crop((0, 0, 10, 7)).tobytes() == image.tobytes()
 
 
 def test_256_colours_are_the_nearest_of_the_cube() -> None:
@@ -60,7 +60,7 @@ def test_256_colours_are_the_nearest_of_the_cube() -> None:
         ({"TERM": "vt100"}, 0),
     ],
 )
-def test_which_terminals_show_pictures(environment: dict, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_terminals_show_images(environment: dict, many: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TERM", "COLORTERM", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -72,14 +72,14 @@ def test_which_terminals_show_pictures(environment: dict, many: int, monkeypatch
 @pytest.mark.parametrize("columns", [10, 40, 79, 200])
 @pytest.mark.parametrize("rows", [4, 20, 60])
 @pytest.mark.parametrize(("size", "number"), [((64, 64), 1), ((64, 64), 9), ((16, 32), 2), ((512, 256), 3)])
-def test_pictures_fit_their_room(columns: int, rows: int, size: tuple[int, int], number: int) -> None:
+def test_images_fit_their_room(columns: int, rows: int, size: tuple[int, int], number: int) -> None:
     sheet = fit_images([Image.new("RGB", size)] * number, columns, rows)
     assert sheet.width <= columns and sheet.height <= 2 * rows
 
 
-def test_small_pictures_are_enlarged_by_whole_factors() -> None:
-    picture = Image.effect_noise((16, 16), 90).convert("RGB")
-    assert fit_images([picture], 79, 21).tobytes() == picture.resize((32, 32), Image.Resampling.NEAREST).tobytes()
+def test_small_images_are_enlarged_by_whole_factors() -> None:
+    image = Image.effect_noise((16, 16), 90).convert("RGB")
+    assert fit_images([image], 79, 21).tobytes() == image.resize((32, 32), Image.Resampling.NEAREST).tobytes()
 
 
 def test_a_pipe_gets_five_lines_and_quiet_none() -> None:

@@ -32,8 +32,8 @@ def tree(*pieces, weight=1.0, loras=()):
     )
 
 
-def text(said):
-    return (PlainText(said),) if said else ()
+def text(text):
+    return (PlainText(text),) if text else ()
 
 
 @pytest.mark.parametrize(
@@ -219,16 +219,16 @@ def test_spans_point_at_the_source():
 
 
 def test_plain_words_are_all_that_is_said():
-    said = plain_text(
+    text = plain_text(
         parse_prompt("a (frog:1.3)s [cat:dog:0.4] [fox|pig] hybrid(lion, bear) AND \\(hat\\) :0.5 NOT x BREAK y")
     )
-    assert said.split() == ["a", "frog", "s", "cat", "dog", "fox", "pig", "lion", "bear", "(hat)", "x", "y"]
+    assert text.split() == ["a", "frog", "s", "cat", "dog", "fox", "pig", "lion", "bear", "(hat)", "x", "y"]
 
 
 def captions(source, step=0, steps=10, hybrid="words"):
     """What is read at a step, without weights: {the words: their share of the whole}."""
     return {
-        " BREAK ".join("".join(said for said, _ in chunk) for chunk in caption): weight * share
+        " BREAK ".join("".join(text for text, _ in chunk) for chunk in caption): weight * share
         for weight, blend in predictions(parse_prompt(source), step, steps, hybrid)
         for share, caption in blend
     }
@@ -281,7 +281,7 @@ def test_hybrids_by_their_methods():
 
 
 def test_a_weight_moves_embeddings_about_their_mean():
-    """Brute force over places; the words' neighbours and the padding stay as they are."""
+    """Brute force over places; the words' neighbors and the padding stay as they are."""
     model = random_model()
     source = "a blue rabbit left of a pizza"
     plain = given(model, source)
