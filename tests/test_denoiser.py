@@ -1,32 +1,34 @@
+"""The denoiser: x̂ from every prediction, its input scaling, its time conditioning, its precision."""
+
 import pytest
 import torch
 from torch import nn
 
 from oracle import SCHEDULES
-from unspeckle.denoiser import PREDICTIONS, Conditioning, Denoiser
+from unspeckle.denoiser import PREDICTIONS, Conditioning, Denoiser, PreparedConditioning
 from unspeckle.errors import InputError
 from unspeckle.schedule import CosineSchedule, DiscreteSchedule, FlowSchedule, LinearSchedule, VESchedule
 
 ALL = {**SCHEDULES, "ve": VESchedule()}
-GIVEN = Conditioning(torch.zeros(7, 1, 1))
+CONDITIONING = Conditioning(torch.zeros(7, 1, 1))
 T = torch.tensor([1e-3, 0.02, 0.1, 0.37, 0.5, 0.9, 0.999], dtype=torch.float64)
 
 
-class Perfect:
-    """A network that always puts out the right answer, and notes what it was told."""
+class FixedNetwork:
+    """A network that always gives the same output, and records its inputs."""
 
-    def __init__(self, answer):
-        self.answer = answer
+    def __init__(self, output):
+        self.output = output
 
     def prepare(self, conditioning):
-        return conditioning._replace(prepared=True)
+        return PreparedConditioning(*conditioning)
 
     def __call__(self, x, c_noise, conditioning):
-        self.x, self.c_noise, self.conditioning = x, c_noise, conditioning
-        return self.answer
+        self.x, self.c_noise = x, c_noise
+        return self.output
 
 
-def answers(x, eps, alpha, sigma):
+def exact_predictions(x, eps, alpha, sigma):
     alpha, sigma = alpha.view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1)
     return {"x": x, "eps": eps, "v": (alpha * eps - sigma * x) / (alpha**2 + sigma**2).sqrt(), "flow": eps - x}
 
@@ -42,8 +44,8 @@ def test_every_prediction_gives_back_the_image(name, prediction, dtype):
     x, eps = (torch.randn(7, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     alpha, sigma = schedule(T)
     x_t = alpha.view(-1, 1, 1, 1) * x + sigma.view(-1, 1, 1, 1) * eps
-    network = Perfect(answers(x, eps, alpha, sigma)[prediction].to(dtype))
-    denoised = Denoiser(network, schedule, prediction)(x_t.to(dtype), T, GIVEN)
+    network = FixedNetwork(exact_predictions(x, eps, alpha, sigma)[prediction].to(dtype))
+    denoised = Denoiser(network, schedule, prediction)(x_t.to(dtype), T, CONDITIONING)
     assert denoised.dtype == dtype
     # a rounding error of x_t counts 1/alpha times where eps is predicted, sigma/(alpha + sigma) times x_t elsewhere
     growth = (1 + sigma) / alpha if prediction == "eps" else 1 + sigma
@@ -52,42 +54,43 @@ def test_every_prediction_gives_back_the_image(name, prediction, dtype):
 
 
 @pytest.mark.parametrize("schedule", [CosineSchedule(), FlowSchedule(), DiscreteSchedule(zero_terminal_snr=True)])
-def test_eps_is_refused_where_it_says_nothing(schedule):
+def test_eps_is_refused_where_alpha_is_0(schedule):
     with pytest.raises(InputError, match="choose v"):
-        Denoiser(Perfect(None), schedule, "eps")
+        Denoiser(FixedNetwork(None), schedule, "eps")
 
 
-@pytest.mark.parametrize("bad", [{"prediction": "noise"}, {"prediction": "x", "c_noise": "sundial"}])
+@pytest.mark.parametrize("bad", [{"prediction": "noise"}, {"prediction": "x", "time_conditioning": "sundial"}])
 def test_unknown_names_are_refused(bad):
     with pytest.raises(InputError, match="choose one of"):
-        Denoiser(Perfect(None), LinearSchedule(), **bad)
+        Denoiser(FixedNetwork(None), LinearSchedule(), **bad)
 
 
-def test_clocks():
+def test_time_conditioning():
     x_t = torch.zeros(7, 1, 1, 1)
-    network = Perfect(x_t)
-    for c_noise, told in {"t": T, "index": 1000 * T - 1, "log_sigma": (80 * T**7).clamp(min=1e-9).log() / 4}.items():
-        Denoiser(network, VESchedule(), "x", c_noise)(x_t, T, GIVEN)
-        torch.testing.assert_close(network.c_noise, told.float(), rtol=1e-5, atol=1e-6)
-    Denoiser(network, VESchedule(), "x", lambda t, schedule: 7 * t)(x_t, T, GIVEN)
+    network = FixedNetwork(x_t)
+    expected = {"t": T, "index": 1000 * T - 1, "log_sigma": (80 * T**7).clamp(min=1e-9).log() / 4}
+    for name, c_noise in expected.items():
+        Denoiser(network, VESchedule(), "x", name)(x_t, T, CONDITIONING)
+        torch.testing.assert_close(network.c_noise, c_noise.float(), rtol=1e-5, atol=1e-6)
+    Denoiser(network, VESchedule(), "x", lambda t, schedule: 7 * t)(x_t, T, CONDITIONING)
     torch.testing.assert_close(network.c_noise, 7 * T.float())
 
 
-def test_a_discrete_models_clock_is_its_entry_exactly():
+def test_c_noise_of_a_discrete_model_is_its_timestep_exactly():
     k = torch.arange(1000)
-    network = Perfect(torch.zeros(1000, 1, 1, 1))
+    network = FixedNetwork(torch.zeros(1000, 1, 1, 1))
     Denoiser(network, DiscreteSchedule(), "eps", "index")(
-        network.answer, (k + 1).double() / 1000, Conditioning(torch.zeros(1000, 1, 1))
+        network.output, (k + 1).double() / 1000, Conditioning(torch.zeros(1000, 1, 1))
     )
     assert (network.c_noise.round() == k).all() and (network.c_noise - k).abs().max() < 1e-9
 
 
-def test_the_input_is_scaled_on_ve_alone():
+def test_only_ve_scales_its_input():
     x_t = torch.ones(7, 1, 1, 1)
-    network = Perfect(x_t)
-    Denoiser(network, VESchedule(), "v")(x_t, T, GIVEN)
+    network = FixedNetwork(x_t)
+    Denoiser(network, VESchedule(), "v")(x_t, T, CONDITIONING)
     torch.testing.assert_close(network.x.flatten(), ((1 + (80 * T**7) ** 2) ** -0.5).float())
-    Denoiser(network, FlowSchedule(), "v")(x_t, T, GIVEN)
+    Denoiser(network, FlowSchedule(), "v")(x_t, T, CONDITIONING)
     assert (network.x == 1).all()
 
 
@@ -96,7 +99,7 @@ def test_v_on_ve_is_karras_preconditioning():
     sigma = torch.tensor([0.01, 1.0, 50.0], dtype=torch.float64)
     x_t = torch.tensor([0.3, -2.0, 40.0], dtype=torch.float64).view(-1, 1, 1, 1)
     output = torch.tensor([1.0, 0.5, -0.7], dtype=torch.float64).view(-1, 1, 1, 1)
-    denoised = Denoiser(Perfect(-output), VESchedule(), "v")(
+    denoised = Denoiser(FixedNetwork(-output), VESchedule(), "v")(
         x_t, VESchedule().inverse(sigma), Conditioning(torch.zeros(3, 1, 1))
     )
     s = sigma.view(-1, 1, 1, 1)
@@ -109,17 +112,17 @@ class Convolution(nn.Module):
         self.layer = nn.Conv2d(4, 4, 3, padding=1, dtype=dtype)
 
     def prepare(self, conditioning):
-        return conditioning._replace(tokens=conditioning.tokens * 2, prepared=True)
+        return PreparedConditioning(conditioning.tokens * 2, *conditioning[1:])
 
     def forward(self, x, c_noise, conditioning):
-        assert x.dtype == conditioning.tokens.dtype == conditioning.vector.dtype == self.layer.weight.dtype
+        assert x.dtype == conditioning[0].dtype == conditioning.vector.dtype == self.layer.weight.dtype
         assert x.is_contiguous(memory_format=torch.channels_last) and conditioning.mask.dtype == torch.bool
         return self.layer(x)
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_casts_happen_at_the_border(weights, dtype):
+def test_precision_is_cast_around_the_network(weights, dtype):
     network = Convolution(weights)
     x_t = torch.randn(2, 4, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
     conditioning = Conditioning(torch.randn(2, 3, 5), torch.ones(2, 3, dtype=torch.bool), torch.randn(2, 6))
@@ -132,4 +135,4 @@ def test_casts_happen_at_the_border(weights, dtype):
 def test_prepare_is_done_once():
     denoiser = Denoiser(Convolution(torch.float32), FlowSchedule(), "x")
     once = denoiser.prepare(Conditioning(torch.ones(1, 1, 1)))
-    assert once.tokens.item() == 2 and denoiser.prepare(once) is once
+    assert once.keys_values.item() == 2 and denoiser.prepare(once) is once

@@ -1,9 +1,11 @@
+"""Guidance: one call of the network for all predictions, and each rule against its paper or diffusers."""
+
 import pytest
 import torch
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
 
 from oracle import one_gaussian
-from unspeckle.denoiser import Conditioning, Denoiser
+from unspeckle.denoiser import Conditioning, Denoiser, PreparedConditioning
 from unspeckle.guidance import (
     adaptive_projected_guidance,
     autoguidance,
@@ -21,81 +23,87 @@ SHAPE = (2, 3, 4, 4)
 T = torch.full((2,), 0.4, dtype=torch.float64)
 
 
-class Told:
-    """Puts out x + the first token of its row, and counts calls and preparations."""
+class TokenNetwork:
+    """Predicts x · (1 + vector) + the first token of its row, and counts calls and preparations."""
 
     def __init__(self):
-        self.calls, self.prepared = [], 0
+        self.batch_sizes, self.prepare_calls = [], 0
 
-    def prepare(self, given):
-        self.prepared += 1
-        return given._replace(tokens=given.tokens * 2, prepared=True)
+    def prepare(self, conditioning):
+        self.prepare_calls += 1
+        return PreparedConditioning(conditioning.tokens * 2, *conditioning[1:])
 
-    def __call__(self, x, clock, given):
-        assert given.prepared and len(x) == len(clock) == len(given.tokens) == len(given.vector) == len(given.mask)
-        self.calls.append(len(x))
-        return x * (1 + given.vector[:, 0, None, None, None]) + given.tokens[:, 0, 0, None, None, None]
+    def __call__(self, x, c_noise, conditioning):
+        assert isinstance(conditioning, PreparedConditioning)
+        assert {len(x), len(c_noise), *(len(field) for field in conditioning[:3])} == {len(x)}
+        self.batch_sizes.append(len(x))
+        return (
+            x * (1 + conditioning.vector[:, 0, None, None, None]) + conditioning.keys_values[:, 0, 0, None, None, None]
+        )
 
 
-def given(*words):
-    tokens = torch.tensor(words).view(-1, 1, 1)
-    return Conditioning(tokens, torch.ones(len(words), 1, dtype=torch.bool), tokens[:, 0] / 10)
+def make_conditioning(*tokens_of_rows):
+    tokens = torch.tensor(tokens_of_rows).view(-1, 1, 1)
+    return Conditioning(tokens, torch.ones(len(tokens), 1, dtype=torch.bool), tokens[:, 0] / 10)
 
 
 @pytest.fixture
 def drawing():
-    network, generator = Told(), torch.Generator().manual_seed(0)
+    network, generator = TokenNetwork(), torch.Generator().manual_seed(0)
     x_t = torch.randn(SHAPE, generator=generator)
-    givens = (given(1.0, 2.0), given(-1.0, 0.5))
-    wanted, unwanted = ((x_t * (1 + g.vector.view(-1, 1, 1, 1))) + 2 * g.tokens.view(-1, 1, 1, 1) for g in givens)
-    return network, Denoiser(network, FlowSchedule(), "x"), givens, x_t, wanted, unwanted
+    conditionings = (make_conditioning(1.0, 2.0), make_conditioning(-1.0, 0.5))
+    positive, negative = (
+        (x_t * (1 + g.vector.view(-1, 1, 1, 1))) + 2 * g.tokens.view(-1, 1, 1, 1) for g in conditionings
+    )
+    return network, Denoiser(network, FlowSchedule(), "x"), conditionings, x_t, positive, negative
 
 
 @pytest.mark.parametrize("scale", [0.0, 3.0, 7.5])
 def test_guidance_is_one_call_on_the_joined_batch(drawing, scale):
-    network, denoiser, givens, x_t, wanted, unwanted = drawing
-    denoise = guided_denoise(denoiser, givens, classifier_free_guidance(scale))
+    network, denoiser, conditionings, x_t, positive, negative = drawing
+    denoise = guided_denoise(denoiser, conditionings, classifier_free_guidance(scale))
     for _ in range(3):
-        torch.testing.assert_close(denoise(x_t, T), unwanted + scale * (wanted - unwanted))
-    assert network.calls == [4, 4, 4] and network.prepared == 1
+        torch.testing.assert_close(denoise(x_t, T), negative + scale * (positive - negative))
+    assert network.batch_sizes == [4, 4, 4] and network.prepare_calls == 1
 
 
-def test_scale_1_runs_the_wanted_one_alone(drawing):
-    network, denoiser, givens, x_t, wanted, _ = drawing
-    torch.testing.assert_close(guided_denoise(denoiser, givens, classifier_free_guidance(1.0))(x_t, T), wanted)
+def test_scale_1_predicts_the_positive_one_alone(drawing):
+    network, denoiser, conditionings, x_t, positive, _ = drawing
+    torch.testing.assert_close(guided_denoise(denoiser, conditionings, classifier_free_guidance(1.0))(x_t, T), positive)
     torch.testing.assert_close(
-        guided_denoise(denoiser, givens[:1], classifier_free_guidance(1.0, guidance_rescale=0.7))(x_t, T), wanted
+        guided_denoise(denoiser, conditionings[:1], classifier_free_guidance(1.0, guidance_rescale=0.7))(x_t, T),
+        positive,
     )
-    assert network.calls == [2, 2]
+    assert network.batch_sizes == [2, 2]
 
 
 def test_guiding_x_is_guiding_eps():
     """The rule is linear: on x̂ as on eps = (x_t - alpha x̂) / sigma."""
-    wanted, unwanted, x_t = torch.randn(3, *SHAPE, dtype=torch.float64)
-    eps = [(x_t - 0.6 * x) / 0.4 for x in (wanted, unwanted)]
-    guided = classifier_free_guidance(4.0)(lambda n: torch.stack((wanted, unwanted)), T)
+    positive, negative, x_t = torch.randn(3, *SHAPE, dtype=torch.float64)
+    eps = [(x_t - 0.6 * x) / 0.4 for x in (positive, negative)]
+    guided = classifier_free_guidance(4.0)(lambda n: torch.stack((positive, negative)), T)
     torch.testing.assert_close((x_t - 0.6 * guided) / 0.4, eps[1] + 4 * (eps[0] - eps[1]))
 
 
 def test_rescale_brings_back_the_deviation(drawing):
-    _, denoiser, givens, x_t, wanted, unwanted = drawing
-    plain = unwanted + 5 * (wanted - unwanted)
+    _, denoiser, conditionings, x_t, positive, negative = drawing
+    plain = negative + 5 * (positive - negative)
     for rescale in (0.0, 0.7, 1.0):
-        guided = guided_denoise(denoiser, givens, classifier_free_guidance(5.0, rescale))(x_t, T)
+        guided = guided_denoise(denoiser, conditionings, classifier_free_guidance(5.0, rescale))(x_t, T)
         for row in range(2):
-            target = plain[row] * wanted[row].std() / plain[row].std()
+            target = plain[row] * positive[row].std() / plain[row].std()
             torch.testing.assert_close(guided[row], rescale * target + (1 - rescale) * plain[row])
-    torch.testing.assert_close(guided.std((1, 2, 3)), wanted.std((1, 2, 3)))
+    torch.testing.assert_close(guided.std((1, 2, 3)), positive.std((1, 2, 3)))
 
 
 @pytest.mark.parametrize(("t", "calls"), [(0.19, 2), (0.2, 4), (0.5, 4), (0.8, 4), (0.81, 2)])
-def test_outside_its_interval_guidance_is_neither_felt_nor_paid(drawing, t, calls):
-    network, denoiser, givens, x_t, wanted, unwanted = drawing
-    found = guided_denoise(denoiser, givens, guidance_interval(classifier_free_guidance(3.0), 0.2, 0.8))(
+def test_outside_its_interval_there_is_no_guidance_and_half_the_work(drawing, t, calls):
+    network, denoiser, conditionings, x_t, positive, negative = drawing
+    found = guided_denoise(denoiser, conditionings, guidance_interval(classifier_free_guidance(3.0), 0.2, 0.8))(
         x_t, torch.full((2,), t, dtype=torch.float64)
     )
-    torch.testing.assert_close(found, wanted if calls == 2 else unwanted + 3 * (wanted - unwanted))
-    assert network.calls == [calls]
+    torch.testing.assert_close(found, positive if calls == 2 else negative + 3 * (positive - negative))
+    assert network.batch_sizes == [calls]
 
 
 def test_and_of_two_gaussians_is_the_gaussian_of_their_product():
@@ -104,37 +112,37 @@ def test_and_of_two_gaussians_is_the_gaussian_of_their_product():
     prior, a, b = (one_gaussian(mean, 0.4) for mean in (0.1, 0.9, -0.3))
     both, neither = one_gaussian(0.9 - 0.3 - 0.1, 0.4), one_gaussian(0.1 - 0.5 * (0.9 - 0.1) - 2 * (-0.3 - 0.1), 0.4)
     x_t = torch.randn(5, 2, 1, 1, dtype=torch.float64)
-    for shares, composed in (((1.0, 1.0, -1.0), both), ((-0.5, -2.0, 3.5), neither)):
-        rule = composed(classifier_free_guidance(1.0), (shares, (0.0, 0.0, 1.0)))
+    for weights, product in (((1.0, 1.0, -1.0), both), ((-0.5, -2.0, 3.5), neither)):
+        rule = composed(classifier_free_guidance(1.0), (weights, (0.0, 0.0, 1.0)))
         for t in (0.2, 0.7):
             at = torch.full((5,), t, dtype=torch.float64)
-            estimates = torch.stack([lump.denoiser(FlowSchedule())(x_t, at) for lump in (a, b, prior)])
+            denoised = torch.stack([gaussian.denoiser(FlowSchedule())(x_t, at) for gaussian in (a, b, prior)])
             torch.testing.assert_close(
-                rule(lambda n, found=estimates: found[:n], at), composed.denoiser(FlowSchedule())(x_t, at)
+                rule(lambda n, found=denoised: found[:n], at), product.denoiser(FlowSchedule())(x_t, at)
             )
 
 
-def test_sums_of_estimates_are_guided_as_one_and_ask_for_no_more_than_they_need(drawing):
-    network, denoiser, givens, x_t, wanted, unwanted = drawing
-    third = given(0.3, -0.7)
-    estimates = [wanted, unwanted, x_t * (1 + third.vector.view(-1, 1, 1, 1)) + 2 * third.tokens.view(-1, 1, 1, 1)]
+def test_sums_of_denoised_are_guided_as_one_and_request_for_no_more_than_they_need(drawing):
+    network, denoiser, conditionings, x_t, positive, negative = drawing
+    third = make_conditioning(0.3, -0.7)
+    denoised = [positive, negative, x_t * (1 + third.vector.view(-1, 1, 1, 1)) + 2 * third.tokens.view(-1, 1, 1, 1)]
     rule = composed(classifier_free_guidance(3.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0)))
-    half = 0.25 * estimates[0] + 0.75 * estimates[1]
-    found = guided_denoise(denoiser, [*givens, third], rule)(x_t, T)
-    torch.testing.assert_close(found, estimates[2] + 3 * (half - estimates[2]))
+    half = 0.25 * denoised[0] + 0.75 * denoised[1]
+    found = guided_denoise(denoiser, [*conditionings, third], rule)(x_t, T)
+    torch.testing.assert_close(found, denoised[2] + 3 * (half - denoised[2]))
     alone = guided_denoise(
-        denoiser, [*givens, third], composed(classifier_free_guidance(1.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0)))
+        denoiser, [*conditionings, third], composed(classifier_free_guidance(1.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0)))
     )(x_t, T)
     torch.testing.assert_close(alone, half)
-    assert network.calls == [6, 4]
+    assert network.batch_sizes == [6, 4]
     plain = composed(classifier_free_guidance(3.0), ((1.0, 0.0), (0.0, 1.0)))
     assert torch.equal(
-        guided_denoise(denoiser, givens, plain)(x_t, T),
-        guided_denoise(denoiser, givens, classifier_free_guidance(3.0))(x_t, T),
+        guided_denoise(denoiser, conditionings, plain)(x_t, T),
+        guided_denoise(denoiser, conditionings, classifier_free_guidance(3.0))(x_t, T),
     )
 
 
-NEUTRAL = {"momentum": 0.0, "threshold": float("inf"), "eta": 1.0}
+NEUTRAL = {"momentum": 0.0, "max_rms": float("inf"), "eta": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -146,9 +154,9 @@ NEUTRAL = {"momentum": 0.0, "threshold": float("inf"), "eta": 1.0}
     ],
 )
 def test_neutral_projected_guidance_is_the_rule_itself(drawing, rule):
-    _, denoiser, givens, x_t, *_ = drawing
+    _, denoiser, conditionings, x_t, *_ = drawing
     plain, neutral = (
-        guided_denoise(denoiser, givens, one) for one in (rule, adaptive_projected_guidance(rule, **NEUTRAL))
+        guided_denoise(denoiser, conditionings, one) for one in (rule, adaptive_projected_guidance(rule, **NEUTRAL))
     )
     for _ in range(3):
         assert torch.equal(plain(x_t, T), neutral(x_t, T))
@@ -156,8 +164,8 @@ def test_neutral_projected_guidance_is_the_rule_itself(drawing, rule):
 
 @pytest.mark.parametrize("threshold", [0.0, 2.0])  # the peer's 0 is none
 @pytest.mark.parametrize(("momentum", "eta"), [(-0.5, 0.0), (0.3, 0.5), (0.0, 1.0)])
-def test_projected_guidance_is_the_papers_own_code(threshold, momentum, eta):
-    """Step after step, so that the momentum gathers; the peer's `use_original_formulation` starts from the wanted one
+def test_projected_guidance_is_the_code_of_its_paper(threshold, momentum, eta):
+    """Step after step, so that the momentum gathers; the peer's `use_original_formulation` starts from the positive one
     with scale - 1."""
     generator, theirs = torch.Generator().manual_seed(0), MomentumBuffer(momentum)
     bound = threshold / (3 * 4 * 4) ** 0.5 if threshold else float("inf")
@@ -168,7 +176,7 @@ def test_projected_guidance_is_the_papers_own_code(threshold, momentum, eta):
         torch.testing.assert_close(rule(lambda n, pair=pair: pair[:n], T), peer)
 
 
-def test_projected_guidance_of_a_picture_of_zeros_is_finite():
+def test_projected_guidance_of_a_image_of_zeros_is_finite():
     assert (
         adaptive_projected_guidance(classifier_free_guidance(3.0))(lambda n: torch.zeros(2, *SHAPE)[:n], T).abs().max()
         == 0
@@ -176,16 +184,17 @@ def test_projected_guidance_of_a_picture_of_zeros_is_finite():
 
 
 def test_scale_1_needs_no_projection(drawing):
-    network, denoiser, givens, x_t, wanted, _ = drawing
+    network, denoiser, conditionings, x_t, positive, _ = drawing
     torch.testing.assert_close(
-        guided_denoise(denoiser, givens[:1], adaptive_projected_guidance(classifier_free_guidance(1.0)))(x_t, T), wanted
+        guided_denoise(denoiser, conditionings[:1], adaptive_projected_guidance(classifier_free_guidance(1.0)))(x_t, T),
+        positive,
     )
-    assert network.calls == [2]
+    assert network.batch_sizes == [2]
 
 
 def test_a_model_that_guides_itself_changes_nothing(drawing):
-    _, denoiser, givens, x_t, *_ = drawing
-    denoise = guided_denoise(denoiser, givens[:1], classifier_free_guidance(1.0))
+    _, denoiser, conditionings, x_t, *_ = drawing
+    denoise = guided_denoise(denoiser, conditionings[:1], classifier_free_guidance(1.0))
     assert torch.equal(autoguidance(denoise, denoise, classifier_free_guidance(3.0))(x_t, T), denoise(x_t, T))
 
 

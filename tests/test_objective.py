@@ -1,3 +1,5 @@
+"""The training objective: its weights, its times, and that its optimum is the best denoiser."""
+
 import math
 
 import pytest
@@ -12,11 +14,11 @@ from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import DiscreteSchedule, FlowSchedule, LinearSchedule, VESchedule
 
 T = torch.tensor([0.01, 0.05, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
-LATE = T.clamp(min=0.2)  # before, VE's sigma drowns in the rounding of x_t
-GIVEN = Conditioning(torch.zeros(6, 1, 1))
+LATE = T.clamp(min=0.2)  # earlier, VE's sigma is lost in the rounding of x_t
+CONDITIONING = Conditioning(torch.zeros(6, 1, 1))
 
 
-class Guess:
+class SineNetwork:
     def prepare(self, conditioning):
         return conditioning
 
@@ -25,7 +27,7 @@ class Guess:
         return self.output
 
 
-def case(schedule, seed=0):
+def random_example(schedule, seed=0):
     generator = torch.Generator().manual_seed(seed)
     x, eps = (torch.randn(6, 3, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
     alpha, sigma = (level.view(-1, 1, 1, 1) for level in schedule(LATE))
@@ -46,13 +48,13 @@ def mse(a, b):
     ]
     + [(FlowSchedule(), prediction) for prediction in ("x", "v", "flow")],
 )
-def test_plain_is_the_error_of_what_the_network_puts_out(schedule, prediction):
-    network = Guess()
-    x, eps, answers = case(schedule)
+def test_plain_is_the_error_of_the_networks_output(schedule, prediction):
+    network = SineNetwork()
+    x, eps, targets = random_example(schedule)
     loss = Objective(loss_weighting="plain", min_c_out=0.0).loss_at(
-        Denoiser(network, schedule, prediction), x, GIVEN, LATE, eps
+        Denoiser(network, schedule, prediction), x, CONDITIONING, LATE, eps
     )
-    torch.testing.assert_close(loss, mse(network.output, answers[prediction]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss, mse(network.output, targets[prediction]), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("prediction", ["x", "eps", "v", "flow"])
@@ -60,15 +62,15 @@ def test_plain_is_the_error_of_what_the_network_puts_out(schedule, prediction):
 def test_v_is_the_error_of_the_velocity_whatever_is_predicted(schedule, prediction):
     if prediction == "eps" and schedule == FlowSchedule():
         pytest.skip("refused by the denoiser")
-    x, eps, answers = case(schedule)
-    denoiser = Denoiser(Guess(), schedule, prediction)
+    x, eps, targets = random_example(schedule)
+    denoiser = Denoiser(SineNetwork(), schedule, prediction)
     alpha, sigma = (level.view(-1, 1, 1, 1) for level in schedule(LATE))
     x_t = alpha * x + sigma * eps
-    denoised = denoiser(x_t, LATE, GIVEN)
+    denoised = denoiser(x_t, LATE, CONDITIONING)
     eps_hat = (x_t - alpha * denoised) / sigma
     velocity = (alpha * eps_hat - sigma * denoised) / (alpha**2 + sigma**2).sqrt()
-    velocity, truth = (eps_hat - denoised, eps - x) if schedule == FlowSchedule() else (velocity, answers["v"])
-    loss = Objective(loss_weighting="v", min_c_out=0.0).loss_at(denoiser, x, GIVEN, LATE, eps)
+    velocity, truth = (eps_hat - denoised, eps - x) if schedule == FlowSchedule() else (velocity, targets["v"])
+    loss = Objective(loss_weighting="v", min_c_out=0.0).loss_at(denoiser, x, CONDITIONING, LATE, eps)
     torch.testing.assert_close(loss, mse(velocity, truth), rtol=1e-6, atol=0)
 
 
@@ -114,12 +116,14 @@ def test_time_distributions():
 
 @pytest.mark.parametrize("times", ["uniform", "logit_normal", "edm"])
 def test_the_loss_of_an_example_is_its_own_however_the_batch_is_split(times):
-    objective, denoiser = Objective(time_distribution=times), Denoiser(Guess(), FlowSchedule(), "x")
+    objective, denoiser = Objective(time_distribution=times), Denoiser(SineNetwork(), FlowSchedule(), "x")
     x = torch.randn(6, 3, 4, 4)
     indices = torch.tensor([4, 5, 6, 1000, 2**33, 0])
 
     def losses(rows):
-        return objective(denoiser, x[rows], GIVEN._replace(tokens=GIVEN.tokens[rows]), ExampleRNG(3, indices[rows]))
+        return objective(
+            denoiser, x[rows], CONDITIONING._replace(tokens=CONDITIONING.tokens[rows]), ExampleRNG(3, indices[rows])
+        )
 
     whole = losses(slice(0, 6))
     assert whole.dtype == torch.float32
@@ -142,35 +146,35 @@ def test_captions_are_dropped_example_by_example():
 @pytest.mark.parametrize("prediction", ["x", "eps", "v", "flow"])
 def test_the_best_network_for_every_objective_is_the_best_denoiser(weight, prediction):
     """x of one Gaussian (m, s): where x̂ = E[x | x_t] the loss has no slope, and its value is w · var(x | x_t)."""
-    schedule, mean, deviation = LinearSchedule(), 0.5, 0.4
+    schedule, mean, std = LinearSchedule(), 0.5, 0.4
     t = torch.full((40000,), 0.4, dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
     x, eps = (torch.randn(40000, 1, 1, 1, generator=generator, dtype=torch.float64) for _ in range(2))
-    x = mean + deviation * x
+    x = mean + std * x
     alpha, sigma = (float(level) for level in schedule(t[:1].clone()))
-    gain = alpha * deviation**2 / (alpha**2 * deviation**2 + sigma**2)
+    gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
 
-    class Best(nn.Module):
+    class OptimalNetwork(nn.Module):
         def __init__(self):
             super().__init__()
-            self.off = nn.Parameter(torch.zeros((), dtype=torch.float64))
+            self.bias = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
         def forward(self, x_t, c_noise, conditioning):
-            best = mean + gain * (x_t - alpha * mean) + self.off
+            best = mean + gain * (x_t - alpha * mean) + self.bias
             noise = (x_t - alpha * best) / sigma
             return {"x": best, "eps": noise, "v": alpha * noise - sigma * best, "flow": noise - best}[prediction]
 
-    network = Best()
+    network = OptimalNetwork()
     objective = Objective(loss_weighting=weight)
     loss = objective.loss_at(Denoiser(network, schedule, prediction), x, Conditioning(torch.zeros(40000, 1, 1)), t, eps)
     loss.mean().backward()
     w = float(objective.loss_weight(t[:1], schedule, prediction))
-    variance = deviation**2 * sigma**2 / (alpha**2 * deviation**2 + sigma**2)
+    variance = std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2)
     assert float(loss.detach().mean()) == pytest.approx(w * variance, rel=4 * math.sqrt(2 / 40000))
-    assert abs(float(network.off.grad)) < 4 * 2 * w * math.sqrt(variance / 40000)
+    assert abs(float(network.bias.grad)) < 4 * 2 * w * math.sqrt(variance / 40000)
 
 
-@pytest.mark.parametrize("bad", [{"times": "lunch"}, {"weight": "heavy"}])
+@pytest.mark.parametrize("bad", [{"time_distribution": "lunch"}, {"loss_weighting": "heavy"}])
 def test_unknown_names_are_refused(bad):
     with pytest.raises(InputError, match="choose one of"):
         Objective(**bad)

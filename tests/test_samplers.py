@@ -1,3 +1,5 @@
+"""Samplers and timestep spacings: orders of convergence, moments, exact cases, and their papers' formulas."""
+
 import itertools
 import math
 from functools import partial
@@ -14,15 +16,15 @@ from unspeckle.schedule import FlowSchedule, LinearSchedule, VESchedule
 from unspeckle.timesteps import TIMESTEP_SPACINGS, timesteps
 
 ALL = {**SCHEDULES, "ve": VESchedule()}
-DETERMINISTIC = {"ddim": 1, "euler": 1, "heun": 2, "lms": 2, "plms": 2, "dpmpp_2m": 2, "unipc": 2}  # orders
-NONE = partial(pytest.fail, "a deterministic sampler asked for noise")
+DETERMINISTIC = {"ddim": 1, "euler": 1, "heun": 2, "lms": 2, "plms": 2, "dpmpp_2m": 2, "unipc": 2}  # batches
+NO_NOISE = partial(pytest.fail, "a deterministic sampler took noise")
 
 
 def last(steps):
     return list(steps)[-1].x
 
 
-def in_log_snr(schedule, steps, high=8.0, low=0.1):
+def uniform_in_log_snr(schedule, steps, high=8.0, low=0.1):
     """Times uniform in log-SNR between two ratios sigma/alpha > 0."""
     return schedule.inverse(torch.linspace(math.log(high), math.log(low), steps + 1, dtype=torch.float64).exp())
 
@@ -32,17 +34,17 @@ def in_log_snr(schedule, steps, high=8.0, low=0.1):
 def test_convergence_order(method, name):
     schedule, mixture = ALL[name], two_gaussians()
     denoise = mixture.denoiser(schedule)
-    first = in_log_snr(schedule, 1)[:1]
+    first = uniform_in_log_snr(schedule, 1)[:1]
     alpha, sigma = schedule(first)
     generator = torch.Generator().manual_seed(0)
     x = alpha * mixture.sample(64, generator) + sigma * torch.randn(
         64, 2, 1, 1, generator=generator, dtype=torch.float64
     )
-    exact = last(SAMPLERS["heun"](denoise, schedule, in_log_snr(schedule, 1000), x, NONE))
+    exact = last(SAMPLERS["heun"](denoise, schedule, uniform_in_log_snr(schedule, 1000), x, NO_NOISE))
     doubled = [20, 40, 80, 160]
     errors = []
     for steps in doubled:
-        found = last(SAMPLERS[method](denoise, schedule, in_log_snr(schedule, steps), x, NONE))
+        found = last(SAMPLERS[method](denoise, schedule, uniform_in_log_snr(schedule, steps), x, NO_NOISE))
         errors.append((found - exact).square().mean().sqrt().log2())
     slopes = [float(coarse - fine) for coarse, fine in itertools.pairwise(errors)]
     assert sum(slopes) / len(slopes) >= DETERMINISTIC[method] - 0.2, slopes
@@ -52,19 +54,19 @@ def test_convergence_order(method, name):
 @pytest.mark.parametrize("name", ["linear", "flow", "zero_snr", "ve"])
 @pytest.mark.parametrize(
     ("method", "steps"),
-    [("ddpm", 400), ("euler_a", 400), ("ddim_half", 400), ("dpmpp_2m_sde", 120), ("dpmpp_sde", 120)],
+    [("ddpm", 400), ("euler_ancestral", 400), ("ddim_half", 400), ("dpmpp_2m_sde", 120), ("dpmpp_sde", 120)],
 )
 def test_moments_of_stochastic_samplers(method, steps, name):
-    """Means, variances, the share of each lump and fourth moments, within 4 standard errors of 4,000 pictures."""
+    """Means, variances, the share of each lump and fourth moments, within 4 standard errors of 4,000 images."""
     schedule, mixture, count = ALL[name], two_gaussians(), 4000
     method = partial(samplers.ddim, eta=0.5) if method == "ddim_half" else SAMPLERS[method]
-    grid = timesteps("uniform" if name == "ve" else "exponential", schedule, steps)
-    alpha, sigma = schedule(grid[:1])
+    times = timesteps("uniform" if name == "ve" else "exponential", schedule, steps)
+    alpha, sigma = schedule(times[:1])
     generator = torch.Generator().manual_seed(5)
     eps = torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
     x = alpha * mixture.sample(count, generator) + sigma * eps
-    draw = noise_from_seeds(range(count), (2, 1, 1))
-    found = last(method(mixture.denoiser(schedule), schedule, grid, x, draw))
+    noise = noise_from_seeds(range(count), (2, 1, 1))
+    found = last(method(mixture.denoiser(schedule), schedule, times, x, noise))
     truth = mixture.sample(400_000, generator)
     moments = [lambda x: x, lambda x: x**2, lambda x: x**4, lambda x: (x > -0.3).double(), lambda x: x * x.flip(1)]
     for moment in moments:
@@ -77,55 +79,55 @@ def test_moments_of_stochastic_samplers(method, steps, name):
 @pytest.mark.parametrize("steps", [1, 4])
 def test_consistency_steps_draw_the_distribution(name, steps):
     """With the exact consistency function, m + s (x - alpha m) / √(alpha² s² + sigma²), all steps are exact."""
-    schedule, count, mean, deviation = ALL[name], 20000, 0.5, 0.4
+    schedule, count, mean, std = ALL[name], 20000, 0.5, 0.4
 
     def consistent(x_t, t):
         alpha, sigma = (level.view(-1, 1, 1, 1) for level in schedule(t))
-        return mean + deviation * (x_t - alpha * mean) / (alpha**2 * deviation**2 + sigma**2).sqrt()
+        return mean + std * (x_t - alpha * mean) / (alpha**2 * std**2 + sigma**2).sqrt()
 
-    grid = timesteps("karras", schedule, steps)
-    alpha, sigma = schedule(grid[:1])
+    times = timesteps("karras", schedule, steps)
+    alpha, sigma = schedule(times[:1])
     generator = torch.Generator().manual_seed(2)
-    x = alpha * one_gaussian(mean, deviation).sample(count, generator)
+    x = alpha * one_gaussian(mean, std).sample(count, generator)
     x = x + sigma * torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
-    found = last(SAMPLERS["lcm"](consistent, schedule, grid, x, noise_from_seeds(range(count), (2, 1, 1)))).flatten()
-    assert abs(found.mean() - mean) < 4 * deviation / math.sqrt(2 * count)
-    assert abs(found.std() - deviation) < 4 * deviation / math.sqrt(4 * count)
+    found = last(SAMPLERS["lcm"](consistent, schedule, times, x, noise_from_seeds(range(count), (2, 1, 1)))).flatten()
+    assert abs(found.mean() - mean) < 4 * std / math.sqrt(2 * count)
+    assert abs(found.std() - std) < 4 * std / math.sqrt(4 * count)
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("method", SAMPLERS)
-def test_a_single_picture_is_found_exactly(method, name):
+def test_a_single_image_is_found_exactly(method, name):
     """Data of one point: x̂ is that point, and every sampler lands on it, also from alpha = 0 and down to sigma = 0."""
     if (method, name) == ("plms", "ve"):
-        pytest.skip("its first step asks at a sigma of 1e-19, where float64 has no noise left to see")
+        pytest.skip("its first step requests at a sigma of 1e-19, where float64 has no noise left to see")
     schedule = ALL[name]
     point = torch.tensor([0.3, -0.7], dtype=torch.float64).view(1, 2, 1, 1).expand(3, 2, 1, 1)
-    draw = noise_from_seeds(range(3), (2, 1, 1))
-    for grid, steps in itertools.product(TIMESTEP_SPACINGS, (1, 2, 7)):
-        stops = timesteps(grid, schedule, steps)
-        x = schedule(stops[0])[1] * torch.randn(3, 2, 1, 1, dtype=torch.float64)
-        path = list(SAMPLERS[method](lambda x, t: point, schedule, stops, x, draw))
-        assert [float(step.t) for step in path] == stops.tolist()
+    noise = noise_from_seeds(range(3), (2, 1, 1))
+    for spacing, steps in itertools.product(TIMESTEP_SPACINGS, (1, 2, 7)):
+        times = timesteps(spacing, schedule, steps)
+        x = schedule(times[0])[1] * torch.randn(3, 2, 1, 1, dtype=torch.float64)
+        path = list(SAMPLERS[method](lambda x, t: point, schedule, times, x, noise))
+        assert [float(step.t) for step in path] == times.tolist()
         assert torch.equal(path[-1].x, path[-1].denoised)
-        within = 1e-10 if method == "plms" else 1e-12  # it asks twice where alpha may be 5e-5
+        within = 1e-10 if method == "plms" else 1e-12  # it requests twice where alpha may be 5e-5
         torch.testing.assert_close(path[-1].x, point, rtol=within, atol=within)
 
 
 @pytest.mark.parametrize("name", ["flow", "zero_snr", "cosine", "sigmoid"])
 @pytest.mark.parametrize("method", [*DETERMINISTIC, "dpmpp_sde", "dpmpp_2m_sde", "ddpm"])
-def test_from_pure_noise_to_the_picture(method, name):
+def test_from_pure_noise_to_the_image(method, name):
     """From alpha = 0 to sigma = 0: of a Gaussian the ODE is x_0 = m + s x_1, and all samplers keep its moments."""
-    schedule, mean, deviation = ALL[name], 0.5, 0.4
+    schedule, mean, std = ALL[name], 0.5, 0.4
     count = 4000
     x = torch.randn(count, 2, 1, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    draw = noise_from_seeds(range(count), (2, 1, 1))
-    denoise = one_gaussian(mean, deviation).denoiser(schedule)
-    found = last(SAMPLERS[method](denoise, schedule, timesteps("uniform", schedule, 250), x, draw))
+    noise = noise_from_seeds(range(count), (2, 1, 1))
+    denoise = one_gaussian(mean, std).denoiser(schedule)
+    found = last(SAMPLERS[method](denoise, schedule, timesteps("uniform", schedule, 250), x, noise))
     if method in DETERMINISTIC:
-        assert (found - (mean + deviation * x)).abs().max() < 0.06 / DETERMINISTIC[method]
-    assert abs(found.mean() - mean) < 4 * deviation / math.sqrt(2 * count) + 0.003
-    assert abs(found.std() - deviation) < 4 * deviation / math.sqrt(4 * count) + 0.004
+        assert (found - (mean + std * x)).abs().max() < 0.06 / DETERMINISTIC[method]
+    assert abs(found.mean() - mean) < 4 * std / math.sqrt(2 * count) + 0.003
+    assert abs(found.std() - std) < 4 * std / math.sqrt(4 * count) + 0.004
 
 
 def test_a_step_is_x_before_the_move_with_its_estimate():
@@ -147,20 +149,20 @@ def test_euler_on_a_flow_is_the_straight_step():
     schedule, mixture = FlowSchedule(), two_gaussians()
     denoise = mixture.denoiser(schedule)
     x = torch.randn(4, 2, 1, 1, dtype=torch.float64)
-    stops = timesteps("uniform", schedule, 5)
+    times = timesteps("uniform", schedule, 5)
     expected = x
-    for t, s in itertools.pairwise(stops):
+    for t, s in itertools.pairwise(times):
         expected = expected + (s - t) * (expected - denoise(expected, t.expand(4))) / t
-    torch.testing.assert_close(last(SAMPLERS["euler"](denoise, schedule, stops, x, NONE)), expected)
+    torch.testing.assert_close(last(SAMPLERS["euler"](denoise, schedule, times, x, NO_NOISE)), expected)
 
 
 def test_dpmpp_sde_is_k_diffusions():
     """sample_dpmpp_sde (eta 1, s_noise 1, r 1/2) written down in its own coordinates, y = x / alpha, with its Brownian
     noise: increments over [mid, from] and [to, from], divided by their deviations, correlate by √(Δ_mid / Δ_to)."""
     schedule, mixture = SCHEDULES["scaled_linear"], two_gaussians()
-    denoise, draw = mixture.denoiser(schedule), noise_from_seeds(range(8), (2, 1, 1))
-    stops = timesteps("karras", schedule, 9)
-    alpha, sigma = schedule(stops)
+    denoise, noise = mixture.denoiser(schedule), noise_from_seeds(range(8), (2, 1, 1))
+    times = timesteps("karras", schedule, 9)
+    alpha, sigma = schedule(times)
     ratio = sigma / alpha
     start = torch.randn(8, 2, 1, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * sigma[0]
 
@@ -179,24 +181,26 @@ def test_dpmpp_sde_is_k_diffusions():
             y = y + (y - denoised) / s_from * (s_to - s_from)
             continue
         mid = (-(-s_from.log() - s_to.log()) / 2).exp()
-        first = draw(i, 0).double()
-        whole = ((s_from - mid) / (s_from - s_to)).sqrt() * first + ((mid - s_to) / (s_from - s_to)).sqrt() * draw(i, 1)
+        first = noise(i, 0).double()
+        whole = ((s_from - mid) / (s_from - s_to)).sqrt() * first + ((mid - s_to) / (s_from - s_to)).sqrt() * noise(
+            i, 1
+        )
         down, up = ancestral(s_from, mid)
         guess = down / s_from * y - (down.log() - s_from.log()).expm1() * denoised + up * first
         down, up = ancestral(s_from, s_to)
         y = down / s_from * y - (down.log() - s_from.log()).expm1() * model(guess, mid) + up * whole
-    found = last(SAMPLERS["dpmpp_sde"](denoise, schedule, stops, start, draw))
+    found = last(SAMPLERS["dpmpp_sde"](denoise, schedule, times, start, noise))
     assert (found - y).abs().max() < 1e-5 * y.square().mean().sqrt()
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_grids(name):
+def test_timestep_spacings(name):
     schedule = ALL[name]
-    for grid, steps, start in itertools.product(TIMESTEP_SPACINGS, (1, 2, 30, 250), (1.0, 0.6)):
-        stops = timesteps(grid, schedule, steps, start)
-        assert stops.dtype == torch.float64 and len(stops) == steps + 1
-        assert stops[-1] == 0 and stops[0] <= start + 1e-12 and (stops.diff() < 0).all()
-        assert stops[0] >= start - 1.1e-3 or grid == "leading"
+    for spacing, steps, start in itertools.product(TIMESTEP_SPACINGS, (1, 2, 30, 250), (1.0, 0.6)):
+        times = timesteps(spacing, schedule, steps, start)
+        assert times.dtype == torch.float64 and len(times) == steps + 1
+        assert times[-1] == 0 and times[0] <= start + 1e-12 and (times.diff() < 0).all()
+        assert times[0] >= start - 1.1e-3 or spacing == "leading"
     alpha, sigma = schedule(timesteps("karras", schedule, 10))
     roots = (sigma / alpha)[:-1] ** (1 / 7)
     torch.testing.assert_close(roots.diff(), roots.diff()[:1].expand(9), rtol=1e-6, atol=1e-9)
@@ -205,7 +209,7 @@ def test_grids(name):
     torch.testing.assert_close(logs.diff(), logs.diff()[:1].expand(9), rtol=1e-6, atol=1e-9)
 
 
-def test_discrete_grids():
+def test_spacings_of_discrete_timesteps():
     """Lin et al. 2024, Table 2: T = 1000, 10 steps."""
     entries = {
         name: (timesteps(name, FlowSchedule(), 10)[:-1] * 1000 - 1).round().int().tolist()
@@ -217,14 +221,14 @@ def test_discrete_grids():
 
 
 @pytest.mark.parametrize("bad", [("zigzag", 10, 1.0), ("uniform", 0, 1.0), ("karras", 10, 0.0), ("uniform", 5, 1.5)])
-def test_bad_grids_are_refused(bad):
-    grid, steps, start = bad
+def test_bad_spacings_are_refused(bad):
+    spacing, steps, start = bad
     with pytest.raises(InputError, match="choose"):
-        timesteps(grid, FlowSchedule(), steps, start)
+        timesteps(spacing, FlowSchedule(), steps, start)
 
 
 @pytest.mark.parametrize("method", SAMPLERS)
-def test_a_consumer_keeps_its_gradients_and_float32_its_precision(method):
+def test_consumers_keep_gradients_and_x_stays_float32(method):
     """A `with torch.no_grad()` around a yield would leak; float64 scalars must not lift x."""
     schedule = FlowSchedule()
     exact = two_gaussians().denoiser(schedule)
@@ -233,9 +237,9 @@ def test_a_consumer_keeps_its_gradients_and_float32_its_precision(method):
         assert not torch.is_grad_enabled() and x.dtype == torch.float32 and t.dtype == torch.float64
         return exact(x, t)
 
-    x, draw = noise_from_seeds([1, 2], (2, 1, 1))(-1, 0), noise_from_seeds([1, 2], (2, 1, 1))
-    stops = timesteps("uniform", schedule, 6)
-    for step in SAMPLERS[method](denoise, schedule, stops, x, draw):
+    x, noise = noise_from_seeds([1, 2], (2, 1, 1))(-1, 0), noise_from_seeds([1, 2], (2, 1, 1))
+    times = timesteps("uniform", schedule, 6)
+    for step in SAMPLERS[method](denoise, schedule, times, x, noise):
         assert torch.is_grad_enabled() and step.x.dtype == step.denoised.dtype == torch.float32
-    precise = last(SAMPLERS[method](exact, schedule, stops, x.double(), draw))
+    precise = last(SAMPLERS[method](exact, schedule, times, x.double(), noise))
     torch.testing.assert_close(step.x.double(), precise, rtol=1e-4, atol=1e-5)

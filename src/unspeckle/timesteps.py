@@ -29,7 +29,7 @@ def timesteps(spacing: str, schedule: Schedule, steps: int, start: float = 1.0) 
         first, last = ratio[0 if alpha[0] > 0 else 1], ratio[2].clamp(min=0.002)
         times = schedule.inverse(interpolate_ratios(first, last, steps, spacing))
     else:
-        times = (table_indices(spacing, round(1000 * start), steps) + 1) / 1000
+        times = (discrete_timesteps(spacing, round(1000 * start), steps) + 1) / 1000
     return torch.cat((times, times.new_zeros(1)))
 
 
@@ -42,7 +42,7 @@ def interpolate_ratios(first: Tensor, last: Tensor, steps: int, spacing: str) ->
     return torch.lerp(first ** (1 / 7), last ** (1 / 7), share) ** 7
 
 
-def table_indices(spacing: str, num_train_timesteps: int, steps: int) -> Tensor:
+def discrete_timesteps(spacing: str, num_train_timesteps: int, steps: int) -> Tensor:
     """(steps,) falling indices into a table of num_train_timesteps; those of "linspace" are fractions."""
     count = torch.arange(steps, dtype=torch.float64)
     if spacing == "linspace":

@@ -67,7 +67,9 @@ def test_tiles_of_stable_diffusions_autoencoder_are_nearer_the_whole_than_the_pe
 def test_a_drawing_in_tiles_is_the_drawing() -> None:
     request = Request("a frog", size=64, steps=2)
     assert (
-        max_pixel_difference(*(draw(random_model(), Request(**{**vars(request), "tile_size": side}))[0] for side in (0, 16)))
+        max_pixel_difference(
+            *(draw(random_model(), Request(**{**vars(request), "tile_size": side}))[0] for side in (0, 16))
+        )
         <= 1
     )
 

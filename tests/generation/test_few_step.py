@@ -29,7 +29,9 @@ def taught() -> Model:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    card = replace(teacher.card, steps=4, sampler="ddim", timestep_spacing="shifted", guidance_scale=1.0, step_counts=(1, 2, 4))
+    card = replace(
+        teacher.card, steps=4, sampler="ddim", timestep_spacing="shifted", guidance_scale=1.0, step_counts=(1, 2, 4)
+    )
     teacher.student = teacher.with_network(network.eval(), card)
     return teacher
 
@@ -78,7 +80,9 @@ def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
     save(taught(), path)
     metadata, tensors = contents(path)
     name = "student.conv_in.weight"
-    assert f"lacks the tensor '{name}'" in refusal(written(path, metadata, {k: v for k, v in tensors.items() if k != name}))
+    assert f"lacks the tensor '{name}'" in refusal(
+        written(path, metadata, {k: v for k, v in tensors.items() if k != name})
+    )
     assert "spare tensor 'student.more'" in refusal(written(path, metadata, {**tensors, "student.more": torch.ones(1)}))
     without = {k: v for k, v in metadata.items() if k != "student"}
     assert "spare tensor 'student." in refusal(written(path, without, tensors))
@@ -171,7 +175,9 @@ def test_a_student_is_told_its_steps_and_follows_the_law() -> None:
             return conditioning.vector[:, -1].view(-1, 1, 1, 1).expand_as(x) / 2
 
     network = Hears()
-    model.student = model.with_network(network, replace(model.card, step_counts=(1, 2, 4), sampler="ddim", timestep_spacing="shifted"))
+    model.student = model.with_network(
+        network, replace(model.card, step_counts=(1, 2, 4), sampler="ddim", timestep_spacing="shifted")
+    )
     for count in (1, 2, 4):
         network.calls = 0
         for step in steps(model, Request("0.3", seed=1, count=2, steps=count)):

@@ -67,7 +67,9 @@ def test_a_later_start(sampler: str, karras: bool, tmp_path_factory: Any) -> Non
     pipe, model = kept("1", tmp_path_factory)
     for strength in (0.55, 1.0) if sampler in ("ddim", "euler") else (0.55,):
         expected = from_image(pipe, "StableDiffusionImg2ImgPipeline", sampler, karras, strength=strength)
-        found = ours(model, sampler, karras, negative_prompt=NEGATIVE, guidance_scale=4.0, image=make_image(), strength=strength)
+        found = ours(
+            model, sampler, karras, negative_prompt=NEGATIVE, guidance_scale=4.0, image=make_image(), strength=strength
+        )
         assert_same(pipe, model, found, expected)
 
 
@@ -77,7 +79,10 @@ def test_a_later_start_of_xl(family: str, tmp_path_factory: Any) -> None:
     pipe, model = kept(family, tmp_path_factory, **options)
     expected = from_image(pipe, "StableDiffusionXLImg2ImgPipeline", "euler", strength=0.3)
     assert_same(
-        pipe, model, ours(model, "euler", negative_prompt=NEGATIVE, guidance_scale=4.0, image=make_image(), strength=0.3), expected
+        pipe,
+        model,
+        ours(model, "euler", negative_prompt=NEGATIVE, guidance_scale=4.0, image=make_image(), strength=0.3),
+        expected,
     )
 
 
@@ -86,7 +91,15 @@ def test_each_image_of_a_batch_starts_by_its_own_generator(tmp_path_factory: Any
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(2)]
     options = {"num_images_per_prompt": 2, "generator": generators, "strength": 0.5}
     expected = from_image(pipe, "StableDiffusionImg2ImgPipeline", "euler_ancestral", **options)
-    found = ours(model, "euler_ancestral", negative_prompt=NEGATIVE, guidance_scale=4.0, image=make_image(), strength=0.5, count=2)
+    found = ours(
+        model,
+        "euler_ancestral",
+        negative_prompt=NEGATIVE,
+        guidance_scale=4.0,
+        image=make_image(),
+        strength=0.5,
+        count=2,
+    )
     assert_same(pipe, model, found, expected)
 
 

@@ -76,7 +76,9 @@ def test_a_mask_bounds_what_is_painted(sampler: str, strength: float) -> None:
     model, image, seen = gray_model(), make_image(), []
     network = model.denoiser.network
     real = network.forward
-    network.forward = lambda x, c_noise, conditioning: seen.append((x, c_noise[0].double())) or real(x, c_noise, conditioning)
+    network.forward = lambda x, c_noise, conditioning: (
+        seen.append((x, c_noise[0].double())) or real(x, c_noise, conditioning)
+    )
     request = Request("0.375", seed=5, count=2, sampler=sampler, image=image, mask=make_mask(), strength=strength)
     last = every(model, request)[-1]
     assert torch.allclose(last.x[..., 8:], torch.full_like(last.x[..., 8:], 0.375), atol=1e-6)
@@ -185,7 +187,9 @@ def test_a_record_gives_its_request_again(changes: dict[str, Any]) -> None:
             assert metadata["image"] == image_fingerprint(make_image()) != image_fingerprint(make_image(16, 32))
             again = replace(again, image=request.image, mask=request.mask)
         assert (resolve(model, again), found) == (resolve(model, request), place)
-    assert not {"paste_original", "strength", "upscaler", "clip_skip", "tiles"} & set(image_metadata(draw(model, Request())[0]))
+    assert not {"paste_original", "strength", "upscaler", "clip_skip", "tiles"} & set(
+        image_metadata(draw(model, Request())[0])
+    )
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,13 @@ class ScaleConditionedModel(Model):
 
 @pytest.mark.parametrize(
     "option",
-    [{"negative_prompt": "0.5"}, {"guidance_method": "apg"}, {"guidance_rescale": 0.5}, {"guidance_interval": (0.2, 0.8)}, {"guide_model": gray_model()}],
+    [
+        {"negative_prompt": "0.5"},
+        {"guidance_method": "apg"},
+        {"guidance_rescale": 0.5},
+        {"guidance_interval": (0.2, 0.8)},
+        {"guide_model": gray_model()},
+    ],
 )
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_options_of_guidance_are_refused_where_the_network_takes_the_scale(
@@ -136,7 +142,9 @@ def test_batch_sizes(batch: int | None, monkeypatch: pytest.MonkeyPatch) -> None
     rows.clear()
     again = draw_prompts(model, ["a frog"] * 5, range(20, 25), request)
     assert list(dict.fromkeys(rows)) == [2 * count for count in dict.fromkeys(counts)]
-    for ours, one, theirs in zip(drawn, again, draw(random_model(steps=12), replace(request, batch_size=5)), strict=True):
+    for ours, one, theirs in zip(
+        drawn, again, draw(random_model(steps=12), replace(request, batch_size=5)), strict=True
+    ):
         apart = [np.abs(np.asarray(each, dtype=int) - np.asarray(theirs, dtype=int)) for each in (ours, one)]
         assert max(far.mean() for far in apart) <= 0.5 and max(far.max() for far in apart) <= 8
 
@@ -152,7 +160,10 @@ def test_a_gpu_has_larger_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_many_prompts_in_one_batch_are_drawn_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "BATCH_PIXELS", {"cpu": 4 * 16 * 16})  # two batches
-    model, request = random_model(steps=12), Request(negative_prompt="a pizza", guidance_scale=3.0, sampler="euler_ancestral")
+    model, request = (
+        random_model(steps=12),
+        Request(negative_prompt="a pizza", guidance_scale=3.0, sampler="euler_ancestral"),
+    )
     prompts, seeds = ["a frog", "two red frogs", "a frog", "a blue rabbit", "", "a frog"], [3, 3, 2**64 - 1, 9, 0, 3]
     together = draw_prompts(model, prompts, seeds, request)
     for image, prompt, seed in zip(together, prompts, seeds, strict=True):
@@ -267,7 +278,11 @@ def test_weights_words_and_guidance_matter() -> None:
         "a [frog:rabbit:0.5] on stilts", "a [frog|rabbit] on stilts", "hybrid(frog, rabbit, 0.5, switch)",
         "hybrid(frog, rabbit, 0.5, embeddings)", "hybrid(frog, rabbit, 0.5, guesses)", "hybrid(frog, rabbit, turns)",
     )]  # fmt: skip
-    others += [replace(base, guidance_method="apg"), replace(base, guidance_rescale=0.5), replace(base, guidance_interval=(0.3, 0.6))]
+    others += [
+        replace(base, guidance_method="apg"),
+        replace(base, guidance_rescale=0.5),
+        replace(base, guidance_interval=(0.3, 0.6)),
+    ]
     drawn = {draw(model, request)[0].tobytes() for request in (base, *others)}
     assert len(drawn) == 1 + len(others)
 
@@ -284,7 +299,10 @@ def test_a_guide_model_is_autoguidance_and_goes_into_the_metadata() -> None:
     model, guide = random_model(), weaker_model()
     request = Request("a frog AND a pizza", seed=2, count=2, guidance_scale=2.5, guide_model=guide)
     guided = last(model, request)
-    assert torch.equal(last(model, replace(request, guide_model=model)).x, last(model, replace(request, guide_model=None, guidance_scale=1.0)).x)
+    assert torch.equal(
+        last(model, replace(request, guide_model=model)).x,
+        last(model, replace(request, guide_model=None, guidance_scale=1.0)).x,
+    )
     assert not torch.equal(guided.x, last(model, replace(request, guide_model=None)).x)
     metadata = image_metadata(draw(model, request)[0])
     assert metadata["guide_model"] == {"name": "tiny", "hash": guide.hash} != metadata["model"]
@@ -306,7 +324,11 @@ def test_guidance_goes_into_the_metadata() -> None:
     model = random_model(steps=2)
     request = Request("x", guidance_method="apg", guidance_rescale=0.5, guidance_interval=(0.25, 1))
     metadata = image_metadata(draw(model, request)[0])
-    assert (metadata["guidance_method"], metadata["guidance_rescale"], metadata["guidance_interval"]) == ("apg", 0.5, [0.25, 1.0])
+    assert (metadata["guidance_method"], metadata["guidance_rescale"], metadata["guidance_interval"]) == (
+        "apg",
+        0.5,
+        [0.25, 1.0],
+    )
     assert resolve(model, request_from_metadata(metadata)[0]) == resolve(model, request)
     plain = set(image_metadata(draw(model, Request("x"))[0]))
     assert not {"guidance_method", "guidance_rescale", "guidance_interval", "guide_model"} & plain

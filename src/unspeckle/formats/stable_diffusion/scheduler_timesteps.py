@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unspeckle.errors import InputError
 from unspeckle.schedule import DiscreteSchedule, Schedule
-from unspeckle.timesteps import interpolate_ratios, table_indices
+from unspeckle.timesteps import discrete_timesteps, interpolate_ratios
 
 SCHEDULER_SPACINGS = ("leading", "trailing", "linspace")
 FAMILIES = ("ddim", "lcm", "euler", "dpm")
@@ -99,7 +99,7 @@ def _spaced_indices(
     if family == "lcm":
         distilled = LCM_TIMESTEPS - (torch.arange(steps) * LCM_TIMESTEPS / steps).floor()
         return (distilled.double() * (train_timesteps // LCM_TIMESTEPS) - 1).round()
-    spaced = table_indices(timestep_spacing, train_timesteps, steps + _extra_timesteps(family, timestep_spacing))
+    spaced = discrete_timesteps(timestep_spacing, train_timesteps, steps + _extra_timesteps(family, timestep_spacing))
     indices = spaced[:steps] + (steps_offset if timestep_spacing == "leading" else 0)
     return indices if family == "euler" else indices.round()
 
