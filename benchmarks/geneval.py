@@ -21,7 +21,8 @@ from unspeckle import atomic, quantities
 from unspeckle.commands.score import ProgressBar
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw_prompts, images_per_batch
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.model_io.device import resolve_device
 from unspeckle.model_io.loading import load

@@ -12,7 +12,8 @@ from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.generation.metadata import request_from_metadata
 from unspeckle.generation.pipeline import steps
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.model_io.model_file import save
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig

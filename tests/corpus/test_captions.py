@@ -21,7 +21,8 @@ from unspeckle.corpus.names_to_captions import (
     words_from_file_name,
 )
 from unspeckle.errors import InputError
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.prompts import escape_prompt
 
 

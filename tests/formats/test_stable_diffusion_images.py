@@ -14,7 +14,8 @@ import unspeckle
 from unspeckle.denoiser import TIME_CONDITIONINGS
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.pipeline import steps
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.samplers import SAMPLERS
 from unspeckle.timesteps import TIMESTEP_SPACINGS
 

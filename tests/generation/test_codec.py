@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_image_tasks import make_image
+from sample_images import make_image
 from test_stable_diffusion_images import kept
 from torch import nn
 
@@ -15,7 +15,8 @@ from unspeckle.denoiser import Conditioning
 from unspeckle.generation.codec import decode_latents, decode_to_images, encode_images
 from unspeckle.generation.initial_latents import image_to_tensor
 from unspeckle.generation.pipeline import draw, images_with_metadata, steps
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.generation.tiling import map_tiles
 from unspeckle.model_io.loading import load
 from unspeckle.output.png import max_pixel_difference

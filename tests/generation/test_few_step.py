@@ -14,7 +14,8 @@ from unspeckle.errors import InputError
 from unspeckle.generation.few_step import select_network, with_step_count
 from unspeckle.generation.metadata import request_from_metadata
 from unspeckle.generation.pipeline import draw, steps
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import save

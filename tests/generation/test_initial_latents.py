@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from test_image_tasks import make_image, make_mask
+from sample_images import make_image, make_mask
 from torch import Tensor
 
 from tiny_models import gray_model, random_model
@@ -18,7 +18,8 @@ from unspeckle.errors import InputError
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.metadata import image_fingerprint, request_from_metadata
 from unspeckle.generation.pipeline import draw, draw_prompts, split_into_batches, steps
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.output.png import image_metadata, max_pixel_difference

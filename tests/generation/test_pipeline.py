@@ -16,7 +16,8 @@ from unspeckle.generation import pipeline
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.metadata import request_from_metadata
 from unspeckle.generation.pipeline import draw, draw_prompts, images_per_batch, split_into_batches, steps
-from unspeckle.generation.request import Request, ignored_options, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import ignored_options, resolve
 from unspeckle.guidance import clamp_denoised, classifier_free_guidance, guided_denoise
 from unspeckle.model import Model
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig
@@ -200,7 +201,7 @@ def test_plain_prompts_are_drawn_as_without_a_prompt_language() -> None:
             conditionings = []
             for text in texts:
                 one = model.denoiser.prepare(model.text_encoder(model.tokenizer.encode([text])))
-                conditionings.append(map_fields(one, lambda field: field.expand(count, *field.shape[1:])))
+                conditionings.append(map_fields(one, lambda field, count=count: field.expand(count, *field.shape[1:])))
             plain = clamp_denoised(
                 guided_denoise(model.denoiser, conditionings, classifier_free_guidance(resolved.guidance_scale)),
                 *model.autoencoder.latent_bounds,

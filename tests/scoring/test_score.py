@@ -20,7 +20,8 @@ from unspeckle import configuration
 from unspeckle.cli import main
 from unspeckle.corpus import open_corpus, read_folder
 from unspeckle.generation.conditioning import denoise_prompts
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.model import SamplingSetup
 from unspeckle.model_io.model_file import save
 from unspeckle.prompts import escape_prompt, parse_prompt

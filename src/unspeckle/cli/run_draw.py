@@ -22,7 +22,8 @@ from unspeckle.formats.stable_diffusion.add_ons import read_preview_autoencoder
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.few_step import why_not_student
 from unspeckle.generation.pipeline import images_with_metadata, sample_steps, split_into_batches
-from unspeckle.generation.request import Request, ResolvedRequest, ignored_options, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import ResolvedRequest, ignored_options, resolve
 from unspeckle.model import Model
 from unspeckle.model_io.process_memory import keep_freed_memory
 from unspeckle.networks.latent_preview import fit_latent_preview

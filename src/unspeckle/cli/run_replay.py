@@ -12,7 +12,8 @@ from unspeckle.cli.run_draw import read_input_image
 from unspeckle.errors import InputError
 from unspeckle.generation.metadata import image_fingerprint, request_from_metadata
 from unspeckle.generation.pipeline import images_with_metadata, sample_steps
-from unspeckle.generation.request import Request, ResolvedRequest, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import ResolvedRequest, resolve
 from unspeckle.model import Model
 from unspeckle.model_io.precision import PRECISIONS
 from unspeckle.old_names import rename_image_metadata

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from unspeckle import atomic, configuration
 from unspeckle.corpus import Corpus, open_corpus, read_folder
 from unspeckle.errors import InputError
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.model_io.device import resolve_device
 from unspeckle.model_io.loading import load

@@ -1,8 +1,8 @@
-"""From prompts to a Denoise: what a model draws from, read step by step.
+"""From prompts to a Denoise: the conditioning of every step, and the predictions that guidance combines.
 
-Text is encoded once for each different caption and prepared once for each different blend of captions, before the first
-step. A weight w moves a token's embedding away from the mean m of the chunk's embeddings: m + w (z - m). So (word:0)
-says nothing of its own, and it is one rule for every text encoder, whose embeddings are only known as (B, L, D).
+Every distinct caption is encoded once, and every distinct blend of captions prepared once, before the first step. A
+weight w moves a token's embedding z away from the mean m of its chunk's embeddings: m + w (z - m). It needs nothing
+from a text encoder but embeddings (B, L, D), and (word:0) removes what the word adds to the mean.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,16 +17,20 @@ from unspeckle.model import Model, SamplingSetup
 from unspeckle.prompts import ChunkedPrompt, Prompt, PromptBlend, PromptChunk, WeightedPredictions, predictions
 
 Weights = tuple[tuple[float, ...], ...]
-Complete = Callable[[PreparedConditioning, bool], PreparedConditioning]  # (conditioning, is it a positive one?)
-ConditioningOf = Callable[[tuple[PromptBlend, ...]], PreparedConditioning]  # a blend for each row -> its conditioning
+# (conditioning, whether it is of a positive prediction) -> the conditioning with what else the model takes as an input
+AddInputs = Callable[[PreparedConditioning, bool], PreparedConditioning]
+# (a blend for each row of a batch) -> the conditioning of these rows
+ConditioningOf = Callable[[tuple[PromptBlend, ...]], PreparedConditioning]
 EMPTY_PROMPT: PromptBlend = ((1.0, ((),)),)
 
 
 class StepPlan(NamedTuple):
-    """What a step predicts: weights[0] of the predictions sum to the positive one, weights[1] to the negative one."""
+    """The predictions of a sampling step and how they are combined."""
 
+    # Σ_i weights[0][i] · prediction_i is the positive prediction; the same with weights[1], if there, the negative one.
     weights: Weights
-    blends: tuple[tuple[PromptBlend, ...], ...]  # of each prediction, a blend for every row of the batch
+    # Of each prediction, a blend for every row of the batch.
+    blends: tuple[tuple[PromptBlend, ...], ...]
 
 
 def denoise_prompts(
@@ -35,12 +39,13 @@ def denoise_prompts(
     negative_prompt: Prompt,
     setup: SamplingSetup,
     rule: GuidanceRule | None,
-    complete: Complete,
+    add_inputs: AddInputs,
 ) -> Denoise:
-    """x̂ of row i from prompts[i], by a rule on the positive and the negative prediction; None = the positive one alone.
+    """A Denoise whose row i is denoised by prompts[i] and the negative prompt, combined by the rule; None takes the
+    positive prediction alone.
 
-    setup.times are those of the whole sampling run: which words count at a time t depends on t alone. Prompts drawn in
-    one batch must have the same `prediction_weights`. complete adds what else the model takes as an input."""
+    setup.times are those of the whole sampling run: which words count at a time t depends on t alone. Prompts of one
+    batch must have the same `prediction_weights`. add_inputs adds what else the model takes as an input."""
     times = setup.times
     count = len(times) - 1
     plans = [_plan_step(model, prompts, negative_prompt, step, count, rule is None) for step in range(count)]
@@ -48,10 +53,10 @@ def denoise_prompts(
     denoisers: dict[StepPlan, Denoise] = {}
     for plan in plans:
         if plan not in denoisers:
-            # a prediction is negative where it counts in the negative sum
+            # A prediction is a negative one if it has a weight in the negative sum.
             negative_weights = plan.weights[1] if len(plan.weights) > 1 else (0.0,) * len(plan.blends)
             conditionings = [
-                complete(conditioning_of(blends), weight == 0)
+                add_inputs(conditioning_of(blends), weight == 0)
                 for blends, weight in zip(plan.blends, negative_weights, strict=True)
             ]
             denoisers[plan] = guided_denoise(setup.denoiser, conditionings, composed(rule or _unguided, plan.weights))
@@ -69,7 +74,7 @@ def _unguided(predict: Predict, t: Tensor) -> Tensor:
 
 
 def prediction_weights(model: Model, prompt: Prompt, steps: int) -> Weights:
-    """The weights of the prompt's predictions at each step. Prompts with the same ones can be rows of one batch."""
+    """The weights of the prompt's predictions at each step. Prompts whose weights are equal can share a batch."""
     return tuple(tuple(weight for weight, _ in _predictions(model, prompt, step, steps)) for step in range(steps))
 
 
@@ -81,12 +86,14 @@ def _predictions(model: Model, prompt: Prompt, step: int, steps: int) -> Weighte
 def _plan_step(
     model: Model, prompts: Sequence[Prompt], negative_prompt: Prompt, step: int, steps: int, positive_only: bool
 ) -> StepPlan:
-    """Negative is Σ v x̂ + (1 - Σ v) x̂ of the empty prompt, positive is Σ w x̂ + (1 - Σ w) negative."""
-    read = {prompt: _predictions(model, prompt, step, steps) for prompt in {*prompts, negative_prompt}}
-    rows = [read[prompt] for prompt in prompts]
-    positive, negative = [weight for weight, _ in rows[0]], [weight for weight, _ in read[negative_prompt]]
+    """The predictions of one step. With weights v_i of the negative prompt's and w_i of the prompts' predictions x̂_i,
+
+    negative = Σ v_i x̂_i + (1 - Σ v_i) x̂ of the empty prompt,    positive = Σ w_i x̂_i + (1 - Σ w_i) negative."""
+    by_prompt = {prompt: _predictions(model, prompt, step, steps) for prompt in {*prompts, negative_prompt}}
+    rows = [by_prompt[prompt] for prompt in prompts]
+    positive, negative = [weight for weight, _ in rows[0]], [weight for weight, _ in by_prompt[negative_prompt]]
     blends = [tuple(row[i][1] for row in rows) for i in range(len(positive))]
-    blends += [(blend,) * len(rows) for _, blend in read[negative_prompt]]
+    blends += [(blend,) * len(rows) for _, blend in by_prompt[negative_prompt]]
     if (rest := _remaining_weight(negative)) != 0:
         negative, blends = [*negative, rest], [*blends, (EMPTY_PROMPT,) * len(rows)]
     rest = _remaining_weight(positive)
@@ -97,13 +104,14 @@ def _plan_step(
 
 
 def _remaining_weight(weights: Sequence[float]) -> float:
+    """1 - Σ weights, exactly 0 where it is 0 but for rounding."""
     rest = 1 - sum(weights)
     return 0.0 if abs(rest) < 1e-9 else rest
 
 
 def _prepare_blends(model: Model, plans: Sequence[StepPlan]) -> ConditioningOf:
-    """Encode and prepare every blend of the plans, each alone and once, so that it does not depend on its batch;
-    shorter ones are padded to the longest's tokens."""
+    """Encode and prepare every blend of the plans, each alone and once, so that it does not depend on its batch.
+    Shorter ones are padded to the number of tokens of the longest."""
     blends = dict.fromkeys(blend for plan in plans for rows in plan.blends for blend in rows)
     captions = {caption: encode_caption(model, caption) for caption in dict.fromkeys(c for b in blends for _, c in b)}
     longest = max(conditioning.tokens.shape[1] for conditioning in captions.values())
@@ -125,13 +133,14 @@ def _prepare_blends(model: Model, plans: Sequence[StepPlan]) -> ConditioningOf:
 
 
 def encode_caption(model: Model, caption: ChunkedPrompt) -> Conditioning:
-    """The caption's chunks side by side, (1, L of all, D); the vector is the mean of theirs."""
+    """The conditioning of a caption: the tokens of its chunks one after another, (1, Σ L, D), and the mean of their
+    vectors."""
     chunks = [_encode_chunk(model, chunk) for chunk in caption]
     if len(chunks) == 1:
         return chunks[0]
     masks, vectors = [chunk.mask for chunk in chunks], [chunk.vector for chunk in chunks]
-    mask = None if masks[0] is None else torch.cat([one for one in masks if one is not None], 1)
-    vector = None if vectors[0] is None else torch.stack([one for one in vectors if one is not None]).mean(0)
+    mask = None if masks[0] is None else torch.cat([mask for mask in masks if mask is not None], 1)
+    vector = None if vectors[0] is None else torch.stack([vector for vector in vectors if vector is not None]).mean(0)
     return Conditioning(torch.cat([chunk.tokens for chunk in chunks], 1), mask, vector)
 
 
@@ -150,7 +159,7 @@ def _encode_chunk(model: Model, chunk: PromptChunk) -> Conditioning:
 
 
 def _pad_tokens(conditioning: Conditioning, empty: Conditioning, length: int) -> Conditioning:
-    """Padded to `length` tokens: by masked ones, or where there is no mask by those of empty chunks."""
+    """Padded to `length` tokens: by masked ones, or where there is no mask by the tokens of empty chunks."""
     missing = length - conditioning.tokens.shape[1]
     padding = empty.tokens.repeat(1, -(-missing // empty.tokens.shape[1]), 1)[:, :missing]
     mask = conditioning.mask
@@ -159,7 +168,7 @@ def _pad_tokens(conditioning: Conditioning, empty: Conditioning, length: int) ->
 
 
 def _blend(parts: Sequence[tuple[float, Conditioning]]) -> Conditioning:
-    """The weighted mean of embeddings, token by token; where one has no token, the others' alone."""
+    """The weighted mean of embeddings, token by token, over those that have a token there."""
     if len(parts) == 1:
         return parts[0][1]
     shares = torch.tensor([share for share, _ in parts]).to(parts[0][1].tokens)

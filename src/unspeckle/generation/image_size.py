@@ -1,4 +1,4 @@
-"""Sizes in pixels that a model can draw."""
+"""Which sizes in pixels a model can draw."""
 
 import math
 from typing import Any
@@ -12,11 +12,13 @@ MAX_PIXELS = 1 << 24  # of one image
 
 
 def choose_size(
-    model: Model, size: Any, image: Image.Image | None = None, mask: Image.Image | None = None
+    model: Model, size: object, image: Image.Image | None = None, mask: Image.Image | None = None
 ) -> tuple[int, int]:
-    """(width, height) in pixels: the size asked for, the card's, or that of the image to start from, brought down to what
-    the network can draw; of an image with over four times the pixels that the model was trained on, its shape with as
-    many as those. Checks image and mask too."""
+    """(width, height) in pixels: the requested size, or the model card's, or that of the image to start from, with
+    sides rounded down to what the network can draw. An image with over four times the pixels that the model was trained
+    on is reduced to that many.
+
+    InputError where the network cannot draw the size, or where image and mask do not fit each other."""
     _check_image_and_mask(image, mask)
     if image is None or size is not None:
         return check_size(model, model.card.size if size is None else size)
@@ -28,19 +30,21 @@ def choose_size(
 
 
 def _check_image_and_mask(image: Image.Image | None, mask: Image.Image | None) -> None:
-    """InputError where one is no image, or the mask does not fit the image or paints nothing."""
-    for name, given in (("image", image), ("mask", mask)):
-        if given is not None and not (isinstance(given, Image.Image) and min(given.size) > 0):
+    """InputError where one is not an image, or the mask has another size or nothing white."""
+    for name, value in (("image", image), ("mask", mask)):
+        if value is not None and not (isinstance(value, Image.Image) and min(value.size) > 0):
             raise InputError(": must be a PIL image", name)
     if mask is None:
         return
     if image is None:
-        raise InputError(": there is no image to paint in; give image as well", "mask")
+        raise InputError(": there is no image to redraw; give `image` as well", "mask")
     if mask.size != image.size:
         (width, height), size = mask.size, "{}x{}".format(*image.size)
         raise InputError(f": is {width}x{height}, the image {size}; give one of the same size", "mask")
     if mask.convert("L").getextrema()[1] < 128:  # type: ignore[operator]
-        raise InputError(": nothing in it is white, so there is nothing to paint; paint that white", "mask")
+        raise InputError(
+            ": nothing in it is white, so nothing would be redrawn; make white what is to be redrawn", "mask"
+        )
 
 
 def _size_multiple(model: Model) -> tuple[int, int]:
@@ -50,9 +54,9 @@ def _size_multiple(model: Model) -> tuple[int, int]:
     return multiple, -(-16 // multiple) * multiple
 
 
-def check_size(model: Model, size: Any, name: str = "size") -> tuple[int, int]:
-    """(width, height) of one number for both or a pair, if the network can draw it; the InputError names the nearest
-    size that it can."""
+def check_size(model: Model, size: object, name: str = "size") -> tuple[int, int]:
+    """(width, height) in pixels from one number for both or a pair, if the network can draw it. The InputError names the
+    nearest size that it can draw."""
     multiple, least = _size_multiple(model)
     sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else ()
     if len(sides) != 2 or any(type(side) is not int for side in sides):
@@ -69,7 +73,7 @@ def check_size(model: Model, size: Any, name: str = "size") -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def check_hires_size(model: Model, hires_size: Any, size: tuple[int, int]) -> tuple[int, int] | None:
+def check_hires_size(model: Model, hires_size: object, size: tuple[int, int]) -> tuple[int, int] | None:
     """The size (width, height) to which an image of `size` is enlarged, if it is larger; None where it is not."""
     if hires_size is None:
         return None

@@ -1,4 +1,4 @@
-"""Painting where a mask says, with a network that knows nothing of masks: a wrapper around its Denoise."""
+"""Inpainting with a network that takes no mask as an input: a wrapper around its Denoise."""
 
 from collections.abc import Iterator
 
@@ -14,14 +14,16 @@ from unspeckle.schedule import Schedule
 def inpainting_denoise(
     denoise: Denoise, schedule: Schedule, init_latents: Tensor, noise: Tensor, mask: Tensor, *, first_time: float
 ) -> Denoise:
-    """x̂ under the mask (True = paint), the initial latents elsewhere; and there the network sees these with one and the
-    same noise at every time, alpha_t · init_latents + sigma_t · noise (Lugmayr et al. 2022, "RePaint", eq. 8, without
-    its resampling), but for `first_time`, at which it sees x as the drawing starts.
+    """x̂ where the mask is True (redraw), the initial latents where it is False (keep).
 
-    diffusers blends x itself after each step. That is the same: what lies under the mask moves place by place, by x̂ at
-    that place alone, so it depends on the rest only through what the network sees. It differs in the last step of
-    times that end above t = 0 (see `restore_unmasked`), and where a sampler calls the network in the middle of a step
-    (dpmpp_sde), which diffusers' blending does not reach."""
+    Where the mask is False, the network sees the initial latents with the same noise at every time,
+    alpha_t · init_latents + sigma_t · noise (Lugmayr et al. 2022, "RePaint", eq. 8, without its resampling); at
+    first_time it sees x as the pass starts.
+
+    diffusers blends x itself after each step, which is the same: a sampler moves every place of x by x̂ at that place
+    alone, so the rest of x matters only through what the network sees. It differs in the last step of times that end
+    above t = 0 (see `restore_unmasked`), and where a sampler calls the network in the middle of a step (dpmpp_sde),
+    which diffusers' blending does not reach."""
 
     def inpaint(x_t: Tensor, t: Tensor) -> Tensor:
         if float(t.flatten()[0]) < first_time:
@@ -33,7 +35,7 @@ def inpainting_denoise(
 
 
 def restore_unmasked(steps: Iterator[Step], init_latents: Tensor, mask: Tensor) -> Iterator[Step]:
-    """The steps, the last one's x exactly that of the initial latents outside the mask, wherever the sampler ends."""
+    """The steps, with the last one's x set to the initial latents where the mask is False."""
     previous = next(steps)
     for step in steps:
         yield previous

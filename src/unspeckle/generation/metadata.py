@@ -1,4 +1,4 @@
-"""What an image's file says of how it was drawn, and the request that this makes again."""
+"""The metadata of an image, and the request that they describe."""
 
 import hashlib
 from typing import Any
@@ -6,28 +6,31 @@ from typing import Any
 from PIL import Image
 
 from unspeckle.errors import InputError
-from unspeckle.generation.request import Request, ResolvedRequest
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import ResolvedRequest
 from unspeckle.old_names import rename_image_metadata
 from unspeckle.version import installed_version
 
-ALWAYS = ("prompt", "negative_prompt", "steps", "sampler", "timestep_spacing", "guidance_scale")
-OPTIONAL = {  # recorded only where they differ from this
+# Options that are always recorded
+ALWAYS_RECORDED = ("prompt", "negative_prompt", "steps", "sampler", "timestep_spacing", "guidance_scale")
+# Options that are recorded only where they differ from these values
+DEFAULTS: dict[str, object] = {
     "guidance_method": "cfg", "guidance_rescale": 0, "guidance_interval": None, "paste_original": True,
     "upscaler": "lanczos", "clip_skip": 1, "tile_size": 0, "dynamic_threshold": None,
 }  # fmt: skip
 
 
-def metadata_of(resolved: ResolvedRequest) -> list[dict[str, Any]]:
+def build_metadata(resolved: ResolvedRequest) -> list[dict[str, Any]]:
     """The metadata of each of the request's images, as JSON values: no path, no name of a machine, no time of day."""
     model, guide = resolved.model, resolved.guide_model
     common: dict[str, Any] = {
-        **{name: getattr(resolved, name) for name in ALWAYS},
+        **{name: getattr(resolved, name) for name in ALWAYS_RECORDED},
         "size": list(resolved.size),
         "model": {"name": model.card.name, "hash": model.hash},
-        "batch": [resolved.first_seed, resolved.count],  # rounding differs a little with the neighbours
+        "batch": [resolved.first_seed, resolved.count],  # the rounding of an image depends a little on its batch
         "version": installed_version(),
     }
-    common |= {name: value for name in OPTIONAL if (value := getattr(resolved, name)) != OPTIONAL[name]}
+    common |= {name: value for name in DEFAULTS if (value := getattr(resolved, name)) != DEFAULTS[name]}
     if guide is not None:
         common["guide_model"] = {"name": guide.card.name, "hash": guide.hash}
     if resolved.image is not None or resolved.hires_size is not None:
@@ -50,33 +53,32 @@ def metadata_of(resolved: ResolvedRequest) -> list[dict[str, Any]]:
 
 
 def image_fingerprint(image: Image.Image) -> str:
-    """16 hex digits of an image's pixels and size, whatever file they lie in."""
+    """16 hex digits of an image's pixels and size, whatever file format it is stored in."""
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:16]
 
 
 def request_from_metadata(metadata: dict[str, Any]) -> tuple[Request, int]:
-    """The request that the metadata describe, and the image's place in its batch.
+    """The request that the metadata describe, and the image's index in its batch.
 
-    A guide model, an image and a mask are not part of it: the metadata name them, whoever has them adds them.
+    A guide model, an image and a mask are not part of it: the metadata hold only their hashes, so the caller adds them.
     InputError where the metadata are incomplete or damaged."""
     metadata = rename_image_metadata(metadata)
     try:
         first, count = metadata["batch"]
         width, height = metadata["size"]
-        varied = "variation_seed" in metadata
-        counted = metadata["variation_seed" if varied else "seed"]
-        options = {name: metadata[name] for name in ALWAYS}
-        options |= {name: metadata[name] for name in (*OPTIONAL, "strength", "variation_strength") if name in metadata}
+        has_variation = "variation_seed" in metadata
+        own_seed = metadata["variation_seed" if has_variation else "seed"]
+        options = {name: metadata[name] for name in ALWAYS_RECORDED}
+        options |= {name: metadata[name] for name in (*DEFAULTS, "strength", "variation_strength") if name in metadata}
         options |= {"hires_size": tuple(metadata["hires_size"])} if "hires_size" in metadata else {}
-        options |= {"seed": metadata["seed"], "variation_seed": first} if varied else {"seed": first}
+        options |= {"seed": metadata["seed"], "variation_seed": first} if has_variation else {"seed": first}
         request = Request(count=count, size=(width, height), **options)
-    except (KeyError, TypeError, ValueError) as e:
-        raise InputError(
-            f"its metadata are incomplete or damaged ({type(e).__name__}: {e}); give the original PNG"
-        ) from e
-    empty = next((name for name, value in metadata.items() if value is None), None)
-    if empty is not None:  # which in a request is a choice that is left open
-        raise InputError(f"its metadata are damaged ({empty} has no value); give the original PNG")
-    if any(type(number) is not int for number in (first, count, counted)) or not 0 <= counted - first < count:
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"its metadata are incomplete or damaged ({what}); give the original PNG") from error
+    missing = next((name for name, value in metadata.items() if value is None), None)
+    if missing is not None:  # None in a request leaves a choice open
+        raise InputError(f"its metadata are damaged ({missing} has no value); give the original PNG")
+    if any(type(number) is not int for number in (first, count, own_seed)) or not 0 <= own_seed - first < count:
         raise InputError("its metadata are damaged (the seed lies outside its batch); give the original PNG")
-    return request, counted - first
+    return request, own_seed - first

@@ -1,4 +1,4 @@
-"""From a request to images: the one way, for the command line, scores, training's samples and notebooks alike.
+"""From a request to images, for the command line, scores, training's samples and notebooks alike:
 
 resolve(model, request) -> ResolvedRequest -> sample_steps -> Step, Step, … -> images_with_metadata
 """
@@ -17,26 +17,28 @@ from unspeckle.denoiser import Denoise, PreparedConditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.checks import check_loras
 from unspeckle.generation.codec import decode_to_images
-from unspeckle.generation.conditioning import denoise_prompts, prediction_weights
+from unspeckle.generation.conditioning import Weights, denoise_prompts, prediction_weights
 from unspeckle.generation.initial_latents import InitialLatents, fit_image, hires_latents, initial_latents
 from unspeckle.generation.inpainting import inpainting_denoise, paste_original, restore_unmasked
-from unspeckle.generation.metadata import metadata_of
-from unspeckle.generation.request import Request, ResolvedRequest, resolve
+from unspeckle.generation.metadata import build_metadata
+from unspeckle.generation.request import Request, make_request
+from unspeckle.generation.resolve import ResolvedRequest, resolve
 from unspeckle.model import Model
 from unspeckle.output.png import attach_metadata
 from unspeckle.prompts import Prompt, parse_prompt
 from unspeckle.samplers import SAMPLERS, Step
 
-BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}  # pixels drawn in one batch: 16 images of 64 × 64; 4 of 512 × 512
+# Pixels drawn in one batch: 16 images of 64 × 64 on a CPU, 4 of 512 × 512 on a GPU
+BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}
 
 
 def draw(model: Model, request: Request | str, **options: Any) -> list[Image.Image]:
     """The request's images, RGB, in the order of their seeds; `output.png.write_png` saves one with its metadata.
 
-    request: a Request, or a prompt with a Request's other fields as options: draw(model, "a frog", seed=7, steps=20).
-    InputError where it cannot be drawn."""
+    request: a Request, or a prompt. options: more fields of a Request, as in draw(model, "a frog", seed=7, steps=20).
+    InputError, naming the option, where it cannot be drawn or is unknown."""
     images: list[Image.Image] = []
-    for batch in split_into_batches(resolve(model, as_request(request, **options))):
+    for batch in split_into_batches(resolve(model, make_request(request, options))):
         for step in sample_steps(batch):
             last = step
         images += images_with_metadata(batch, last)
@@ -45,33 +47,28 @@ def draw(model: Model, request: Request | str, **options: Any) -> list[Image.Ima
 
 def steps(model: Model, request: Request | str, **options: Any) -> Iterator[Step]:
     """Draw all of the request's images as one batch, step by step; the last Step's x is the result, which
-    `generation.codec.decode_to_images` turns into images.
+    `generation.codec.decode_to_images` turns into images. The arguments are those of `draw`.
 
-    An image depends on its own seed alone, not on its place or its neighbours, but for the rounding of float32. With
+    An image depends on its own seed alone, not on its place or its neighbors, but for the rounding of float32. With
     hires_size, the first pass's last Step is followed by those of the second pass, which are larger.
     InputError at once, before the first step, where the request cannot be drawn."""
-    return sample_steps(resolve(model, as_request(request, **options)))
-
-
-def as_request(request: Request | str, **options: Any) -> Request:
-    """A Request of a prompt and options, or the Request with those options changed."""
-    return Request(request, **options) if isinstance(request, str) else replace(request, **options)
+    return sample_steps(resolve(model, make_request(request, options)))
 
 
 def split_into_batches(resolved: ResolvedRequest) -> list[ResolvedRequest]:
-    """The request cut into batches that fit in memory; each goes through `sample_steps` on its own."""
+    """The request in batches that fit in memory, each a request for `sample_steps`."""
     size = images_per_batch(resolved)
     return [resolved.slice(i, min(size, resolved.count - i)) for i in range(0, resolved.count, size)]
 
 
 def images_per_batch(resolved: ResolvedRequest) -> int:
-    """How many of the request's images are drawn in one batch: its batch_size, or by their size and the device."""
+    """How many of the request's images are drawn together: its batch_size, or chosen by their size and the device."""
     pixels = BATCH_PIXELS.get(resolved.model.device.type, BATCH_PIXELS["cpu"])
     return max(1, pixels // math.prod(resolved.final_size)) if resolved.batch_size is None else resolved.batch_size
 
 
 def sample_steps(resolved: ResolvedRequest) -> Iterator[Step]:
-    """The steps of a request that is resolved, all of its images as one batch."""
+    """The steps of a resolved request, with all of its images in one batch."""
     return _sample_batch(resolved, [resolved.parsed_prompt] * resolved.count, *resolved.seeds())
 
 
@@ -79,8 +76,8 @@ def sample_steps(resolved: ResolvedRequest) -> Iterator[Step]:
 def _sample_batch(
     resolved: ResolvedRequest, prompts: Sequence[Prompt], seeds: Sequence[int], variation_seeds: Sequence[int | None]
 ) -> Iterator[Step]:
-    """One batch: row i from prompts[i] and the noise of seeds[i] (turned to that of variation_seeds[i]), the rest as
-    resolved."""
+    """One batch: row i is drawn from prompts[i] and the noise of seeds[i], turned toward that of variation_seeds[i].
+    All else is the request's."""
     for step in _sample_pass(resolved, prompts, initial_latents(resolved, seeds, variation_seeds)):
         yield step
     if resolved.hires_size is not None:
@@ -92,14 +89,14 @@ def _sample_pass(resolved: ResolvedRequest, prompts: Sequence[Prompt], initial: 
     denoise = build_denoise(resolved, prompts, initial)
     if initial.mask is None or initial.init_latents is None:
         return SAMPLERS[resolved.sampler](denoise, schedule, times, initial.x, initial.step_noise)
-    first, mask, kept = float(times[0]), initial.mask, initial.init_latents
-    denoise = inpainting_denoise(denoise, schedule, kept, initial.noise, mask, first_time=first)
+    mask, init_latents = initial.mask, initial.init_latents
+    denoise = inpainting_denoise(denoise, schedule, init_latents, initial.noise, mask, first_time=float(times[0]))
     sampled = SAMPLERS[resolved.sampler](denoise, schedule, times, initial.x, initial.step_noise)
-    return restore_unmasked(sampled, kept, mask)
+    return restore_unmasked(sampled, init_latents, mask)
 
 
 def build_denoise(resolved: ResolvedRequest, prompts: Sequence[Prompt], initial: InitialLatents) -> Denoise:
-    """The denoiser with all that wraps it: prompts, guidance, bounds."""
+    """The denoiser as the sampler sees it, with prompts, guidance and bounds."""
     model, guide = resolved.selected, resolved.guide
     rule = guidance_rule(resolved)
     if guide is None or rule is None:
@@ -116,28 +113,31 @@ def build_denoise(resolved: ResolvedRequest, prompts: Sequence[Prompt], initial:
 
 
 def _denoise_by(
-    model: Model, resolved: ResolvedRequest, prompts: Sequence[Prompt], initial: InitialLatents,
+    model: Model,
+    resolved: ResolvedRequest,
+    prompts: Sequence[Prompt],
+    initial: InitialLatents,
     rule: guidance.GuidanceRule | None,
-) -> Denoise:  # fmt: skip
+) -> Denoise:
     """x̂ of the prompts by that model, with what else it takes as an input: sizes, the guidance scale, a mask."""
     factor = model.autoencoder.downsampling_factor
     size = (initial.x.shape[3] * factor, initial.x.shape[2] * factor)
 
-    def complete(conditioning: PreparedConditioning, positive: bool) -> PreparedConditioning:
+    def add_inputs(conditioning: PreparedConditioning, positive: bool) -> PreparedConditioning:
         if model.takes_mask and initial.mask_conditioning is not None:
             rows = len(conditioning.keys_values)
             conditioning = conditioning._replace(concat=initial.mask_conditioning.expand(rows, -1, -1, -1))
         return model.add_conditioning(conditioning, positive, resolved.guidance_scale, size)
 
     setup = initial.setup
-    if model is not resolved.selected:  # the guide asks its own network, at the same times
+    if model is not resolved.selected:  # the guide model evaluates its own network, at the same times
         setup = model.sampling_setup(resolved.sampler, resolved.timestep_spacing, resolved.steps)
         setup = setup._replace(times=initial.setup.times)
-    return denoise_prompts(model, prompts, resolved.parsed_negative, setup, rule, complete)
+    return denoise_prompts(model, prompts, resolved.parsed_negative_prompt, setup, rule, add_inputs)
 
 
 def guidance_rule(resolved: ResolvedRequest) -> guidance.GuidanceRule | None:
-    """How the request is guided; None where it is not."""
+    """The rule by which the request is guided; None where it is not."""
     scale = resolved.selected.cfg_scale(resolved.guidance_scale)
     if scale == 1:
         return None
@@ -152,42 +152,45 @@ def guidance_rule(resolved: ResolvedRequest) -> guidance.GuidanceRule | None:
 def draw_prompts(
     model: Model, prompts: Sequence[str], seeds: Sequence[int], request: Request | None = None
 ) -> list[Image.Image]:
-    """prompts[i] drawn with seeds[i], many to a batch; the request (or the card) says the rest. Each image is that of
-    `draw` but for the rounding of float32, so it carries no metadata to be replayed by."""
+    """prompts[i] drawn with seeds[i], many in a batch; all other options are the request's, or the model card's.
+
+    Each image is that of `draw` but for the rounding of float32; it carries no metadata, as it cannot be replayed."""
     if len(prompts) != len(seeds):
         raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds: give one seed for each prompt")
     if not prompts:
         return []
     resolved = resolve(model, replace(request or Request(), prompt="", seed=0, count=1))
-    groups: dict[Any, list[tuple[int, Prompt]]] = {}  # by what prompts of one batch must have in common
-    for place, text in enumerate(prompts):
-        prompt = parse_prompt(text)
-        check_loras(model, prompt.lora_tags, "prompt")
-        alike = tuple(prediction_weights(resolved.selected, prompt, count) for count in resolved.steps_per_pass)
-        groups.setdefault(alike, []).append((place, prompt))
+    parsed = {text: parse_prompt(text) for text in dict.fromkeys(prompts)}
+    groups: dict[tuple[Weights, ...], list[int]] = {}  # indices of prompts, by their prediction_weights in each pass
+    weights = {}
+    for text, prompt in parsed.items():
+        check_loras(model, prompt, resolved.parsed_negative_prompt)
+        weights[text] = tuple(prediction_weights(resolved.selected, prompt, n) for n in resolved.steps_per_pass)
+    for index, text in enumerate(prompts):
+        groups.setdefault(weights[text], []).append(index)
     images: dict[int, Image.Image] = {}
     size = images_per_batch(resolved)
     for group in groups.values():
         for batch in (group[i : i + size] for i in range(0, len(group), size)):
-            rows = [seeds[place] for place, _ in batch]
-            for step in _sample_batch(resolved, [one for _, one in batch], rows, [resolved.variation_seed] * len(rows)):
+            rows = [parsed[prompts[index]] for index in batch]
+            variation_seeds = [resolved.variation_seed] * len(batch)
+            for step in _sample_batch(resolved, rows, [seeds[index] for index in batch], variation_seeds):
                 last = step
-            drawn = decode_to_images(model, last.x)
-            images.update(zip((place for place, _ in batch), drawn, strict=True))
-    return [images[place] for place in range(len(prompts))]
+            images.update(zip(batch, decode_to_images(model, last.x), strict=True))
+    return [images[index] for index in range(len(prompts))]
 
 
 def images_with_metadata(resolved: ResolvedRequest, last: Step) -> list[Image.Image]:
     """The images of a request's last step, each with the metadata from which `unspeckle replay` draws it again."""
     model = resolved.model
     if not last.x.isfinite().all():
-        lower = "" if model.precision == "float32" else f" in {model.precision}; draw in float32"
-        logging.getLogger("unspeckle").warning("the network overflows%s; what it drew is gray there", lower)
+        where, mend = ("", "") if model.precision == "float32" else (f" in {model.precision}", "; draw in float32")
+        logging.getLogger("unspeckle").warning("the network overflows%s: parts of the image are gray%s", where, mend)
     images = decode_to_images(model, last.x, resolved.tile_size)
     if resolved.image is not None and resolved.mask is not None and resolved.paste_original:
         original = fit_image(resolved.image.convert("RGB"), resolved.size)
         mask = fit_image(resolved.mask.convert("L"), resolved.size)
         images = [paste_original(image, original, mask) for image in images]
-    for image, metadata in zip(images, metadata_of(resolved), strict=True):
+    for image, metadata in zip(images, build_metadata(resolved), strict=True):
         attach_metadata(image, metadata)
     return images

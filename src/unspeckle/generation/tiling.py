@@ -1,20 +1,22 @@
-"""A large image in overlapping tiles, so that memory need hold only one at a time."""
+"""A function of an image evaluated on overlapping tiles, so that only one of them needs memory at a time."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-OVERLAP = 4  # neighboring tiles share a quarter of a tile's side
-MARGIN = 4  # the outer quarter of that overlap is dropped: there a tile sees its own border, which the whole lacks
+# Neighboring tiles share 1 / OVERLAP of a tile's side.
+OVERLAP = 4
+# The outer 1 / MARGIN of that overlap is dropped: there a tile sees a border that the whole image does not have.
+MARGIN = 4
 
 
 def map_tiles(code: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in: int, scale_out: int) -> Tensor:
-    """code(x) from tiles of `tile` latents a side, blended in linear ramps; of the whole at once where tile is 0 or
-    covers it. x is (B, C, h · scale_in, w · scale_in), the result (B, C', h · scale_out, w · scale_out).
+    """code(x), evaluated on square tiles and blended by linear ramps; on all of x at once where tile is 0 or covers it.
 
-    Not equal to the whole: normalization and attention see a tile's own values. The ramps make the difference smooth.
-    """
+    code: encodes or decodes. x is (B, C, h · scale_in, w · scale_in), the result (B, C', h · scale_out, w · scale_out).
+    tile: the side of a tile, in units of h and w. The result differs a little from code(x), as normalization and
+    attention see a tile's values only; the ramps make the difference smooth."""
     high, wide = x.shape[2] // scale_in, x.shape[3] // scale_in
     if not tile or (tile >= high and tile >= wide):
         return code(x)
@@ -35,17 +37,18 @@ def map_tiles(code: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in: 
 
 
 def tile_positions(length: int, tile: int) -> list[int]:
-    """Where the tiles along one side begin: evenly spaced, overlapping by a quarter at least."""
+    """Where the tiles along one axis start: evenly spaced, overlapping by at least a quarter."""
     count = 1 + max(0, -(-(length - tile) // (tile - tile // OVERLAP)))
     return [round(i * max(0, length - tile) / max(1, count - 1)) for i in range(count)]
 
 
 def scale_slice(positions: slice, by: int) -> slice:
+    """The same part of an axis that is `by` times as long."""
     return slice(positions.start * by, positions.stop * by)
 
 
 def tile_weights(positions: slice, length: int, tile: int, scale_out: int) -> Tensor:
-    """The weights of a tile's values along one axis: 1, but for ramps toward its neighbors."""
+    """The weights of a tile's values along one axis: 1, with ramps toward its neighbors."""
     overlap = tile // OVERLAP * scale_out
     margin = overlap // MARGIN
     count = (positions.stop - positions.start) * scale_out

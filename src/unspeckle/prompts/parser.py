@@ -179,7 +179,8 @@ class _Parser:
             weight = float("nan")
         if not name.strip() or not abs(weight) <= MAX_LORA_WEIGHT:
             self.fail(
-                f"a LoRA is <lora:name> or <lora:name:weight>, with one weight up to {MAX_LORA_WEIGHT:g} ({escape_hint})",
+                f"a LoRA is <lora:name> or <lora:name:weight>, with one weight up to {MAX_LORA_WEIGHT:g} "
+                f"({escape_hint})",
                 token.start,
             )
         if re.search(r"[/\\]|\A\s*\.", name):

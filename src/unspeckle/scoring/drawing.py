@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from unspeckle.generation.pipeline import draw_prompts, images_per_batch
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.prompts import escape_prompt
 

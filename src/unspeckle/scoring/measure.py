@@ -10,7 +10,7 @@ from unspeckle import guidance
 from unspeckle.corpus import Corpus, Split
 from unspeckle.denoiser import Denoise
 from unspeckle.generation.few_step import select_network
-from unspeckle.generation.request import resolve
+from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import PixelAutoencoder
 from unspeckle.scoring import likelihood

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from unspeckle.generation.few_step import select_network
-from unspeckle.generation.request import Request, ResolvedRequest
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import ResolvedRequest
 from unspeckle.model import Model
 from unspeckle.scoring.distances import compute_prdc, kid
 from unspeckle.scoring.drawing import generate_images

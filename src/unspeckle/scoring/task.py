@@ -8,7 +8,8 @@ from torch import Tensor
 
 from unspeckle.corpus import Split
 from unspeckle.denoiser import PreparedConditioning
-from unspeckle.generation.request import Request, ResolvedRequest
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import ResolvedRequest
 from unspeckle.model import Model
 from unspeckle.objective import Objective
 from unspeckle.scoring.drawing import generate_images

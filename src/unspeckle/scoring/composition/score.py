@@ -23,7 +23,8 @@ from unspeckle.corpus.emoji.painter import ScenePainter
 from unspeckle.corpus.emoji.scenes import SceneVocabulary
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.pipeline import steps
-from unspeckle.generation.request import Request, resolve
+from unspeckle.generation.request import Request
+from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.scoring.composition.detector import Detector
 from unspeckle.scoring.composition.questions import (
