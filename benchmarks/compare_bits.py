@@ -202,7 +202,9 @@ def write_folder(folder: Path, count: int = 40) -> None:
     for i in range(count):
         color, place = ("red", "green", "blue")[i % 3], random.integers(8, 40, 2)
         pixels = np.full((72, 80, 3), 200, np.uint8) - random.integers(0, 40, (72, 80, 3), dtype=np.uint8)
-        pixels[place[0] : place[0] + 24, place[1] : place[1] + 24] = [220 * (c == color) for c in ("red", "green", "blue")]
+        pixels[place[0] : place[0] + 24, place[1] : place[1] + 24] = [
+            220 * (c == color) for c in ("red", "green", "blue")
+        ]
         Image.fromarray(pixels).save(folder / f"{i:03d}.png")
         (folder / f"{i:03d}.txt").write_text(f"a {color} square number {i % 7}\n")
 

@@ -50,7 +50,9 @@ def main() -> None:
 def measure(name: str, roots: dict[str, Path], rounds: int) -> dict[str, list[float]]:
     """Seconds of each version, in turns; a first round is not counted."""
     seconds: dict[str, list[float]] = {version: [] for version in roots}
-    servers = {} if name in ("loading", "cold draw") else {v: start(name, root, roots["before"]) for v, root in roots.items()}
+    servers = (
+        {} if name in ("loading", "cold draw") else {v: start(name, root, roots["before"]) for v, root in roots.items()}
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for count in range(rounds + 1):
             for version, root in roots.items():
@@ -68,7 +70,9 @@ def run(name: str, root: Path, scratch: str) -> float:
 
     arguments = ["-c", LOADING] if name == "loading" else [*COLD_DRAW, scratch]
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, *arguments], env=environment(root), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment(root), capture_output=True, text=True, check=True
+    )
     return float(done.stdout) if name == "loading" else time.perf_counter() - began
 
 
@@ -112,9 +116,10 @@ def sd_step() -> Any:
 
         config = presets.STABLE_DIFFUSION_CONFIGS["1.5"]
     except ImportError:  # version 0.1
+        from unspeckle.networks.packing import lowered as cast_for_inference
+
         from unspeckle.denoiser import Given as Conditioning
         from unspeckle.networks import build as build_network
-        from unspeckle.networks.packing import lowered as cast_for_inference
 
         config = presets.STABLE_DIFFUSION["1.5"]
     torch.manual_seed(0)
@@ -133,6 +138,7 @@ def sd_step() -> Any:
 def training_step() -> Any:
     """A step of the version's own benchmarks/training_step.py, on its own batches."""
     import training_step as bench  # of the version: see `environment`
+
     from unspeckle.corpus import batches
     from unspeckle.text.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from unspeckle import Model, Request, draw, load, rng, steps
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.pipeline import images_with_metadata, sample_steps
-from unspeckle.generation.request import resolve
+from unspeckle.generation.resolve import resolve
 from unspeckle.output import png
 from unspeckle.output.film_strip import FilmStrip
 

@@ -154,7 +154,16 @@ def run(code: str) -> str:
 def test_importing_the_package_and_its_help_is_light() -> None:
     heavy = "{'torch', 'numpy', 'PIL', 'rich', 'tokenizers', 'safetensors'} & {m.split('.')[0] for m in sys.modules}"
     assert run(f"import sys, unspeckle; print({heavy})") == "set()\n"
-    commands = (["draw"], ["replay"], ["convert"], ["check"], ["train"], ["distil"], ["score"], ["make-corpus", "emoji"])
+    commands = (
+        ["draw"],
+        ["replay"],
+        ["convert"],
+        ["check"],
+        ["train"],
+        ["distil"],
+        ["score"],
+        ["make-corpus", "emoji"],
+    )
     code = (
         "import sys, io, contextlib\nfrom unspeckle.cli import main\n"
         "with contextlib.redirect_stdout(io.StringIO()):\n"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_few_step import taught
+from tiny_models import model_with_student
 
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import save
@@ -87,7 +87,7 @@ def test_a_student_gets_its_own_file_where_both_are_too_large_for_one(
     monkeypatch.syspath_prepend(str(RECIPES))
     import embed
 
-    save(taught(), tmp_path / "both.safetensors")
+    save(model_with_student(), tmp_path / "both.safetensors")
     size = (tmp_path / "both.safetensors").stat().st_size
     monkeypatch.setattr(embed, "MAX_BYTES", size + 5000 if fits_in_one_file else size - 5000)
     out = tmp_path / "embedded.safetensors"

@@ -1,5 +1,6 @@
 """Models small enough for tests: one with learnable parts and random weights, and one whose answer is known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from unspeckle.presets import get_preset
 from unspeckle.schedule import FlowSchedule
 from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training.distillation_task import init_student
 from unspeckle.training.plan import Plan
 
 CAPTIONS = ("a frog on stilts", "a blue rabbit left of a pizza", "two red frogs")
@@ -32,6 +34,20 @@ def random_model(steps: int = 4) -> Model:
     autoencoder = PixelAutoencoder(PixelAutoencoderConfig((0.1, 0.0, -0.1), (0.5, 0.4, 0.6)))
     card = ModelCard(name="tiny", license="CC0", steps=steps, size=(16, 16), vocabulary=("frog",), corpus={"images": 3})
     return Model(Denoiser(network, FlowSchedule(), "v"), tokenizer, text_encoder, autoencoder, card)
+
+
+def model_with_student() -> Model:
+    """A random teacher with a few-step student, a little different, for 1, 2 and 4 steps."""
+    teacher = random_model()
+    network = init_student(teacher)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    card = replace(
+        teacher.card, steps=4, sampler="ddim", timestep_spacing="shifted", guidance_scale=1.0, step_counts=(1, 2, 4)
+    )
+    teacher.student = teacher.with_network(network.eval(), card)
+    return teacher
 
 
 def save_random_model(folder: Path, dtype: str = "float32") -> Path:

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_image_tasks import make_image, make_mask
 
 import unspeckle
+from sample_images import make_image, make_mask
 from tiny_models import random_model, save_random_model
 from unspeckle.cli import main
 from unspeckle.cli.run_draw import read_input_image

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from sample_images import make_image
 from test_stable_diffusion_images import kept
 from torch import nn
 
+from sample_images import make_image
 from tiny_models import random_model
 from unspeckle.denoiser import Conditioning
 from unspeckle.generation.codec import decode_latents, decode_to_images, encode_images

@@ -1,4 +1,4 @@
-"""Students: one file carries both, each draws what it is asked for, and the teacher's images do not change."""
+"""Few-step students: one file holds both models, each draws its requests, and the teacher's images do not change."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tiny_models import gray_model, random_model
+from tiny_models import gray_model, model_with_student, random_model
 from unspeckle.cli import main
-from unspeckle.denoiser import Conditioning
+from unspeckle.denoiser import Conditioning, PreparedConditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.few_step import select_network, with_step_count
 from unspeckle.generation.metadata import request_from_metadata
@@ -23,37 +23,23 @@ from unspeckle.output.png import image_metadata, max_pixel_difference
 from unspeckle.training.distillation_task import init_student
 
 
-def taught() -> Model:
-    """A random teacher with a random student."""
-    teacher = random_model()
-    network = init_student(teacher)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    card = replace(
-        teacher.card, steps=4, sampler="ddim", timestep_spacing="shifted", guidance_scale=1.0, step_counts=(1, 2, 4)
-    )
-    teacher.student = teacher.with_network(network.eval(), card)
-    return teacher
-
-
-def test_a_beginner_computes_what_its_teacher_does_whatever_it_is_told() -> None:
+def test_a_new_student_computes_what_its_teacher_does_at_any_step_count() -> None:
     teacher = random_model()
     student = teacher.with_network(init_student(teacher), teacher.card)
     x, t = torch.randn(3, 3, 16, 16), torch.tensor([0.2, 0.7, 1.0])
     conditioning = teacher.text_encoder(teacher.tokenizer.encode(["a frog", "two red frogs", ""]))
-    told_it = with_step_count(conditioning, torch.tensor([1, 2, 4]))
-    assert torch.equal(told_it.vector[:, -1], torch.tensor([0.0, 1.0, 2.0]))
-    assert torch.allclose(student.denoiser(x, t, told_it), teacher.denoiser(x, t, conditioning), atol=1e-5)
+    with_count = with_step_count(conditioning, torch.tensor([1, 2, 4]))
+    assert torch.equal(with_count.vector[:, -1], torch.tensor([0.0, 1.0, 2.0]))
+    assert torch.allclose(student.denoiser(x, t, with_count), teacher.denoiser(x, t, conditioning), atol=1e-5)
 
 
-def test_told_where_nothing_else_was() -> None:
+def test_step_count_where_there_was_no_vector() -> None:
     conditioning = with_step_count(Conditioning(torch.zeros(2, 3, 4)), torch.tensor([8, 1]))
     assert conditioning.vector.tolist() == [[3.0], [0.0]]
 
 
-def test_one_file_carries_both_and_either_alone(tmp_path: Path) -> None:
-    both, teacher = taught(), random_model()
+def test_one_file_holds_both_and_either_alone(tmp_path: Path) -> None:
+    both, teacher = model_with_student(), random_model()
     save(both, tmp_path / "both.safetensors")
     save(both.student, tmp_path / "student.safetensors")
     again, alone = load(tmp_path / "both.safetensors"), load(tmp_path / "student.safetensors")
@@ -67,8 +53,8 @@ def test_one_file_carries_both_and_either_alone(tmp_path: Path) -> None:
     assert again.hash == teacher.hash != both.hash
 
 
-def test_a_hash_tells_all_that_decides_a_students_images() -> None:
-    usual, unbounded = taught(), taught()
+def test_the_hash_covers_all_that_decides_a_students_images() -> None:
+    usual, unbounded = model_with_student(), model_with_student()
     unbounded.student.card = replace(unbounded.student.card, clamp_denoised=False)
     assert unbounded.hash != usual.hash
 
@@ -78,7 +64,7 @@ def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
     from test_model_file import contents, refusal, written
 
     path = tmp_path / "both.safetensors"
-    save(taught(), path)
+    save(model_with_student(), path)
     metadata, tensors = contents(path)
     name = "student.conv_in.weight"
     assert f"lacks the tensor '{name}'" in refusal(
@@ -94,7 +80,7 @@ def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request", "by_student"),
+    ("drawing", "by_student"),
     [
         (Request(steps=1), True),
         (Request(steps=4), True),
@@ -107,10 +93,10 @@ def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
         (Request(steps=4, negative_prompt="a pizza"), False),
     ],
 )
-def test_who_draws(request: Request, by_student: bool) -> None:
-    model = taught()
-    assert (select_network(model, request).network is model.student.network) == by_student
-    resolved = resolve(model, request)
+def test_which_network_draws(drawing: Request, by_student: bool) -> None:
+    model = model_with_student()
+    assert (select_network(model, drawing).network is model.student.network) == by_student
+    resolved = resolve(model, drawing)
     assert (resolved.guidance_scale == 1.0 and resolved.timestep_spacing == "shifted") == by_student
     assert (select_network(model, resolved).network is model.student.network) == by_student
 
@@ -119,25 +105,25 @@ def test_who_draws(request: Request, by_student: bool) -> None:
     ("options", "why"),
     [
         ("--steps 4", ""),
-        ("--steps 3 --negative red", ""),
-        ("--negative red", ""),
-        ("--steps 4 --negative red", "negative words"),
-        ("--steps 2 --scale 3", "scale 3.0"),
-        ("--steps 1 --rescale 0.5", "rescale set"),
+        ("--steps 3 --negative-prompt red", ""),
+        ("--negative-prompt red", ""),
+        ("--steps 4 --negative-prompt red", "--negative-prompt"),
+        ("--steps 2 --guidance-scale 3", "--guidance-scale 3.0"),
+        ("--steps 1 --guidance-rescale 0.5", "--guidance-rescale"),
     ],
 )
 def test_a_teacher_that_draws_in_its_students_steps_says_why(
     options: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save(taught(), tmp_path / "both.safetensors")
+    save(model_with_student(), tmp_path / "both.safetensors")
     line = ["draw", "a frog", "-m", str(tmp_path / "both.safetensors"), "-o", str(tmp_path), *options.split()]
     assert main(line) == 0
-    metadata = [line for line in capsys.readouterr().err.splitlines() if "teacher" in line]
+    metadata = [line for line in capsys.readouterr().err.splitlines() if "few-step student" in line]
     assert [line.split(":")[0] for line in metadata] == [why] * bool(why)
 
 
 def test_a_students_image_is_replayed_by_its_student() -> None:
-    model = taught()
+    model = model_with_student()
     picture = draw(model, Request("a frog", seed=5, count=2, steps=2))[1]
     again, place = request_from_metadata(image_metadata(picture))
     assert max_pixel_difference(draw(model, again)[place], picture) == 0
@@ -145,37 +131,37 @@ def test_a_students_image_is_replayed_by_its_student() -> None:
 
 
 @pytest.mark.parametrize(
-    ("request", "says"),
+    ("bad_request", "message"),
     [
         (Request(steps=3), "distilled to 1, 2, 4 steps"),
-        (Request(guidance_scale=3.0), "scale 3.0: this model was distilled"),
-        (Request(negative_prompt="a pizza", steps=2), "negative words"),
+        (Request(guidance_scale=3.0), "guidance_scale 3.0: this model was distilled"),
+        (Request(negative_prompt="a pizza", steps=2), "negative_prompt: this model was distilled"),
         (Request(sampler="heun"), "sampler 'heun'"),
     ],
 )
-def test_a_student_alone_refuses_what_it_cannot(request: Request, says: str) -> None:
-    with pytest.raises(InputError, match=says):
-        steps(taught().student, request)
+def test_a_student_alone_refuses_what_it_cannot_draw(bad_request: Request, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        steps(model_with_student().student, bad_request)
 
 
-def test_a_student_is_told_its_steps_and_follows_the_law() -> None:
-    """A student that answers with log2 of its steps must draw that gray, in exactly so many calls."""
+def test_a_student_is_with_counts_steps_and_follows_the_law() -> None:
+    """A student that predicts log2 of its step count must draw that gray, in exactly so many calls."""
     model = gray_model()
 
-    class Hears(torch.nn.Module):
+    class StepCountNetwork(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.config, self.calls = model.network.config, 0
             self.one = torch.nn.Parameter(torch.ones(()))
 
-        def prepare(self, conditioning: Conditioning) -> Conditioning:
-            return conditioning._replace(prepared=True)
+        def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
+            return PreparedConditioning(*conditioning)
 
-        def forward(self, x: Tensor, c_noise: Tensor, conditioning: Conditioning) -> Tensor:
+        def forward(self, x: Tensor, c_noise: Tensor, conditioning: PreparedConditioning) -> Tensor:
             self.calls += 1
             return conditioning.vector[:, -1].view(-1, 1, 1, 1).expand_as(x) / 2
 
-    network = Hears()
+    network = StepCountNetwork()
     model.student = model.with_network(
         network, replace(model.card, step_counts=(1, 2, 4), sampler="ddim", timestep_spacing="shifted")
     )

@@ -24,7 +24,9 @@ class ResumedLMS(diffusers.LMSDiscreteScheduler):
         return super().get_lms_coefficient(order, t, current_order) if current_order < order else 0.0
 
 
-def resumed_plms_timesteps(scheduler: Any, num_inference_steps: int, strength: float, device: str) -> tuple[torch.Tensor, int]:
+def resumed_plms_timesteps(
+    scheduler: Any, num_inference_steps: int, strength: float, device: str
+) -> tuple[torch.Tensor, int]:
     """The timesteps of PLMS from a later start: the first, then the second twice, as in a drawing that starts at noise.
     Their own start between the two calls of that pair."""
     steps = int(num_inference_steps * strength)
@@ -32,12 +34,13 @@ def resumed_plms_timesteps(scheduler: Any, num_inference_steps: int, strength: f
     return torch.cat([timesteps[:2], timesteps[1:]]), steps
 
 
-def their_latents_from_image(
-    pipe: Any, kind: str, sampler: str, karras: bool = False, **options: Any
-) -> torch.Tensor:
+def their_latents_from_image(pipe: Any, kind: str, sampler: str, karras: bool = False, **options: Any) -> torch.Tensor:
     """Their latents from another of their pipelines with the same parts."""
     parts = {name: part for name, part in pipe.components.items() if name != "safety_checker"}
-    xl_options = {"add_watermarker": False, "requires_aesthetics_score": pipe.config.get("requires_aesthetics_score", False)}
+    xl_options = {
+        "add_watermarker": False,
+        "requires_aesthetics_score": pipe.config.get("requires_aesthetics_score", False),
+    }
     pipeline = getattr(diffusers, kind)(**parts, **(xl_options if "XL" in kind else {"safety_checker": None}),
                                     **({} if "XL" in kind else {"requires_safety_checker": False}))  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

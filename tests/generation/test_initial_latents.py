@@ -1,7 +1,6 @@
-"""Drawings that start later than at noise: from a picture, under a mask, toward another seed, at a larger size."""
+"""Drawings that start later than at noise: from an picture, under a mask, toward another seed, at a larger size."""
 
 import math
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
-from sample_images import make_image, make_mask
 from torch import Tensor
 
+from sample_images import make_image, make_mask
 from tiny_models import gray_model, random_model
 from unspeckle.errors import InputError
+from unspeckle.generation import pipeline
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.metadata import image_fingerprint, request_from_metadata
 from unspeckle.generation.pipeline import draw, draw_prompts, split_into_batches, steps
@@ -24,21 +24,21 @@ from unspeckle.model import Model
 from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.output.png import image_metadata, max_pixel_difference
 from unspeckle.rng import noise_from_seeds
-from unspeckle.samplers import SAMPLERS
+from unspeckle.samplers import SAMPLERS, Step
 from unspeckle.schedule import VESchedule
 
 
-def every(model: Model, request: Request) -> list[Any]:
+def all_steps(model: Model, request: Request) -> list[Step]:
     return list(steps(model, request))
 
 
-def known(model: Model, image: Image.Image) -> Tensor:
+def encode(model: Model, image: Image.Image) -> Tensor:
     data = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     return model.autoencoder.encode(data)
 
 
 def latent_model() -> Model:
-    """Random, with a random autoencoder of four pixels a place."""
+    """A random model with a random autoencoder whose latents stand for 4 × 4 pixels each."""
     model = random_model()
     torch.manual_seed(1)
     model.autoencoder = LatentAutoencoder(
@@ -52,8 +52,8 @@ def latent_model() -> Model:
 def test_the_strength_says_how_many_of_the_steps_are_taken(strength: float) -> None:
     model = gray_model()
     request = Request("0.5", image=make_image(), strength=strength, steps=20)
-    times = [float(step.t) for step in every(model, request)]
-    whole = [float(step.t) for step in every(model, replace(request, image=None, strength=None))]
+    times = [float(step.t) for step in all_steps(model, request)]
+    whole = [float(step.t) for step in all_steps(model, replace(request, image=None, strength=None))]
     assert len(times) == int(20 * strength) + 1 == resolve(model, request).total_steps + 1
     assert times == whole[-len(times) :]
 
@@ -63,9 +63,9 @@ def test_a_later_start_is_the_image_with_its_noise(schedule: str) -> None:
     model, image = gray_model(), make_image()
     if schedule == "ve":
         model.denoiser.schedule = VESchedule(sigma_max=40.0)
-    first = every(model, Request("0.5", seed=9, count=2, image=image, strength=0.6))[0]
+    first = all_steps(model, Request("0.5", seed=9, count=2, image=image, strength=0.6))[0]
     alpha, sigma = model.denoiser.schedule(first.t)
-    expected = alpha.float() * known(model, image) + sigma.float() * noise_from_seeds([9, 10], (3, 16, 16))(-1, 0)
+    expected = alpha.float() * encode(model, image) + sigma.float() * noise_from_seeds([9, 10], (3, 16, 16))(-1, 0)
     assert torch.allclose(first.x, expected, atol=1e-6)
 
 
@@ -73,7 +73,7 @@ def test_a_later_start_is_the_image_with_its_noise(schedule: str) -> None:
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_a_mask_bounds_what_is_painted(sampler: str, strength: float) -> None:
     """A denoiser that always says one gray: that gray under the mask, elsewhere the picture, exactly; and the network
-    sees the rest of the picture with one and the same noise at every time."""
+    sees the rest of the picture with one and the same noise at all_steps time."""
     model, image, seen = gray_model(), make_image(), []
     network = model.denoiser.network
     real = network.forward
@@ -81,13 +81,13 @@ def test_a_mask_bounds_what_is_painted(sampler: str, strength: float) -> None:
         seen.append((x, c_noise[0].double())) or real(x, c_noise, conditioning)
     )
     request = Request("0.375", seed=5, count=2, sampler=sampler, image=image, mask=make_mask(), strength=strength)
-    last = every(model, request)[-1]
+    last = all_steps(model, request)[-1]
     assert torch.allclose(last.x[..., 8:], torch.full_like(last.x[..., 8:], 0.375), atol=1e-6)
-    assert torch.equal(last.x[..., :8], known(model, image)[..., :8].expand(2, -1, -1, -1))
+    assert torch.equal(last.x[..., :8], encode(model, image)[..., :8].expand(2, -1, -1, -1))
     fresh = noise_from_seeds([5, 6], (3, 16, 16))(-1, 0)
     for place, (x, t) in enumerate(seen):
         alpha, sigma = (1 - t, t) if place or strength < 1 else (0, 1)
-        shown = (alpha * known(model, image) + sigma * fresh)[..., :8].float()
+        shown = (alpha * encode(model, image) + sigma * fresh)[..., :8].float()
         assert torch.allclose(x[..., :8], shown, atol=1e-5)
 
 
@@ -125,7 +125,7 @@ def test_variations_lead_from_one_seed_to_another() -> None:
     here, there = (draw(model, Request("a frog", seed=seed))[0] for seed in (3, 20))
     assert max_pixel_difference(draw(model, replace(base, variation_strength=0.0))[0], here) == 0
     assert max_pixel_difference(draw(model, replace(base, variation_strength=1.0))[0], there) <= 1
-    x = [every(model, replace(base, variation_strength=share))[0].x.flatten() for share in (0.0, 0.25, 0.5, 1.0)]
+    x = [all_steps(model, replace(base, variation_strength=share))[0].x.flatten() for share in (0.0, 0.25, 0.5, 1.0)]
     angles = [math.acos(float(F.cosine_similarity(x[0], other, dim=0))) for other in x[1:]]
     assert angles[0] == pytest.approx(angles[2] / 4, rel=0.05) and angles[1] == pytest.approx(angles[2] / 2, rel=0.05)
     assert all(0.9 < float(one.std()) < 1.1 for one in x)
@@ -141,23 +141,23 @@ def test_variations_lead_from_one_seed_to_another() -> None:
 def test_hires_goes_on_from_the_enlarged_image(upscaler: str) -> None:
     model = random_model()
     request = Request("a frog", seed=3, count=2, hires_size=(32, 24), upscaler=upscaler, strength=0.5)
-    plain, both = every(model, replace(request, hires_size=None, strength=None)), every(model, request)
+    plain, both = all_steps(model, replace(request, hires_size=None, strength=None)), all_steps(model, request)
     assert len(both) == 5 + 3 == resolve(model, request).total_steps + 1
     assert all(torch.equal(one.x, other.x) for one, other in zip(plain, both, strict=False))
     if upscaler == "latent":
         large = F.interpolate(plain[-1].x, (32, 32), mode="bilinear")[:, :, 4:28]
     else:
         large = torch.cat([
-            known(model, ImageOps.fit(one, (32, 24), Image.Resampling.LANCZOS)) for one in decode_to_images(model, plain[-1].x)
+            encode(model, ImageOps.fit(one, (32, 24), Image.Resampling.LANCZOS)) for one in decode_to_images(model, plain[-1].x)
         ])  # fmt: skip
     expected = 0.5 * large + 0.5 * noise_from_seeds([3, 4], (3, 24, 32))(-1, 0)
     assert torch.allclose(both[5].x, expected, atol=1e-5)
     assert [one.size for one in draw(model, request)] == [(32, 24)] * 2
-    assert [resolved.count for resolved in split_into_batches(model, replace(request, hires_size=256))] == [1, 1]
+    assert [resolved.count for resolved in split_into_batches(resolve(model, replace(request, hires_size=256)))] == [1, 1]
 
 
 def test_many_go_on_from_a_image_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[draw.__module__], "BATCH_PIXELS", {"cpu": 3 * 16 * 16})
+    monkeypatch.setattr(pipeline, "BATCH_PIXELS", {"cpu": 3 * 16 * 16})
     model, request = (
         random_model(steps=12),
         Request(image=make_image(), mask=make_mask(), strength=0.5, sampler="euler_ancestral", variation_seed=9),
@@ -194,32 +194,32 @@ def test_a_record_gives_its_request_again(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request", "says"),
+    ("bad_request", "message"),
     [
-        (Request(strength=0.5), "give image or hires"),
+        (Request(strength=0.5), "give `image` or `hires_size` too"),
         (Request(image=make_image(), strength=0), "strength 0: must be over 0"),
         (Request(image=make_image(), strength=1.5), "strength 1.5"),
         (Request(image=make_image(), strength="much"), "strength 'much'"),  # type: ignore[arg-type]
         (Request(image=make_image(), strength=0.1, steps=5), "leaves none of 5 steps"),
-        (Request(image="photo.png"), "image: must be a picture"),  # type: ignore[arg-type]
-        (Request(mask=make_mask()), "mask: there is no picture"),
+        (Request(image="photo.png"), "image: must be a PIL image"),  # type: ignore[arg-type]
+        (Request(mask=make_mask()), "mask: there is no image to redraw"),
         (Request(image=make_image(32, 32), mask=make_mask()), "mask: is 16x16, the image 32x32"),
         (Request(image=make_image(), mask=Image.new("L", (16, 16))), "nothing in it is white"),
-        (Request(image=make_image(), hires_size=32), "hires: does not go with an image"),
-        (Request(hires_size=16), "hires 16x16: is not larger than the size 16x16"),
+        (Request(image=make_image(), hires_size=32), "hires_size: does not go with an image"),
+        (Request(hires_size=16), "hires_size 16x16: is not larger than the size 16x16"),
         (Request(hires_size=(32, 8)), "the nearest that fits is 32x16"),
-        (Request(hires_size=31), "hires 31x31"),
+        (Request(hires_size=31), "hires_size 31x31"),
         (Request(upscaler="magic"), "choose one of lanczos, latent"),
-        (Request(variation_seed=-1), "variation -1"),
-        (Request(variation_seed=2**64 - 1, count=2), "variation 18446744073709551615 with count 2"),
+        (Request(variation_seed=-1), "variation_seed -1"),
+        (Request(variation_seed=2**64 - 1, count=2), "variation_seed 18446744073709551615 with count 2"),
         (Request(variation_seed=1, variation_strength=2), "variation_strength 2"),
         (Request(clip_skip=2), "without CLIP"),
         (Request(clip_skip=0), "clip_skip 0"),
-        (Request(tile_size=8), "tiles 8: must be a side of at least 16"),
-        (Request(tile_size=True), "tiles True"),
+        (Request(tile_size=8), "tile_size 8: must be a side of at least 16"),
+        (Request(tile_size=True), "tile_size True"),
     ],
 )
-def test_requests_that_cannot_be_drawn(request: Request, says: str) -> None:
+def test_requests_that_cannot_be_drawn(bad_request: Request, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        steps(random_model(), request)
-    assert says in str(caught.value) and "\n" not in str(caught.value)
+        steps(random_model(), bad_request)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -111,11 +111,11 @@ def test_sweeps_cover_the_model_s_own_way_once() -> None:
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_sweeps_never_mix_a_student_with_its_teacher(alone: bool) -> None:
-    from test_few_step import taught
+    from tiny_models import model_with_student
 
     from unspeckle.generation.few_step import select_network
 
-    both = taught()
+    both = model_with_student()
     model = both.student if alone else both
     for ask in (Request(steps=2), Request(steps=4)):
         order = resolve(model, ask)
@@ -265,9 +265,9 @@ def test_a_run_s_plan_says_how_captions_were_read(
 def test_a_student_is_scored_and_says_whose_loss_it_is(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from test_few_step import taught
+    from tiny_models import model_with_student
 
-    both, out, found = taught(), tmp_path / "a.html", []
+    both, out, found = model_with_student(), tmp_path / "a.html", []
     for model in (both, both.student, random_model()):
         save(model, tmp_path / "model.safetensors")
         line = ["score", str(tmp_path / "model.safetensors"), "--corpus", str(folder), "-o", str(out), *SMALL, "-q"]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from test_few_step import taught
+from tiny_models import model_with_student
 from torch import Tensor
 
 from unspeckle.cli import main
@@ -295,7 +295,7 @@ def test_only_models_that_learn_here_are_gone_on_from(
 ) -> None:
     stable_diffusion_files = pytest.importorskip("stable_diffusion_files", reason="needs diffusers")
     stable_diffusion_files.tiny_pipeline("1", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
-    save(taught().student, tmp_path / "student.safetensors")
+    save(model_with_student().student, tmp_path / "student.safetensors")
     capsys.readouterr()
     for name, says in (("pipe", "was not trained here"), ("student.safetensors", "name the model that taught it")):
         told = {"FOLDER": str(folder), "MODEL": str(tmp_path / name), "RUN": str(tmp_path / "run")}
