@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import model_with_student
 
+from tiny_models import model_with_student
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import save
 

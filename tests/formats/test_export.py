@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import stable_diffusion_files
 import unspeckle
 from tiny_models import random_model
 from unspeckle.cli import main

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_stable_diffusion_networks import Asked, far
 from torch import Tensor
 
+import stable_diffusion_files
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError

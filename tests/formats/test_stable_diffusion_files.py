@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import stable_diffusion_files
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import schedulers as peers
 
+import stable_diffusion_files
 import unspeckle
 from unspeckle.denoiser import TIME_CONDITIONINGS
 from unspeckle.generation.codec import decode_to_images

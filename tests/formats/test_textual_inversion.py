@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from test_stable_diffusion_networks import far
 
+import stable_diffusion_files
 import unspeckle
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import textual_inversion

@@ -16,7 +16,6 @@ from unspeckle.generation.metadata import request_from_metadata
 from unspeckle.generation.pipeline import draw, steps
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import resolve
-from unspeckle.model import Model
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import save
 from unspeckle.output.png import image_metadata, max_pixel_difference

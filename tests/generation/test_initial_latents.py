@@ -153,7 +153,10 @@ def test_hires_goes_on_from_the_enlarged_image(upscaler: str) -> None:
     expected = 0.5 * large + 0.5 * noise_from_seeds([3, 4], (3, 24, 32))(-1, 0)
     assert torch.allclose(both[5].x, expected, atol=1e-5)
     assert [one.size for one in draw(model, request)] == [(32, 24)] * 2
-    assert [resolved.count for resolved in split_into_batches(resolve(model, replace(request, hires_size=256)))] == [1, 1]
+    assert [resolved.count for resolved in split_into_batches(resolve(model, replace(request, hires_size=256)))] == [
+        1,
+        1,
+    ]
 
 
 def test_many_go_on_from_a_image_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import stable_diffusion_files
 import unspeckle
 from unspeckle.errors import InputError
 from unspeckle.model_io import hub

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+import stable_diffusion_files
+import tiny_models
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.errors import InputError
@@ -61,7 +63,7 @@ def test_words_are_read_in_float32_by_weights_left_as_they_are_stored(tmp_path: 
 
 
 def test_our_own_in_bfloat16(tmp_path: Path) -> None:
-    file = tiny.save_random_model(tmp_path)
+    file = tiny_models.save_random_model(tmp_path)
     exact, low, left = (unspeckle.load(file, precision=name) for name in ("float32", "bfloat16", "auto"))
     assert low.hash == exact.hash == left.hash and left.precision == "float32"
     assert psnr(drawn(exact), drawn(low)) > 30
@@ -84,7 +86,7 @@ def test_a_picture_says_its_precision_and_is_replayed(
 def test_a_lowered_model_is_only_for_drawing(folder: Path, tmp_path: Path) -> None:
     low, own = (
         unspeckle.load(folder, precision="bfloat16"),
-        unspeckle.load(tiny.save_random_model(tmp_path), precision="bfloat16"),
+        unspeckle.load(tiny_models.save_random_model(tmp_path), precision="bfloat16"),
     )
     assert set_precision(low, "bfloat16") is low
     for name in ("float32", "float16"):
@@ -96,7 +98,7 @@ def test_a_lowered_model_is_only_for_drawing(folder: Path, tmp_path: Path) -> No
 
 
 def test_a_guide_must_draw_alike(tmp_path: Path) -> None:
-    file = tiny.save_random_model(tmp_path)
+    file = tiny_models.save_random_model(tmp_path)
     exact, low = unspeckle.load(file), unspeckle.load(file, precision="bfloat16")
     with pytest.raises(InputError, match="draws in bfloat16, the model in float32"):
         drawn(exact, guide=low)

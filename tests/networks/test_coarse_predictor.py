@@ -13,6 +13,7 @@ from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
+from unspeckle.schedule import FlowSchedule
 from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 
 SMALL = UNetConfig(

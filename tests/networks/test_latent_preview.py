@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import stable_diffusion_files
 import unspeckle
 from unspeckle.cli import run_draw as command
 from unspeckle.cli.options import ModelOptions

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+import stable_diffusion_files
 from unspeckle.denoiser import Conditioning
 from unspeckle.formats import rename_tables
 from unspeckle.formats.stable_diffusion import diffusers_names

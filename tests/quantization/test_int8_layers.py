@@ -13,6 +13,8 @@ from test_precision import drawn, psnr
 from test_transformer import SMALL
 from torch import Tensor, nn
 
+import stable_diffusion_files
+import tiny_models
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning
@@ -256,7 +258,7 @@ def test_stable_diffusion(folder: Path) -> None:
 
 
 def test_our_own(tmp_path: Path) -> None:
-    file = tiny.save_random_model(tmp_path)
+    file = tiny_models.save_random_model(tmp_path)
     exact, least = unspeckle.load(file), unspeckle.load(file, precision="int8")
     assert least.hash == exact.hash and QuantizedConv in kinds(least.network)
     assert 25 < psnr(drawn(exact), drawn(least)) < 60
@@ -289,7 +291,7 @@ def test_it_is_never_chosen_for_anybody_and_refused_where_there_is_none(monkeypa
     with pytest.raises(InputError, match="--precision int8: is for processors, not for cuda; choose bfloat16"):
         check_precision("int8", "cuda")
     monkeypatch.setattr("unspeckle.quantization.int8_layers.cpu_features", lambda: frozenset({"sse2"}))
-    model: Model = tiny.random_model()
+    model: Model = tiny_models.random_model()
     with pytest.raises(
         InputError, match="--precision int8: needs a processor with AVX-512 VNNI, and oneDNN in torch; choose bf"
     ):

@@ -22,6 +22,7 @@ from unspeckle.errors import InputError
 from unspeckle.generation.request import Request
 from unspeckle.model import Model, ModelCard
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, UNetConfig
+from unspeckle.schedule import FlowSchedule
 from unspeckle.scoring.composition.detector import Detection, Detector, box_iou, load_detector, save_detector
 from unspeckle.scoring.composition.examples import ExamplePainter, paint_blocks
 from unspeckle.scoring.composition.questions import (

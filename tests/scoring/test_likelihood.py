@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unspeckle.denoiser import Denoise
 from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
-from unspeckle.schedule import FlowSchedule, Schedule
+from unspeckle.schedule import CosineSchedule, FlowSchedule, LinearSchedule, Schedule, VESchedule
 from unspeckle.scoring.likelihood import FINAL_NOISE_STD, BitsPerDim, measure_bits_per_dim
 
 COLOURS = PixelAutoencoder(PixelAutoencoderConfig((0.1, 0.0, -0.2), (0.5, 0.25, 0.4)))

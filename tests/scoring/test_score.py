@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import unspeckle
-from tiny_models import random_model, save_random_model
+from tiny_models import make_plan, random_model, save_random_model
 from unspeckle import configuration
 from unspeckle.cli import main
 from unspeckle.corpus import open_corpus, read_folder
@@ -112,7 +112,6 @@ def test_sweeps_cover_the_model_s_own_way_once() -> None:
 @pytest.mark.parametrize("alone", [False, True])
 def test_sweeps_never_mix_a_student_with_its_teacher(alone: bool) -> None:
     from tiny_models import model_with_student
-
     from unspeckle.generation.few_step import select_network
 
     both = model_with_student()

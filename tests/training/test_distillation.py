@@ -113,13 +113,14 @@ def test_one_step_towards_a_target_lands_where_the_teacher_does(schedule: object
 def test_a_grids_stretches_are_the_students_own_grids() -> None:
     for n in (1, 2, 3, 4, 6):
         torch.testing.assert_close(
-            timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 12)[:: 12 // n],
-            timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), n),
+            timesteps(DISTILLATION_TIMESTEP_SPACING, FlowSchedule(), 12)[:: 12 // n],
+            timesteps(DISTILLATION_TIMESTEP_SPACING, FlowSchedule(), n),
             rtol=1e-15,
             atol=0,
         )
     torch.testing.assert_close(
-        timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 4), torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64)
+        timesteps(DISTILLATION_TIMESTEP_SPACING, FlowSchedule(), 4),
+        torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64),
     )
 
 
@@ -155,7 +156,9 @@ def test_guidance_is_baked_in_and_bounded() -> None:
     ids = teacher.tokenizer.encode(["0.2", "0.9"])
     points = draw_teacher_trajectories(teacher, ids, torch.randn(2, 3, 16, 16), made).points
     for stretch in list_segments(made):
-        wanted = segment_target(points, Flow(), timesteps(DISTILLATION_TIMESTEP_SPACING, Flow(), 12), stretch)
+        wanted = segment_target(
+            points, FlowSchedule(), timesteps(DISTILLATION_TIMESTEP_SPACING, FlowSchedule(), 12), stretch
+        )
         torch.testing.assert_close(wanted[0], torch.full((3, 16, 16), 0.6), rtol=0, atol=1e-4)
         torch.testing.assert_close(wanted[1], torch.full((3, 16, 16), 2.0), rtol=0, atol=1e-4)
 

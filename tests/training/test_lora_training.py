@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_training import equal
 
+import stable_diffusion_files
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.commands import tune

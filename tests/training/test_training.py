@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_models import model_with_student
 from torch import Tensor
 
+from tiny_models import model_with_student
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.model import ModelCard
