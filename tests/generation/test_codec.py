@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_stable_diffusion_images import kept
 from torch import nn
 
+from diffusers_drawings import pipeline_and_model
 from sample_images import make_image
 from tiny_models import random_model
 from unspeckle.denoiser import Conditioning
@@ -53,7 +53,7 @@ def test_tiles_of_the_embedded_autoencoder() -> None:
 
 
 def test_tiles_of_stable_diffusions_autoencoder_are_nearer_the_whole_than_the_peers(tmp_path_factory: Any) -> None:
-    pipe, model = kept("1", tmp_path_factory)
+    pipe, model = pipeline_and_model("1", tmp_path_factory)
     x = 0.5 * torch.randn(1, 4, 64, 96, generator=torch.Generator().manual_seed(0))
     whole = decode_latents(model, x)
     pipe.vae.enable_tiling()
@@ -79,7 +79,7 @@ def test_a_drawing_in_tiles_is_the_drawing() -> None:
 def test_float16_that_overflows_is_asked_again_in_float32_and_says_so_once(
     what: str, tmp_path_factory: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, model = kept("1", tmp_path_factory)
+    _, model = pipeline_and_model("1", tmp_path_factory)
     coder, held = model.autoencoder, {k: v.clone() for k, v in model.autoencoder.state_dict().items()}
     half = coder.decoder if what == "decode" else coder.encoder
     half.enter.weight.data *= 3e4  # the next norm takes it back, beyond what float16 holds
@@ -107,7 +107,7 @@ def test_float16_that_overflows_is_asked_again_in_float32_and_says_so_once(
 
 def test_what_is_unknown_to_an_inpainting_network_overflows_no_more_than_a_image(tmp_path_factory: Any) -> None:
     """Without a mask it is told of a gray picture, which the same autoencoder encodes."""
-    _, model = kept("1-inpaint", tmp_path_factory)
+    _, model = pipeline_and_model("1-inpaint", tmp_path_factory)
     coder, held = model.autoencoder, {k: v.clone() for k, v in model.autoencoder.state_dict().items()}
     coder.encoder.enter.weight.data *= 3e4
     coder.encoder.enter.bias.data[:] = 6.4e4
@@ -124,7 +124,7 @@ def test_what_is_unknown_to_an_inpainting_network_overflows_no_more_than_a_image
 
 
 def test_bfloat16_that_overflows_is_asked_again_in_float32_packed_or_not(tmp_path: Any, tmp_path_factory: Any) -> None:
-    pipe, model = kept("1", tmp_path_factory)
+    pipe, model = pipeline_and_model("1", tmp_path_factory)
     pipe.save_pretrained(tmp_path)
     low, x = load(tmp_path, precision="bfloat16"), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -150,7 +150,7 @@ def test_a_network_that_overflows_is_told_of(tmp_path_factory: Any, caplog: pyte
 
 
 def test_half_precision_that_holds_stays(tmp_path_factory: Any) -> None:
-    _, model = kept("1", tmp_path_factory)
+    _, model = pipeline_and_model("1", tmp_path_factory)
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     expected, held = decode_to_images(model, x)[0], {k: v.clone() for k, v in model.autoencoder.state_dict().items()}
     for dtype in (torch.float16, torch.bfloat16):

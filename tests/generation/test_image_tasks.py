@@ -6,14 +6,25 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from test_stable_diffusion_images import NEGATIVE, PEERS, PROMPT, SEED, SIZE, assert_same, kept, ours, theirs
 
+from diffusers_drawings import (
+    NEGATIVE_PROMPT,
+    PROMPT,
+    SCHEDULERS,
+    SEED,
+    SIZE,
+    assert_same,
+    our_latents,
+    pipeline_and_model,
+    scheduler_options,
+    their_latents,
+)
 from sample_images import make_image, make_mask
 from unspeckle.errors import InputError
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import resolve
 
-GUIDED = {"negative_prompt": NEGATIVE, "guidance_scale": 4.0}
+GUIDED = {"negative_prompt": NEGATIVE_PROMPT, "guidance_scale": 4.0}
 
 
 class ResumedLMS(diffusers.LMSDiscreteScheduler):
@@ -44,8 +55,9 @@ def their_latents_from_image(pipe: Any, kind: str, sampler: str, karras: bool = 
     pipeline = getattr(diffusers, kind)(**parts, **(xl_options if "XL" in kind else {"safety_checker": None}),
                                     **({} if "XL" in kind else {"requires_safety_checker": False}))  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
-    more = {"use_karras_sigmas": True} if karras else {"skip_prk_steps": True} if sampler == "plms" else {}
-    pipeline.scheduler = {**PEERS, "lms": ResumedLMS}[sampler].from_config({**pipe.settings, **more})
+    pipeline.scheduler = {**SCHEDULERS, "lms": ResumedLMS}[sampler].from_config(
+        {**pipe.settings, **scheduler_options(sampler, karras)}
+    )
     if sampler == "plms":
         pipeline.get_timesteps = partial(resumed_plms_timesteps, pipeline.scheduler)
     arguments = {"prompt": PROMPT, "image": make_image(), "num_inference_steps": 20, "output_type": "latent", **GUIDED}
@@ -54,14 +66,20 @@ def their_latents_from_image(pipe: Any, kind: str, sampler: str, karras: bool = 
 
 @pytest.mark.parametrize(
     ("sampler", "karras"),
-    [*((name, False) for name in PEERS if name != "lcm"), ("euler", True), ("dpmpp_2m", True)],
+    [*((name, False) for name in SCHEDULERS if name != "lcm"), ("euler", True), ("dpmpp_2m", True)],
 )
 def test_image_to_image(sampler: str, karras: bool, tmp_path_factory: Any) -> None:
-    pipe, model = kept("1", tmp_path_factory)
+    pipe, model = pipeline_and_model("1", tmp_path_factory)
     for strength in (0.55, 1.0) if sampler in ("ddim", "euler") else (0.55,):
         expected = their_latents_from_image(pipe, "StableDiffusionImg2ImgPipeline", sampler, karras, strength=strength)
-        found = ours(
-            model, sampler, karras, negative_prompt=NEGATIVE, guidance_scale=4.0, image=make_image(), strength=strength
+        found = our_latents(
+            model,
+            sampler,
+            karras,
+            negative_prompt=NEGATIVE_PROMPT,
+            guidance_scale=4.0,
+            image=make_image(),
+            strength=strength,
         )
         assert_same(pipe, model, found, expected)
 
@@ -69,25 +87,27 @@ def test_image_to_image(sampler: str, karras: bool, tmp_path_factory: Any) -> No
 @pytest.mark.parametrize("family", ["xl", "xl-refiner"])
 def test_image_to_image_of_xl(family: str, tmp_path_factory: Any) -> None:
     options = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
-    pipe, model = kept(family, tmp_path_factory, **options)
+    pipe, model = pipeline_and_model(family, tmp_path_factory, **options)
     expected = their_latents_from_image(pipe, "StableDiffusionXLImg2ImgPipeline", "euler", strength=0.3)
     assert_same(
         pipe,
         model,
-        ours(model, "euler", negative_prompt=NEGATIVE, guidance_scale=4.0, image=make_image(), strength=0.3),
+        our_latents(
+            model, "euler", negative_prompt=NEGATIVE_PROMPT, guidance_scale=4.0, image=make_image(), strength=0.3
+        ),
         expected,
     )
 
 
 def test_each_image_of_a_batch_starts_by_its_own_generator(tmp_path_factory: Any) -> None:
-    pipe, model = kept("1", tmp_path_factory)
+    pipe, model = pipeline_and_model("1", tmp_path_factory)
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(2)]
     options = {"num_images_per_prompt": 2, "generator": generators, "strength": 0.5}
     expected = their_latents_from_image(pipe, "StableDiffusionImg2ImgPipeline", "euler_ancestral", **options)
-    found = ours(
+    found = our_latents(
         model,
         "euler_ancestral",
-        negative_prompt=NEGATIVE,
+        negative_prompt=NEGATIVE_PROMPT,
         guidance_scale=4.0,
         image=make_image(),
         strength=0.5,
@@ -97,24 +117,24 @@ def test_each_image_of_a_batch_starts_by_its_own_generator(tmp_path_factory: Any
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-@pytest.mark.parametrize("sampler", [name for name in PEERS if name not in ("lcm", "euler_ancestral")])
+@pytest.mark.parametrize("sampler", [name for name in SCHEDULERS if name not in ("lcm", "euler_ancestral")])
 def test_a_mask_with_any_model(sampler: str, strength: float, tmp_path_factory: Any) -> None:
-    pipe, model = kept("1", tmp_path_factory)
+    pipe, model = pipeline_and_model("1", tmp_path_factory)
     painted = {"mask_image": make_mask(), "strength": strength, "height": SIZE, "width": SIZE}
     expected = their_latents_from_image(pipe, "StableDiffusionInpaintPipeline", sampler, **painted)
     options = {"image": make_image(), "mask": make_mask(), "strength": strength}
-    found = ours(model, sampler, negative_prompt=NEGATIVE, guidance_scale=4.0, **options)
+    found = our_latents(model, sampler, negative_prompt=NEGATIVE_PROMPT, guidance_scale=4.0, **options)
     assert_same(pipe, model, found, expected)
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 @pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "dpmpp_2m", "unipc"])
 def test_a_mask_with_models_that_take_masks(sampler: str, strength: float, tmp_path_factory: Any) -> None:
-    pipe, model = kept("1-inpaint", tmp_path_factory)
+    pipe, model = pipeline_and_model("1-inpaint", tmp_path_factory)
     painted = {"mask_image": make_mask(), "strength": strength, "height": SIZE, "width": SIZE}
     expected = their_latents_from_image(pipe, "StableDiffusionInpaintPipeline", sampler, **painted)
     options = {"image": make_image(), "mask": make_mask(), "strength": strength}
-    found = ours(model, sampler, negative_prompt=NEGATIVE, guidance_scale=4.0, **options)
+    found = our_latents(model, sampler, negative_prompt=NEGATIVE_PROMPT, guidance_scale=4.0, **options)
     assert_same(pipe, model, found, expected)
 
 
@@ -122,38 +142,43 @@ def test_a_mask_with_models_that_take_masks(sampler: str, strength: float, tmp_p
 @pytest.mark.parametrize("family", ["xl", "xl-inpaint"])
 def test_a_mask_with_xl(family: str, strength: float, tmp_path_factory: Any) -> None:
     options = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
-    pipe, model = kept(family, tmp_path_factory, **options)
+    pipe, model = pipeline_and_model(family, tmp_path_factory, **options)
     painted = {"mask_image": make_mask(), "strength": strength, "height": SIZE, "width": SIZE}
     expected = their_latents_from_image(pipe, "StableDiffusionXLInpaintPipeline", "euler", **painted)
     options = {"image": make_image(), "mask": make_mask(), "strength": strength}
-    assert_same(pipe, model, ours(model, "euler", negative_prompt=NEGATIVE, guidance_scale=4.0, **options), expected)
+    assert_same(
+        pipe,
+        model,
+        our_latents(model, "euler", negative_prompt=NEGATIVE_PROMPT, guidance_scale=4.0, **options),
+        expected,
+    )
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_image_to_image_of_lcm(strength: float, tmp_path_factory: Any) -> None:
     """The last steps of a whole drawing, whose timesteps theirs is given: by itself it would spread the whole number of
     steps over the later times."""
-    pipe, model = kept("1-lcm", tmp_path_factory, _class_name="LCMScheduler")
+    pipe, model = pipeline_and_model("1-lcm", tmp_path_factory, _class_name="LCMScheduler")
     options = {"timesteps": [999, 759, 499, 259], "negative_prompt": None, "guidance_scale": 8.0, "strength": strength}
     expected = their_latents_from_image(pipe, "LatentConsistencyModelImg2ImgPipeline", "lcm", **options)
-    found = ours(model, "lcm", steps=4, guidance_scale=8.0, image=make_image(), strength=strength)
+    found = our_latents(model, "lcm", steps=4, guidance_scale=8.0, image=make_image(), strength=strength)
     assert_same(pipe, model, found, expected)
 
 
 @pytest.mark.parametrize("family", ["1", "2", "xl"])
 def test_clip_skip_counts_one_more_than_diffusers(family: str, tmp_path_factory: Any) -> None:
     """And the negative prompt is read alike, where theirs is read whole: they are conditioning what their reader makes."""
-    pipe, model = kept(family, tmp_path_factory)
+    pipe, model = pipeline_and_model(family, tmp_path_factory)
     pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder  # where transformers < 5 had the layers
     positive, negative = (pipe.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False,
-                                        clip_skip=1) for prompt in (PROMPT, NEGATIVE))  # fmt: skip
+                                        clip_skip=1) for prompt in (PROMPT, NEGATIVE_PROMPT))  # fmt: skip
     embeddings = {"prompt": None, "prompt_embeds": positive[0], "negative_prompt_embeds": negative[0]}
     if family == "xl":
         embeddings |= {"pooled_prompt_embeds": positive[2], "negative_pooled_prompt_embeds": negative[2]}
-    expected = theirs(pipe, "ddim", guidance_scale=4.0, **embeddings)
-    found = ours(model, "ddim", negative_prompt=NEGATIVE, guidance_scale=4.0, clip_skip=2)
+    expected = their_latents(pipe, "ddim", guidance_scale=4.0, **embeddings)
+    found = our_latents(model, "ddim", negative_prompt=NEGATIVE_PROMPT, guidance_scale=4.0, clip_skip=2)
     assert_same(pipe, model, found, expected)
-    plain = ours(model, "ddim", negative_prompt=NEGATIVE, guidance_scale=4.0)
+    plain = our_latents(model, "ddim", negative_prompt=NEGATIVE_PROMPT, guidance_scale=4.0)
     assert (found - plain).norm() > 0.1 * plain.norm()
     with pytest.raises(InputError, match="clip_skip 4"):
         resolve(model, Request(clip_skip=4))
