@@ -33,7 +33,9 @@ def test_every_sampler_on_every_grid(sampler: str, timestep_spacing: str, tmp_pa
     pure = {"prediction": "v_prediction", "rescale_betas_zero_snr": True}
     for family, more in (("1", {}), ("2", pure)):
         _, model = pipeline_and_model(family, tmp_path_factory, **more)
-        drawn = list(steps(model, Request(PROMPT, sampler=sampler, timestep_spacing=timestep_spacing, steps=3, size=SIZE)))
+        drawn = list(
+            steps(model, Request(PROMPT, sampler=sampler, timestep_spacing=timestep_spacing, steps=3, size=SIZE))
+        )
         assert len(drawn) == 4 and all(step.x.isfinite().all() for step in drawn)
         assert [float(step.t) for step in drawn] == sorted({float(step.t) for step in drawn}, reverse=True)
 
@@ -55,7 +57,9 @@ def test_the_shifted_grid_tells_the_table_its_own_times(tmp_path_factory: Any) -
     assert torch.allclose(setup.times, torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
     told: Any = setup.denoiser.time_conditioning
     clock = TIME_CONDITIONINGS[told] if isinstance(told, str) else told
-    assert torch.allclose(clock(setup.times[:-1], setup.denoiser.schedule), torch.tensor([999.0, 899, 749, 499]).double())
+    assert torch.allclose(
+        clock(setup.times[:-1], setup.denoiser.schedule), torch.tensor([999.0, 899, 749, 499]).double()
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_stable_diffusion_networks import far
-from unspeckle.model_io.loading import open_checkpoint
 
 import stable_diffusion_files
 import unspeckle
@@ -21,6 +20,7 @@ from unspeckle.formats.stable_diffusion import add_ons, vae_files, writing
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request
+from unspeckle.model_io.loading import open_checkpoint
 from unspeckle.model_io.precision import set_precision
 from unspeckle.output.png import image_metadata, read_png
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from model_files import load_error, read_model_file, write_model_file
 from tiny_models import gray_model, model_with_student, random_model
 from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning, PreparedConditioning
@@ -59,23 +61,20 @@ def test_the_hash_covers_all_that_decides_a_students_images() -> None:
 
 
 def test_a_file_is_strict_about_its_student(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-    from test_model_file import contents, refusal, written
-
     path = tmp_path / "both.safetensors"
     save(model_with_student(), path)
-    metadata, tensors = contents(path)
+    metadata, tensors = read_model_file(path)
     name = "student.conv_in.weight"
-    assert f"lacks the tensor '{name}'" in refusal(
-        written(path, metadata, {k: v for k, v in tensors.items() if k != name})
-    )
-    assert "spare tensor 'student.more'" in refusal(written(path, metadata, {**tensors, "student.more": torch.ones(1)}))
-    without = {k: v for k, v in metadata.items() if k != "student"}
-    assert "spare tensor 'student." in refusal(written(path, without, tensors))
+    without_tensor = {key: tensor for key, tensor in tensors.items() if key != name}
+    without_student = {key: value for key, value in metadata.items() if key != "student"}
+    spare = {**tensors, "student.more": torch.ones(1)}
+    assert f"lacks the tensor '{name}'" in load_error(write_model_file(path, metadata, without_tensor))
+    assert "spare tensor 'student.more'" in load_error(write_model_file(path, metadata, spare))
+    assert "spare tensor 'student." in load_error(write_model_file(path, without_student, tensors))
     for broken in (3, {}, {"network": metadata["network"], "card": {}}):
-        assert "\n" not in refusal(written(path, {**metadata, "student": broken}, tensors))
+        load_error(write_model_file(path, {**metadata, "student": broken}, tensors))
     save_file(tensors, path)
-    assert "or one of ours" in refusal(path)
+    assert "or one of ours" in load_error(path)
 
 
 @pytest.mark.parametrize(

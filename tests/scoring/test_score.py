@@ -72,7 +72,7 @@ def test_many_captions_in_a_batch_are_drawn_as_draw_draws_each() -> None:
     captions, numbers = ["a frog", "two red frogs", "a blue rabbit left of a pizza"], [7, 3, 11]
     for ask in (
         Request(),
-        Request(sampler="euler_a", guidance_scale=1.0),
+        Request(sampler="euler_ancestral", guidance_scale=1.0),
         Request(sampler="heun", timestep_spacing="karras", steps=4),
     ):
         told: list[int] = []
