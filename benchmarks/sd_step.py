@@ -22,7 +22,7 @@ from torch import Tensor
 from unspeckle.denoiser import Conditioning
 from unspeckle.formats.stable_diffusion import diffusers_names
 from unspeckle.formats.stable_diffusion.checkpoint import convert_tensors, module_name_table
-from unspeckle.kernels.packed_layers import cast_for_inference
+from unspeckle.kernels.inference import cast_for_inference
 from unspeckle.model_io.process_memory import keep_freed_memory
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.presets import STABLE_DIFFUSION_CONFIGS

@@ -261,7 +261,7 @@ extern "C" void unspeckle_convolution(
 
 // Weights (leave, enter, 3, 3) as unspeckle_convolution reads them; of those for doubled pixels the second of a window's
 // frequencies is halved, as its pixels are not summed but taken once. enter is even.
-extern "C" void unspeckle_frequencies(
+extern "C" void unspeckle_transform_weights(
     const float* weights, uint16_t* out, int64_t enter, int64_t leaving, bool doubled, int threads) {
   constexpr int64_t BOTH = 2 * OUTPUTS;  // of two channels, in turns
   const int64_t side = doubled ? 3 : 4, blocks = (leaving + OUTPUTS - 1) / OUTPUTS;
@@ -294,7 +294,7 @@ extern "C" void unspeckle_frequencies(
 
 // Group normalisation of x (batch, places, channels) as a factor and a summand for each picture and channel. weight and
 // bias (channels); scale and shift (batch, channels).
-extern "C" void unspeckle_normalisation(
+extern "C" void unspeckle_group_norm(
     const uint16_t* x, const float* weight, const float* bias, float* scale, float* shift, int64_t batch, int64_t places,
     int64_t channels, int64_t groups, double eps, int threads) {
   const int64_t pieces = (places + PIECE - 1) / PIECE, each = channels / groups;

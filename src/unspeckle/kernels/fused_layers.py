@@ -1,12 +1,12 @@
-"""Residual blocks and 3 × 3 convolutions for drawing in bfloat16 by our own kernel: norms and SiLUs are done in float32
-as a convolution reads its input, bias, time and sum as it writes. What is computed is what the plain layers compute.
-The convolution is rounded once more than theirs, twice as far off where it is alone; what lies around it is rounded
-less often, so that a residual block is nearer the truth than a plain one.
+"""Residual blocks and 3 × 3 convolutions for inference in bfloat16, by the kernel of convolution.py.
 
-Of x in another precision (after `.float()`, where bfloat16 did not do) they answer in that one.
+The kernel normalizes and applies SiLU in float32 as it reads a convolution's input, and adds bias, time embedding and
+residual in float32 as it writes the output. The layers compute what the plain ones compute. The convolution itself is
+rounded once more than theirs, which doubles its error, but what surrounds it is rounded less often, so that a residual
+block is closer to the exact result than a plain one.
+
+For input of another dtype (after `.float()`, when bfloat16 overflowed) they compute in that dtype.
 """
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from unspeckle.kernels import convolution
 from unspeckle.kernels.convolution import ChannelAffine
 from unspeckle.networks.layers import UpsampleConv, upsample_2x
+from unspeckle.networks.unet_blocks import ResBlock
+from unspeckle.networks.vae import VAEResBlock
 
 
 class FusedConv(nn.Module):
-    """A 3 × 3 convolution with a margin of 1, or a Growing."""
+    """A 3 × 3 convolution with padding 1, or an UpsampleConv."""
 
     def __init__(self, layer: nn.Conv2d) -> None:
         super().__init__()
@@ -33,7 +35,8 @@ class FusedConv(nn.Module):
         channel_bias: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """Of SiLU(norm(x)), if that is given; more (B, O) is added at every place, beside (B, O, H, W) at each."""
+        """conv(SiLU(norm(x))) + channel_bias + residual, or conv(x) without a norm. channel_bias: (B, O); residual: of
+        the output's shape (B, O, H, W)."""
         bias = self.bias if channel_bias is None else self.bias + channel_bias.float()
         if x.dtype == self.weight.dtype:
             return convolution.winograd_conv2d(
@@ -48,7 +51,7 @@ class FusedConv(nn.Module):
 
 
 class FusedNorm(nn.Module):
-    """A group normalisation, told as what it does to each channel."""
+    """A group normalization, as the scale and the shift of each channel."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
@@ -56,6 +59,7 @@ class FusedNorm(nn.Module):
         self.weight, self.bias = _float32_copy(norm.weight), _float32_copy(norm.bias)
 
     def forward(self, x: Tensor) -> ChannelAffine:
+        """x (B, C, H, W) -> scale and shift (B, C) float32."""
         if x.dtype == torch.bfloat16:
             return convolution.group_norm_affine(x, self.groups, self.weight, self.bias, self.eps)
         grouped = x.float().reshape(len(x), self.groups, -1)
@@ -65,32 +69,33 @@ class FusedNorm(nn.Module):
         return ChannelAffine(scale, self.bias - mean.repeat_interleave(channels_per_group, 1) * scale)
 
 
-class FusedNormConv(FusedConv):
-    """A convolution of what was normalised and went through a SiLU."""
+class FusedNormSiluConv(nn.Module):
+    """Group normalization, SiLU and a 3 × 3 convolution, as at the end of a U-Net."""
 
-    def __init__(self, layer: nn.Conv2d, norm: nn.GroupNorm) -> None:
-        super().__init__(layer)
-        self.norm = FusedNorm(norm)
+    def __init__(self, norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.norm, self.conv = FusedNorm(norm), FusedConv(conv)
 
-    def norm_silu_conv(self, x: Tensor) -> Tensor:
-        out: Tensor = self(x, self.norm(x))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, O, H, W)."""
+        out: Tensor = self.conv(x, self.norm(x))
         return out
 
 
 class FusedResBlock(nn.Module):
-    """A ResBlock of the U-Net, or a VaeBlock, which is told no time."""
+    """A ResBlock of the U-Net, or a VAEResBlock, which has no time embedding."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: ResBlock | VAEResBlock) -> None:
         super().__init__()
+        assert isinstance(block.norm1, nn.GroupNorm) and isinstance(block.norm2, nn.GroupNorm)
         self.norm1, self.norm2 = FusedNorm(block.norm1), FusedNorm(block.norm2)
         self.conv1, self.conv2 = FusedConv(block.conv1), FusedConv(block.conv2)
-        self.time_emb_proj, self.scale_shift = (
-            getattr(block, "time_emb_proj", None),
-            getattr(block, "scale_shift", False),
-        )
+        self.time_emb_proj = block.time_emb_proj if isinstance(block, ResBlock) else None
+        self.scale_shift = isinstance(block, ResBlock) and block.scale_shift
         self.shortcut = block.shortcut
 
     def forward(self, x: Tensor, time_embed: Tensor | None = None) -> Tensor:
+        """x (B, in_channels, H, W), time_embed (B, time_width) -> (B, out_channels, H, W)."""
         modulation = None if self.time_emb_proj is None else self.time_emb_proj(time_embed)
         h = self.conv1(x, self.norm1(x), None if self.scale_shift else modulation)
         norm = self.norm2(h)
@@ -102,18 +107,23 @@ class FusedResBlock(nn.Module):
         return out
 
 
-def is_fusable(layer: nn.Module) -> bool:
-    """Whether it is a convolution that the kernel has, or a residual block of two such behind group normalisations."""
-    if isinstance(layer, nn.Conv2d):
-        is_plain = layer.groups == 1 and layer.padding_mode == "zeros" and layer.dilation == (1, 1)
-        is_3x3 = layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.padding == (1, 1)
-        return (
-            is_plain and is_3x3 and convolution.is_conv_supported(layer.in_channels) and convolution.has_conv_kernel()
-        )
-    norms, convs = ([getattr(layer, f"{kind}{index}", None) for index in (1, 2)] for kind in ("norm", "conv"))
-    return all(type(norm) is nn.GroupNorm for norm in norms) and all(
-        type(conv) is nn.Conv2d and is_fusable(conv) for conv in convs
-    )
+def is_fusable_conv(layer: nn.Module) -> bool:
+    """Whether the layer is a convolution that the kernel can compute."""
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    is_plain = layer.groups == 1 and layer.padding_mode == "zeros" and layer.dilation == (1, 1)
+    is_3x3 = layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.padding == (1, 1)
+    return is_plain and is_3x3 and convolution.is_conv_supported(layer.in_channels) and convolution.has_conv_kernel()
+
+
+def is_fusable_block(block: nn.Module) -> bool:
+    """Whether the block is a residual block with group normalizations and two convolutions that the kernel can
+    compute."""
+    if not isinstance(block, ResBlock | VAEResBlock):
+        return False
+    norms, convs = (block.norm1, block.norm2), (block.conv1, block.conv2)
+    has_group_norms = all(type(norm) is nn.GroupNorm for norm in norms)
+    return has_group_norms and all(type(conv) is nn.Conv2d and is_fusable_conv(conv) for conv in convs)
 
 
 def _float32_copy(tensor: Tensor) -> Tensor:

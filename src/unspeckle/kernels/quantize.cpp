@@ -61,7 +61,7 @@ void write(uint8_t* to, const uint16_t* from, int64_t count, float by, int32_t z
 }  // namespace
 
 // Each row of x (rows, width) by a scale of its own, zero = 128. scales (rows).
-extern "C" void unspeckle_rows(const uint16_t* x, int64_t rows, int64_t width, uint8_t* out, float* scales, int threads) {
+extern "C" void unspeckle_quantize_rows(const uint16_t* x, int64_t rows, int64_t width, uint8_t* out, float* scales, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t r = 0; r < rows; ++r) {
     const float largest = most(x + r * width, width);
@@ -71,7 +71,7 @@ extern "C" void unspeckle_rows(const uint16_t* x, int64_t rows, int64_t width, u
 }
 
 // All of x (count) by one scale and one zero, so that 0 is exact.
-extern "C" void unspeckle_whole(const uint16_t* x, int64_t count, uint8_t* out, float* scale, int32_t* zero, int threads) {
+extern "C" void unspeckle_quantize_tensor(const uint16_t* x, int64_t count, uint8_t* out, float* scale, int32_t* zero, int threads) {
   int16_t low = 0, high = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(min : low) reduction(max : high)
   for (int64_t at = 0; at < count; at += PIECE) {
@@ -94,7 +94,7 @@ extern "C" void unspeckle_whole(const uint16_t* x, int64_t count, uint8_t* out, 
 }
 
 // x (rows, width) · scales (rows) + bias (width, or none), in place.
-extern "C" void unspeckle_scaled(
+extern "C" void unspeckle_scale_rows(
     uint16_t* x, int64_t rows, int64_t width, const float* scales, const float* bias, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t r = 0; r < rows; ++r) {
@@ -109,7 +109,7 @@ extern "C" void unspeckle_scaled(
 }
 
 // value · gelu(gate) of x (rows, 2 · width), value first, once scaled as above; each row by a scale of its own, zero = 128.
-extern "C" void unspeckle_gated(
+extern "C" void unspeckle_quantize_geglu(
     const uint16_t* x, int64_t rows, int64_t width, const float* scales, const float* bias, uint8_t* out, float* own,
     int threads) {
 #pragma omp parallel num_threads(threads)

@@ -8,7 +8,7 @@ import torch
 
 from unspeckle.errors import InputError
 from unspeckle.kernels.compiling import cpu_features
-from unspeckle.kernels.packed_layers import cast_for_inference
+from unspeckle.kernels.inference import cast_for_inference
 from unspeckle.model import Model
 from unspeckle.quantization.int8_layers import can_quantize, quantize_layers
 

@@ -1,4 +1,4 @@
-"""The learned functions, by the kind that a model file names: (configuration, module)."""
+"""The neural networks, in plain PyTorch, and the kinds by which model files name them."""
 
 from torch import nn
 
@@ -8,6 +8,8 @@ from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 
 NetworkConfig = UNetConfig | TransformerConfig
+
+# The classes of configuration and module for each kind that a model file names.
 NETWORKS = {"unet": (UNetConfig, UNet), "transformer": (TransformerConfig, Transformer)}
 AUTOENCODERS = {
     "pixels": (PixelAutoencoderConfig, PixelAutoencoder),

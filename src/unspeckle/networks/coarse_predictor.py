@@ -1,8 +1,8 @@
-"""What pictures of such words look like on average, coarsely: where things lie, before there is any noise to look into.
+"""A transformer that predicts, from the text alone, what the images of a caption look like on average, at 8 × 8 pixels.
 
-Which of two nouns lies left is one bit, told only where noise is nearly all: a network that must find it in noisy
-pictures learns the colours, and hardly ever the order of the words. Asked for the mean picture alone it learns that
-soon, and what it found then stands beside the noisy picture at every time.
+Which of two nouns is on the left is a single bit, and only the noisiest images leave it to the text: a denoiser that
+has to learn it from noisy images learns the colors, and hardly ever the order of the words. A network that is trained
+only to predict the mean image learns it soon. Its prediction is concatenated to the noisy image at every time.
 """
 
 import torch
@@ -10,32 +10,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.denoiser import Conditioning
-from unspeckle.networks.layers import Attention, GatedFeedForward
+from unspeckle.networks.layers import Attention, GatedFeedForward, SelfAttention
 
-COARSE_SIZE = 8  # places of a side
+COARSE_SIZE = 8  # height and width of the prediction
 
 
 class CoarsePredictorLayer(nn.Module):
-    """Places look at the words, then at one another."""
+    """A pre-norm transformer layer: attention to the text, then self-attention, then a feed-forward layer."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
-        self.cross_attn, self.self_attn = Attention(width, heads), Attention(width, heads)
+        self.cross_attn, self.self_attn = Attention(width, heads), SelfAttention(width, heads)
         self.feed_forward = GatedFeedForward(width)
 
     def forward(self, x: Tensor, conditioning: Conditioning) -> Tensor:
-        x = x + self.cross_attn(
-            self.norm1(x), self.cross_attn.project_keys_values(conditioning.tokens), conditioning.mask
-        )
-        h = self.norm2(x)
-        x = x + self.self_attn(h, self.self_attn.project_keys_values(h))
+        """x (B, N, width) -> (B, N, width)."""
+        keys_values = self.cross_attn.project_keys_values(conditioning.tokens)
+        x = x + self.cross_attn(self.norm1(x), keys_values, conditioning.mask)
+        x = x + self.self_attn(self.norm2(x))
         out: Tensor = x + self.feed_forward(self.norm3(x))
         return out
 
 
 class CoarseImagePredictor(nn.Module):
-    """Words (B, L, text_width) to the mean of x over SIDE × SIDE parts of the picture, (B, channels, SIDE, SIDE)."""
+    """Text tokens (B, L, text_width) to the mean of x over each of 8 × 8 parts, (B, channels, 8, 8)."""
 
     def __init__(self, channels: int, text_width: int, num_layers: int, head_width: int = 32) -> None:
         super().__init__()
@@ -47,29 +46,29 @@ class CoarseImagePredictor(nn.Module):
         init_output_projections(self)
 
     def forward(self, conditioning: Conditioning) -> Tensor:
-        x = self.position_embedding.expand(conditioning.tokens.shape[0], -1, -1)  # (B, N, D)
+        x = self.position_embedding.expand(conditioning.tokens.shape[0], -1, -1)  # (B, N, text_width)
         for layer in self.layers:
             x = layer(x, conditioning)
-        coarse: Tensor = self.proj_out(self.norm_out(x))
+        coarse: Tensor = self.proj_out(self.norm_out(x))  # (B, N, channels)
         return coarse.transpose(1, 2).reshape(coarse.shape[0], -1, COARSE_SIZE, COARSE_SIZE)
 
     def loss(self, coarse_images: Tensor, x: Tensor) -> Tensor:
-        """The mean squared error (B,) of drafts of the pictures x (B, C, H, W)."""
+        """The mean squared error (B,) of predictions (B, C, 8, 8) for the images x (B, C, H, W)."""
         return (coarse_images.float() - F.adaptive_avg_pool2d(x, COARSE_SIZE)).square().mean((1, 2, 3))
 
 
 def concat_coarse_image(x: Tensor, coarse_image: Tensor) -> Tensor:
-    """x (B, C, H, W) and behind it a draft of it (B, C, SIDE, SIDE), as (B, 2·C, H, W). What it costs to denoise
-    teaches the draft nothing: it is to stay the mean picture."""
+    """x (B, C, H, W) and the prediction (B, C, 8, 8), upsampled, as (B, 2·C, H, W). The denoising loss has no gradient
+    with respect to the prediction, which must stay the mean image."""
     size = (x.shape[2], x.shape[3])
-    return torch.cat(
-        [x, F.interpolate(coarse_image.detach().to(x.dtype), size, mode="bilinear", align_corners=False)], dim=1
-    )
+    upsampled = F.interpolate(coarse_image.detach().to(x.dtype), size, mode="bilinear", align_corners=False)
+    return torch.cat([x, upsampled], dim=1)
 
 
 def init_output_projections(module: nn.Module) -> None:
-    """Let the branches within begin as what mixes at random, not as nothing: order shows in what mixes."""
+    """Initialize the output projections of all attention and feed-forward layers in the module at random rather than
+    with zeros: the order of words can only be learned from layers that mix tokens from the start."""
     for layer in module.modules():
         if isinstance(layer, Attention | GatedFeedForward):
-            out = layer.to_out if isinstance(layer, Attention) else layer.proj_out
-            nn.init.normal_(out.weight, std=out.weight.shape[1] ** -0.5)
+            projection = layer.to_out if isinstance(layer, Attention) else layer.proj_out
+            nn.init.normal_(projection.weight, std=projection.weight.shape[1] ** -0.5)

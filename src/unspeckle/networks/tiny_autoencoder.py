@@ -1,4 +1,4 @@
-"""The tiny autoencoder (TAESD; Boer Bohan 2023): latents of a large one to pictures, by a hundredth of the work."""
+"""The tiny autoencoder TAESD (Boer Bohan 2023): it decodes a larger one's latents with a hundredth of the work."""
 
 from dataclasses import dataclass
 
@@ -12,20 +12,25 @@ from unspeckle.networks.autoencoder import Autoencoder
 
 @dataclass(frozen=True)
 class TinyAutoencoderConfig:
-    """Sizes; blocks at each level of the encoder, the finest first, and of the decoder, the coarsest first. Latents are
-    (what the encoder says - shift) · scale."""
+    """The sizes of a tiny autoencoder, and the normalization of its latents: (output of the encoder - shift_factor) ·
+    scaling_factor."""
 
+    # Channels of the latents.
     latent_channels: int = 4
+    # Channels of all layers.
     base_channels: int = 64
+    # Blocks of each level of the encoder, from the full resolution down.
     encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    # Blocks of each level of the decoder, from the lowest resolution up.
     decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
-    has_encoder: bool = True  # else only the decoder is there
+    # Whether there is an encoder.
+    has_encoder: bool = True
 
 
 class TinyResBlock(nn.Module):
-    """Three convolutions beside a skip."""
+    """Three convolutions and a residual connection; (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -37,39 +42,26 @@ class TinyResBlock(nn.Module):
 
 
 class TinyAutoencoder(Autoencoder):
-    """Pictures to latents and back, by convolutions without a normalisation."""
+    """A convolutional autoencoder without normalization layers."""
+
+    config: TinyAutoencoderConfig
 
     def __init__(self, config: TinyAutoencoderConfig) -> None:
         super().__init__()
-        self.config, self.latent_channels, self.downsampling_factor = (
-            config,
-            config.latent_channels,
-            1 << (len(config.decoder_blocks) - 1),
-        )
-        width, num_levels = config.base_channels, len(config.encoder_blocks)
-        encoder_layers: list[nn.Module] = []
-        for level, num_blocks in enumerate(config.encoder_blocks if config.has_encoder else ()):
-            downsample = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
-            encoder_layers += [
-                downsample if level else nn.Conv2d(3, width, 3, padding=1),
-                *(TinyResBlock(width) for _ in range(num_blocks)),
-            ]
-        self.encoder = nn.Sequential(
-            *encoder_layers, *([nn.Conv2d(width, config.latent_channels, 3, padding=1)] if encoder_layers else [])
-        )
-        decoder_layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 3, padding=1), nn.ReLU()]
-        for level, num_blocks in enumerate(config.decoder_blocks):
-            decoder_layers += [TinyResBlock(width) for _ in range(num_blocks)]
-            if level < num_levels - 1:
-                decoder_layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
-        self.decoder = nn.Sequential(*decoder_layers, nn.Conv2d(width, 3, 3, padding=1))
+        self.config = config
+        self.latent_channels, self.downsampling_factor = config.latent_channels, 1 << (len(config.decoder_blocks) - 1)
+        self.encoder = nn.Sequential(*(make_encoder_layers(config) if config.has_encoder else []))
+        self.decoder = nn.Sequential(*make_decoder_layers(config))
 
     def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> latents (B, C, H / factor, W / factor). InputError without an encoder."""
         if not self.config.has_encoder:
-            raise InputError("this tiny autoencoder only decodes; put its taesd_encoder.safetensors beside the decoder")
+            raise InputError(
+                "this tiny autoencoder has no encoder; put its taesd_encoder.safetensors beside the decoder"
+            )
         x = ((images + 1) / 2).to(self._dtype).contiguous(memory_format=torch.channels_last)
-        out: Tensor = (self.encoder(x).float() - self.config.shift_factor) * self.config.scaling_factor
-        return out
+        latents: Tensor = (self.encoder(x).float() - self.config.shift_factor) * self.config.scaling_factor
+        return latents
 
     def decode(self, latents: Tensor) -> Tensor:
         z = latents / self.config.scaling_factor + self.config.shift_factor
@@ -80,3 +72,24 @@ class TinyAutoencoder(Autoencoder):
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.decoder.parameters()).dtype
+
+
+def make_encoder_layers(config: TinyAutoencoderConfig) -> list[nn.Module]:
+    """The layers from images (B, 3, H, W) in [0, 1] to latents."""
+    width, layers = config.base_channels, list[nn.Module]()
+    for level, num_blocks in enumerate(config.encoder_blocks):
+        downsample = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
+        layers.append(downsample if level else nn.Conv2d(3, width, 3, padding=1))
+        layers += [TinyResBlock(width) for _ in range(num_blocks)]
+    return [*layers, nn.Conv2d(width, config.latent_channels, 3, padding=1)]
+
+
+def make_decoder_layers(config: TinyAutoencoderConfig) -> list[nn.Module]:
+    """The layers from latents to images (B, 3, H, W) in [0, 1]."""
+    width, num_upsamples = config.base_channels, len(config.encoder_blocks) - 1
+    layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 3, padding=1), nn.ReLU()]
+    for level, num_blocks in enumerate(config.decoder_blocks):
+        layers += [TinyResBlock(width) for _ in range(num_blocks)]
+        if level < num_upsamples:
+            layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
+    return [*layers, nn.Conv2d(width, 3, 3, padding=1)]

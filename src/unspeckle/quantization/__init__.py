@@ -1,0 +1,1 @@
+"""Networks whose large products are of 8-bit integers."""

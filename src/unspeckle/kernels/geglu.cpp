@@ -21,7 +21,7 @@ constexpr int64_t ROWS = 64;     // of a product
 
 // value · gelu(gate) of x (rows, enter) to out (rows, leave); leave is a multiple of OUTPUTS. weights (2 · leave / OUTPUTS, enter / 2,
 // OUTPUTS, 2) and bias (2 · leave), those of the value before those of the gate.
-extern "C" void unspeckle_gated_product(const BFloat16* x, const BFloat16* weights, const float* bias, uint16_t* out,
+extern "C" void unspeckle_geglu(const BFloat16* x, const BFloat16* weights, const float* bias, uint16_t* out,
                                         int64_t rows, int64_t enter, int64_t leave, int threads) {
 #pragma omp parallel num_threads(threads)
   {
