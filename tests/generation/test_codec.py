@@ -98,7 +98,7 @@ def test_float16_that_overflows_is_computed_again_in_float32_with_one_warning(
             with caplog.at_level(logging.WARNING):
                 assert torch.equal(run(), expected) and torch.equal(run(), expected)
         assert [one.getMessage() for one in caplog.records if one.name == "unspeckle"] == [
-            "the autoencoder overflows in float16; it is asked again in float32"
+            "the autoencoder overflows in float16; it runs again in float32"
         ]
         assert expected.std() > 0.05
     finally:

@@ -19,6 +19,7 @@ from unspeckle.denoiser import Network
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
+from unspeckle.kernels.attention import use_attention_kernel
 from unspeckle.model import Model, ModelCard
 from unspeckle.model_io.model_file import MODEL_FILE, save
 from unspeckle.networks.autoencoder import Autoencoder
@@ -197,6 +198,7 @@ def load_for_inference(module: ModuleT, tensors: list[Tensor], precision: str, d
         for parameter, tensor in zip(module.parameters(), tensors, strict=True):
             parameter.copy_(tensor)
     module.to(DTYPES[precision]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    use_attention_kernel(module)
     module.eval().requires_grad_(False)
     return module
 

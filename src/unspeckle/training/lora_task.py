@@ -13,6 +13,7 @@ from unspeckle.denoiser import Conditioning, PreparedConditioning
 from unspeckle.formats.lora import lora_file
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
 from unspeckle.generation.request import Request
+from unspeckle.kernels.attention import use_attention_kernel
 from unspeckle.model import Model
 from unspeckle.model_io.model_file import LORA_FILE
 from unspeckle.networks.lora import AdapterSet, find_attached_adapters, init_adapters
@@ -174,4 +175,5 @@ def cast_base_model(base_model: StableDiffusionModel, plan: LoraPlan) -> StableD
     assert not any(find_attached_adapters(module) for module in base_model.modules().values())
     for module in (base_model.network, base_model.text_encoder):
         module.to(DTYPES[plan.precision]).requires_grad_(False)
+    use_attention_kernel(base_model.network)  # for validation, which has no gradients
     return base_model

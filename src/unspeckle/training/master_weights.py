@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unspeckle.corpus import Batch
 from unspeckle.denoiser import Network, SomeConditioning, map_fields
+from unspeckle.kernels.attention import use_attention_kernel
 from unspeckle.networks import build_network
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.rng import ExampleRNG
@@ -106,7 +107,11 @@ class MasterWeights(ABC):
         """Who computes."""
         weights: nn.Module = self.weights
         is_float32 = self.plan.precision == "float32"
-        return weights if is_float32 else copy.deepcopy(weights).to(DTYPES[self.plan.precision])
+        if is_float32:
+            return weights
+        compute_module = copy.deepcopy(weights).to(DTYPES[self.plan.precision])
+        use_attention_kernel(compute_module)  # for validation, which has no gradients
+        return compute_module
 
     @property
     def is_asynchronous(self) -> bool:
@@ -157,6 +162,14 @@ class MasterWeights(ABC):
         return StepStats(loss_value, norm_value, is_updated)
 
 
+def compile_trunk(network: Any) -> None:
+    """Let a UNet or Transformer run its trunk compiled by torch.compile.
+
+    Its embeddings are left out: the last biases of the time's and the vector's have the same gradient, for which
+    inductor (torch 2.13) writes one bfloat16 reduction into C++ twice under one name, which does not compile."""
+    network.trunk = torch.compile(network.trunk, dynamic=False)
+
+
 class TextToImageUpdater(MasterWeights):
     """Of the network that denoises and its words."""
 
@@ -171,8 +184,7 @@ class TextToImageUpdater(MasterWeights):
         self.denoiser = plan.build_denoiser(network)
         self.objective = plan.build_objective()
         if plan.compile:
-            compiled_network: Any = self.compute_module.network
-            compiled_network.compiled_trunk = torch.compile(compiled_network.trunk, dynamic=False)
+            compile_trunk(self.compute_module.network)
 
     def loss(self, batch: Batch, step: int) -> Tensor:
         """Mean loss of a batch, captions dropped example by example: of the network, but for the first steps, and of
