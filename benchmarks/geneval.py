@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from unspeckle.scoring.progress import ProgressBar
 
 from unspeckle import atomic, quantities
-from unspeckle.commands.score import ProgressBar
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw_prompts, images_per_batch
 from unspeckle.generation.request import Request

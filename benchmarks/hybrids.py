@@ -22,7 +22,7 @@ from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import load
 from unspeckle.prompts import SCORED_METHODS
 from unspeckle.scoring.composition.hybrids import AND_METHOD, SECOND_NOUN_SHARE, generate_hybrids, judge_hybrids
-from unspeckle.scoring.composition.questions import read_composition_test
+from unspeckle.scoring.composition.prompts import read_composition_test
 from unspeckle.scoring.composition.train_detector import load_or_train_detector
 
 PAIRS = "frog-rabbit,dog-lion,cat-panda,fox-pig"

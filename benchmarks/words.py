@@ -21,7 +21,7 @@ from unspeckle import configuration
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import load
 from unspeckle.scoring.composition.detector import load_detector as load_detector
-from unspeckle.scoring.composition.questions import CATEGORIES, read_composition_test
+from unspeckle.scoring.composition.prompts import CATEGORIES, read_composition_test
 from unspeckle.scoring.composition.score import (
     CompositionScore,
     JudgedImages,

@@ -48,7 +48,12 @@ _AUTOENCODER = {
     },
     "skip": "shortcut", "query": "to_q", "key": "to_k", "value": "to_v", "out": "to_out",
 }  # fmt: skip
-_TENSORS = {"network": _NETWORK, "student": _NETWORK, "text": _TEXT, "autoencoder": _AUTOENCODER}
+_DETECTOR = {
+    "^enter": "conv_in", "^up": "coarse_proj", "^leave": "neck", "^out": "conv_out", "one": "conv1", "other": "conv2",
+}  # fmt: skip
+_TENSORS = {
+    "network": _NETWORK, "student": _NETWORK, "text": _TEXT, "autoencoder": _AUTOENCODER, "detector": _DETECTOR,
+}  # fmt: skip
 
 # Fields of configurations
 UNET = {
@@ -83,6 +88,7 @@ TINY_AUTOENCODER = {
     "latents": "latent_channels", "width": "base_channels", "down": "encoder_blocks", "up": "decoder_blocks",
     "scale": "scaling_factor", "shift": "shift_factor", "encodes": "has_encoder",
 }  # fmt: skip
+DETECTOR = {"halves": "hybrid_nouns", "size": "image_size"}
 CARD = {
     "licence": "license", "grid": "timestep_spacing", "scale": "guidance_scale", "clamp": "clamp_denoised",
     "few": "step_counts",

@@ -24,8 +24,8 @@ from unspeckle.model import Model, ModelCard
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, UNetConfig
 from unspeckle.schedule import FlowSchedule
 from unspeckle.scoring.composition.detector import Detection, Detector, box_iou, load_detector, save_detector
-from unspeckle.scoring.composition.examples import ExamplePainter, paint_blocks
-from unspeckle.scoring.composition.questions import (
+from unspeckle.scoring.composition.detector_examples import ExamplePainter, paint_blocks
+from unspeckle.scoring.composition.prompts import (
     CATEGORIES,
     CompositionPrompt,
     make_hard_negative,

@@ -1,4 +1,4 @@
-"""Distances: what their formulas say, worked out by other means."""
+"""Distances: what their formulas say, computed by other means."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unspeckle.scoring import distances
-from unspeckle.scoring.distances import compute_prdc, frechet_distance, kid, nearest_neighbors
+from unspeckle.scoring.distances import compute_prdc, frechet_distance, kid
 
 
 def normal(count: int, width: int, seed: int) -> Tensor:
@@ -15,7 +15,7 @@ def normal(count: int, width: int, seed: int) -> Tensor:
 
 
 def with_moments(count: int, mean: Tensor, covariance: Tensor, seed: int) -> Tensor:
-    """Points whose own mean and covariance are exactly these."""
+    """Points whose sample mean and covariance are exactly these."""
     x = normal(count, len(mean), seed)
     x = x - x.mean(0)
     x = x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
@@ -35,7 +35,7 @@ def test_kid_is_the_sum_over_pairs() -> None:
     assert kid(a, b) == pytest.approx(expected, rel=1e-12)
 
 
-def test_kid_of_one_distribution_is_zero_on_average_also_for_few_pictures() -> None:
+def test_kid_of_one_distribution_is_zero_on_average_even_for_few_images() -> None:
     values = torch.tensor([kid(normal(12, 4, 2 * i), normal(9, 4, 2 * i + 1)) for i in range(400)])
     assert abs(float(values.mean())) < 4 * float(values.std()) / 400**0.5
     assert (values < 0).any()
@@ -47,13 +47,12 @@ def test_frechet_of_gaussians_with_known_moments() -> None:
     second = turn @ torch.diag(torch.tensor([4.0, 1.0, 0.25], dtype=torch.float64)) @ turn.T
     mean = torch.tensor([1.0, -2.0, 2.0], dtype=torch.float64)
     a, b = with_moments(50, torch.zeros(3, dtype=torch.float64), first, 0), with_moments(40, mean, second, 1)
-    assert frechet_distance(a, b) == pytest.approx(
-        9 + (1 - 2) ** 2 + (2 - 1) ** 2 + (3 - 0.5) ** 2, rel=1e-9
-    )  # they commute
+    expected = 9 + (1 - 2) ** 2 + (2 - 1) ** 2 + (3 - 0.5) ** 2  # the covariances commute
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
-def test_frechet_bears_fewer_pictures_than_features() -> None:
+def test_frechet_of_fewer_images_than_features() -> None:
     a, b = normal(6, 20, 0), normal(8, 20, 1)
     product = torch.cov(a.T) @ torch.cov(b.T)
     cross = torch.linalg.eigvals(product).real.clamp(min=0).sqrt().sum()
@@ -61,34 +60,30 @@ def test_frechet_bears_fewer_pictures_than_features() -> None:
     assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_a_generator_that_knows_one_of_two_kinds_is_precise_and_recalls_half() -> None:
+def test_a_generator_of_one_of_two_kinds_is_precise_and_recalls_half() -> None:
     left, right = normal(40, 2, 0), normal(40, 2, 1) + 100
-    found = compute_prdc(torch.cat([left, right]), left + 1e-9, k=3)
-    assert found == (1.0, 0.5, pytest.approx(found.density), 0.5)
-    assert found.density > 1  # every drawn picture sits on a real one, inside its own ball too
+    prdc = compute_prdc(torch.cat([left, right]), left + 1e-9, k=3)
+    assert prdc == (1.0, 0.5, pytest.approx(prdc.density), 0.5)
+    assert prdc.density > 1  # every generated image is at a real one, inside that one's own ball, too
 
 
-def test_neighbours_on_a_line_by_hand() -> None:
+def test_neighborhoods_on_a_line_by_hand() -> None:
     real = torch.tensor([[0.0], [1.0], [3.0], [7.0]])  # radii for k = 1: 1, 1, 2, 4
-    drawn = torch.tensor([[0.5], [4.5], [20.0]])  # radii: 4, 4, 15.5
-    # 0.5 lies in the balls of 0 and 1, not of 3 (2.5 > 2); 4.5 in those of 3 and 7; 20 in none
-    # real ones in drawn balls: 0 (0.5), 1 (0.5), 3 (0.5), 7 (4.5): all; covered: 0, 1, 3 (1.5 <= 2), 7 (2.5 <= 4)
-    assert compute_prdc(real, drawn, k=1) == (2 / 3, 1.0, 4 / 3, 1.0)
-    assert compute_prdc(real, drawn[2:].expand(2, 1) + torch.tensor([[0.0], [1.0]]), k=1) == (0.0, 0.0, 0.0, 0.0)
+    generated = torch.tensor([[0.5], [4.5], [20.0]])  # radii: 4, 4, 15.5
+    # 0.5 is in the balls of 0 and 1, not of 3 (2.5 > 2); 4.5 in those of 3 and 7; 20 in none
+    # real ones in generated balls: 0 (0.5), 1 (0.5), 3 (0.5), 7 (4.5): all; covered: 0, 1, 3 (1.5 <= 2), 7 (2.5 <= 4)
+    assert compute_prdc(real, generated, k=1) == (2 / 3, 1.0, 4 / 3, 1.0)
+    assert compute_prdc(real, generated[2:].expand(2, 1) + torch.tensor([[0.0], [1.0]]), k=1) == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_nearest_and_large_tables_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_matrices_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = normal(30, 4, 0), normal(23, 4, 1)
-    whole = kid(a, b), compute_prdc(a, b, 2), nearest_neighbors(b, a)
-    monkeypatch.setattr(distances, "ROWS", 7)
+    whole = kid(a, b), compute_prdc(a, b, 2)
+    monkeypatch.setattr(distances, "ROWS_PER_CHUNK", 7)
     assert kid(a, b) == pytest.approx(whole[0], rel=1e-12)
     assert compute_prdc(a, b, 2) == whole[1]
-    assert torch.equal(nearest_neighbors(b, a)[1], whole[2][1])
-    far, which = nearest_neighbors(a[[4, 9]] + 1e-6, a)
-    assert which.tolist() == [4, 9]
-    assert far.tolist() == pytest.approx([2e-6, 2e-6], rel=1e-3)
 
 
-def test_too_few_pictures_are_said_to_be() -> None:
-    with pytest.raises(ValueError, match="4 pictures are too few: 6 are needed"):
+def test_too_few_images_are_an_error() -> None:
+    with pytest.raises(ValueError, match="4 images are too few: both sets need at least 6"):
         compute_prdc(normal(4, 2, 0), normal(9, 2, 1))

@@ -27,10 +27,11 @@ from unspeckle.model_io.model_file import save
 from unspeckle.prompts import escape_prompt, parse_prompt
 from unspeckle.rng import ExampleRNG
 from unspeckle.scoring.distances import compute_prdc, kid
-from unspeckle.scoring.drawing import generate_images
 from unspeckle.scoring.features import ScatteringFeatures
+from unspeckle.scoring.image_generation import generate_images
 from unspeckle.scoring.measure import count_network_calls, measure_scores
 from unspeckle.scoring.scores import Scores
+from unspeckle.scoring.scoring_run import ScoreSettings
 from unspeckle.scoring.sweeps import (
     ReferenceFeatures,
     guidance_scale_variants,
@@ -38,7 +39,6 @@ from unspeckle.scoring.sweeps import (
     run_sweep,
     step_count_variants,
 )
-from unspeckle.scoring.task import ScoreSettings
 
 SMALL = ["--pictures", "16", "--seeds", "2", "--steps", "2"]
 

@@ -14,7 +14,7 @@ from unspeckle.cli import main
 from unspeckle.corpus.emoji.make_corpus import make_emoji_corpus
 from unspeckle.prompts import HYBRID_METHODS
 from unspeckle.scoring.composition import train_detector
-from unspeckle.scoring.composition.questions import CATEGORIES, open_corpus_sprites
+from unspeckle.scoring.composition.prompts import CATEGORIES, open_corpus_sprites
 from unspeckle.scoring.scores import Scores
 
 NOUNS = ["frog", "rabbit", "cat", "car", "tree"]

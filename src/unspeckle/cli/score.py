@@ -18,11 +18,12 @@ FEATURES_HELP = (
 )
 IMAGES_HELP = "Number of images drawn for each seed."
 SEEDS_HELP = (
-    "How many times all images are drawn, each time from other seeds, to estimate the confidence of the numbers."
+    "With --corpus: how many times all images are drawn, each time from other seeds, to estimate the confidence of the "
+    "numbers.  [default: 4]"
 )
 PROMPTS_HELP = (
     "For corpora made by `make-corpus emoji`: number of test prompts of each category, for hybrids a third as many "
-    "pairs. The benchmark's number is 100; 0 skips this test."
+    "pairs. The benchmark's number is 100; 0 skips this test.  [default: 25]"
 )
 CAPTIONS_HELP = (
     "Where the captions of --corpus are: auto, txt, metadata, folders or names, as for `train`.  "
@@ -41,8 +42,8 @@ def score(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help=OUT_HELP)] = None,
     features: Annotated[str, typer.Option(metavar="NAME[:PATH]", help=FEATURES_HELP)] = "scattering",
     images: Annotated[int, typer.Option("--images", "-n", metavar="N", help=IMAGES_HELP)] = 500,
-    seeds: Annotated[int, typer.Option(metavar="N", help=SEEDS_HELP)] = 4,
-    prompts: Annotated[int, typer.Option(metavar="N", help=PROMPTS_HELP)] = 25,
+    seeds: Annotated[int | None, typer.Option(metavar="N", help=SEEDS_HELP)] = None,
+    prompts: Annotated[int | None, typer.Option(metavar="N", help=PROMPTS_HELP)] = None,
     steps: shared.Steps = None,
     sampler: shared.Sampler = None,
     timestep_spacing: shared.TimestepSpacing = None,
@@ -69,29 +70,27 @@ def score(
     )
     shared.check_sampler_name(sampler)
     shared.limit_thread_spinning()
-    from unspeckle.commands.score import ScoreOptions, score_model
+    from unspeckle.cli.run_score import ScoreOptions, run_score
     from unspeckle.generation.request import Request
 
-    return score_model(
+    return run_score(
         ScoreOptions(
-            model=model,
+            model=shared.ModelOptions(
+                path=model, device=device, precision=precision, prediction=prediction, trust_pickle=trust_pickle
+            ),
+            request=Request(
+                steps=steps, sampler=sampler, timestep_spacing=timestep_spacing, guidance_scale=guidance_scale
+            ),
             corpus=corpus,
             out=out,
             features=features,
             images_per_seed=images,
             seed_count=seeds,
             prompts_per_category=prompts,
-            request=Request(
-                steps=steps, sampler=sampler, timestep_spacing=timestep_spacing, guidance_scale=guidance_scale
-            ),
             captions=captions,
             caption=caption,
             template=template,
             print_json=json,
             quiet=quiet,
-            device=device,
-            prediction=prediction,
-            trust_pickle=trust_pickle,
-            precision=precision,
         )
     )

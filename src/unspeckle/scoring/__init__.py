@@ -1,1 +1,1 @@
-"""How near drawn pictures are to real ones."""
+"""How good a model is: distances from real images, losses, memorization, composition, and the report of them all."""

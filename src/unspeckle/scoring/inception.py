@@ -1,19 +1,19 @@
-"""The Inception network of 2015 behind every published FID, with the quirks of its TensorFlow original.
+"""The Inception v3 network behind every published FID, with the peculiarities of its TensorFlow original.
 
-Szegedy et al. 2016; the names of the tensors are those of pt_inception-2015-12-05-6726825d.pth. The averages leave out
-the frame of zeros, and the last block takes a maximum where its paper has an average.
+After Szegedy et al. 2016; the modules have the tensor names of pt_inception-2015-12-05-6726825d.pth. Average pooling
+does not count the zero padding, and the last block has a maximum where the paper has an average.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INPUT_SIZE = 299
+INPUT_SIZE = 299  # pixels
 FEATURE_DIM = 2048
 
 
 class BasicConv2d(nn.Module):
-    """Convolution, fixed normalisation, rectifier."""
+    """Convolution, batch normalization, ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], stride: int = 1, pad: bool = True
@@ -33,6 +33,8 @@ def _avg_pool(x: Tensor) -> Tensor:
 
 
 class InceptionA(nn.Module):
+    """35 × 35: 1×1, 5×5, double 3×3 and pooling branches."""
+
     def __init__(self, in_channels: int, pool_channels: int) -> None:
         super().__init__()
         self.branch1x1 = BasicConv2d(in_channels, 64, 1)
@@ -48,6 +50,8 @@ class InceptionA(nn.Module):
 
 
 class InceptionB(nn.Module):
+    """35 × 35 -> 17 × 17."""
+
     def __init__(self, in_channels: int) -> None:
         super().__init__()
         self.branch3x3 = BasicConv2d(in_channels, 384, 3, stride=2)
@@ -60,6 +64,8 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
+    """17 × 17, with 7×7 convolutions factorized into 1×7 and 7×1."""
+
     def __init__(self, in_channels: int, mid_channels: int) -> None:
         super().__init__()
         self.branch1x1 = BasicConv2d(in_channels, 192, 1)
@@ -87,6 +93,8 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
+    """17 × 17 -> 8 × 8."""
+
     def __init__(self, in_channels: int) -> None:
         super().__init__()
         self.branch3x3_1, self.branch3x3_2 = BasicConv2d(in_channels, 192, 1), BasicConv2d(192, 320, 3, stride=2)
@@ -100,6 +108,8 @@ class InceptionD(nn.Module):
 
 
 class InceptionE(nn.Module):
+    """8 × 8, with 3×3 convolutions split into parallel 1×3 and 3×1."""
+
     def __init__(self, in_channels: int, use_max_pool: bool) -> None:
         super().__init__()
         self.branch1x1 = BasicConv2d(in_channels, 320, 1)
@@ -124,7 +134,7 @@ class InceptionE(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """(B, 3, 299, 299) in [-1, 1] -> (B, 2048), the pooled features."""
+    """(B, 3, 299, 299) in [-1, 1] -> (B, 2048): the features after global average pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +145,7 @@ class InceptionV3(nn.Module):
         self.Mixed_6a, self.Mixed_6b, self.Mixed_6c = InceptionB(288), InceptionC(768, 128), InceptionC(768, 160)
         self.Mixed_6d, self.Mixed_6e, self.Mixed_7a = InceptionC(768, 160), InceptionC(768, 192), InceptionD(768)
         self.Mixed_7b, self.Mixed_7c = InceptionE(1280, use_max_pool=False), InceptionE(2048, use_max_pool=True)
-        self.fc = nn.Linear(FEATURE_DIM, 1008)  # stored with the rest, not used
+        self.fc = nn.Linear(FEATURE_DIM, 1008)  # in the published file, but not used for features
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))

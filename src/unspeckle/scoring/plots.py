@@ -1,159 +1,185 @@
-"""Line plots as inline SVG, coloured by the page's style so that they suit light and dark alike."""
+"""Line plots as inline SVG, drawn by matplotlib in colors of the page, so that they suit light and dark mode."""
 
-import math
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
-WIDTH, HEIGHT = 440, 270
-MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 52, 16, 14, 44
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 440, 270  # units of the SVG's view box; about pixels
+MIN_TICK_DISTANCE = 0.07  # of the axis's length, between two labels on the x-axis
+MAX_TABLE_POINTS = 11  # points of each line in the table that replaces a plot
+
+# Colors that matplotlib draws with, and the page's own that replace them (see templates/report.css)
+LINE_COLORS = ("#1f5fbf", "#bf4f14", "#12806a")
+_GRID, _TEXT, _BACKGROUND = "#e2dfd8", "#5d5d66", "#fffffe"
+_CSS_VARIABLES = {
+    **{color: f"var(--line-{number})" for number, color in enumerate(LINE_COLORS, 1)},
+    _GRID: "var(--rule)",
+    _TEXT: "var(--soft)",
+    _BACKGROUND: "var(--card)",
+}
 
 
 @dataclass(frozen=True)
 class PlotLine:
-    """ys over xs, rising; error: half the length of each point's bar; names: what each point says when pointed at."""
+    """One line of a plot."""
 
-    name: str
-    xs: Sequence[float]
+    name: str  # for the legend
+    xs: Sequence[float]  # increasing
     ys: Sequence[float]
-    error_bars: Sequence[float] = ()
-    point_labels: Sequence[str] = ()
+    error_bars: Sequence[float] = ()  # half the length of each point's error bar, or none
+    point_labels: Sequence[str] = ()  # shown when the mouse is over a point, or none
     has_dots: bool = True
     dashed: bool = False
 
 
 @dataclass(frozen=True)
 class Axis:
+    """One axis of a plot."""
+
     label: str
     log: bool = False
-    low: float | None = None  # where it begins and ends, if not with the data
+    low: float | None = None  # its ends; None: those of the data, on the y-axis rounded
     high: float | None = None
-    ticks: Sequence[float] = ()
+    ticks: Sequence[float] = ()  # where its labels are; none: at round numbers
 
 
-class _AxisScale:
-    """From data to pixels, along one axis."""
+@dataclass(frozen=True)
+class Plot:
+    """Lines over two axes."""
 
-    def __init__(self, axis: Axis, values: Sequence[float], pixel_start: float, pixel_end: float, tight: bool) -> None:
-        """tight: end with the data, not at the next round number."""
-        self.log, self.pixel_start, self.pixel_end = axis.log, pixel_start, pixel_end
-        low = min(values) if axis.low is None else axis.low
-        high = max(values) if axis.high is None else axis.high
-        if high <= low:
-            low, high = (low / 2, low * 2) if self.log and low > 0 else (low - 0.5, low + 0.5)
-        self.low, self.high = low, high
-        self.ticks = list(axis.ticks) or (_log_ticks(low, high) if self.log else _round_ticks(low, high))
-        if tight:
-            self.ticks = [tick for tick in self.ticks if low <= tick <= high]
-        elif not axis.ticks and not self.log:
-            self.low = min(low, self.ticks[0]) if axis.low is None else low
-            self.high = max(high, self.ticks[-1]) if axis.high is None else high
+    title: str
+    lines: Sequence[PlotLine]  # as many as there are LINE_COLORS, at most
+    x: Axis
+    y: Axis
+    reference_y: float | None = None  # where a dotted line is drawn across the plot
+    reference_name: str = ""  # what that line is
 
-    def __call__(self, value: float) -> float:
-        position, low, high = (math.log(v) if self.log else v for v in (value, self.low, self.high))
-        return self.pixel_start + (position - low) / (high - low) * (self.pixel_end - self.pixel_start)
-
-
-def render_plot(
-    lines: Sequence[PlotLine], x: Axis, y: Axis, title: str, reference_y: float | None = None, reference_name: str = ""
-) -> str:
-    """One plot under its title. mark: a level of y to draw across, with its name."""
-    lines = [line for line in lines if len(line.xs)]
-    if not lines:
-        return ""
-    x_scale = _AxisScale(x, [v for line in lines for v in line.xs], MARGIN_LEFT, WIDTH - MARGIN_RIGHT, tight=True)
-    y_values = [v for line in lines for i, v in enumerate(line.ys) for v in (v, *_error_bar_ends(line, i))]
-    y_scale = _AxisScale(
-        y, y_values + ([] if reference_y is None else [reference_y]), HEIGHT - MARGIN_BOTTOM, MARGIN_TOP, tight=False
-    )
-    elements = [*_axis_elements(x_scale, y_scale, x, y)]
-    if reference_y is not None:
-        elements.append(
-            f'<line class="mark" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{y_scale(reference_y):.1f}" y2="{y_scale(reference_y):.1f}"/>'
-        )
-        elements.append(
-            f'<text class="mark" x="{WIDTH - MARGIN_RIGHT}" y="{y_scale(reference_y) - 4:.1f}">{escape(reference_name)}</text>'
-        )
-    for number, line in enumerate(lines, 1):
-        elements += _line_elements(line, number, x_scale, y_scale)
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(elements)}</svg>'
-    caption = f"<figcaption><b>{escape(title)}</b>{_legend(lines) if len(lines) > 1 else ''}</figcaption>"
-    return f'<figure class="plot">{caption}{svg}</figure>'
+    def table(self) -> list[tuple[str, float, float]]:
+        """(line, x, y) of at most MAX_TABLE_POINTS points of each line, for readers without matplotlib."""
+        rows = []
+        for line in self.lines:
+            count = len(line.xs)
+            indices = range(count)
+            if count > MAX_TABLE_POINTS:
+                last = MAX_TABLE_POINTS - 1
+                indices = [i * (count - 1) // last for i in range(MAX_TABLE_POINTS)]  # type: ignore[assignment]
+            rows += [(line.name, line.xs[i], line.ys[i]) for i in indices]
+        return rows
 
 
-def _legend(lines: Sequence[PlotLine]) -> str:
-    entries = "".join(
-        f'<span class="key s{number}{" dashed" if line.dashed else ""}">{escape(line.name)}</span>'
-        for number, line in enumerate(lines, 1)
-    )
-    return f'<span class="legend">{entries}</span>'
+def can_plot() -> bool:
+    """Whether matplotlib is installed, which the extra `score` brings."""
+    return find_spec("matplotlib") is not None
 
 
-def _axis_elements(x_scale: _AxisScale, y_scale: _AxisScale, x: Axis, y: Axis) -> list[str]:
-    bottom = HEIGHT - MARGIN_BOTTOM
-    elements = []
-    for tick in y_scale.ticks:
-        elements.append(
-            f'<line class="grid" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{y_scale(tick):.1f}" y2="{y_scale(tick):.1f}"/>'
-        )
-        elements.append(
-            f'<text class="tick y" x="{MARGIN_LEFT - 7}" y="{y_scale(tick) + 4:.1f}">{_format_tick(tick)}</text>'
-        )
-    last_label_x = -math.inf
-    for tick in x_scale.ticks:
-        if x_scale(tick) - last_label_x >= 26:  # else the words would touch
-            last_label_x = x_scale(tick)
-            elements.append(
-                f'<text class="tick x" x="{x_scale(tick):.1f}" y="{bottom + 17}">{_format_tick(tick)}</text>'
-            )
-    elements.append(f'<line class="axis" x1="{MARGIN_LEFT}" x2="{WIDTH - MARGIN_RIGHT}" y1="{bottom}" y2="{bottom}"/>')
-    elements.append(
-        f'<text class="label x" x="{(MARGIN_LEFT + WIDTH - MARGIN_RIGHT) / 2:.0f}" y="{HEIGHT - 6}">{escape(x.label)}</text>'
-    )
-    middle = (MARGIN_TOP + bottom) / 2
-    elements.append(
-        f'<text class="label y" transform="translate(12 {middle:.0f}) rotate(-90)">{escape(y.label)}</text>'
-    )
-    return elements
+def render_svg(plot: Plot) -> str:
+    """The plot as an <svg> element for an HTML page."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": plot.title,
+        "axes.autolimit_mode": "round_numbers",
+        "axes.edgecolor": _TEXT,
+        "axes.labelcolor": _TEXT,
+        "xtick.color": _TEXT,
+        "ytick.color": _TEXT,
+        "text.color": _TEXT,
+        "grid.color": _GRID,
+        "font.size": 12.5,
+    }
+    with matplotlib.rc_context(settings):  # type: ignore[arg-type]
+        figure = draw_figure(plot)
+        file = io.StringIO()
+        FigureCanvasSVG(figure)
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _inline_svg(file.getvalue(), plot)
 
 
-def _line_elements(line: PlotLine, number: int, x_scale: _AxisScale, y_scale: _AxisScale) -> list[str]:
-    points = [(x_scale(a), y_scale(b)) for a, b in zip(line.xs, line.ys, strict=True)]
-    polyline = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-    elements = [f'<polyline class="line s{number}{" dashed" if line.dashed else ""}" points="{polyline}"/>']
-    for i, (a, b) in enumerate(points):
-        for low, high in [_error_bar_ends(line, i)] if line.error_bars else []:
-            elements.append(
-                f'<line class="bar s{number}" x1="{a:.1f}" x2="{a:.1f}" y1="{y_scale(low):.1f}" y2="{y_scale(high):.1f}"/>'
-            )
+def draw_figure(plot: Plot) -> "Figure":
+    """The plot as a figure of matplotlib."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.spines[["left", "top", "right"]].set_visible(False)
+    axes.tick_params(length=0, pad=6)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(plot.x.label)
+    axes.set_ylabel(plot.y.label)
+    for number, (line, color) in enumerate(zip(plot.lines, LINE_COLORS, strict=False), 1):
+        style = {"color": color, "linewidth": 2.2, "linestyle": (0, (2.5, 2)) if line.dashed else "-"}
         if line.has_dots:
-            tooltip = f"<title>{escape(line.point_labels[i])}</title>" if line.point_labels else ""
-            elements.append(f'<circle class="dot s{number}" cx="{a:.1f}" cy="{b:.1f}" r="4">{tooltip}</circle>')
-    return elements
+            style |= {"marker": "o", "markersize": 8, "markeredgecolor": _BACKGROUND, "markeredgewidth": 1.5}
+        axes.plot(line.xs, line.ys, gid=f"line-{number}", clip_on=False, **style)  # type: ignore[arg-type]
+        for x, y, error in zip(line.xs, line.ys, line.error_bars, strict=False):
+            axes.plot([x, x], [y - error, y + error], color=color, linewidth=1.4, alpha=0.55)
+    if plot.reference_y is not None:
+        axes.axhline(plot.reference_y, color=_TEXT, linewidth=1, linestyle=(0, (2, 3)))
+        axes.annotate(
+            plot.reference_name, (0, plot.reference_y), (4, 3), xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points", ha="left", va="bottom", fontsize=11.5,
+        )  # fmt: skip
+    _scale_axes(axes, plot)
+    return figure
 
 
-def _error_bar_ends(line: PlotLine, i: int) -> tuple[float, ...]:
-    return (line.ys[i] - line.error_bars[i], line.ys[i] + line.error_bars[i]) if line.error_bars else ()
+def _scale_axes(axes: "Axes", plot: Plot) -> None:
+    """The scales, limits and ticks of both axes."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+    xs = [x for line in plot.lines for x in line.xs]
+    low, high = min(xs) if plot.x.low is None else plot.x.low, max(xs) if plot.x.high is None else plot.x.high
+    if high <= low:
+        low, high = (low / 2, low * 2) if plot.x.log and low > 0 else (low - 0.5, low + 0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    axes.set_ylim(plot.y.low, plot.y.high)
+    if plot.x.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(low, high)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+    if plot.x.ticks:
+        ticks, last_position = [], -1.0
+        for tick in plot.x.ticks:
+            position = axes.transAxes.inverted().transform(axes.transData.transform((tick, 0)))[0]
+            if low <= tick <= high and position - last_position >= MIN_TICK_DISTANCE:
+                ticks.append(tick)
+                last_position = position
+        axes.set_xticks(ticks)
 
 
-def _round_ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers that enclose the range."""
-    raw_step = (high - low) / 4
-    power = 10.0 ** math.floor(math.log10(raw_step))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= raw_step * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [k * step for k in range(first, last + 1)]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten within the range."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [v for p in powers for v in (10.0**p, 2 * 10.0**p, 5 * 10.0**p) if low * 0.999 <= v <= high * 1.001]
-
-
-def _format_tick(value: float) -> str:
-    if value == 0 or abs(value) < 1e-12:
-        return "0"
-    if abs(value) >= 10_000 or abs(value) < 0.001:
-        return f"{value:.0e}".replace("e+0", "e").replace("e-0", "e-")
-    return f"{value:.4g}".replace("-", "−")
+def _inline_svg(document: str, plot: Plot) -> str:
+    """matplotlib's SVG document as an element of a page: without namespaces, in the page's colors, with tooltips."""
+    root = ElementTree.fromstring(document)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        for name in [name for name in element.attrib if name.startswith("{")]:
+            element.set(name.rpartition("}")[2], element.attrib.pop(name))
+    for number, line in enumerate(plot.lines, 1):
+        points = root.findall(f".//g[@id='line-{number}']//use")
+        for point, label in zip(points, line.point_labels, strict=False):
+            ElementTree.SubElement(point, "title").text = label
+    referenced = set(re.findall(r"#([\w-]+)", " ".join(value for e in root.iter() for value in e.attrib.values())))
+    for element in root.iter():
+        if element.get("id") not in referenced:
+            element.attrib.pop("id", None)
+    for child in root.findall("metadata"):
+        root.remove(child)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": plot.title}
+    svg = ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
+    for color, variable in _CSS_VARIABLES.items():
+        svg = svg.replace(color, variable)
+    return svg

@@ -1,12 +1,12 @@
-"""Features of networks that others trained, from the usual hubs or from a path: what the literature compares by.
+"""Features of pretrained networks, from their usual hubs or from a local path: those that the literature compares by.
 
-inception  the pooled 2,048 of the Inception network of 2015 (Heusel et al. 2017), pictures made 299 pixels wide as
-           clean-fid does (Parmar et al. 2022)
-dinov2     the class token of DINOv2 (Oquab et al. 2023; as a judge, Stein et al. 2023)
-clip       CLIP's picture embedding, of length 1 (Radford et al. 2021; CMMD, Jayasumana et al. 2024), and how well it
-           fits a caption (the CLIP score, Hessel et al. 2021)
+inception  the 2,048 pooled features of the Inception network of 2015 (Heusel et al. 2017), of images resized to 299 ×
+           299 pixels as clean-fid does (Parmar et al. 2022)
+dinov2     the class token of DINOv2 (Oquab et al. 2023; for evaluation, Stein et al. 2023)
+clip       CLIP's image embedding of length 1 (Radford et al. 2021; for CMMD, Jayasumana et al. 2024), and how well it
+           matches a caption (CLIP score, Hessel et al. 2021)
 
-Only safetensors and plain tensors are ever read, never anything that can run code.
+Only safetensors and plain tensors are read, never anything that can run code.
 """
 
 import pickle
@@ -27,21 +27,29 @@ INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
 DINOV2_REPO, CLIP_REPO = "facebook/dinov2-large", "openai/clip-vit-large-patch14-336"
-BATCH_SIZE = 16  # pictures at once
+BATCH_SIZE = 16  # images in one call of a network
+MeanStd = tuple[tuple[float, float, float], tuple[float, float, float]]
 _IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP_MEAN_STD = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 def load_pretrained_features(name: str, source: str, device: str) -> FeatureExtractor:
-    """The features "inception", "dinov2" or "clip"; `where` is a path or a hub's name, or nothing for the usual one.
-    InputError, naming the option, where they cannot be had."""
-    extractors: dict[str, Any] = {"inception": InceptionFeatures, "dinov2": DinoV2Features, "clip": ClipFeatures}
-    features: FeatureExtractor = extractors[name](source, device)
-    return features
+    """The features "inception", "dinov2" or "clip".
+
+    source is a local path or a name on the hub, or empty for the usual weights. InputError, naming the option
+    --features, if they cannot be loaded.
+    """
+    match name:
+        case "inception":
+            return InceptionFeatures(source, device)
+        case "dinov2":
+            return DinoV2Features(source, device)
+        case _:
+            return ClipFeatures(source, device)
 
 
 class InceptionFeatures:
-    """Inception's features; with them `distances.frechet` is the FID."""
+    """Inception's features, D = 2048; with them distances.frechet_distance is the FID."""
 
     def __init__(self, path: str, device: str) -> None:
         tensors = _load_inception_weights(path)
@@ -50,15 +58,14 @@ class InceptionFeatures:
         expected_keys = {k for k in network.state_dict() if not k.endswith("num_batches_tracked")}
         weights = {k: t for k, t in tensors.items() if not k.endswith("num_batches_tracked")}
         if mismatched_keys := sorted(expected_keys ^ weights.keys()):
-            raise InputError(
-                f"--features inception:{path}: is not the Inception of FID ({mismatched_keys[0]!r} does not fit)"
-            )
+            reason = f"tensor {mismatched_keys[0]!r} does not fit"
+            raise InputError(f"--features inception:{path}: is not the Inception network of FID ({reason})")
         network.to_empty(device=device)
         try:
             network.load_state_dict(weights, strict=False)
         except RuntimeError as e:
             reason = str(e).splitlines()[-1].strip()[:120]
-            raise InputError(f"--features inception:{path}: is not the Inception of FID ({reason})") from e
+            raise InputError(f"--features inception:{path}: is not the Inception network of FID ({reason})") from e
         self.network, self.device = network.eval().requires_grad_(False), device
         self.name, self.hash = "inception, pooled", hash_tensors("inception", *(weights[k] for k in sorted(weights)))
 
@@ -72,9 +79,9 @@ class InceptionFeatures:
 
 
 class _VisionTransformer:
-    """A picture transformer of the package transformers, and what pictures must be for it."""
+    """A vision transformer of the package transformers, and how images are prepared for it."""
 
-    def __init__(self, class_name: str, option: str, source: str, device: str, normalization: tuple[Any, Any]) -> None:
+    def __init__(self, class_name: str, option: str, source: str, device: str, normalization: MeanStd) -> None:
         self.network, self.device = _load_from_hub(class_name, option, source).to(device), device
         config = self.network.config
         self.image_size: int = getattr(config, "vision_config", config).image_size
@@ -83,25 +90,26 @@ class _VisionTransformer:
         self.name, self.hash = f"{option} {Path(source).name}", hash_tensors(option, *(state[k] for k in sorted(state)))
 
     def preprocess(self, images: Tensor, size: int) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32 (B, 3, size, size), normalized."""
         mean, std = self.normalization
         return ((resize_bicubic(images, size) / 255 - mean) / std).to(self.device)
 
 
 class DinoV2Features(_VisionTransformer):
-    """DINOv2's class token at 224 pixels."""
+    """DINOv2's class token for images of 224 × 224 pixels."""
 
     def __init__(self, source: str, device: str) -> None:
         super().__init__("Dinov2Model", "dinov2", source or DINOV2_REPO, device, _IMAGENET_MEAN_STD)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        size = 16 * self.network.config.patch_size  # 224 for patches of 14, whatever size it was trained at
+        size = 16 * self.network.config.patch_size  # 224 for patches of 14, whatever size it was trained with
         batches = (self.preprocess(chunk, size) for chunk in torch.split(images, BATCH_SIZE))
         return torch.cat([self.network(pixel_values=batch).pooler_output.float().cpu() for batch in batches])
 
 
 class ClipFeatures(_VisionTransformer):
-    """CLIP's embeddings of pictures and of captions, of length 1."""
+    """CLIP's embeddings of images and of captions, of length 1."""
 
     def __init__(self, source: str, device: str) -> None:
         super().__init__("CLIPModel", "clip", source or CLIP_REPO, device, _CLIP_MEAN_STD)
@@ -117,7 +125,7 @@ class ClipFeatures(_VisionTransformer):
 
     @torch.no_grad()
     def embed_captions(self, captions: list[str]) -> Tensor:
-        """(N, D): a caption's embedding; its ends beyond 77 tokens are lost."""
+        """(N, D): the captions' embeddings; captions are cut off after 77 tokens."""
         embeddings = []
         for first in range(0, len(captions), BATCH_SIZE):
             tokens = self.tokenizer(
@@ -129,14 +137,18 @@ class ClipFeatures(_VisionTransformer):
 
     @staticmethod
     def clip_score(image_embeddings: Tensor, caption_embeddings: Tensor) -> float:
-        """The CLIP score of embeddings (N, D) and (N, D): 100 · max(cos, 0), on average. Hessel et al. 2021, whose
-        factor is 2.5 instead of 100."""
+        """The mean of 100 · max(cos, 0) of the embeddings (N, D) of images and of their captions.
+
+        After Hessel et al. 2021, whose factor is 2.5 instead of 100.
+        """
         return float(100 * (image_embeddings * caption_embeddings).sum(1).clamp(min=0).mean())
 
 
 def resize_bicubic(images: Tensor, size: int) -> Tensor:
-    """(B, 3, H, W) uint8 as (B, 3, side, side) float32 of 0 to 255: each colour by Pillow's bicubic filter, which
-    widens where pictures shrink, and never rounded. Parmar et al. 2022."""
+    """uint8 (B, 3, H, W) -> float32 (B, 3, size, size) of 0 to 255.
+
+    Each channel is resized by Pillow's antialiased bicubic filter without rounding (Parmar et al. 2022).
+    """
     channels = images.cpu().flatten(0, 1).to(torch.float32).numpy()
     resized = [Image.fromarray(channel).resize((size, size), Image.Resampling.BICUBIC) for channel in channels]
     return (
@@ -145,10 +157,12 @@ def resize_bicubic(images: Tensor, size: int) -> Tensor:
 
 
 def _load_inception_weights(path: str) -> dict[str, Tensor]:
+    """The published file from a local path, or if that is empty from torch's cache or the web."""
+    file_name = INCEPTION_URL.rsplit("/")[-1]
     try:
         if path:
             if not Path(path).is_file():
-                raise InputError(f"--features inception:{path}: no such file; give {INCEPTION_URL.rsplit('/')[-1]}")
+                raise InputError(f"--features inception:{path}: there is no such file; give the path of {file_name}")
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         else:
             tensors = torch.hub.load_state_dict_from_url(
@@ -157,33 +171,35 @@ def _load_inception_weights(path: str) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
         reason = " ".join(str(e).split())[:80]
         raise InputError(
-            f"--features inception: {path or INCEPTION_URL} cannot be read ({reason}); get it again"
+            f"--features inception: {path or INCEPTION_URL} cannot be read ({reason}); download it again"
         ) from e
-    except OSError as e:  # URLError among them
+    except OSError as e:  # URLError is one, too
         raise InputError(
-            f"--features inception: {INCEPTION_URL} cannot be fetched; give inception:FILE with its copy"
+            f"--features inception: {INCEPTION_URL} cannot be downloaded; give a local copy as inception:FILE"
         ) from e
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
-        raise InputError(f"--features inception:{path}: holds no tensors by name; get {INCEPTION_URL}")
+        raise InputError(f"--features inception:{path}: contains no named tensors; download {INCEPTION_URL}")
     return tensors
 
 
 def _load_from_hub(class_name: str, option: str, source: str) -> Any:
-    """A class of transformers from a folder, the hub's cache or the hub."""
+    """An object of a class of transformers, from a local folder, the hub's cache or the hub."""
     try:
         import transformers
     except ImportError as e:
-        raise InputError(f"--features {option}: needs more packages; pip install 'unspeckle[score]'") from e
+        raise InputError(
+            f"--features {option}: needs the package transformers; install it with pip install 'unspeckle[score]'"
+        ) from e
     hf_logging: Any = transformers.utils.logging
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     safetensors_options = {} if class_name.endswith("Tokenizer") else {"use_safetensors": True}
     try:
         loaded = getattr(transformers, class_name).from_pretrained(source, **safetensors_options)
-    except Exception as e:  # whatever its parts raise for a file they do not like
+    except Exception as e:  # transformers and its dependencies raise all kinds for files that do not fit
         reason = " ".join(str(e).split())[:100]
         raise InputError(
-            f"--features {option}:{source}: cannot be loaded ({reason}); give {option}:FOLDER with its config.json and "
-            "model.safetensors, or a name on the hub"
+            f"--features {option}:{source}: cannot be loaded ({reason}); give {option}:FOLDER, a folder with "
+            "config.json and model.safetensors, or a name on the Hugging Face hub"
         ) from e
     return loaded.eval().requires_grad_(False) if isinstance(loaded, nn.Module) else loaded

@@ -1,71 +1,48 @@
-"""What is found out about a model: numbers with their intervals, as frozen dataclasses that JSON holds."""
+"""What is measured of a model, as frozen dataclasses that are written as JSON; and when the numbers deserve doubt."""
 
-import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from unspeckle.scoring.bits_per_dim import BitsPerDim
 from unspeckle.scoring.composition.hybrids import HybridsScore
-from unspeckle.scoring.likelihood import BitsPerDim
-from unspeckle.scoring.memorisation import MemorizationScore
-
-# Student's t for 95 %, by degrees of freedom from 1
-_STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-
-
-@dataclass(frozen=True)
-class ConfidenceInterval:
-    """A mean over seeds, and where it lies with 95 % confidence as far as seeds tell; None for one seed alone."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    values: tuple[float, ...]  # of each seed
-
-
-def confidence_interval(
-    values: Sequence[float], minimum: float = -math.inf, maximum: float = math.inf
-) -> ConfidenceInterval:
-    """By Student's t, cut at the least and the most that a value can be; at least one value."""
-    mean, n = statistics.fmean(values), len(values)
-    if n < 2:
-        return ConfidenceInterval(mean, None, None, tuple(values))
-    half_width = (_STUDENT_T[n - 2] if n - 2 < len(_STUDENT_T) else 2.0) * statistics.stdev(values) / math.sqrt(n)
-    return ConfidenceInterval(mean, max(minimum, mean - half_width), min(maximum, mean + half_width), tuple(values))
+from unspeckle.scoring.composition.score import CompositionScore
+from unspeckle.scoring.intervals import ConfidenceInterval
+from unspeckle.scoring.memorization import MemorizationScore
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Of drawn pictures from held-out ones, and the floor: of as many training pictures from the same held-out ones."""
+    """A distance of the generated images from the validation images, and what real images would get."""
 
-    name: str
-    generated: ConfidenceInterval
-    floor: ConfidenceInterval
+    name: str  # kid, frechet, precision, recall, density, coverage; with CLIP's features also cmmd and clip_score
+    generated: ConfidenceInterval  # of the generated images
+    floor: ConfidenceInterval  # of as many training images, compared with the same validation images
 
 
 @dataclass(frozen=True)
 class LossScore:
-    """Held-out loss by noise level; shares are of the mean picture's error."""
+    """The loss of the model on validation and on training images.
 
-    total: float
-    training_total: float  # the same of training pictures: much lower means that the model has learnt them by heart
-    times: tuple[float, ...]
-    relative_errors: tuple[float, ...]
-    training_relative_errors: tuple[float, ...]
-    image_count: int
+    A relative error is that of the predicted image, divided by that of the mean image: 1 means nothing is known.
+    """
+
+    total: float  # the loss on validation images, averaged over the noise levels of training
+    training_total: float  # the same on training images; if it is much lower, the model has learnt them by heart
+    times: tuple[float, ...]  # the noise levels, as times t in (0, 1)
+    relative_errors: tuple[float, ...]  # on validation images, for each of the times
+    training_relative_errors: tuple[float, ...]  # on training images, for each of the times
+    image_count: int  # images of either kind
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One way of drawing. seconds: for a picture, in batches; the distances are None without a corpus."""
+    """One sampling setup of a sweep: how long it takes, and with a corpus how good its images are."""
 
     sampler: str
     steps: int
     guidance_scale: float
-    seconds_per_image: float
-    kid: float | None = None
-    kid_standard_error: float | None = None  # its standard error, over the drawn pictures
+    seconds_per_image: float  # when drawn in batches
+    kid: float | None = None  # KID, and below precision, recall and coverage; all None without a corpus
+    kid_standard_error: float | None = None  # the standard error of the KID over the generated images
     precision: float | None = None
     recall: float | None = None
     coverage: float | None = None
@@ -73,60 +50,66 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """same: is it the corpus of which the model's card tells?"""
+    """The corpus that the model was compared with."""
 
     name: str
     fingerprint: str
-    training_count: int
-    validation_count: int
-    is_training_corpus: bool
+    training_count: int  # images of the training split
+    validation_count: int  # images of the validation split
+    is_training_corpus: bool  # whether it is the corpus that the model's card names
 
 
 @dataclass(frozen=True)
 class FeatureInfo:
+    """The features that distances were measured in."""
+
     name: str
     hash: str
-    dimension: int
+    dimension: int  # numbers for each image
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Everything but the pictures. What could not be measured is None or empty, and `missing` says why."""
+    """All numbers of a report. What could not be measured is None or empty, and `missing` says why."""
 
-    model: str
-    hash: str
-    version: str
+    model: str  # the model's name
+    hash: str  # the model's hash
+    version: str  # the version of unspeckle that measured it
     device: str
     sampler: str
     timestep_spacing: str
     steps: int
     guidance_scale: float
-    size: tuple[int, int]
-    images_per_seed: int  # drawn for each seed
-    seeds: tuple[int, ...]
-    license: str = ""  # of the model, as its card says
-    precision: str = "float32"  # in which it was drawn and its losses were measured
-    seconds_per_image: float = 0.0  # for a picture, in batches
+    size: tuple[int, int]  # (width, height) in pixels
+    images_per_seed: int  # images generated for each seed
+    seeds: tuple[int, ...]  # the repetitions that intervals are computed over
+    license: str = ""  # the model's license, as its card says
+    precision: str = "float32"  # the precision of generating images and of measuring losses
+    seconds_per_image: float = 0.0  # when drawn in batches
     corpus: CorpusInfo | None = None
     features: FeatureInfo | None = None
-    validation_count: int = 0  # held-out pictures that drawn ones are compared with
-    images_per_floor: int = 0  # training pictures in each floor
+    validation_count: int = 0  # validation images that the generated ones are compared with
+    images_per_floor: int = 0  # training images in each repetition of a floor
     distances: tuple[Distance, ...] = ()
     loss: LossScore | None = None
     bits_per_dim: BitsPerDim | None = None
     memorization: MemorizationScore | None = None
-    by_steps: tuple[SweepPoint, ...] = ()
+    by_steps: tuple[SweepPoint, ...] = ()  # samplers and step counts
     by_guidance_scale: tuple[SweepPoint, ...] = ()
-    composition: dict[str, Any] | None = (
-        None  # how well pictures hold what words say, where the corpus is of emoji scenes
-    )
-    hybrids: HybridsScore | None = None  # two nouns in one prompt, where that corpus holds hybrids out
-    missing: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-    format: int = 1
+    # How well images hold what their prompts say, if the corpus is of emoji scenes.
+    composition: CompositionScore | None = None
+    hybrids: HybridsScore | None = None  # one subject out of two nouns, if that corpus holds hybrids out of training
+    missing: tuple[str, ...] = ()  # what was not measured, and why
+    warnings: tuple[str, ...] = ()  # why some numbers mean less than they seem to
+    format: int = 2  # the format of the JSON file; 1 had the names of version 0.1
 
     def find_distance(self, name: str) -> Distance | None:
+        """The distance of that name, or None if it was not measured."""
         return next((distance for distance in self.distances if distance.name == name), None)
+
+
+MIN_BITS_IMAGES = 64  # bits per dimension of fewer images are warned about
+MIN_PRDC_IMAGES = 200  # precision, recall, density and coverage of fewer images are warned about
 
 
 def find_warnings(scores: Scores) -> tuple[str, ...]:
@@ -134,36 +117,39 @@ def find_warnings(scores: Scores) -> tuple[str, ...]:
     messages = []
     if scores.corpus is not None and not scores.corpus.is_training_corpus:
         messages.append(
-            "the model's card tells of another corpus (or of this one at another size): pictures held out here may "
-            "have been trained on, so losses, bits and memorisation may flatter the model"
+            "the model's card names another corpus (or this one at another size): validation images may have been "
+            "trained on, so losses, bits and memorization may flatter the model"
         )
     if scores.distances and scores.features is not None:
         messages += _count_warnings(scores, min(scores.images_per_seed, scores.validation_count), scores.features)
     if scores.memorization is not None and scores.memorization.has_few_images:
-        messages.append("too few pictures are held out, or drawn, to say much of the 1st percentile of their distances")
-    if scores.bits_per_dim is not None and scores.bits_per_dim.image_count < 64:
-        messages.append(f"bits per dimension are counted on {scores.bits_per_dim.image_count} pictures only")
+        messages.append(
+            "there are too few validation or generated images for a reliable 1st percentile of their distances"
+        )
+    if scores.bits_per_dim is not None and scores.bits_per_dim.image_count < MIN_BITS_IMAGES:
+        messages.append(f"bits per dimension are measured on {scores.bits_per_dim.image_count} images only")
     return tuple(messages)
 
 
 def _count_warnings(scores: Scores, smallest_count: int, features: FeatureInfo) -> list[str]:
+    """Warnings about numbers of images; smallest_count is that of the smaller of the two sets compared."""
     messages = []
     if smallest_count < 2 * features.dimension:
         messages.append(
-            f"Fréchet distance: {smallest_count} pictures are few for {features.dimension} features; its floor shows how much of "
-            "it is bias, and it compares with nothing else"
+            f"Fréchet distance: {smallest_count} images are few for {features.dimension} features; its floor shows how "
+            "much of it is bias, and it cannot be compared with other reports"
         )
-    if smallest_count < 200:
+    if smallest_count < MIN_PRDC_IMAGES:
         messages.append(
-            f"{smallest_count} pictures are few: precision, recall, density and coverage say little below some hundreds"
+            f"{smallest_count} images are few: precision, recall, density and coverage need some hundreds to mean much"
         )
     if scores.images_per_floor < scores.images_per_seed:
         messages.append(
-            f"there are only {scores.images_per_floor} training pictures for each floor, and {scores.images_per_seed} drawn: "
-            "only the floors of KID and CLIP score compare"
+            f"there are only {scores.images_per_floor} training images for each floor, but {scores.images_per_seed} "
+            "generated ones: only the floors of KID and CLIP score can be compared"
         )
     if scores.corpus is not None and scores.images_per_floor * len(scores.seeds) > scores.corpus.training_count:
-        messages.append("the floors share training pictures, so their intervals are too narrow")
+        messages.append("the floors share training images, so their intervals are too narrow")
     if len(scores.seeds) < 3:
-        messages.append("fewer than three seeds: the intervals say little")
+        messages.append("fewer than three seeds: the intervals mean little")
     return messages

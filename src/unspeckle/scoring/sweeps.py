@@ -1,7 +1,8 @@
-"""The same captions and seeds drawn in many ways: how quality goes with steps, guidance scale and time."""
+"""The same captions and seeds drawn with different sampling setups: how quality depends on steps, guidance and time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,86 +12,112 @@ from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import ResolvedRequest
 from unspeckle.model import Model
 from unspeckle.scoring.distances import compute_prdc, kid
-from unspeckle.scoring.drawing import generate_images
 from unspeckle.scoring.features import FeatureExtractor
+from unspeckle.scoring.image_generation import generate_images
 from unspeckle.scoring.scores import SweepPoint
 
-STEP_FRACTIONS = (1 / 6, 1 / 3, 2 / 3, 1, 2)  # of the model's steps
-EXTRA_SAMPLERS = ("ddim", "heun")  # beside the model's own
-EXTRA_GUIDANCE_SCALES = (1.0, 2.0, 3.0, 5.0, 7.0)  # beside the model's own
-SHOWN_IMAGES = 8  # pictures of each way that are kept
-JACKKNIFE_BLOCKS = 8  # of the jackknife
-TWO_CALL_SAMPLERS = ("heun", "dpmpp_sde")  # two calls of the network a step
+STEP_FRACTIONS = (1 / 6, 1 / 3, 2 / 3, 1, 2)  # the step counts that are compared, as multiples of the model's own
+EXTRA_SAMPLERS = ("ddim", "heun")  # compared with the model's own sampler
+EXTRA_GUIDANCE_SCALES = (1.0, 2.0, 3.0, 5.0, 7.0)  # compared with the model's own guidance scale
+SHOWN_IMAGES = 8  # images of each sampling setup that the report shows
+JACKKNIFE_BLOCKS = 8
+TWO_CALL_SAMPLERS = ("heun", "dpmpp_sde")  # samplers that call the network twice a step
+
+
+@dataclass(frozen=True)
+class SweepSetup:
+    """What a sweep varies, and what all its images share."""
+
+    sampler: str
+    timestep_spacing: str
+    steps: int
+    guidance_scale: float
+    size: tuple[int, int]  # (width, height) in pixels
+    negative_prompt: str
+
+    @classmethod
+    def of_request(cls, resolved: ResolvedRequest) -> Self:
+        """That of a request."""
+        return cls(
+            resolved.sampler,
+            resolved.timestep_spacing,
+            resolved.steps,
+            resolved.guidance_scale,
+            resolved.size,
+            resolved.negative_prompt,
+        )
+
+    def request(self) -> Request:
+        """The request that draws with this setup; without a prompt."""
+        return Request(**asdict(self))
+
+    @property
+    def network_calls_per_image(self) -> int:
+        """Calls of the network for one image; guidance doubles them."""
+        calls_per_step = 2 if self.sampler in TWO_CALL_SAMPLERS else 1
+        return self.steps * calls_per_step * (1 if self.guidance_scale == 1 else 2)
 
 
 @dataclass(frozen=True)
 class ReferenceFeatures:
-    """What sweeps are measured against: features of held-out pictures (N, D), by the same features."""
+    """The validation images that a sweep is compared with."""
 
     extractor: FeatureExtractor
-    features: Tensor
+    features: Tensor  # (N, D), by this extractor
 
 
-def network_calls_per_image(resolved: ResolvedRequest) -> int:
-    """Of the network, for one picture; the two halves of guidance count as two."""
-    return (
-        resolved.steps
-        * (2 if resolved.sampler in TWO_CALL_SAMPLERS else 1)
-        * (1 if resolved.guidance_scale == 1 else 2)
-    )
+def step_count_variants(model: Model, own: SweepSetup) -> list[SweepSetup]:
+    """The model's sampler and two others, each with fewer and with more steps.
 
-
-def step_count_variants(model: Model, resolved: ResolvedRequest) -> list[ResolvedRequest]:
-    """The model's sampler and two others at fewer and more steps; a sampler of two calls a step takes half of them.
-    Of a student, the counts of steps that it knows; of its teacher, none that the student would draw."""
-    if student_steps := select_network(model, resolved).card.step_counts:
-        return [replace(resolved, steps=steps) for steps in student_steps]
-    step_counts = sorted({min(1000, max(1, round(resolved.steps * share))) for share in STEP_FRACTIONS})
+    A sampler that calls the network twice a step takes half as many steps. A distilled student has the step counts that
+    it was trained for; its teacher none that the student would draw.
+    """
+    if student_steps := select_network(model, own.request()).card.step_counts:
+        return [replace(own, steps=steps) for steps in student_steps]
+    step_counts = sorted({min(1000, max(1, round(own.steps * fraction))) for fraction in STEP_FRACTIONS})
     variants = []
-    for sampler in dict.fromkeys((resolved.sampler, *EXTRA_SAMPLERS)):
+    for sampler in dict.fromkeys((own.sampler, *EXTRA_SAMPLERS)):
+        halve = sampler in TWO_CALL_SAMPLERS and own.sampler not in TWO_CALL_SAMPLERS
         for step_count in step_counts:
-            is_two_call_sampler = sampler in TWO_CALL_SAMPLERS and resolved.sampler not in TWO_CALL_SAMPLERS
-            variants.append(
-                replace(resolved, sampler=sampler, steps=max(1, step_count // 2) if is_two_call_sampler else step_count)
-            )
-    return _without_student_requests(model, dict.fromkeys(variants))
+            variants.append(replace(own, sampler=sampler, steps=max(1, step_count // 2) if halve else step_count))
+    return _without_student_setups(model, dict.fromkeys(variants))
 
 
-def guidance_scale_variants(model: Model, resolved: ResolvedRequest) -> list[ResolvedRequest]:
-    """The same with other guidance scales; none for a student, which has but the one that it learnt."""
-    if select_network(model, resolved).card.step_counts:
+def guidance_scale_variants(model: Model, own: SweepSetup) -> list[SweepSetup]:
+    """The same with other guidance scales; none for a distilled student, which has one scale built in."""
+    if select_network(model, own.request()).card.step_counts:
         return []
-    return _without_student_requests(
-        model,
-        [
-            replace(resolved, guidance_scale=guidance_scale)
-            for guidance_scale in sorted({*EXTRA_GUIDANCE_SCALES, resolved.guidance_scale})
-        ],
-    )
+    guidance_scales = sorted({*EXTRA_GUIDANCE_SCALES, own.guidance_scale})
+    variants = [replace(own, guidance_scale=guidance_scale) for guidance_scale in guidance_scales]
+    return _without_student_setups(model, variants)
 
 
-_SWEPT_FIELDS = ("sampler", "timestep_spacing", "steps", "guidance_scale", "size", "negative_prompt")
-
-
-def _without_student_requests(model: Model, resolved_requests: Iterable[ResolvedRequest]) -> list[ResolvedRequest]:
-    """Those that the model draws itself."""
-    return [resolved for resolved in resolved_requests if not select_network(model, resolved).card.step_counts]
+def _without_student_setups(model: Model, variants: Iterable[SweepSetup]) -> list[SweepSetup]:
+    """Those that the full model draws, not its student."""
+    return [setup for setup in variants if not select_network(model, setup.request()).card.step_counts]
 
 
 def run_sweep(
-    model: Model, resolved_requests: Sequence[ResolvedRequest], captions: Sequence[str], seeds: Sequence[int], reference: ReferenceFeatures | None,
+    model: Model,
+    variants: Sequence[SweepSetup],
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    reference: ReferenceFeatures | None,
     advance: Callable[[int], None],
-) -> Iterator[tuple[SweepPoint, Tensor]]:  # fmt: skip
-    """Each order's point, and its first pictures. tell: how many calls of the network were made."""
-    for resolved in resolved_requests:
-        request = Request(**{name: getattr(resolved, name) for name in _SWEPT_FIELDS})
-        calls_per_image = network_calls_per_image(resolved)
+) -> Iterator[tuple[SweepPoint, Tensor]]:
+    """For each variant its point and its first images, uint8 (SHOWN_IMAGES, 3, H, W).
+
+    advance is called with the number of further calls of the network. Without a reference no distances are measured.
+    """
+    for setup in variants:
+        calls_per_image = setup.network_calls_per_image
 
         def advance_images(count: int, calls: int = calls_per_image) -> None:
             advance(count * calls)
 
-        generated = generate_images(model, captions, seeds, request, advance_images)
-        point = SweepPoint(resolved.sampler, resolved.steps, resolved.guidance_scale, generated.seconds_per_image)
+        generated = generate_images(model, captions, seeds, setup.request(), advance_images)
+        point = SweepPoint(setup.sampler, setup.steps, setup.guidance_scale, generated.seconds_per_image)
         if reference is not None:
             point = _with_distances(point, reference.features, reference.extractor(generated.images))
         yield point, generated.images[:SHOWN_IMAGES]
@@ -99,20 +126,21 @@ def run_sweep(
 def _with_distances(point: SweepPoint, reference_features: Tensor, generated_features: Tensor) -> SweepPoint:
     prdc = compute_prdc(reference_features, generated_features)
     return replace(
-        point, kid=kid(reference_features, generated_features), kid_standard_error=_kid_standard_error(reference_features, generated_features), precision=prdc.precision,
-        recall=prdc.recall, coverage=prdc.coverage,
-    )  # fmt: skip
+        point,
+        kid=kid(reference_features, generated_features),
+        kid_standard_error=_kid_standard_error(reference_features, generated_features),
+        precision=prdc.precision,
+        recall=prdc.recall,
+        coverage=prdc.coverage,
+    )
 
 
 def _kid_standard_error(reference_features: Tensor, generated_features: Tensor) -> float:
-    """The standard error of KID over the drawn pictures: the jackknife over blocks of them (Efron & Stein 1981)."""
+    """The standard error of KID over the generated images, by the jackknife over blocks (Efron & Stein 1981)."""
     block_of_image = torch.arange(len(generated_features)) % JACKKNIFE_BLOCKS
     kid_without_block = torch.tensor(
         [kid(reference_features, generated_features[block_of_image != block]) for block in range(JACKKNIFE_BLOCKS)],
         dtype=torch.float64,
     )
-    return float(
-        (
-            (JACKKNIFE_BLOCKS - 1) / JACKKNIFE_BLOCKS * (kid_without_block - kid_without_block.mean()).square().sum()
-        ).sqrt()
-    )
+    squared_deviations = (kid_without_block - kid_without_block.mean()).square().sum()
+    return float(((JACKKNIFE_BLOCKS - 1) / JACKKNIFE_BLOCKS * squared_deviations).sqrt())

@@ -1,4 +1,4 @@
-"""Pictures that are nothing with a name: what a detector must say nothing about."""
+"""Distractors: sprites that show nothing with a name, which the detector must learn to ignore."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from unspeckle.corpus.emoji.sprite_sources import SPRITE_SIZE, trim_and_shrink
 from unspeckle.corpus.emoji.sprites import Sprite, SpriteLibrary
 from unspeckle.corpus.emoji.tints import color_shares
 
-DISTRACTOR_CATEGORY = "decoy"
+DISTRACTOR_CATEGORY = "distractor"
 
 
 def make_distractor(rng: Random, library: SpriteLibrary, name: str) -> Sprite:
-    """A sprite called `name` made of the library's pictures: torn to tiles, joined wrongly, smeared, a mere blob."""
+    """A sprite of that name made of the library's: scrambled, wrongly joined, blended, blurred, cut, or a mere blob."""
     image = trim_and_shrink(_MAKERS[int(rng.random() * len(_MAKERS))](rng, library))
     return Sprite(Noun(name, "", DISTRACTOR_CATEGORY), image, color_shares(image))
 
 
 def _random_image(rng: Random, library: SpriteLibrary, allow_faces: bool = True) -> Image.Image:
-    """Some noun's picture, filling a square; without faces, as two of them joined would be a true hybrid."""
+    """Some noun's sprite, stretched to a square.
+
+    The second part of a mixture must not be a face: two joined faces would be a true hybrid.
+    """
     sprites = [s for s in library.sprites.values() if s.noun.category != DISTRACTOR_CATEGORY]
     sprites = [s for s in sprites if allow_faces or s.noun.face is None] or sprites
     return sprites[int(rng.random() * len(sprites))].image.resize((SPRITE_SIZE, SPRITE_SIZE), Image.Resampling.BICUBIC)
 
 
 def _scramble_tiles(rng: Random, library: SpriteLibrary) -> Image.Image:
+    """A sprite cut into tiles that change places."""
     image, tiles_per_side = _random_image(rng, library), 2 + int(rng.random() * 3)
     tile_size = -(-SPRITE_SIZE // tiles_per_side)
     positions = [(x, y) for x in range(tiles_per_side) for y in range(tiles_per_side)]
@@ -38,15 +42,13 @@ def _scramble_tiles(rng: Random, library: SpriteLibrary) -> Image.Image:
         new_positions = positions[1:] + positions[:1]
     scrambled = Image.new("RGBA", (SPRITE_SIZE, SPRITE_SIZE))
     for (x, y), (u, v) in zip(positions, new_positions, strict=True):
-        scrambled.paste(
-            image.crop((x * tile_size, y * tile_size, (x + 1) * tile_size, (y + 1) * tile_size)),
-            (u * tile_size, v * tile_size),
-        )
+        tile = image.crop((x * tile_size, y * tile_size, (x + 1) * tile_size, (y + 1) * tile_size))
+        scrambled.paste(tile, (u * tile_size, v * tile_size))
     return scrambled
 
 
 def _join_halves(rng: Random, library: SpriteLibrary) -> Image.Image:
-    """A half of one thing on a half of another."""
+    """Half of one sprite next to half of another."""
     first, second = _random_image(rng, library), _random_image(rng, library, allow_faces=False)
     if rng.random() < 0.5:
         first, second = second, first
@@ -58,18 +60,20 @@ def _join_halves(rng: Random, library: SpriteLibrary) -> Image.Image:
 
 
 def _blend_two(rng: Random, library: SpriteLibrary) -> Image.Image:
+    """Two sprites on top of each other."""
     return Image.blend(
         _random_image(rng, library), _random_image(rng, library, allow_faces=False), 0.4 + 0.2 * rng.random()
     )
 
 
 def _blur_image(rng: Random, library: SpriteLibrary) -> Image.Image:
+    """A sprite that is blurred beyond recognition."""
     image = _random_image(rng, library).convert("RGBa")
     return image.filter(ImageFilter.GaussianBlur(18 + 14 * rng.random())).convert("RGBA")
 
 
 def _cut_piece(rng: Random, library: SpriteLibrary) -> Image.Image:
-    """A quarter or less of a thing."""
+    """A quarter of a sprite or less."""
     side = round(SPRITE_SIZE * (0.35 + 0.15 * rng.random()))
     x, y = (round((SPRITE_SIZE - side) * rng.random()) for _ in range(2))
     piece = _random_image(rng, library).crop((x, y, x + side, y + side))
@@ -77,7 +81,7 @@ def _cut_piece(rng: Random, library: SpriteLibrary) -> Image.Image:
 
 
 def _paint_blob(rng: Random, library: SpriteLibrary) -> Image.Image:
-    """Patches of colour within a soft outline."""
+    """Patches of color within a soft outline."""
     np_rng = np.random.default_rng(int(rng.random() * 2**32))
     cells = 2 + int(rng.random() * 4)
     cell_colors = np_rng.integers(0, 256, (1, 1, 3)) + np_rng.normal(0, 50, (cells, cells, 3))
@@ -90,7 +94,7 @@ def _paint_blob(rng: Random, library: SpriteLibrary) -> Image.Image:
     mask = 255 * (np.hypot(x, y) < radius)
     image = color_image.convert("RGBA")
     image.putalpha(Image.fromarray(mask.astype(np.uint8)).filter(ImageFilter.GaussianBlur(3)))
-    if rng.random() < 0.5:  # with the outline of a thing
+    if rng.random() < 0.5:  # with the outline of a sprite
         alpha = _random_image(rng, library).getchannel("A")
         image.putalpha(ImageChops.lighter(alpha, image.getchannel("A").point(lambda v: v // 8)))
     return image

@@ -1,6 +1,6 @@
-"""Two nouns in one prompt: every way to ask for one subject that is both, and "A AND B", to be two subjects, judged.
+"""One subject out of two nouns: every method of the prompt language, and "A AND B", which should give two subjects.
 
-The pairs are those of faces whose hybrid training never showed; the judge is the detector of the words score.
+The pairs are faces whose hybrid training never showed; the images are judged by the detector of the composition score.
 """
 
 from __future__ import annotations
@@ -18,50 +18,57 @@ from unspeckle.generation.request import Request
 from unspeckle.model import Model
 from unspeckle.prompts import HYBRID_METHODS
 from unspeckle.scoring.composition.detector import Detector
-from unspeckle.scoring.composition.questions import CompositionPrompt
-from unspeckle.scoring.composition.score import wilson_interval
+from unspeckle.scoring.composition.prompts import CompositionPrompt
 from unspeckle.scoring.composition.verdicts import judge_images
+from unspeckle.scoring.intervals import wilson_interval
 
-AND_METHOD = "AND"  # the way that is to give two subjects
+AND_METHOD = "AND"  # should give two subjects
 SCORED_METHODS = (*HYBRID_METHODS, AND_METHOD)
-SECOND_NOUN_SHARE = 0.5  # of the second noun
+SECOND_NOUN_SHARE = 0.5  # how much of the second noun a hybrid has
 NounPair = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class HybridMethodScore:
-    """One way to ask: its prompt of the first pair; of each pair how many pictures are right, and the share of all that
-    are, with its 95 % interval."""
+    """How often one method works."""
 
-    method: str
-    prompt: str
-    correct_per_pair: tuple[int, ...]
+    method: str  # one of SCORED_METHODS
+    prompt: str  # of the first pair, as an example
+    correct_per_pair: tuple[int, ...]  # correct images of each pair
     correct_count: int
     image_count: int
-    accuracy: float
-    low: float
-    high: float
+    accuracy: float  # correct_count / image_count
+    low: float  # lower end of the accuracy's 95 % interval
+    high: float  # upper end of it
 
 
 @dataclass(frozen=True)
 class HybridsScore:
-    """Of `held_out` pairs those that were drawn, each with so many seeds in every way."""
+    """How often each method makes one subject out of two nouns."""
 
-    held_out_count: int
-    pairs: tuple[NounPair, ...]
-    seed_count: int
+    held_out_count: int  # pairs that the corpus holds out
+    pairs: tuple[NounPair, ...]  # those that were drawn
+    seed_count: int  # images of each pair with each method
     methods: tuple[HybridMethodScore, ...]
 
 
 def score_hybrids(
-    model: Model, pairs: Sequence[NounPair], max_pairs: int, seed_count: int, request: Request, detector: Detector,
+    model: Model,
+    pairs: Sequence[NounPair],
+    detector: Detector,
+    request: Request,
+    *,
+    max_pairs: int,
+    seed_count: int,
     advance: Callable[[int], None] = lambda count: None,
-) -> tuple[HybridsScore, list[Tensor]]:  # fmt: skip
-    """Up to `most` of the pairs, at even distances, in all WAYS; and of each way the first picture of every pair, uint8
-    (pairs, 3, H, W). tell hears how many pictures more are done."""
-    selected_pairs = (
-        [pairs[i * len(pairs) // max_pairs] for i in range(max_pairs)] if max_pairs < len(pairs) else list(pairs)
-    )
+) -> tuple[HybridsScore, list[Tensor]]:
+    """The score of up to max_pairs evenly spaced pairs, and for each method the first image of every pair.
+
+    These are uint8 (pairs, 3, H, W). advance is called with the number of further images that are done.
+    """
+    selected_pairs = list(pairs)
+    if max_pairs < len(pairs):
+        selected_pairs = [pairs[i * len(pairs) // max_pairs] for i in range(max_pairs)]
     method_scores, first_images = [], []
     for method in SCORED_METHODS:
         images = generate_hybrids(model, method, selected_pairs, seed_count, request)
@@ -72,11 +79,12 @@ def score_hybrids(
 
 
 def hybrid_prompt(method: str, pair: NounPair, share: float = SECOND_NOUN_SHARE) -> str:
-    """What is said of a pair: way is one of WAYS."""
+    """The prompt of a pair for one of SCORED_METHODS."""
     first, second = pair
     if method == AND_METHOD:
         return f"{with_article(first)} AND {with_article(second)}"
-    return f"{with_article(first).removesuffix(first)}hybrid({first}, {second}, {share}, {method})"
+    article = with_article(first).removesuffix(first)
+    return f"{article}hybrid({first}, {second}, {share}, {method})"
 
 
 def generate_hybrids(
@@ -87,7 +95,7 @@ def generate_hybrids(
     request: Request,
     share: float = SECOND_NOUN_SHARE,
 ) -> Tensor:
-    """uint8 (pairs, seeds, 3, H, W), each pair with the same seeds, from the ask's on."""
+    """uint8 (pairs, seeds, 3, H, W); every pair has the same seeds, counted from the request's."""
     prompts = [hybrid_prompt(method, pair, share) for pair in pairs for _ in range(seed_count)]
     image_seeds = [seed for _ in pairs for seed in range(request.seed, request.seed + seed_count)]
     pixels = np.stack([np.asarray(image) for image in draw_prompts(model, prompts, image_seeds, request)])
@@ -95,21 +103,21 @@ def generate_hybrids(
 
 
 def judge_hybrids(method: str, pairs: Sequence[NounPair], images: Tensor, detector: Detector) -> HybridMethodScore:
-    """How many of the pictures (pairs, seeds, 3, H, W) show one subject that is both; by AND, both subjects."""
+    """How many of the images (pairs, seeds, 3, H, W) show one subject that is both; for "AND", both subjects."""
     category = "two objects" if method == AND_METHOD else "hybrids"
-    correct_per_pair = tuple(
-        sum(
-            verdict.is_correct for verdict in judge_images(pair_images, CompositionPrompt(category, "", pair), detector)
-        )
-        for pair, pair_images in zip(pairs, images, strict=True)
-    )
+    correct_per_pair = []
+    for pair, pair_images in zip(pairs, images, strict=True):
+        verdicts = judge_images(pair_images, CompositionPrompt(category, "", pair), detector)
+        correct_per_pair.append(sum(verdict.is_correct for verdict in verdicts))
     correct_count, image_count = sum(correct_per_pair), len(pairs) * images.shape[1]
+    low, high = wilson_interval(correct_count, image_count)
     return HybridMethodScore(
-        method,
-        hybrid_prompt(method, pairs[0]),
-        correct_per_pair,
-        correct_count,
-        image_count,
-        correct_count / image_count,
-        *wilson_interval(correct_count, image_count),
+        method=method,
+        prompt=hybrid_prompt(method, pairs[0]),
+        correct_per_pair=tuple(correct_per_pair),
+        correct_count=correct_count,
+        image_count=image_count,
+        accuracy=correct_count / image_count,
+        low=low,
+        high=high,
     )

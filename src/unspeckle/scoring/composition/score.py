@@ -1,7 +1,7 @@
-"""The words score: how often the pictures of prompts that training never met hold what the prompts say.
+"""The composition score: how often images of prompts that training never saw show what the prompts say.
 
-Six categories after GenEval (Ghosh et al. 2023) and three of our own, judged by a detector whose own accuracy on real
-renders of the same prompts (the ceiling), and whose assent to real renders of other prompts (the floor), stand beside.
+Six categories after GenEval (Ghosh et al. 2023) and three of our own. The images are judged by a detector, whose own
+accuracy is measured on real renders of the same prompts: see detector_limits.py.
 """
 
 from __future__ import annotations
@@ -10,130 +10,139 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from random import Random
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unspeckle.corpus.emoji.make_corpus import build_vocabulary
-from unspeckle.corpus.emoji.painter import ScenePainter
-from unspeckle.corpus.emoji.scenes import SceneVocabulary
 from unspeckle.generation.codec import decode_to_images
-from unspeckle.generation.pipeline import steps
+from unspeckle.generation.pipeline import sample_steps
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.scoring.composition.detector import Detector
-from unspeckle.scoring.composition.questions import (
-    CATEGORIES,
-    GENEVAL_CATEGORIES,
-    CompositionPrompt,
-    CompositionTest,
-    make_hard_negative,
-    sample_matching_scene,
-)
-from unspeckle.scoring.composition.train_detector import load_or_train_detector
+from unspeckle.scoring.composition.detector_limits import DetectorLimits, measure_detector_limits
+from unspeckle.scoring.composition.prompts import GENEVAL_CATEGORIES, CompositionPrompt, CompositionTest
 from unspeckle.scoring.composition.verdicts import Verdict, judge_images
+from unspeckle.scoring.intervals import wilson_interval
 
-Z_95 = 1.959964  # the normal quantile of 95 %
-ProgressCallback = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]  # called with (prompts done, prompts in all)
 
 
 class JudgedImages(NamedTuple):
-    """A question's pictures (seeds, 3, H, W) uint8, and the verdict on each."""
+    """The images of one prompt and the verdict on each."""
 
     prompt: CompositionPrompt
-    images: Tensor
+    images: Tensor  # uint8 (seeds, 3, H, W)
     verdicts: list[Verdict]
-
-
-class DetectorLimits(NamedTuple):
-    """Of `renders` real ones each, the share judged right: for their own question, for another one of the
-    category, and, of renders of the lure (`questions.lure`), for the question it nearly is."""
-
-    ceiling: float
-    floor: float
-    hard_negative_rate: float
-    render_count: int
 
 
 @dataclass(frozen=True)
 class CategoryScore:
-    """share = right / pictures, with its 95 % interval; spare = the share of pictures with things unnamed. Of `prompts`
-    asked, one that came again had other seeds."""
+    """How well one category does."""
 
     name: str
-    prompt_count: int
+    prompt_count: int  # including repetitions
     image_count: int
     correct_count: int
-    accuracy: float
-    low: float
-    high: float
-    ceiling: float
+    accuracy: float  # correct_count / image_count
+    low: float  # lower end of the accuracy's 95 % interval
+    high: float  # upper end of it
+    ceiling: float  # accuracy of real renders of the prompts; and the next two: see DetectorLimits
     floor: float
     hard_negative_rate: float
-    render_count: int
-    extra_object_rate: float
+    render_count: int  # real renders that the ceiling was measured on
+    extra_object_rate: float  # fraction of the images with objects that the prompt does not name
 
 
 @dataclass(frozen=True)
 class NounScore:
-    """In how many pictures a noun was asked for, was not found, and was found in a picture wrong for other reasons."""
+    """How often a noun fails."""
 
     noun: str
-    image_count: int
-    missing_count: int
-    wrong_count: int
+    image_count: int  # images whose prompt names it
+    missing_count: int  # images in which it was not found
+    wrong_count: int  # images in which it was found, but that are wrong for another reason
 
 
 @dataclass(frozen=True)
 class CompositionScore:
-    """mean, its 95 % interval, ceiling, floor and lured are over the six of GenEval; steps, sampler, scale as drawn."""
+    """The composition score; the numbers below are means over GenEval's six categories."""
 
     model: str
     hash: str
     steps: int
     sampler: str
     guidance_scale: float
-    mean: float
-    low: float
-    high: float
+    mean: float  # of the accuracies
+    low: float  # lower end of its 95 % interval
+    high: float  # upper end of it
     ceiling: float
     floor: float
     hard_negative_rate: float
     categories: tuple[CategoryScore, ...]
-    nouns: tuple[NounScore, ...]
+    nouns: tuple[NounScore, ...]  # the worst first
 
 
 def score_composition(
-    model: Model, test: CompositionTest, *, seed_count: int = 4, request: Request | None = None, detector: Detector | None = None,
+    model: Model,
+    test: CompositionTest,
+    detector: Detector,
+    *,
+    request: Request | None = None,
+    seed_count: int = 4,
     progress: ProgressCallback | None = None,
-) -> CompositionScore:  # fmt: skip
-    """Draw, detect and judge every question of the exam with `seeds` seeds each.
+) -> CompositionScore:
+    """Draw every prompt of the test with seed_count seeds and judge the images.
 
-    `ask` gives steps, sampler, grid, scale, size and the first seed; its prompt is not used. Without a detector, the
-    cached one of the exam's nouns is taken, or trained. `progress` hears (done, of) questions.
+    The request gives the sampling setup, the size and the first seed; its prompt is not used. Of the progress, the
+    first half is the measurement of the detector, the second the images.
     """
     request = request or Request()
-    if detector is None:
-        detector = load_or_train_detector(test.library, test.image_size)
+    count = len(test.prompts)
+
+    def report(completed: int, total: int) -> None:
+        if progress is not None:
+            progress(completed, total)
+
+    limits = measure_detector_limits(
+        test, detector, seed_count, progress=lambda completed: report(completed, 2 * count)
+    )
     judged = generate_and_judge(model, test.prompts, detector, request, seed_count)
-    if progress is not None:
-        judged = _with_progress(judged, len(test.prompts), progress)
-    return combine_scores(model, request, judged, measure_detector_limits(test, detector, seed_count))
+    counted = _with_progress(judged, lambda completed: report(count + completed, 2 * count))
+    return combine_scores(model, request, counted, limits)
+
+
+def _with_progress(judged: Iterator[JudgedImages], progress: Callable[[int], None]) -> Iterator[JudgedImages]:
+    for completed, item in enumerate(judged, 1):
+        progress(completed)
+        yield item
+
+
+def generate_and_judge(
+    model: Model, prompts: Iterable[CompositionPrompt], detector: Detector, request: Request, seed_count: int = 4
+) -> Iterator[JudgedImages]:
+    """Each prompt drawn with seed_count seeds, as one batch, and judged."""
+    for prompt in prompts:
+        first_seed = request.seed + prompt.repetition * seed_count
+        prompt_request = replace(request, prompt=prompt.text, seed=first_seed, count=seed_count)
+        for step in sample_steps(resolve(model, prompt_request)):
+            last_step = step
+        pixels = np.stack([np.asarray(image) for image in decode_to_images(model, last_step.x)])
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        yield JudgedImages(prompt, images, judge_images(images, prompt, detector))
 
 
 def combine_scores(
     model: Model, request: Request, judged: Iterable[JudgedImages], limits_by_category: Mapping[str, DetectorLimits]
 ) -> CompositionScore:
-    """All answers as one score."""
+    """The score of all judged images."""
     resolved = resolve(model, request)
     categories, nouns = tally_scores(judged, limits_by_category)
     mean, low, high = mean_with_interval(categories)
     geneval_scores = [c for c in categories if c.name in GENEVAL_CATEGORIES]
+    count = max(1, len(geneval_scores))
     return CompositionScore(
         model=model.card.name,
         hash=model.hash,
@@ -143,89 +152,20 @@ def combine_scores(
         mean=mean,
         low=low,
         high=high,
-        ceiling=sum(c.ceiling for c in geneval_scores) / max(1, len(geneval_scores)),
-        floor=sum(c.floor for c in geneval_scores) / max(1, len(geneval_scores)),
-        hard_negative_rate=sum(c.hard_negative_rate for c in geneval_scores) / max(1, len(geneval_scores)),
+        ceiling=sum(c.ceiling for c in geneval_scores) / count,
+        floor=sum(c.floor for c in geneval_scores) / count,
+        hard_negative_rate=sum(c.hard_negative_rate for c in geneval_scores) / count,
         categories=tuple(categories),
         nouns=tuple(nouns),
     )
 
 
-def _with_progress(judged: Iterator[JudgedImages], count: int, progress: ProgressCallback) -> Iterator[JudgedImages]:
-    for completed, item in enumerate(judged, 1):
-        progress(completed, count)
-        yield item
-
-
-def generate_and_judge(
-    model: Model, prompts: Iterable[CompositionPrompt], detector: Detector, request: Request, seed_count: int = 4
-) -> Iterator[JudgedImages]:
-    """Each question drawn with `seeds` seeds, as one batch, and judged."""
-    for prompt in prompts:
-        prompt_request = replace(
-            request, prompt=prompt.text, seed=request.seed + prompt.repetition * seed_count, count=seed_count
-        )
-        for step in steps(model, prompt_request):
-            last_step = step
-        pixels = np.stack([np.asarray(image) for image in decode_to_images(model, last_step.x)])
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        yield JudgedImages(prompt, images, judge_images(images, prompt, detector))
-
-
-def measure_detector_limits(
-    test: CompositionTest, detector: Detector, renders_per_prompt: int = 4
-) -> dict[str, DetectorLimits]:
-    """What the judge itself is worth in each category, by `count` fresh renders of each question and of its lure."""
-    palette, painter = build_vocabulary(test.library), ScenePainter(test.library, test.image_size)
-    limits_by_category = {}
-    for category in CATEGORIES:
-        category_prompts = [prompt for prompt in test.prompts if prompt.category == category]
-        correct_count = false_positive_count = fooled_count = 0
-        for index, prompt in enumerate(category_prompts):
-            images = render_prompt(prompt, renders_per_prompt, palette, painter)
-            correct_count += sum(verdict.is_correct for verdict in judge_images(images, prompt, detector))
-            other_prompts = (
-                other_prompt
-                for other_prompt in category_prompts[index + 1 :] + category_prompts[:index]
-                if _without_text(other_prompt) != _without_text(prompt)
-            )
-            for other in islice(other_prompts, 1):
-                false_positive_count += sum(verdict.is_correct for verdict in judge_images(images, other, detector))
-            hard_negatives = render_prompt(make_hard_negative(prompt, palette), renders_per_prompt, palette, painter)
-            fooled_count += sum(verdict.is_correct for verdict in judge_images(hard_negatives, prompt, detector))
-        if category_prompts:
-            render_count = len(category_prompts) * renders_per_prompt
-            limits_by_category[category] = DetectorLimits(
-                correct_count / render_count,
-                false_positive_count / render_count,
-                fooled_count / render_count,
-                render_count,
-            )
-    return limits_by_category
-
-
-def render_prompt(prompt: CompositionPrompt, count: int, palette: SceneVocabulary, painter: ScenePainter) -> Tensor:
-    """(count, 3, H, W) uint8: true scenes of a question, painted by the corpus's code with nothing kept out."""
-    rng = Random(f"unspeckle render {prompt}")
-    pixels = [painter.paint(sample_matching_scene(prompt, rng, palette))[0] for _ in range(count)]
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-
-
-def _without_text(prompt: CompositionPrompt) -> CompositionPrompt:
-    return replace(prompt, text="", repetition=0)
-
-
 def tally_scores(
     judged: Iterable[JudgedImages], limits_by_category: Mapping[str, DetectorLimits]
 ) -> tuple[list[CategoryScore], list[NounScore]]:
-    """The scores of every category and noun that was asked for."""
-    prompt_counts, image_counts, correct_counts, extra_counts = (
-        Counter[str](),
-        Counter[str](),
-        Counter[str](),
-        Counter[str](),
-    )
-    noun_counts, missing_counts, wrong_counts = Counter[str](), Counter[str](), Counter[str]()
+    """The scores of every category and every noun that the prompts have."""
+    prompt_counts, image_counts, correct_counts, extra_counts = (Counter[str]() for _ in range(4))
+    noun_counts, missing_counts, wrong_counts = (Counter[str]() for _ in range(3))
     for prompt, _, verdicts in judged:
         prompt_counts[prompt.category] += 1
         for verdict in verdicts:
@@ -234,9 +174,8 @@ def tally_scores(
             extra_counts[prompt.category] += verdict.extra_count > 0
             noun_counts.update(prompt.nouns)
             missing_counts.update(verdict.missing_nouns)
-            wrong_counts.update(
-                noun for noun in prompt.nouns if not verdict.is_correct and noun not in verdict.missing_nouns
-            )
+            if not verdict.is_correct:
+                wrong_counts.update(noun for noun in prompt.nouns if noun not in verdict.missing_nouns)
     categories = []
     for name, count in image_counts.items():
         low, high = wilson_interval(correct_counts[name], count)
@@ -260,20 +199,10 @@ def tally_scores(
 
 
 def mean_with_interval(categories: Sequence[CategoryScore]) -> tuple[float, float, float]:
-    """The mean of the six and its 95 % interval, from theirs (Zou & Donner 2008)."""
-    geneval_scores = [category for category in categories if category.name in GENEVAL_CATEGORIES]
-    mean = sum(score.accuracy for score in geneval_scores) / max(1, len(geneval_scores))
-    low = math.sqrt(sum((score.accuracy - score.low) ** 2 for score in geneval_scores)) / max(1, len(geneval_scores))
-    high = math.sqrt(sum((score.high - score.accuracy) ** 2 for score in geneval_scores)) / max(1, len(geneval_scores))
+    """The mean of GenEval's six categories and the ends of its 95 % interval, from theirs (Zou & Donner 2008)."""
+    scores = [category for category in categories if category.name in GENEVAL_CATEGORIES]
+    count = max(1, len(scores))
+    mean = sum(score.accuracy for score in scores) / count
+    low = math.sqrt(sum((score.accuracy - score.low) ** 2 for score in scores)) / count
+    high = math.sqrt(sum((score.high - score.accuracy) ** 2 for score in scores)) / count
     return mean, mean - low, mean + high
-
-
-def wilson_interval(successes: int, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), as if pictures were independent; those of one prompt are a little
-    less so."""
-    if count == 0:
-        return 0.0, 1.0
-    proportion, z = successes / count, Z_95 * Z_95 / count
-    center = (proportion + z / 2) / (1 + z)
-    half_width = math.sqrt(proportion * (1 - proportion) * z + z * z / 4) / (1 + z)
-    return max(0.0, center - half_width), min(1.0, center + half_width)

@@ -1,4 +1,4 @@
-"""Whether a picture holds what a question says, by what a detector found in it. After GenEval, Ghosh et al. 2023."""
+"""Whether an image shows what a composition prompt says, by what a detector found in it. After Ghosh et al. 2023."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 from unspeckle.corpus.emoji.tints import BACKGROUNDS
 from unspeckle.scoring.composition.detector import Detection, Detector
-from unspeckle.scoring.composition.questions import CompositionPrompt
+from unspeckle.scoring.composition.prompts import CompositionPrompt
 
-MIN_SEPARATION = 0.1  # of both boxes' sides: two middles nearer than this lie in no direction
+MIN_SEPARATION = 0.1  # in sides of both boxes: centers that are nearer have no direction
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """right, or why not in a few words; the asked nouns that were not found; how many things the words do not name."""
+    """Whether an image is correct, and if not, why."""
 
     is_correct: bool
-    reason: str
-    missing_nouns: tuple[str, ...]
-    extra_count: int
+    reason: str  # why not, in a few words; empty if it is correct
+    missing_nouns: tuple[str, ...]  # nouns of the prompt that were not found
+    extra_count: int  # objects that the prompt does not name
     detections: tuple[Detection, ...]
 
 
 def judge_images(images: Tensor, prompt: CompositionPrompt, detector: Detector) -> list[Verdict]:
-    """A verdict on each of the pictures (B, 3, H, W), uint8."""
+    """A verdict on each of the images (B, 3, H, W) uint8."""
     detections_by_image = detector.detect(images)
     return [
         judge_detections(prompt, detections, find_background(image, detections))
@@ -37,38 +37,41 @@ def judge_images(images: Tensor, prompt: CompositionPrompt, detector: Detector) 
 
 
 def judge_detections(prompt: CompositionPrompt, detections: Sequence[Detection], background: str) -> Verdict:
-    """What the question says against what was found, the hottest first, on a background of that colour."""
+    """Compare the prompt with what was found, the highest score first, and with the name of the background's color."""
+    if prompt.category == "hybrids":
+        return _judge_hybrid(prompt, detections)
     detections_by_noun = {
         noun: [detection for detection in detections if detection.nouns == (noun,)] for noun in prompt.nouns
     }
-    if prompt.category == "hybrids":
-        hybrids = [detection for detection in detections if sorted(detection.nouns) == sorted(prompt.nouns)]
-        detected_nouns = {noun for detection in detections for noun in detection.nouns}
-        missing_nouns = () if hybrids else tuple(noun for noun in prompt.nouns if noun not in detected_nouns)
-        reason = "" if hybrids else "no hybrid of both"
-        extra_count = len(detections) - len(hybrids)
+    missing_nouns = tuple(noun for noun, noun_detections in detections_by_noun.items() if not noun_detections)
+    if missing_nouns:
+        reason = f"no {' and no '.join(missing_nouns)}"
     else:
-        missing_nouns = tuple(noun for noun, noun_detections in detections_by_noun.items() if not noun_detections)
-        reason = (
-            f"no {' and no '.join(missing_nouns)}"
-            if missing_nouns
-            else _find_fault(prompt, detections_by_noun, background)
-        )
-        extra_count = len(detections) - sum(map(len, detections_by_noun.values()))
+        reason = _find_fault(prompt, detections_by_noun, background)
+    extra_count = len(detections) - sum(map(len, detections_by_noun.values()))
     return Verdict(not reason, reason, missing_nouns, extra_count, tuple(detections))
 
 
+def _judge_hybrid(prompt: CompositionPrompt, detections: Sequence[Detection]) -> Verdict:
+    """Whether there is one object that is both nouns."""
+    hybrids = [detection for detection in detections if sorted(detection.nouns) == sorted(prompt.nouns)]
+    detected_nouns = {noun for detection in detections for noun in detection.nouns}
+    missing_nouns = () if hybrids else tuple(noun for noun in prompt.nouns if noun not in detected_nouns)
+    reason = "" if hybrids else "no hybrid of both"
+    return Verdict(not reason, reason, missing_nouns, len(detections) - len(hybrids), tuple(detections))
+
+
 def _find_fault(prompt: CompositionPrompt, detections_by_noun: dict[str, list[Detection]], background: str) -> str:
-    """What is wrong where every noun was found; of several things of one noun the hottest is meant."""
+    """What is wrong although every noun was found; of several objects of a noun, that of the highest score counts."""
     detections = [detections_by_noun[noun][0] for noun in prompt.nouns]
-    first = detections[0]
-    if prompt.object_count and len(detections_by_noun[prompt.nouns[0]]) != prompt.object_count:
-        return f"{len(detections_by_noun[prompt.nouns[0]])}, not {prompt.object_count}"
+    first, first_count = detections[0], len(detections_by_noun[prompt.nouns[0]])
+    if prompt.object_count and first_count != prompt.object_count:
+        return f"{first_count}, not {prompt.object_count}"
     if prompt.background and background != prompt.background:
-        return f"the background is {background or 'of no colour'}"
+        return f"the background is {background or 'of no known color'}"
     for detection, tint in zip(detections, prompt.tints, strict=False):
         if detection.tint != tint:
-            return f"the {detection.nouns[0]} is {detection.tint or 'of its own colours'}"
+            return f"the {detection.nouns[0]} is {detection.tint or 'not tinted'}"
     if prompt.relation and prompt.relation not in find_directions(*detections):
         return f"not {prompt.relation}"
     if prompt.category == "on stilts" and not first.on_stilts:
@@ -79,8 +82,11 @@ def _find_fault(prompt: CompositionPrompt, detections_by_noun: dict[str, list[De
 
 
 def find_directions(first: Detection, second: Detection) -> set[str]:
-    """How one thing lies to the other, by GenEval's rule: that way, where the distance of the middles along the axis,
-    less a tenth of both boxes' sides, is more than half of their whole distance."""
+    """Where the first object is as seen from the second: "left of", "right of", "above", "below".
+
+    GenEval's rule: a direction holds if the distance of the centers along its axis, minus MIN_SEPARATION of both boxes'
+    sides, is more than half of their Euclidean distance.
+    """
     dx, dy = (a - b for a, b in zip(first.center, second.center, strict=True))
     width, height = (
         sum(detection.box[2 + axis] - detection.box[axis] for detection in (first, second)) for axis in (0, 1)
@@ -92,8 +98,10 @@ def find_directions(first: Detection, second: Detection) -> set[str]:
 
 
 def find_background(image: Tensor, detections: Sequence[Detection]) -> str:
-    """The name of the background's colour: of the median of what lies outside all boxes, or of the outermost pixels
-    where that is little."""
+    """The name of the background's color: that nearest to the median color outside of all boxes.
+
+    If hardly anything is outside, the outermost pixels count.
+    """
     height, width = image.shape[1:]
     outside = torch.ones(height, width, dtype=torch.bool)
     for detection in detections:
