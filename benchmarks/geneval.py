@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from unspeckle.scoring.progress import ProgressBar
 
 from unspeckle import atomic, quantities
 from unspeckle.errors import InputError
@@ -28,6 +27,7 @@ from unspeckle.model_io.device import resolve_device
 from unspeckle.model_io.loading import load
 from unspeckle.output import png
 from unspeckle.prompts import escape_prompt
+from unspeckle.scoring.progress import ProgressBar
 
 NOTE = "unspeckle.json"
 

@@ -132,4 +132,3 @@ def example_report_images() -> ReportImages:
         by_guidance_scale=[random_images(4, 3, 8, 8)] * len(scores.by_guidance_scale),
         hybrids=[random_images(2, 3, 8, 8)] * len(SCORED_METHODS),
     )
-

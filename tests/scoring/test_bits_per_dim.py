@@ -1,13 +1,12 @@
 """Bits per dimension: bits_of pixels whose exact cost is known, and single terms computed by bad_bits means."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
+from scoring_examples import random_images
 from torch import Tensor
 
-from scoring_examples import random_images
 from unspeckle.denoiser import Denoise
 from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.schedule import CosineSchedule, FlowSchedule, LinearSchedule, Schedule, VESchedule

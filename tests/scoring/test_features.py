@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from scoring_examples import random_images
 from torch import Tensor
 
-from scoring_examples import random_images
 from unspeckle.scoring.features import (
     DIRECTIONS,
     FREQUENCY,
@@ -30,7 +30,9 @@ def test_the_numbers_are_those_of_this_version() -> None:
     assert features.hash == "8fba898517fc"
     values = features(random_images(1, 3, 32, 32))[0]
     assert len(values) == 3 + 3 * 3 * DIRECTIONS + 3 * DIRECTIONS**2  # three scales at 32 pixels
-    assert values[[0, 3, 30, 100, -1]].tolist() == pytest.approx([-0.0207, -1.2402, -2.3847, -1.9702, -2.5555], abs=2e-3)
+    assert values[[0, 3, 30, 100, -1]].tolist() == pytest.approx(
+        [-0.0207, -1.2402, -2.3847, -1.9702, -2.5555], abs=2e-3
+    )
 
 
 def test_a_flat_image_has_no_response() -> None:

@@ -86,7 +86,9 @@ def test_a_copy_of_the_end_of_a_long_image_is_found(tmp_path: Path) -> None:
 
 
 def test_images_from_the_source_of_the_training_images_are_not_called_copies(training: Split) -> None:
-    one, other = (find_nearest_images(torch.from_numpy(random_blobs(400, s)).permute(0, 3, 1, 2), training) for s in (5, 6))
+    one, other = (
+        find_nearest_images(torch.from_numpy(random_blobs(400, s)).permute(0, 3, 1, 2), training) for s in (5, 6)
+    )
     score = measure_memorization(one, other, len(training))
     assert 0.85 < score.ratio < 1.18 and score.ratio_low < 1 < score.ratio_high
     assert score.copy_count == 0 and score.fraction_nearer < 0.04 and not score.has_few_images

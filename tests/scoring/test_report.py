@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-
 from scoring_examples import example_composition, example_report_images, example_scores, random_images
+
 from unspeckle.scoring import plots
 from unspeckle.scoring.charts import steps_plots
 from unspeckle.scoring.composition.hybrids import SCORED_METHODS, hybrid_prompt
@@ -172,9 +172,7 @@ def test_a_plot_is_svg_in_the_colors_of_the_page_with_its_tooltips() -> None:
     svg = render_svg(PLOT)
     reader = read(svg)
     assert svg.startswith("<svg ") and 'aria-label="title &lt;1&gt;"' in svg and "xmlns" not in svg
-    points = [
-        (float(x), float(y)) for x, y in re.findall(r'<use [^>]*?x="([\d.]+)" y="([\d.]+)"[^>]*><title>', svg)
-    ]
+    points = [(float(x), float(y)) for x, y in re.findall(r'<use [^>]*?x="([\d.]+)" y="([\d.]+)"[^>]*><title>', svg)]
     (x1, y1), (x2, y2), (x3, y3) = points
     assert x2 - x1 == pytest.approx(x3 - x2, abs=0.1) and y1 - y2 == pytest.approx(y2 - y3, abs=0.1) and y1 > y2
     assert re.findall("<title>(.*?)</title>", svg) == ["first", "&lt;b&gt;", "third"]

@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 
 import pytest
-
 from scoring_examples import example_bits, example_composition, example_scores
+
 from unspeckle import configuration
 from unspeckle.errors import InputError
 from unspeckle.scoring.scores import CorpusInfo, Scores, find_warnings
