@@ -8,16 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny_models import save_random_model
 from unspeckle.cli import main
 from unspeckle.cli.app import entry
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_random_model(tmp_path_factory.mktemp("model")))
 
 
 BAD = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import unspeckle
-from tiny_models import random_model, save_random_model
+from tiny_models import random_model
 from unspeckle.cli import main
 from unspeckle.generation import pipeline
 from unspeckle.generation.initial_latents import initial_latents
@@ -17,11 +17,6 @@ from unspeckle.model_io.model_file import save
 from unspeckle.output.png import attach_metadata, image_metadata, read_png, write_png
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(save_random_model(tmp_path_factory.mktemp("model")))
 
 
 def test_draw_prints_absolute_paths_and_nothing_else(

@@ -26,7 +26,7 @@ ROOT = Path(unspeckle.__file__).parent
 # Options of other programs that messages name: Homebrew's
 FOREIGN_OPTIONS = {"--cask"}
 # Arguments of Python functions that no command hands on
-PYTHON_ARGUMENTS = {"start"}
+PYTHON_ARGUMENTS = {"dtype", "start"}
 EXPECTED = {
     "draw": "model seed count batch-size steps sampler timestep-spacing guidance-scale negative-prompt size out "
     "film-strip guidance-method guidance-rescale guidance-interval dynamic-threshold guide-model image strength mask "

@@ -1,5 +1,6 @@
 """The command line where a drawing starts from an image."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 
 import unspeckle
 from sample_images import make_image, make_mask
-from tiny_models import random_model, save_random_model
+from tiny_models import random_model
 from unspeckle.cli import main
 from unspeckle.cli.run_draw import read_input_image
 from unspeckle.generation.metadata import image_fingerprint
@@ -18,10 +19,10 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
     """A folder with a model, an image and a mask."""
     folder = tmp_path_factory.mktemp("images")
-    save_random_model(folder)
+    shutil.copy(model, folder / "tiny.safetensors")
     make_image().save(folder / "photo.png")
     make_image(32, 32).save(folder / "other.png")
     make_mask().save(folder / "mask.png")
