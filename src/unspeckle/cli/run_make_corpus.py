@@ -44,8 +44,14 @@ def run_make_corpus(options: MakeCorpusOptions) -> int:
             sprites=options.sprites,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    for name, value in summary.items():
-        console.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in summary["kinds"].items() if count)
+    for line in (
+        f"painted {options.scenes:,} scenes at {options.size}x{options.size} with sprites from {summary['sprites']}",
+        f"nouns: {', '.join(summary['nouns'])}",
+        f"kinds of scenes: {kinds}",
+        f"held-out.jsonl: prompts for {summary['held_out']:,} combinations that no scene contains",
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     print(options.out.absolute())
     sys.stdout.flush()
     return 0

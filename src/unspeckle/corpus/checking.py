@@ -55,7 +55,7 @@ class CorpusReport:
         if self.decoded_count < self.image_count:
             summary += f"; {self.decoded_count:,} of them were decoded completely"
         issue_lines = [
-            f"{issue.kind} ({issue.count:,}): {issue.description}, such as {summarize_names(issue.examples)}"
+            f"{issue.count:,} {issue.kind}: {issue.description} ({summarize_names(issue.examples)})"
             for issue in self.issues
         ]
         return [summary, *(issue_lines or ["no problems found"])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +74,7 @@ class ScenePainter:
         column = color + np.float32(brightness * BACKGROUND_BRIGHTNESS_RANGE) + slope[:, None]  # (H, 3)
         return np.repeat(column[:, None, :], self._image_size, axis=1)
 
-    def _scale_sprite(self, appearance: ObjectAppearance, side: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _scale_sprite(self, appearance: ObjectAppearance, side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Alpha (h, w, 1) from 0 to 1 and premultiplied color (h, w, 3) from 0 to 255."""
         sprite_image = self._sprite_image(appearance)
         scale = side / max(sprite_image.size)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 RGB = tuple[int, int, int]
+Floats = NDArray[np.float64]
 
 TINTS: dict[str, tuple[RGB, RGB, RGB]] = {
     "red": ((70, 0, 0), (222, 30, 38), (255, 190, 180)),
@@ -75,7 +74,7 @@ def color_shares(image: Image.Image) -> dict[str, float]:
     return {name: float(mask.mean()) for name, mask in masks.items() if mask.mean() > 0.02}
 
 
-def _rgb_to_hsv(rgb: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def _rgb_to_hsv(rgb: Floats) -> tuple[Floats, Floats, Floats]:
     """(N, 3) from 0 to 1 -> hue in degrees, saturation and value from 0 to 1, each (N,)."""
     high, low = rgb.max(1), rgb.min(1)
     span = np.where(high > low, high - low, 1.0)
