@@ -87,6 +87,15 @@ def test_every_file_that_is_named_exists(document: str) -> None:
     assert not {path for path in paths if not (ROOT / path).exists() and not (SOURCE / path).exists()}
 
 
+@pytest.mark.parametrize("document", PRESENT)
+def test_every_name_in_the_code_exists(document: str) -> None:
+    """Names with an underscore or with capitals inside, such as `ddim_step` and `FlowSchedule`."""
+    words = set(re.findall(r"\w+", " ".join([*FILES.values(), *SCRIPTS.values()])))
+    names = [name for span in spans_of(PRESENT[document]) for name in span.split(".")]
+    code = {name for name in names if re.fullmatch(r"[a-z]+(_[a-z]+)+|([A-Z]+[a-z]+){2,}", name)}
+    assert code <= words
+
+
 # Commands
 
 
