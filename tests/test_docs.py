@@ -14,6 +14,7 @@ import typer.main
 
 import unspeckle
 from tiny_models import random_model
+from unspeckle import old_names
 from unspeckle.cli.app import app
 from unspeckle.samplers import SAMPLERS
 from unspeckle.timesteps import TIMESTEP_SPACINGS
@@ -189,13 +190,34 @@ def test_every_make_target_exists(document: str) -> None:
     assert called <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 
 
+def changelog_rows(title: str) -> list[list[list[str]]]:
+    """The rows of the table below that title: for each cell, its spans of code."""
+    section = DOCUMENTS["CHANGELOG.md"].split(f"### Changed: {title}\n")[1].split("\n###")[0]
+    rows = [row.split("|") for row in re.findall(r"^\| (.*) \|$", section, re.MULTILINE)[1:]]
+    return [[re.findall(r"`([^`]+)`", cell) or [cell.strip()] for cell in row] for row in rows if "`" in row[-1]]
+
+
 def test_the_changelog_names_the_present_options() -> None:
-    section = DOCUMENTS["CHANGELOG.md"].split("options of the command line")[1].split("\n###")[0]
-    for row in re.findall(r"^\| (`.*)\|$", section, re.MULTILINE):
-        commands, old, new = (re.findall(r"`([^`]+)`", cell) for cell in row.split("|"))
+    for commands, old, new in changelog_rows("options of the command line"):
         for command in commands:
             options = set(options_of(CLI.commands[command.split()[0]]))
             assert set(new) <= options and not set(old) & options, command
+
+
+def test_the_changelog_names_the_present_functions() -> None:
+    for _, (new, *_) in changelog_rows("Python"):
+        module, _, name = new.split("(")[0].rpartition(".")
+        if module.startswith("unspeckle"):
+            assert hasattr(import_module(module), name), new
+
+
+@pytest.mark.parametrize(
+    ("place", "names"),
+    [("metadata of an image", old_names.IMAGE_METADATA), ("card of a model", old_names.CARD)],
+)
+def test_the_changelog_lists_the_renamed_keys(place: str, names: dict[str, str]) -> None:
+    rows = [(where, old, new) for (where,), (old,), (new,) in changelog_rows("JSON keys")]
+    assert {old: new for where, old, new in rows if where == place} == names
 
 
 # Python examples
