@@ -26,7 +26,7 @@ ROOT = Path(unspeckle.__file__).parent
 # Options of other programs that messages name: Homebrew's
 FOREIGN_OPTIONS = {"--cask"}
 # Arguments of Python functions that no command hands on
-PYTHON_ARGUMENTS = {"dtype", "start"}
+PYTHON_ARGUMENTS = {"dtype", "prompts_per_category", "start"}
 EXPECTED = {
     "draw": "model seed count batch-size steps sampler timestep-spacing guidance-scale negative-prompt size out "
     "film-strip guidance-method guidance-rescale guidance-interval dynamic-threshold guide-model image strength mask "
@@ -126,7 +126,7 @@ def sources() -> list[Path]:
 @pytest.mark.parametrize("file", sources(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_messages_name_options_that_a_command_has(file: Path) -> None:
     for text in strings_of(file):
-        found = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z](?![\w-])", text))
+        found = set(re.findall(r"(?<![\w(-])--[a-z][a-z-]*[a-z](?![\w-])", text))
         assert found <= ALL_OPTIONS | FOREIGN_OPTIONS | {"--help", "--version"}, text
 
 

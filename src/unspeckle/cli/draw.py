@@ -40,7 +40,7 @@ DYNAMIC_THRESHOLD_HELP = (
 GUIDE_MODEL_HELP = (
     "Guide by a weaker model of the same kind (autoguidance), in place of the negative prompt: a file or a RUN folder."
 )
-IMAGE_HELP = "Image file to start from, instead of noise (img2img)."
+IMAGE_HELP = "Image file to start from (img2img).  [default: start from noise]"
 STRENGTH_HELP = (
     "How much of the image is changed, above 0 (nothing) to 1 (everything).  "
     "[default: 0.8; with --mask 1, with --hires-size 0.5]"
@@ -50,13 +50,15 @@ PASTE_ORIGINAL_HELP = (
     "Whether the original pixels of --image are put back where the mask is black.  [default: --paste-original]"
 )
 VARIATION_SEED_HELP = (
-    "Second seed, toward whose noise that of --seed is turned: similar images. With --count, this seed counts up and "
-    "--seed stays."
+    "Make a variation of the image of --seed: its noise is turned toward the noise of this second seed. With --count, "
+    "this seed counts up, and --seed stays the same."
 )
 VARIATION_STRENGTH_HELP = (
     "How far the noise is turned toward that of --variation-seed, from 0 (not at all) to 1 (fully).  [default: 0.2]"
 )
-HIRES_SIZE_HELP = "Draw at --size, enlarge the image to this size in pixels, and draw on from there."
+HIRES_SIZE_HELP = (
+    "Draw at --size, enlarge the image to this size in pixels, and continue from there.  [default: draw once]"
+)
 UPSCALER_HELP = (
     "How the image is enlarged to --hires-size: lanczos (its pixels) or latent (its latents).  [default: lanczos]"
 )
@@ -146,7 +148,7 @@ def draw(
         str | None, typer.Option(metavar="N|WxH", help=HIRES_SIZE_HELP, rich_help_panel=STARTING_IMAGE)
     ] = None,
     upscaler: Annotated[
-        str | None, typer.Option(metavar="NAME", help=UPSCALER_HELP, rich_help_panel=STARTING_IMAGE)
+        str | None, typer.Option(metavar="lanczos|latent", help=UPSCALER_HELP, rich_help_panel=STARTING_IMAGE)
     ] = None,
     prediction: shared.Prediction = None,
     trust_pickle: shared.TrustPickle = False,

@@ -35,7 +35,7 @@ BATCH_SIZE_HELP = "Number of images in a step.  [default: 32 on a CPU, 256 on a 
 COMPILE_HELP = (
     "Whether torch.compile is used, which makes steps faster but takes time first.  [default: if training is long]"
 )
-FLIP_HELP = "Whether half of the images are mirrored, left to right.  [default: if there are few images, seen often]"
+FLIP_HELP = "Whether images are mirrored, left to right, half of the times that they are used.  [default: if each is used often]"
 BALANCE_HELP = (
     "How far rare captions are shown more often, from 0 (each image equally often) to 1 (each caption equally often).  "
     "[default: 0.5 for names of folders, otherwise 0]"
