@@ -7,6 +7,9 @@ import diffusers
 import torch
 import transformers
 
+from unspeckle.denoiser import Conditioning
+from unspeckle.networks.layers import sinusoidal_embedding
+from unspeckle.networks.unet import UNet
 from unspeckle.text.clip_tokenizer import END_TOKEN, CLIPTokenizer, _openai_bpe
 
 BPE_MERGES = [("o", "g</w>"), ("r", "og</w>"), ("f", "rog</w>"), ("s", "t"), ("o", "n</w>"), ("i", "l"), ("st", "il")]
@@ -181,3 +184,31 @@ def load_pipeline(folder: Path) -> Any:
     pipeline = pipeline_class.from_pretrained(folder, **({} if is_xl else {"safety_checker": None}))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+class UNetInputs:
+    """The same random inputs for a U-Net of diffusers and for ours."""
+
+    def __init__(self, config: Any) -> None:
+        """config: that of the U-Net of diffusers."""
+        self.x, self.t = torch.randn(2, config.in_channels, 16, 24), torch.tensor([300.0, 720.5])
+        self.tokens = torch.randn(2, 154, config.cross_attention_dim)
+        self.time_ids = self.pooled = self.guidance = None
+        if config.addition_embed_type:
+            time_id_count = (config.projection_class_embeddings_input_dim - 64) // 8
+            self.time_ids = torch.randint(0, 1000, (2, time_id_count)).float()
+            self.pooled = torch.randn(2, 64)
+        if config.time_cond_proj_dim:
+            self.guidance = torch.randn(2, config.time_cond_proj_dim)
+
+    def output_of_theirs(self, unet: Any) -> torch.Tensor:
+        added = {"text_embeds": self.pooled, "time_ids": self.time_ids} if self.time_ids is not None else {}
+        return unet(self.x, self.t, self.tokens, added_cond_kwargs=added, timestep_cond=self.guidance).sample
+
+    def output_of_ours(self, unet: UNet) -> torch.Tensor:
+        vector = self.guidance
+        if self.time_ids is not None:
+            embedded_sizes = sinusoidal_embedding(self.time_ids.flatten(), 8).view(2, -1)
+            vector = torch.cat([self.pooled, embedded_sizes], 1)
+        concat = self.x[:, 4:] if self.x.shape[1] > 4 else None
+        return unet(self.x[:, :4], self.t, Conditioning(self.tokens, None, vector, concat))

@@ -16,7 +16,7 @@ import unspeckle
 from tiny_models import random_model
 from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning, Denoiser
-from unspeckle.formats.export import graph_folder, model_graphs, runtimes, stable_diffusion_graphs
+from unspeckle.formats.export import graph_folder, graphs, model_graphs, runtimes, stable_diffusion_graphs
 from unspeckle.formats.export.runtimes import RUNTIMES
 from unspeckle.formats.stable_diffusion import writing
 from unspeckle.model_io.loading import open_checkpoint

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_stable_diffusion_networks import Asked, far
 from torch import Tensor
 
 import stable_diffusion_files
 import unspeckle
+from closeness import relative_error
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.lora import lora_file
@@ -76,14 +76,14 @@ def kohya(model: Any, which: str = "attention", seed: int = 0, place: int = 0) -
 def answers(model: Any, pipe: Any) -> tuple[list[Tensor], list[Tensor]]:
     """What network and text encoders of both say."""
     torch.manual_seed(3)
-    asked = Asked(pipe.unet.config)
+    asked = stable_diffusion_files.UNetInputs(pipe.unet.config)
     words = model.tokenizer.encode(["a frog on stilts", ""])
     with torch.no_grad():
         ours = [
-            asked.of_ours(model.network),
+            asked.output_of_ours(model.network),
             *(encoder(words[:, n])[0] for n, encoder in enumerate(model.text_encoder.encoders)),
         ]
-        theirs = [asked.of_theirs(pipe.unet)]
+        theirs = [asked.output_of_theirs(pipe.unet)]
         for n, reader in enumerate(one for one in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if one):
             read = reader(words[:, n], output_hidden_states=True)
             theirs.append(read.hidden_states[-2] if len(model.text_encoder.encoders) > 1 else read.last_hidden_state)
@@ -92,8 +92,8 @@ def answers(model: Any, pipe: Any) -> tuple[list[Tensor], list[Tensor]]:
 
 def assert_same(model: Any, pipe: Any, plain: list[Tensor]) -> None:
     ours, theirs = answers(model, pipe)
-    assert all(far(mine, other) <= 1e-4 for mine, other in zip(ours, theirs, strict=True))
-    assert all(far(mine, before) >= 0.05 for mine, before in zip(ours, plain, strict=True))
+    assert all(relative_error(mine, other) <= 1e-4 for mine, other in zip(ours, theirs, strict=True))
+    assert all(relative_error(mine, before) >= 0.05 for mine, before in zip(ours, plain, strict=True))
 
 
 def load(pipe: Any, held: dict[str, Tensor], name: str, scratch: Path) -> list[str]:
@@ -198,7 +198,7 @@ def test_convolutions_too(family: str, whole: Any, tmp_path: Path) -> None:
     lora_file.read_lora(tmp_path / "locon.safetensors", model).attach(model.modules())
     load(pipe, held, "locon", tmp_path)
     ours = answers(model, pipe)[0]
-    assert far(ours[0], answers(model, pipe)[1][0]) <= 1e-4 and far(ours[0], plain[0]) >= 0.05
+    assert relative_error(ours[0], answers(model, pipe)[1][0]) <= 1e-4 and relative_error(ours[0], plain[0]) >= 0.05
     assert sum(t.ndim == 4 and t.shape[2] == 3 for t in held.values()) > 10
 
 
@@ -265,7 +265,7 @@ def test_alphas_that_only_the_metadata_say(root: bool, whole: Any, tmp_path: Pat
     )  # fmt: skip
     lora_file.read_lora(tmp_path / "pytorch_lora_weights.safetensors", model).attach(model.modules())
     ours, theirs = answers(model, pipe)
-    assert far(ours[0], theirs[0]) <= 1e-4 and far(ours[0], plain[0]) >= 0.05
+    assert relative_error(ours[0], theirs[0]) <= 1e-4 and relative_error(ours[0], plain[0]) >= 0.05
 
 
 @pytest.mark.parametrize("layout", lora_file.LORA_LAYOUTS)
@@ -277,7 +277,7 @@ def test_what_is_written_is_read_by_both(layout: str, family: str, whole: Any, t
     first = lora_file.read_lora(tmp_path / "first.safetensors", model)
     lora_file.write_lora(first, model, tmp_path / "again.safetensors", layout)
     again = dict(lora_file.read_lora(tmp_path / "again.safetensors", model).items())
-    assert all(far(again[name].weight_delta(), one.weight_delta()) <= 1e-6 for name, one in first.items())
+    assert all(relative_error(again[name].weight_delta(), one.weight_delta()) <= 1e-6 for name, one in first.items())
     assert again.keys() == dict(first.items()).keys()
     if layout == "kohya":
         written = load_file(tmp_path / "again.safetensors")
@@ -288,7 +288,7 @@ def test_what_is_written_is_read_by_both(layout: str, family: str, whole: Any, t
     pipe.load_lora_weights(tmp_path / "again.safetensors")
     first.attach(model.modules())
     ours, theirs = answers(model, pipe)
-    assert far(ours[0], theirs[0]) <= 1e-4
+    assert relative_error(ours[0], theirs[0]) <= 1e-4
 
 
 def spoilt(held: dict[str, Tensor], **changes: Any) -> dict[str, Tensor]:

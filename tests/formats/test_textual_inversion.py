@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_stable_diffusion_networks import far
 
 import stable_diffusion_files
 import unspeckle
+from closeness import relative_error
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import textual_inversion
 
@@ -59,9 +59,9 @@ def test_a_word_is_that_of_diffusers(
     assert textual_inversion.add_embeddings(model, [file]) == ["frogling"]
     pipe.load_textual_inversion(file, token="frogling")
     for (mine, theirs), (old, _) in zip(read(pipe, model, "a frogling on stilts"), plain, strict=True):
-        assert far(mine, theirs) <= 1e-5 and far(mine, old) >= 0.05
+        assert relative_error(mine, theirs) <= 1e-5 and relative_error(mine, old) >= 0.05
     both = read(pipe, model, "two frogs, frogling, on a frogling")
-    assert all(far(mine, theirs) <= 1e-5 for mine, theirs in both) and model.hash != before
+    assert all(relative_error(mine, theirs) <= 1e-5 for mine, theirs in both) and model.hash != before
     assert torch.equal(model.tokenizer.encode(["A FrogLing"]), model.tokenizer.encode(["a frogling"]))
 
 
@@ -84,7 +84,7 @@ def test_the_two_encoders_of_xl(layout: str, pair: Any, tmp_path: Path) -> None:
         {name: second}, token=name, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2
     )
     for mine, theirs in read(pipe, model, f"a {name} on stilts"):
-        assert far(mine, theirs) <= 1e-5
+        assert relative_error(mine, theirs) <= 1e-5
 
 
 def test_a_word_of_several_vectors_stands_for_its_characters(pair: Any, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_stable_diffusion_networks import far
 
 import stable_diffusion_files
 import unspeckle
+from closeness import relative_error
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import add_ons, vae_files, writing
@@ -69,11 +69,11 @@ def originals(peer: Any, folder: Path) -> Path:
 def assert_same(ours: Any, theirs: Any, scale: float, encodes: bool = True) -> None:
     torch.manual_seed(0)
     z, x = torch.randn(2, 4, 8, 12), torch.rand(2, 3, 16, 24) * 2 - 1
-    assert far(ours.decode(z), theirs.decode(z / scale).sample) <= 1e-4
+    assert relative_error(ours.decode(z), theirs.decode(z / scale).sample) <= 1e-4
     if encodes:
         encoded = theirs.encode(x)
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-        assert far(ours.encode(x), latents * scale) <= 1e-4
+        assert relative_error(ours.encode(x), latents * scale) <= 1e-4
 
 
 @pytest.mark.parametrize("layout", ["folder", "pipeline", "file beside its config", "bare", "prefix", "checkpoint"])

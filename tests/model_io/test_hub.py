@@ -13,10 +13,11 @@ import torch
 
 import stable_diffusion_files
 import unspeckle
+from conftest import SDFolder
 from unspeckle.errors import InputError
 from unspeckle.model_io import hub
 
-constants = pytest.importorskip("huggingface_hub").constants
+constants = pytest.importorskip("huggingface_hub.constants")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TENSORS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 SPARE = ("README.md", "v1-pruned.safetensors", "safety_checker/config.json", "safety_checker/model.safetensors",
@@ -24,11 +25,9 @@ SPARE = ("README.md", "v1-pruned.safetensors", "safety_checker/config.json", "sa
          "text_encoder/flax_model.msgpack", "vae_decoder/model.onnx")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("hub")
-    stable_diffusion_files.tiny_pipeline("1", place / "scratch").to(torch.float16).save_pretrained(place / "pipe")
-    return place / "pipe"
+@pytest.fixture
+def folder(sd_folder: SDFolder) -> Path:
+    return sd_folder("1", half=True)
 
 
 def repository(folder: Path, place: Path, spare: tuple[str, ...] = SPARE) -> list[str]:

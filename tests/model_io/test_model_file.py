@@ -14,7 +14,7 @@ from tiny_models import random_model, save_random_model
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
-from unspeckle.model_io.loading import find_model_file, load
+from unspeckle.model_io.loading import load, open_checkpoint
 from unspeckle.model_io.model_file import METADATA_KEY, save
 
 
@@ -179,7 +179,7 @@ def test_where_a_model_lies(tmp_path: Path) -> None:
     (run / "checkpoints").mkdir(parents=True)
     assert "train command again" in refusal(run)
     save(random_model(), run / "model.safetensors")
-    assert find_model_file(run) == run / "model.safetensors"
+    assert open_checkpoint(run).file == run / "model.safetensors"
     assert load(run).hash == random_model().hash
     (tmp_path / "empty").mkdir()
     lora = tmp_path / "tuned"
