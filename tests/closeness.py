@@ -1,10 +1,13 @@
-"""Helpers for tests of the C++ kernels: random tensors, relative errors, and a kernel that is loaded anew."""
+"""Helpers for tests of kernels and precisions: random tensors, errors, and a kernel that is loaded anew."""
 
+import math
 from collections.abc import Iterator
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from unspeckle.kernels import compiling
@@ -34,3 +37,9 @@ def reload_kernel(kernel_module: ModuleType, monkeypatch: pytest.MonkeyPatch) ->
     yield
     torch.set_num_threads(threads)
     kernel_module._load_kernel.cache_clear()
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    """The peak signal-to-noise ratio of two images in decibels; 138 for equal ones."""
+    difference = np.asarray(one, float) - np.asarray(other, float)
+    return 10 * math.log10(255**2 / max(float((difference**2).mean()), 1e-9))

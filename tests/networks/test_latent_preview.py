@@ -1,4 +1,4 @@
-"""The view of latents without their decoder."""
+"""The preview of latents without their decoder."""
 
 from pathlib import Path
 from typing import Any
@@ -22,53 +22,54 @@ from unspeckle.output.terminal import TerminalView
 CPU = torch.device("cpu")
 
 
-def test_of_an_autoencoder_that_is_linear_it_is_the_decoder() -> None:
-    coder = PixelAutoencoder(PixelAutoencoderConfig((0.1, -0.2, 0.3), (0.4, 0.5, 0.6)))
+def test_for_a_linear_autoencoder_it_is_the_decoder() -> None:
+    autoencoder = PixelAutoencoder(PixelAutoencoderConfig((0.1, -0.2, 0.3), (0.4, 0.5, 0.6)))
     x = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(fit_latent_preview(coder, CPU).decode(x), coder.decode(x), atol=1e-5)
+    assert torch.allclose(fit_latent_preview(autoencoder, CPU).decode(x), autoencoder.decode(x), atol=1e-5)
 
 
-def test_of_the_embedded_autoencoder_it_is_nearly_the_picture_made_small() -> None:
+def test_for_the_embedded_autoencoder_it_is_nearly_the_downsampled_image() -> None:
     model = unspeckle.load()
     for step in steps(model, Request("a frog on a yellow background", steps=4, count=2)):
-        last = step.x
-    small = F.avg_pool2d(decode_latents(model, last), model.autoencoder.downsampling_factor)
-    seen = fit_latent_preview(model.autoencoder, CPU).decode(last)
-    both = torch.stack([small.flatten(), seen.flatten()])
-    assert seen.shape == small.shape and torch.corrcoef(both)[0, 1] > 0.95
+        latents = step.x
+    downsampled = F.avg_pool2d(decode_latents(model, latents), model.autoencoder.downsampling_factor)
+    preview = fit_latent_preview(model.autoencoder, CPU).decode(latents)
+    correlation = torch.corrcoef(torch.stack([downsampled.flatten(), preview.flatten()]))[0, 1]
+    assert preview.shape == downsampled.shape and correlation > 0.95
 
 
-@pytest.mark.parametrize("watched", [True, False])
-def test_stable_diffusion_is_decoded_once_a_drawing(
-    watched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("has_preview", [True, False])
+def test_stable_diffusion_decodes_once_an_image(
+    has_preview: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stable_diffusion_files.tiny_pipeline("1", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
-    decodings, seen = list[Any](), list[tuple[int, int]]()
+    decoded_latents, frame_sizes = list[torch.Tensor](), list[tuple[int, int]]()
     decode = VAE.decode
 
-    class Terminal(TerminalView):
-        """That shows every step, and keeps the sizes of what it shows."""
+    class RecordingView(TerminalView):
+        """Takes every frame, and records its size."""
 
         def __init__(self, **options: bool) -> None:
             super().__init__(**options)
-            self.color_count = 256 if watched else 0
+            self.color_count = 256 if has_preview else 0
 
-        def __enter__(self) -> "Terminal":
+        def __enter__(self) -> "RecordingView":
             return self
 
         def __exit__(self, *error: object) -> None: ...
 
         def update(self, done: int, total: int, label: str, frame: Any) -> None:
-            seen.extend(one.size for one in frame()) if watched else None
+            if has_preview:
+                frame_sizes.extend(image.size for image in frame())
 
-    def counted(self: VAE, latents: torch.Tensor) -> torch.Tensor:
-        decodings.append(latents)
+    def recording_decode(self: VAE, latents: torch.Tensor) -> torch.Tensor:
+        decoded_latents.append(latents)
         return decode(self, latents)
 
-    monkeypatch.setattr(VAE, "decode", counted)
-    monkeypatch.setattr(command, "TerminalView", Terminal)
+    monkeypatch.setattr(VAE, "decode", recording_decode)
+    monkeypatch.setattr(command, "TerminalView", RecordingView)
     model_options = ModelOptions(tmp_path / "pipe", device="cpu", precision="float32")
     options = command.DrawOptions(Request("a frog", steps=3, size=32), model_options, tmp_path)
     assert command.run_draw(options) == 0
-    assert len(decodings) == 1
-    assert seen == ([(16, 16)] * 3 + [(32, 32)] if watched else [])
+    assert len(decoded_latents) == 1
+    assert frame_sizes == ([(16, 16)] * 3 + [(32, 32)] if has_preview else [])
