@@ -220,16 +220,7 @@ def draw(
         embeddings=tuple(embedding or ()),
         vae=vae,
     )
-    return run_draw(
-        DrawOptions(
-            request,
-            model_options,
-            out,
-            guide_model=guide_model,
-            image=image,
-            mask=mask,
-            film_strip=film_strip,
-            preview=preview,
-            quiet=quiet,
-        )
+    options = DrawOptions(
+        request, model_options, out, guide_model, image, mask, film_strip=film_strip, preview=preview, quiet=quiet
     )
+    return run_draw(options)
