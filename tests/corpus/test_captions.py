@@ -113,11 +113,7 @@ def test_the_template_in_the_help_is_valid(command: str, tmp_path: Path, capsys:
     write_blanks(tmp_path, "owl/0.jpg")
     assert main([command, "--help"]) == 0
     help_text = " ".join(capsys.readouterr().out.split())
-<<<<<<< HEAD
     example = re.search(r"\[default: ([^\]]*\{name\}[^\]]*)\]", help_text)
-=======
-    example = re.search(r'"([^"]*\{name\}[^"]*)"', help_text)
->>>>>>> 41f0b58 (Format)
     assert example and read_captions(tmp_path, captions="folders", template=example[1]) == {
         "owl/0.jpg": ("a photo of an owl",)
     }
