@@ -1,9 +1,10 @@
-"""What a prompt asks a model to guess at one step: captions, their words' weights, their shares."""
+"""What a model predicts from at one step of a prompt: captions, the weights of their words, and their shares."""
 
-from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 from typing import TypeAlias
 
+from unspeckle.prompts.hybrid_phrase import article_edit, without_article
 from unspeckle.prompts.syntax_tree import (
     Alternation,
     Break,
@@ -18,14 +19,17 @@ from unspeckle.prompts.syntax_tree import (
     separate_words,
 )
 
-PromptChunk: TypeAlias = tuple[tuple[str, float], ...]  # runs of text, with the weight of their words
-ChunkedPrompt: TypeAlias = tuple[PromptChunk, ...]  # chunks, each read by itself
+Run: TypeAlias = tuple[str, float]  # text, and the weight of its words
+PromptChunk: TypeAlias = tuple[Run, ...]
+ChunkedPrompt: TypeAlias = tuple[PromptChunk, ...]  # chunks, each of which is encoded by itself
 PromptBlend: TypeAlias = tuple[tuple[float, ChunkedPrompt], ...]  # shares of the captions' embeddings; they sum to 1
-WeightedPredictions: TypeAlias = tuple[tuple[float, PromptBlend], ...]  # the weights with which guesses are summed
+WeightedPredictions: TypeAlias = tuple[tuple[float, PromptBlend], ...]  # the weights with which predictions are summed
 
 
 def predictions(prompt: Prompt, step: int, steps: int, default_hybrid_method: str) -> WeightedPredictions:
-    """Of the step, counted from 0, of so many. hybrid: the method (of METHODS) of those that name none."""
+    """The predictions of a prompt at a step, counted from 0, of a drawing of so many steps, and their weights.
+
+    default_hybrid_method: one of HYBRID_METHODS, for hybrids that name none."""
     result = []
     for subprompt in prompt.subprompts:
         nodes = _resolve_nodes(subprompt.content, step, steps, default_hybrid_method)
@@ -39,7 +43,8 @@ def predictions(prompt: Prompt, step: int, steps: int, default_hybrid_method: st
 
 
 def _resolve_nodes(nodes: PromptNodes, step: int, steps: int, default_method: str) -> PromptNodes:
-    """The text at this step: switches and turns are gone, of hybrids those of mixed embeddings and guesses are left."""
+    """The nodes at this step: edits and alternations are replaced by their present content; hybrids are left only where
+    they are spelled in words, or mix embeddings or predictions."""
 
     def resolve(nodes: PromptNodes) -> PromptNodes:
         return merge_plain_text([resolved for node in nodes for resolved in resolve_node(node)])
@@ -62,12 +67,10 @@ def _resolve_nodes(nodes: PromptNodes, step: int, steps: int, default_method: st
 
 
 def _resolve_hybrid(node: Hybrid, step: int, steps: int, default_method: str) -> PromptNodes:
-    """A hybrid by its method."""
+    """A hybrid at this step, by its method."""
     method = node.method or default_method
     if node.ratio in (0, 1):
         return node.second if node.ratio else node.first
-    if method == "words":  # as the captions of `make-corpus emoji` say it
-        return (*node.first, PlainText("-"), *_without_article(node.second), PlainText(" hybrid"))
     if method == "switch":
         return node.first if step < round((1 - node.ratio) * steps) else node.second
     if method == "turns":
@@ -75,16 +78,8 @@ def _resolve_hybrid(node: Hybrid, step: int, steps: int, default_method: str) ->
     return (replace(node, method=method),)
 
 
-def _without_article(nodes: PromptNodes) -> PromptNodes:
-    match nodes:
-        case (PlainText(text), *rest):
-            article, _, noun = text.partition(" ")
-            return (PlainText(noun if article.lower() in ("a", "an", "the") else text), *rest)
-    return nodes
-
-
 def _expand_hybrids(nodes: PromptNodes, method: str) -> list[tuple[float, PromptNodes]]:
-    """The texts, with their shares, that hybrids of this method are mixed from."""
+    """The contents that hybrids of this method are mixed from, and their shares."""
     branches: list[tuple[float, list[PromptNode]]] = [(1.0, [])]
     for node in nodes:
         choices = _expand_node(node, method)
@@ -117,25 +112,58 @@ def _expand_node(node: PromptNode, method: str) -> list[tuple[float, PromptNodes
 
 
 def _to_chunks(nodes: PromptNodes) -> ChunkedPrompt:
-    chunks: list[list[tuple[str, float]]] = [[]]
-    for text, weight in _weighted_runs(nodes, 1.0):
-        if text is None:
-            chunks.append([])
-            continue
-        runs = chunks[-1]
-        text = separate_words(runs[-1][0] if runs else "", text)
-        if runs and runs[-1][1] == weight:
-            text = runs.pop()[0] + text
-        runs.append((text, weight))
+    chunks: list[list[Run]] = [[]]
+    _append_nodes(nodes, 1.0, chunks, with_articles=True)
     return tuple(tuple(runs) for runs in chunks if any(text.strip() for text, _ in runs)) or ((),)
 
 
-def _weighted_runs(nodes: PromptNodes, weight: float) -> Iterator[tuple[str | None, float]]:
+def _append_nodes(nodes: PromptNodes, weight: float, chunks: list[list[Run]], with_articles: bool) -> None:
+    """Append the nodes' text to the last chunk; BREAK starts a new one.
+
+    with_articles: whether phrases of hybrids get an article, which those within another hybrid do not."""
     for node in nodes:
         match node:
-            case PlainText(literal):
-                yield literal, weight
+            case PlainText(text):
+                _append_text(text, weight, chunks[-1])
             case Emphasis(content, emphasis):
-                yield from _weighted_runs(content, weight * emphasis)
+                _append_nodes(content, weight * emphasis, chunks, with_articles)
             case Break():
-                yield None, weight
+                chunks.append([])
+            case Hybrid(first, second):
+                phrase = (*_without_article(first), PlainText("-"), *_without_article(second), PlainText(" hybrid"))
+                phrase_chunks: list[list[Run]] = [[]]
+                _append_nodes(phrase, weight, phrase_chunks, with_articles=False)
+                if with_articles:
+                    _add_article(chunks[-1], phrase_chunks[0])
+                for text, run_weight in phrase_chunks[0]:
+                    _append_text(text, run_weight, chunks[-1])
+                chunks += phrase_chunks[1:]
+
+
+def _append_text(text: str, weight: float, runs: list[Run]) -> None:
+    text = separate_words(runs[-1][0] if runs else "", text)
+    if runs and runs[-1][1] == weight:
+        text = runs.pop()[0] + text
+    runs.append((text, weight))
+
+
+def _without_article(nodes: PromptNodes) -> PromptNodes:
+    match nodes:
+        case (PlainText(text), *rest):
+            return (PlainText(without_article(text)), *rest)
+        case (Emphasis(content), *rest):
+            return (replace(nodes[0], content=_without_article(content)), *rest)
+    return nodes
+
+
+def _add_article(runs: list[Run], phrase: list[Run]) -> None:
+    """Give a hybrid's phrase its article, in the runs before it. It has the weight of the text in whose place, or in
+    front of which, it stands."""
+    edit = article_edit("".join(text for text, _ in runs), "".join(text for text, _ in phrase))
+    if edit is None:
+        return
+    characters = [(character, weight) for text, weight in runs for character in text]
+    weight = characters[edit.start][1] if edit.start < len(characters) else phrase[0][1]
+    characters[edit.start : edit.end] = [(character, weight) for character in edit.article]
+    groups = groupby(characters, key=lambda item: item[1])
+    runs[:] = [("".join(character for character, _ in group), run_weight) for run_weight, group in groups]
