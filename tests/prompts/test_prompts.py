@@ -1,4 +1,4 @@
-"""The prompt language: what people write is what they mean, and nothing they write breaks it."""
+"""The prompt language: what prompts mean, and that no text breaks the parser."""
 
 import contextlib
 import random
@@ -7,9 +7,11 @@ import time
 import pytest
 import torch
 
+import unspeckle
 from tiny_models import random_model
 from unspeckle.errors import InputError
-from unspeckle.generation import conditioning
+from unspeckle.generation.conditioning import encode_blends
+from unspeckle.output.png import max_pixel_difference
 from unspeckle.prompts import HYBRID_METHODS, escape_prompt, parse_prompt, plain_text, predictions
 from unspeckle.prompts.syntax_tree import (
     Alternation,
@@ -26,18 +28,18 @@ from unspeckle.prompts.syntax_tree import (
 DOWN = 1 / 1.1
 
 
-def tree(*pieces, weight=1.0, loras=()):
+def tree(*nodes, weight=1.0, loras=()):
     return Prompt(
-        (Subprompt(tuple(PlainText(piece) if isinstance(piece, str) else piece for piece in pieces), weight),), loras
+        (Subprompt(tuple(PlainText(node) if isinstance(node, str) else node for node in nodes), weight),), loras
     )
 
 
-def text(text):
-    return (PlainText(text),) if text else ()
+def text(words):
+    return (PlainText(words),) if words else ()
 
 
 @pytest.mark.parametrize(
-    ("source", "meant"),
+    ("source", "expected"),
     [
         ("", tree()),
         ("a frog on stilts, 12:30", tree("a frog on stilts, 12:30")),
@@ -74,7 +76,8 @@ def text(text):
         ("a<lora:ink:-1e-1>  big <lora: my ink (v2, [x]) :2> frog ", tree(
             "a  big frog", loras=(LoraTag("ink", -0.1), LoraTag("my ink (v2, [x])", 2)))),
         ("<lora:ink:1.0>", tree(loras=(LoraTag("ink"),))),
-        ("a AND b :.5 <lora:ink:.5>", Prompt((Subprompt(text("a")), Subprompt(text("b"), 0.5)), (LoraTag("ink", 0.5),))),
+        ("a AND b :.5 <lora:ink:.5>", Prompt(
+            (Subprompt(text("a")), Subprompt(text("b"), 0.5)), (LoraTag("ink", 0.5),))),
         ("(a:1.2)<lora:x> NOT <lora:y>b", Prompt(
             (Subprompt((Emphasis(text("a"), 1.2),)), Subprompt(text("b"), -1)), (LoraTag("x"), LoraTag("y")))),
         ("frog<lora:x>, red<lora:x>hat<lora:x>hybrid(a, b)", tree(
@@ -83,13 +86,13 @@ def text(text):
         ("I <3 \\<lora:x> and <token> <Lora:x> < lora:x>", tree("I <3 <lora:x> and <token> <Lora:x> < lora:x>")),
     ],
 )  # fmt: skip
-def test_what_is_meant(source, meant):
-    assert parse_prompt(source) == meant
-    assert parse_prompt(str(meant)) == meant
+def test_meaning(source, expected):
+    assert parse_prompt(source) == expected
+    assert parse_prompt(str(expected)) == expected
 
 
 @pytest.mark.parametrize(
-    ("source", "says"),
+    ("source", "message"),
     [
         ("a (frog on stilts", 'prompt: unclosed "(" (a plain bracket is \\() at character 3: a >>>(frog on stilts'),
         ("a frog :( x", 'unclosed "("'),
@@ -106,14 +109,14 @@ def test_what_is_meant(source, meant):
         ("[frog:rabbit:-1]", "a switch is"),
         ("[a:b:c:0.4]", "a switch is"),
         ("(a AND b)", "AND inside a bracket; write it outside, or \\AND for the word at character 4: (a >>>AND b)"),
-        ("a AND", "nothing to draw beside AND or NOT at character 3: a >>>AND"),
+        ("a AND", "nothing to draw next to AND or NOT at character 3: a >>>AND"),
         ("AND a", "nothing to draw"),
         ("a AND AND b", "nothing to draw"),
         ("a NOT :2", "nothing to draw"),
         ("a AND b:30", "a weight up to 20"),
-        ("a NOT b:-1", "behind NOT above 0"),
+        ("a NOT b:-1", "after NOT above 0"),
         ("(" * 50 + ")" * 50, "brackets more than 40 deep at character 41: …((((((((((((((((((((((>>>((((((((("),
-        (" AND ".join("abcdefghij"), "more than 8 guesses at character 45: …D e AND f AND g AND h >>>AND i AND j"),
+        (" AND ".join("abcdefghij"), "more than 8 parts at character 45: …D e AND f AND g AND h >>>AND i AND j"),
         ("hybrid(a, b) " * 5, "more than 4 hybrids at character 53"),
         ("a <lora:ink frog", 'unclosed "<lora:" (a plain one is \\<lora:) at character 3: a >>>'),
         ("a <lora:in\nk> frog", 'unclosed "<lora:"'),
@@ -127,19 +130,19 @@ def test_what_is_meant(source, meant):
         ("a <lora:ink:-101>", "up to 100"),
         ("a <lora:../ink>", "that of its file, without folders at character 3: a >>><lora:../ink>"),
         ("a <lora:c\\ink>", "without folders"),
-        ("a AND <lora:ink>", "nothing to draw beside AND or NOT"),
+        ("a AND <lora:ink>", "nothing to draw next to AND or NOT"),
         ("<lora:ink> " * 17, "more than 16 LoRA at character 177"),
     ],
 )
-def test_what_cannot_be_read_is_shown_in_one_line(source, says):
+def test_what_cannot_be_parsed_is_shown_in_one_line(source, message):
     with pytest.raises(InputError) as caught:
         parse_prompt(source)
-    assert says in str(caught.value) and str(caught.value).startswith("prompt: ") and "\n" not in str(caught.value)
+    assert message in str(caught.value) and str(caught.value).startswith("prompt: ") and "\n" not in str(caught.value)
 
 
-def test_a_fault_in_the_negative_says_so():
-    with pytest.raises(InputError, match=r"^negative: unclosed"):
-        parse_prompt("a\n(b", "negative")
+def test_an_error_in_the_negative_prompt_names_it():
+    with pytest.raises(InputError, match=r"^negative_prompt: unclosed"):
+        parse_prompt("a\n(b", "negative_prompt")
 
 
 def test_canonical_text():
@@ -163,8 +166,8 @@ ALPHABET = [
 ]  # fmt: skip
 
 
-def test_nothing_written_breaks_it_and_what_is_read_prints_and_reads_the_same():
-    rng, read = random.Random(0), 0
+def test_random_marks_are_refused_in_one_line_or_print_and_parse_the_same():
+    rng, parsed = random.Random(0), 0
     for _ in range(3000):
         source = "".join(rng.choices(ALPHABET, k=rng.randrange(12)))
         try:
@@ -172,12 +175,12 @@ def test_nothing_written_breaks_it_and_what_is_read_prints_and_reads_the_same():
         except InputError as e:
             assert "\n" not in str(e)
             continue
-        read += 1
+        parsed += 1
         printed = str(found)
         assert parse_prompt(printed) == found and str(parse_prompt(printed)) == printed, source
         for step in (0, 2):
             assert sum(1 for _ in predictions(found, step, 3, "words")) >= 1
-    assert read > 1000
+    assert parsed > 1000
 
 
 def test_any_characters_at_all():
@@ -191,8 +194,7 @@ def test_any_characters_at_all():
             assert parse_prompt(str(parse_prompt(source))) == parse_prompt(source)
 
 
-def test_long_prompts_are_read_at_once():
-    """Reading is linear, not quadratic, in the length."""
+def test_parsing_takes_linear_time():
 
     def seconds(source):
         start = time.process_time()
@@ -209,7 +211,7 @@ def test_spans_point_at_the_source():
     source = "a \\(big\\) (green [frog:rabbit:0.4]:1.3) AND hybrid(cat, dog)"
     first, second = parse_prompt(source).subprompts
     plain, weighted = first.content
-    assert source[slice(*plain.span)] == "a \\(big\\) " and plain.content == "a (big) "
+    assert source[slice(*plain.span)] == "a \\(big\\) " and plain.text == "a (big) "
     assert source[slice(*weighted.span)] == "(green [frog:rabbit:0.4]:1.3)"
     assert source[slice(*weighted.content[1].span)] == "[frog:rabbit:0.4]"
     assert source[slice(*second.content[0].span)] == "hybrid(cat, dog)"
@@ -218,17 +220,16 @@ def test_spans_point_at_the_source():
     assert source[slice(*parse_prompt(source).lora_tags[0].span)] == "<lora:ink:0.8>"
 
 
-def test_plain_words_are_all_that_is_said():
-    text = plain_text(
-        parse_prompt("a (frog:1.3)s [cat:dog:0.4] [fox|pig] hybrid(lion, bear) AND \\(hat\\) :0.5 NOT x BREAK y")
-    )
-    assert text.split() == ["a", "frog", "s", "cat", "dog", "fox", "pig", "lion", "bear", "(hat)", "x", "y"]
+def test_plain_text_is_all_words():
+    prompt = r"a (frog:1.3)s [cat:dog:0.4] [fox|pig] hybrid(lion, bear) AND \(hat\) :0.5 NOT x BREAK y"
+    words = ["a", "frog", "s", "cat", "dog", "fox", "pig", "lion", "bear", "(hat)", "x", "y"]
+    assert plain_text(parse_prompt(prompt)).split() == words
 
 
 def captions(source, step=0, steps=10, hybrid="words"):
-    """What is read at a step, without weights: {the words: their share of the whole}."""
+    """What is encoded at a step, without weights of words: {caption: its share of the prediction}."""
     return {
-        " BREAK ".join("".join(text for text, _ in chunk) for chunk in caption): weight * share
+        " BREAK ".join("".join(run for run, _ in chunk) for chunk in caption): weight * share
         for weight, blend in predictions(parse_prompt(source), step, steps, hybrid)
         for share, caption in blend
     }
@@ -252,14 +253,14 @@ def test_switches_and_turns_at_their_steps():
     assert when("hybrid(a, b, 0.25, turns)").count("b") == 2
 
 
-def test_weights_multiply_and_brackets_part_words():
+def test_weights_multiply_and_brackets_separate_words():
     [(_, [(_, [chunk])])] = predictions(parse_prompt("a (big (red:0.5) frog:1.2) [hat]s (plain:1)ly"), 0, 1, "words")
     assert chunk == (
         ("a ", 1.0), ("big ", 1.2), ("red", 0.6), (" frog", 1.2), (" ", 1.0), ("hat", DOWN), (" s plain ly", 1.0),
     )  # fmt: skip
 
 
-def test_breaks_part_chunks_and_empty_ones_go():
+def test_break_separates_chunks_and_empty_ones_are_left_out():
     assert list(captions("a BREAK b BREAK BREAK")) == ["a BREAK b"]
     assert list(captions("BREAK")) == [""]
     assert list(captions("(a BREAK b:1.3)")) == ["a BREAK b"]
@@ -280,12 +281,67 @@ def test_hybrids_by_their_methods():
     assert quarters == {"a x": 0.5, "b x": 0.25, "c x": 0.25, "d": -2}
 
 
+@pytest.mark.parametrize(
+    ("source", "caption"),
+    [
+        ("hybrid(frog, rabbit)", "a frog-rabbit hybrid"),
+        ("a hybrid(frog, rabbit)", "a frog-rabbit hybrid"),
+        ("the hybrid(a frog, the rabbit)", "a frog-rabbit hybrid"),
+        ("An hybrid(frog, rabbit)", "A frog-rabbit hybrid"),
+        ("a hybrid(owl, frog)", "an owl-frog hybrid"),
+        ("hybrid(an owl, a frog)", "an owl-frog hybrid"),
+        ("two hybrid(frog, rabbit)", "two frog-rabbit hybrid"),
+        ("3 hybrid(frog, rabbit)", "3 frog-rabbit hybrid"),
+        ("my big hybrid(frog, rabbit)", "my big frog-rabbit hybrid"),
+        ("a big hybrid(frog, rabbit)", "a big frog-rabbit hybrid"),
+        ("orange hybrid(frog, rabbit) on stilts", "an orange frog-rabbit hybrid on stilts"),
+        ("hybrid(green frog, rabbit)", "a green frog-rabbit hybrid"),
+        ("a hat and hybrid(frog, rabbit)", "a hat and a frog-rabbit hybrid"),
+        ("a picture of hybrid(frog, rabbit)", "a picture of a frog-rabbit hybrid"),
+        ("red, hybrid(frog, rabbit)", "red, a frog-rabbit hybrid"),
+        ("hybrid(frog, rabbit), the hybrid(owl, bee)", "a frog-rabbit hybrid, an owl-bee hybrid"),
+        ("x BREAK hybrid(frog, rabbit)", "x BREAK a frog-rabbit hybrid"),
+        ("[a|hybrid(frog, rabbit)]", "a"),
+        ("(hybrid(frog, rabbit):1.2)", "a frog-rabbit hybrid"),
+        ("the (big hybrid(frog, rabbit):1.2)", "the big frog-rabbit hybrid"),
+        ("hybrid((a frog:1.2), rabbit)", "a frog-rabbit hybrid"),
+        ("hybrid(hybrid(owl, bee), the cat)", "an owl-bee hybrid-cat hybrid"),
+        ("hybrid(-, -)", "a --- hybrid"),
+    ],
+)
+def test_the_phrase_of_a_hybrid_has_one_article_whatever_is_written(source, caption):
+    """The captions of `make-corpus emoji` have no hybrid without one, so models do not draw it without one."""
+    assert captions(source) == {caption: 1}
+
+
+def test_articles_of_hybrids_keep_their_weights():
+    def runs(source):
+        [(_, [(_, [chunk])])] = predictions(parse_prompt(source), 0, 1, "words")
+        return chunk
+
+    assert runs("the (hybrid(frog, rabbit):1.2)") == (("a ", 1.0), ("frog-rabbit hybrid", 1.2))
+    assert runs("(hybrid(frog, rabbit):1.2)") == (("a frog-rabbit hybrid", 1.2),)
+    assert runs("(the:1.3) hybrid(owl, bee)") == (("an", 1.3), (" owl-bee hybrid", 1.0))
+    assert runs("(big:1.3) hybrid(owl, bee)") == (("a big", 1.3), (" owl-bee hybrid", 1.0))
+
+
+def test_the_embedded_model_draws_a_hybrid_without_an_article():
+    model = unspeckle.load()
+    plain, with_article = (
+        unspeckle.draw(model, prompt, seed=20, count=2, steps=4)
+        for prompt in ("hybrid(frog, rabbit)", "a hybrid(frog, rabbit)")
+    )
+    assert [image.tobytes() for image in plain] == [image.tobytes() for image in with_article]
+    rabbit = unspeckle.draw(model, "a rabbit", seed=20, steps=4)[0]
+    assert max_pixel_difference(plain[0], rabbit) > 100
+
+
 def test_a_weight_moves_embeddings_about_their_mean():
-    """Brute force over places; the words' neighbors and the padding stay as they are."""
+    """Token by token; neighboring words and the padding stay as they are."""
     model = random_model()
     source = "a blue rabbit left of a pizza"
-    plain = given(model, source)
-    heavy = given(model, "a (blue:1.5) rabbit left of a (pizza:0)")
+    plain = encode(model, source)
+    heavy = encode(model, "a (blue:1.5) rabbit left of a (pizza:0)")
     length = int(plain.mask.sum())
     mean = sum(plain.tokens[0, i] for i in range(length)) / length
     for place, (start, end) in enumerate(model.tokenizer.character_spans(source)):
@@ -295,50 +351,46 @@ def test_a_weight_moves_embeddings_about_their_mean():
         assert weight == inside or len(word) < 4  # a word may be several tokens
         torch.testing.assert_close(heavy.tokens[0, place], mean + inside * (plain.tokens[0, place] - mean))
     assert torch.equal(heavy.vector, plain.vector) and torch.equal(heavy.mask, plain.mask)
-    assert torch.equal(given(model, "a (blue:1) rabbit left of a pizza").tokens, plain.tokens)
+    assert torch.equal(encode(model, "a (blue:1) rabbit left of a pizza").tokens, plain.tokens)
 
 
-def given(model, source, hybrid="words", extra=()):
-    blends = [predictions(parse_prompt(one), 0, 1, hybrid)[0][1] for one in (source, *extra)]
-    states = [conditioning.StepState(((1.0,),), ((blend,),)) for blend in blends]
-    prepare, model.denoiser.prepare = model.denoiser.prepare, lambda given: given
-    try:
-        with torch.no_grad():
-            return conditioning.conditioning_reader(model, states)((blends[0],))
-    finally:
-        model.denoiser.prepare = prepare
+def encode(model, source, hybrid="words", longer=()):
+    """The Conditioning of a prompt in a drawing that has longer ones too."""
+    blends = [predictions(parse_prompt(one), 0, 1, hybrid)[0][1] for one in (source, *longer)]
+    with torch.no_grad():
+        return encode_blends(model, blends)[blends[0]]
 
 
-def test_a_chunk_is_read_as_though_it_stood_alone_and_shorter_ones_are_filled_up_unseen():
+def test_chunks_are_encoded_alone_and_shorter_prompts_are_padded_by_masked_tokens():
     model = random_model()
-    one, other = given(model, "a blue rabbit"), given(model, "(two:1.2) frogs")
-    both = given(model, "a blue rabbit BREAK (two:1.2) frogs")
+    one, other = encode(model, "a blue rabbit"), encode(model, "(two:1.2) frogs")
+    both = encode(model, "a blue rabbit BREAK (two:1.2) frogs")
     assert torch.equal(both.tokens, torch.cat([one.tokens, other.tokens], 1))
     assert torch.equal(both.mask, torch.cat([one.mask, other.mask], 1))
     torch.testing.assert_close(both.vector, (one.vector + other.vector) / 2)
-    filled = given(model, "a blue rabbit", extra=["x BREAK y"])
+    padded = encode(model, "a blue rabbit", longer=["x BREAK y"])
     length = one.tokens.shape[1]
-    assert torch.equal(filled.tokens[:, :length], one.tokens) and filled.tokens.shape[1] == 2 * length
-    assert torch.equal(filled.mask[:, :length], one.mask) and not filled.mask[:, length:].any()
+    assert torch.equal(padded.tokens[:, :length], one.tokens) and padded.tokens.shape[1] == 2 * length
+    assert torch.equal(padded.mask[:, :length], one.mask) and not padded.mask[:, length:].any()
 
 
-def test_without_a_mask_shorter_ones_are_filled_up_with_empty_chunks():
-    """As the programs do that such prompts were written for: all 77 places of an empty chunk are seen."""
+def test_without_a_mask_shorter_prompts_are_padded_by_empty_chunks():
+    """As A1111 does: all 77 tokens of an empty chunk are attended to."""
     model = random_model()
     text = model.text_encoder.forward
     model.text_encoder.forward = lambda ids: text(ids)._replace(mask=None)
-    filled, empty = given(model, "a frog", extra=["x BREAK y"]), given(model, "")
-    assert filled.mask is None
-    assert torch.equal(filled.tokens, torch.cat([given(model, "a frog").tokens, empty.tokens], 1))
+    padded, empty = encode(model, "a frog", longer=["x BREAK y"]), encode(model, "")
+    assert padded.mask is None
+    assert torch.equal(padded.tokens, torch.cat([encode(model, "a frog").tokens, empty.tokens], 1))
 
 
-def test_mixed_embeddings_are_means_and_a_place_that_one_lacks_is_the_others_alone():
+def test_mixed_embeddings_are_means_of_the_prompts_that_have_a_token():
     model = random_model()
-    short, long = given(model, "a frog"), given(model, "two red rabbits on stilts")
-    mixed = given(model, "hybrid(a frog, two red rabbits on stilts, 0.25, embeddings)")
-    shared, whole = int(short.mask.sum()), int(long.mask.sum())
-    assert shared < whole and torch.equal(mixed.mask, long.mask)
+    short, long = encode(model, "a frog"), encode(model, "two red rabbits on stilts")
+    mixed = encode(model, "hybrid(a frog, two red rabbits on stilts, 0.25, embeddings)")
+    shared, length = int(short.mask.sum()), int(long.mask.sum())
+    assert shared < length and torch.equal(mixed.mask, long.mask)
     mean = 0.75 * short.tokens + 0.25 * long.tokens
     torch.testing.assert_close(mixed.tokens[:, :shared], mean[:, :shared])
-    torch.testing.assert_close(mixed.tokens[:, shared:whole], long.tokens[:, shared:whole])
+    torch.testing.assert_close(mixed.tokens[:, shared:length], long.tokens[:, shared:length])
     torch.testing.assert_close(mixed.vector, 0.75 * short.vector + 0.25 * long.vector)

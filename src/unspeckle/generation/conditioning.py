@@ -112,16 +112,9 @@ def _remaining_weight(weights: Sequence[float]) -> float:
 def _prepare_blends(model: Model, plans: Sequence[StepPlan]) -> ConditioningOf:
     """Encode and prepare every blend of the plans, each alone and once, so that it does not depend on its batch.
     Shorter ones are padded to the number of tokens of the longest."""
-    blends = dict.fromkeys(blend for plan in plans for rows in plan.blends for blend in rows)
-    captions = {caption: encode_caption(model, caption) for caption in dict.fromkeys(c for b in blends for _, c in b)}
-    longest = max(conditioning.tokens.shape[1] for conditioning in captions.values())
-    if any(conditioning.tokens.shape[1] < longest for conditioning in captions.values()):
-        empty = encode_caption(model, ((),))
-        captions = {caption: _pad_tokens(short, empty, longest) for caption, short in captions.items()}
-    prepared = {
-        blend: model.denoiser.prepare(_blend([(share, captions[caption]) for share, caption in blend]))
-        for blend in blends
-    }
+    distinct_blends = dict.fromkeys(blend for plan in plans for rows in plan.blends for blend in rows)
+    encoded = encode_blends(model, list(distinct_blends))
+    prepared = {blend: model.denoiser.prepare(conditioning) for blend, conditioning in encoded.items()}
 
     def conditioning_of(rows: tuple[PromptBlend, ...]) -> PreparedConditioning:
         index = {blend: i for i, blend in enumerate(dict.fromkeys(rows))}
@@ -130,6 +123,18 @@ def _prepare_blends(model: Model, plans: Sequence[StepPlan]) -> ConditioningOf:
         return map_fields(distinct, lambda field: field[which])
 
     return conditioning_of
+
+
+def encode_blends(model: Model, blends: Sequence[PromptBlend]) -> dict[PromptBlend, Conditioning]:
+    """The conditioning of each blend (1 row), padded to the number of tokens of the longest. Each caption is encoded
+    once."""
+    captions = dict.fromkeys(caption for blend in blends for _, caption in blend)
+    encoded = {caption: encode_caption(model, caption) for caption in captions}
+    longest = max(conditioning.tokens.shape[1] for conditioning in encoded.values())
+    if any(conditioning.tokens.shape[1] < longest for conditioning in encoded.values()):
+        empty = encode_caption(model, ((),))
+        encoded = {caption: _pad_tokens(conditioning, empty, longest) for caption, conditioning in encoded.items()}
+    return {blend: _blend([(share, encoded[caption]) for share, caption in blend]) for blend in blends}
 
 
 def encode_caption(model: Model, caption: ChunkedPrompt) -> Conditioning:

@@ -151,8 +151,8 @@ def _without_article(nodes: PromptNodes) -> PromptNodes:
     match nodes:
         case (PlainText(text), *rest):
             return (PlainText(without_article(text)), *rest)
-        case (Emphasis(content), *rest):
-            return (replace(nodes[0], content=_without_article(content)), *rest)
+        case (Emphasis() as emphasis, *rest):
+            return (replace(emphasis, content=_without_article(emphasis.content)), *rest)
     return nodes
 
 

@@ -1,4 +1,4 @@
-"""From the text of a prompt to its tree."""
+"""The parser of the prompt language: from a prompt's text to its syntax tree."""
 
 import re
 from dataclasses import replace
@@ -23,16 +23,22 @@ from unspeckle.prompts.syntax_tree import (
     merge_plain_text,
 )
 
-MAX_CHARACTERS = 100_000  # characters: more would not be read back from a PNG
-MAX_EMPHASIS = 5.0  # weight of words
-MAX_SUBPROMPT_WEIGHT = 20.0  # weight of a guess
-MAX_DEPTH = 40  # brackets within brackets
-MAX_SUBPROMPTS, MAX_HYBRIDS = 8, 4  # in a prompt: each hybrid can double the work
-MAX_LORAS, MAX_LORA_WEIGHT = 16, 100.0  # in a prompt; the weight of one, either way
+# More would not be read back from a PNG.
+MAX_CHARACTERS = 100_000
+# The largest weight of words in brackets, and of a part that is predicted separately (AND, NOT)
+MAX_EMPHASIS, MAX_SUBPROMPT_WEIGHT = 5.0, 20.0
+# Brackets within brackets
+MAX_DEPTH = 40
+# In a prompt; each hybrid can double the number of predictions.
+MAX_SUBPROMPTS, MAX_HYBRIDS = 8, 4
+# In a prompt, and the largest weight of one, positive or negative
+MAX_LORAS, MAX_LORA_WEIGHT = 16, 100.0
 
 
 def parse_prompt(source: str, name: str = "prompt") -> Prompt:
-    """The tree of a prompt. InputError, naming `name` and showing the place, where it cannot be read."""
+    """The syntax tree of a prompt. InputError where it cannot be read, which shows the place.
+
+    name: the option that the prompt was given by, for the error."""
     if not isinstance(source, str) or len(source) > MAX_CHARACTERS:
         raise InputError(f": must be text of at most {MAX_CHARACTERS} characters", name)
     if any("\ud800" <= c <= "\udfff" for c in source):
@@ -50,6 +56,8 @@ _NUMBER_PATTERN = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*", re.ASCII)
 
 
 class _Token(NamedTuple):
+    """A piece of the source: a mark of the language, or plain text, without the backslash of an escaped character."""
+
     text: str
     is_syntax: bool
     start: int
@@ -57,7 +65,7 @@ class _Token(NamedTuple):
 
 
 class _Segment(NamedTuple):
-    """Text between two marks, the mark before it, and how it was written."""
+    """What stands between two separators: the separator before it, its nodes, and its source."""
 
     separator: _Token | None
     nodes: PromptNodes
@@ -68,7 +76,7 @@ class _Segment(NamedTuple):
 
 
 class _Parser:
-    """Recursive descent. What a bracket means is known only where it closes: its parts are sorted out there."""
+    """A recursive descent parser. What a bracket means is known only where it closes, from the separators in it."""
 
     def __init__(self, source: str, name: str) -> None:
         self.source, self.name = source, name
@@ -80,6 +88,7 @@ class _Parser:
         ]
 
     def fail(self, message: str, start: int) -> NoReturn:
+        """Raise an InputError that shows the source around the character `start`."""
         before, after = self.source[:start], self.source[start:]
         before = before if len(before) <= 24 else f"…{before[-22:]}"
         after = after if len(after) <= 32 else f"{after[:30]}…"
@@ -96,11 +105,11 @@ class _Parser:
             subprompt for index in range(len(groups)) for subprompt in self.parse_subprompt(groups, index)
         )
         if len(subprompts) > MAX_SUBPROMPTS:
-            self.fail(f"more than {MAX_SUBPROMPTS} guesses", subprompts[MAX_SUBPROMPTS].span[0])
+            self.fail(f"more than {MAX_SUBPROMPTS} parts", subprompts[MAX_SUBPROMPTS].span[0])
         return Prompt(subprompts, tuple(self.lora_tags))
 
     def parse_subprompt(self, groups: "list[list[_Segment]]", index: int) -> list[Subprompt]:
-        """The guess of a group, or none where nothing stands before NOT."""
+        """The part of the prompt that a group of segments is; none where nothing stands before NOT."""
         *segments, last = groups[index]
         operator, weight = groups[index][0].separator, last.as_number()
         if not segments or weight is None:
@@ -111,10 +120,10 @@ class _Parser:
             return []
         start, is_negative = (0, False) if operator is None else (operator.start, operator.text == "NOT")
         if not nodes:
-            self.fail("nothing to draw beside AND or NOT", start)
+            self.fail("nothing to draw next to AND or NOT", start)
         if abs(weight) > MAX_SUBPROMPT_WEIGHT or (is_negative and weight <= 0):
             self.fail(
-                f"a guess has a weight up to {MAX_SUBPROMPT_WEIGHT:g}, behind NOT above 0 (a plain colon is \\:)", start
+                f"a part has a weight up to {MAX_SUBPROMPT_WEIGHT:g}, after NOT above 0 (a plain colon is \\:)", start
             )
         return [
             Subprompt(
@@ -125,7 +134,7 @@ class _Parser:
         ]
 
     def parse_segments(self, opening: _Token | None, separators: tuple[str, ...]) -> list[_Segment]:
-        """What stands up to the bracket that closes the opened one, or to the end, cut at the marks."""
+        """The segments up to the bracket that closes the opened one, or to the end."""
         closing = None if opening is None else "]" if opening.text == "[" else ")"
         segments: list[_Segment] = []
         nodes: list[PromptNode] = []
@@ -153,7 +162,7 @@ class _Parser:
                 self.fail(
                     f"{token.text} inside a bracket; write it outside, or \\{token.text} for the word", token.start
                 )
-            else:  # a mark that means nothing here
+            else:  # a mark without a meaning in this place
                 nodes.append(PlainText(token.text, (token.start, token.end)))
         if opening is not None:
             self.fail(f'unclosed "{opening.text}" (a plain bracket is \\{opening.text[-1]})', opening.start)
@@ -163,7 +172,7 @@ class _Parser:
         ]
 
     def parse_lora_tag(self, token: _Token, opening: _Token | None) -> None:
-        """Take a tag out: it counts for the whole drawing."""
+        """Record a LoRA tag, which is no part of the text."""
         escape_hint = "a plain one is \\<lora:"
         if not token.text.endswith(">"):
             self.fail(f'unclosed "<lora:" ({escape_hint})', token.start)
@@ -190,7 +199,7 @@ class _Parser:
         self.lora_tags.append(LoraTag(" ".join(name.split()), weight + 0.0, (token.start, token.end)))
 
     def spaced_text(self, token: _Token, nodes: list[PromptNode]) -> str:
-        """The token's text. Where a tag stood before it: without a second space, and apart from the word before."""
+        """The token's text. After a LoRA tag: without a second space, and separated from the word before the tag."""
         if not self.lora_tags or self.lora_tags[-1].span[1] != token.start:
             return token.text
         previous_text = nodes[-1].text if nodes and isinstance(nodes[-1], PlainText) else ""
@@ -199,7 +208,7 @@ class _Parser:
         return " " + token.text if re.fullmatch(r"\w\w", previous_text[-1:] + token.text[:1]) else token.text
 
     def source_without_loras(self, start: int, end: int) -> str:
-        """That much of the source, without the tags in it."""
+        """The source from start to end, without the LoRA tags in it."""
         text, position = "", start
         for tag in self.lora_tags:
             if start <= tag.span[0] < end:
@@ -262,7 +271,7 @@ class _Parser:
 
 
 def _split_segments(segments: list[_Segment], *separators: str) -> list[list[_Segment]]:
-    """The parts cut at some of the marks."""
+    """The segments in groups that start at some of the separators."""
     groups: list[list[_Segment]] = [[]]
     for segment in segments:
         if segment.separator is not None and segment.separator.text in separators:
@@ -272,7 +281,7 @@ def _split_segments(segments: list[_Segment], *separators: str) -> list[list[_Se
 
 
 def _join_segments(segments: list[_Segment]) -> PromptNodes:
-    """The parts as one text, with the marks between them as plain words."""
+    """The segments as one text, with the separators between them as plain text."""
     nodes: list[PromptNode] = []
     for index, segment in enumerate(segments):
         if index and segment.separator is not None:
@@ -282,7 +291,7 @@ def _join_segments(segments: list[_Segment]) -> PromptNodes:
 
 
 def _strip_nodes(nodes: PromptNodes) -> PromptNodes:
-    """Without the space around it."""
+    """The nodes without space at either end."""
     stripped = list(nodes)
     if stripped and isinstance(stripped[0], PlainText):
         stripped[0] = replace(stripped[0], text=stripped[0].text.lstrip())

@@ -1,4 +1,4 @@
-"""A prompt as a tree, and its canonical text."""
+"""The syntax tree of a prompt, and its canonical text."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,9 @@ from itertools import groupby
 from typing import TypeAlias
 
 EMPHASIS_WEIGHT, DEEMPHASIS_WEIGHT = 1.1, 1 / 1.1
-HYBRID_METHODS = ("words", "embeddings", "guesses", "switch", "turns")  # of drawing a hybrid: see meaning.py
+# How a hybrid is drawn, see docs/prompts.md: its name in words, mean embeddings, mean predictions, one after the other,
+# or alternating
+HYBRID_METHODS = ("words", "embeddings", "guesses", "switch", "turns")
 
 Span = tuple[int, int]  # characters of the source, from and to
 _SPAN: Span = field(default=(0, 0), compare=False)
@@ -16,12 +18,16 @@ _SPAN: Span = field(default=(0, 0), compare=False)
 
 @dataclass(frozen=True)
 class PlainText:
+    """Text that means itself."""
+
     text: str
     span: Span = _SPAN
 
 
 @dataclass(frozen=True)
 class Emphasis:
+    """(content:weight)."""
+
     content: "PromptNodes"
     weight: float
     span: Span = _SPAN
@@ -29,7 +35,7 @@ class Emphasis:
 
 @dataclass(frozen=True)
 class PromptEdit:
-    """first, then second: after the share `at` of the steps, or where `counted` after so many steps."""
+    """[before:after:when]: the content changes after the share `when` of the steps, or in_steps after that many."""
 
     before: "PromptNodes"
     after: "PromptNodes"
@@ -40,13 +46,15 @@ class PromptEdit:
 
 @dataclass(frozen=True)
 class Alternation:
+    """[one|other]: a step each."""
+
     choices: "tuple[PromptNodes, ...]"
     span: Span = _SPAN
 
 
 @dataclass(frozen=True)
 class Hybrid:
-    """share 0 is the first alone, 1 the second. method: one of METHODS, "" = what suits the model best."""
+    """hybrid(first, second, ratio, method). ratio 0 is the first alone, 1 the second; method "" is the model's own."""
 
     first: "PromptNodes"
     second: "PromptNodes"
@@ -57,6 +65,8 @@ class Hybrid:
 
 @dataclass(frozen=True)
 class Break:
+    """BREAK: what follows is encoded as a separate chunk."""
+
     span: Span = _SPAN
 
 
@@ -66,7 +76,7 @@ PromptNodes: TypeAlias = tuple[PromptNode, ...]
 
 @dataclass(frozen=True)
 class Subprompt:
-    """What is guessed by itself; of negative weight after NOT."""
+    """A part that is predicted separately; its weight is negative after NOT."""
 
     content: PromptNodes
     weight: float = 1.0
@@ -75,7 +85,7 @@ class Subprompt:
 
 @dataclass(frozen=True)
 class LoraTag:
-    """Adapters of that name, for the whole drawing."""
+    """<lora:name:weight>, which applies to the whole drawing."""
 
     name: str
     weight: float = 1.0
@@ -87,13 +97,14 @@ class LoraTag:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The tree. str(prompt) is its canonical text: parse(str(prompt)) == prompt."""
+    """The tree of a prompt. str(prompt) is its canonical text: parse_prompt(str(prompt)) == prompt."""
 
     subprompts: tuple[Subprompt, ...]
     lora_tags: tuple[LoraTag, ...] = ()
 
     @property
     def is_composed(self) -> bool:
+        """Whether AND or NOT stands in it."""
         return len(self.subprompts) > 1 or self.subprompts[0].weight != 1
 
     def __str__(self) -> str:
@@ -113,12 +124,12 @@ class Prompt:
 
 
 def escape_prompt(text: str) -> str:
-    """The prompt that says just this text, whatever is in it."""
+    """The prompt that means exactly this text."""
     return _format_nodes((PlainText(text),), "")
 
 
 def plain_text(prompt: Prompt) -> str:
-    """All that the prompt says in plain words, without its syntax."""
+    """All words of a prompt, without its syntax."""
     return " ".join(_nodes_plain_text(subprompt.content) for subprompt in prompt.subprompts)
 
 
@@ -140,12 +151,12 @@ def _nodes_plain_text(nodes: PromptNodes) -> str:
 
 
 def separate_words(before: str, text: str) -> str:
-    """said, with a space where it would run into a word before it: "frog(green)" is two words."""
+    """The text, with a space in front where it would continue a word: "frog(green)" is two words."""
     return f" {text}" if before[-1:].isalnum() and text[:1].isalnum() else text
 
 
 def merge_plain_text(nodes: Iterable[PromptNode]) -> PromptNodes:
-    """Words that stand together as one piece, without the space beside BREAK."""
+    """The nodes with neighboring plain text joined, without the spaces around BREAK."""
     groups = [list(group) for _, group in groupby(nodes, type)]
     result: list[PromptNode] = []
     for index, group in enumerate(groups):
@@ -164,11 +175,13 @@ def _format_number(value: float) -> str:
 
 
 def _format_nodes(nodes: PromptNodes, special: str) -> str:
-    """Canonical; `marks` are the characters that would mean something where the text stands."""
+    """The canonical text of nodes. special: the separators that have a meaning in this place, so are escaped."""
     parts: list[str] = [""]
     for node in nodes:
         formatted = _format_node(node, special)
-        if formatted.startswith("(") and re.search(r"\bhybrid\Z", parts[-1][-7:]):  # no call: words before a bracket
+        if formatted.startswith("(") and re.search(
+            r"\bhybrid\Z", parts[-1][-7:]
+        ):  # a word before a bracket, not the operator
             parts[-1] = f"{parts[-1][:-6]}\\hybrid"
         parts.append(formatted)
     return "".join(parts)
