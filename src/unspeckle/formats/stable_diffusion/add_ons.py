@@ -14,7 +14,7 @@ from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.prompts import LoraTag
 
 WeightedFile = tuple[Path, float]
-MAX_LORA_WEIGHT = 100.0
+MAX_LORA_STRENGTH = 100.0
 
 
 def apply_add_ons(
@@ -110,9 +110,9 @@ def parse_lora_option(value: str) -> WeightedFile:
         colon = ""
     if not colon or Path(value).is_file():
         return require_file(Path(value), "loras"), 1.0
-    if not abs(weight) <= MAX_LORA_WEIGHT:
+    if not abs(weight) <= MAX_LORA_STRENGTH:
         raise InputError(
-            f" {value}: the weight must lie between -{MAX_LORA_WEIGHT:g} and {MAX_LORA_WEIGHT:g}; 1 is usual", "loras"
+            f" {value}: the strength must lie between -{MAX_LORA_STRENGTH:g} and {MAX_LORA_STRENGTH:g}; 1 is usual", "loras"
         )
     return require_file(Path(file), "loras"), weight
 
