@@ -40,9 +40,9 @@ def steps_plots(scores: Scores) -> list[Plot]:
 
 
 def guidance_scale_plots(scores: Scores) -> list[Plot]:
-    """KID, and precision with recall and coverage, against the guidance scale; nothing without a corpus."""
+    """KID, and precision with recall and coverage, against the guidance scale; nothing without a corpus or a sweep."""
     points = scores.by_guidance_scale
-    if any(p.kid is None for p in points):
+    if not points or any(p.kid is None for p in points):
         return []
 
     def guidance_scale(point: SweepPoint) -> float:
