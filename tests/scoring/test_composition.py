@@ -109,7 +109,13 @@ LEFT, RIGHT, TOP, LOW = (0.2, 0.5), (0.8, 0.5), (0.5, 0.2), (0.5, 0.8)
         (
             CompositionPrompt("colors", "", ("frog",), ("blue",)),
             [[detect("frog", tint="blue")], [detect("frog", tint="blue"), detect("frog", tint="red")]],
-            [[FROG], [detect("frog", tint="red")], [detect("car", tint="blue")], [FROG, detect("car", tint="blue")], []],
+            [
+                [FROG],
+                [detect("frog", tint="red")],
+                [detect("car", tint="blue")],
+                [FROG, detect("car", tint="blue")],
+                [],
+            ],
         ),
         (
             CompositionPrompt("position", "", ("frog", "car"), relation="left of"),
@@ -158,7 +164,14 @@ LEFT, RIGHT, TOP, LOW = (0.2, 0.5), (0.8, 0.5), (0.5, 0.2), (0.5, 0.8)
         (
             CompositionPrompt("hybrids", "", ("frog", "cat")),
             [[detect("frog", "cat")], [detect("cat", "frog"), CAR]],
-            [[], [FROG], [detect("cat")], [FROG, detect("cat")], [detect("frog", "dog")], [detect("frog", "cat", "dog")]],
+            [
+                [],
+                [FROG],
+                [detect("cat")],
+                [FROG, detect("cat")],
+                [detect("frog", "dog")],
+                [detect("frog", "cat", "dog")],
+            ],
         ),
     ],
     ids=lambda value: f"{value.category} {value.relation}".strip() if isinstance(value, CompositionPrompt) else "",

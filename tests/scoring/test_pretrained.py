@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scoring_examples import random_images
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoring_examples import random_images
 from unspeckle.errors import InputError
 from unspeckle.scoring.distances import cmmd, frechet_distance, kid
 from unspeckle.scoring.inception import InceptionV3

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from sprite_files import write_sprites
+
 from unspeckle import configuration
 from unspeckle.cli import main
 from unspeckle.corpus.emoji.make_corpus import make_emoji_corpus

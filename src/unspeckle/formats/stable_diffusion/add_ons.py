@@ -112,7 +112,8 @@ def parse_lora_option(value: str) -> WeightedFile:
         return require_file(Path(value), "loras"), 1.0
     if not abs(weight) <= MAX_LORA_STRENGTH:
         raise InputError(
-            f" {value}: the strength must lie between -{MAX_LORA_STRENGTH:g} and {MAX_LORA_STRENGTH:g}; 1 is usual", "loras"
+            f" {value}: the strength must lie between -{MAX_LORA_STRENGTH:g} and {MAX_LORA_STRENGTH:g}; 1 is usual",
+            "loras",
         )
     return require_file(Path(file), "loras"), weight
 
