@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import stable_diffusion_files
 import unspeckle
+from conftest import SDFolder
 from unspeckle.cli import run_draw as command
 from unspeckle.cli.options import ModelOptions
 from unspeckle.generation.codec import decode_latents
@@ -40,9 +40,8 @@ def test_for_the_embedded_autoencoder_it_is_nearly_the_downsampled_image() -> No
 
 @pytest.mark.parametrize("has_preview", [True, False])
 def test_stable_diffusion_decodes_once_an_image(
-    has_preview: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    has_preview: bool, sd_folder: SDFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stable_diffusion_files.tiny_pipeline("1", tmp_path / "scratch").save_pretrained(tmp_path / "pipe")
     decoded_latents, frame_sizes = list[torch.Tensor](), list[tuple[int, int]]()
     decode = VAE.decode
 
@@ -68,7 +67,7 @@ def test_stable_diffusion_decodes_once_an_image(
 
     monkeypatch.setattr(VAE, "decode", recording_decode)
     monkeypatch.setattr(command, "TerminalView", RecordingView)
-    model_options = ModelOptions(tmp_path / "pipe", device="cpu", precision="float32")
+    model_options = ModelOptions(sd_folder("1"), device="cpu", precision="float32")
     options = command.DrawOptions(Request("a frog", steps=3, size=32), model_options, tmp_path)
     assert command.run_draw(options) == 0
     assert len(decoded_latents) == 1
