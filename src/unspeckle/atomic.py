@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What the files are called while they are written
+PARTIAL_FILES = ".unspeckle-*.part"
 _UMASK = os.umask(0o022)
 # It can only be read by setting it.
 os.umask(_UMASK)

@@ -127,6 +127,55 @@ IMAGE_METADATA = {
     "variation": "variation_seed", "hires": "hires_size", "tiles": "tile_size",
 }  # fmt: skip
 
+# Fields of plan.json, which had no sections, and where they stand today
+PLAN = {
+    "asked": "options", "corpus": "corpus_fingerprint",
+    **{name: f"model.{name}" for name in ("size", "preset", "network", "autoencoder", "schedule", "prediction")},
+    "text": "model.text_encoder", "clock": "model.time_conditioning",
+    "steps": "work.steps", "batch": "work.batch_size", "seed": "work.seed", "latent_steps": "work.autoencoder_steps",
+    "word_steps": "work.text_steps", "mirror": "work.flip", "balance": "work.balance",
+    "encode_once": "work.cache_latents",
+    **{name: f"compute.{name}" for name in ("device", "precision", "compile", "threads")},
+    "distribution": "objective.time_distribution", "weight": "objective.loss_weighting", "gamma": "objective.gamma",
+    "drop": "objective.caption_dropout",
+    "optimizer": "optimizer.name", "learning_rate": "optimizer.learning_rate",
+    "muon_rate": "optimizer.muon_learning_rate", "weight_decay": "optimizer.weight_decay",
+    "warmup": "optimizer.warmup_steps", "decay": "optimizer.decay_fraction", "clip": "optimizer.max_grad_norm",
+    "averages": "optimizer.ema_widths", "average_every": "optimizer.ema_every",
+    "parameters": "measured.parameter_count", "rate": "measured.images_per_second",
+    "seconds": "measured.total_seconds", "memory": "measured.memory_bytes", "disk": "measured.disk_bytes",
+    "work": "measured.flops_per_image", "peak": "measured.peak_flops", "mfu": "measured.mfu",
+}  # fmt: skip
+DISTILLATION_PLAN = {
+    "teacher": "distillation.teacher_hash", "scale": "distillation.guidance_scale",
+    "counts": "distillation.step_counts", "moves": "distillation.teacher_steps",
+}  # fmt: skip
+LORA_PLAN = {
+    "origin": "lora.base_hash", "rank": "lora.rank", "words": "lora.train_text_encoder", "layout": "lora.layout",
+    "scale": "lora.guidance_scale",
+}  # fmt: skip
+OPTIONS = {
+    "pictures": "images", "batch": "batch_size", "mirror": "flip", "licence": "license", "scale": "guidance_scale",
+    "words": "train_text_encoder",
+}  # fmt: skip
+# What a plan of version 0.1 left out: the objective of a model, and that of a LoRA
+_OBJECTIVE = {"time_distribution": "logit_normal", "mean": 0.3, "std": 1.0}
+_LORA_OBJECTIVE = {"time_distribution": "uniform", "loss_weighting": "plain", "min_c_out": 1e-3}
+
+# A checkpoint's tensors are named after the parameters that they belong to
+_CHECKPOINT_PREFIX = re.compile(
+    r"weights\.|optimizer\.(?:momentum|step|exp_avg|exp_avg_sq)\.|(?:average|ema)-[0-9.e-]*[0-9]\."
+)
+_COUNTERS = {"skipped": "skipped_steps"}
+LOG = {
+    "pictures": "images_seen", "norm": "grad_norm", "rate": "images_per_second", "skipped": "skipped_steps",
+    "held_out": "validation_loss", "held_out_shares": "validation_errors",
+}  # fmt: skip
+
+# latents.safetensors in a run of a LoRA
+LATENTS_TENSORS = {"heldout": "validation"}
+LATENTS_METADATA = {"corpus": "corpus_fingerprint", "origin": "base_hash"}
+
 
 def rename_tensor(part: str, name: str, *, to_old: bool = False) -> str:
     """The name of today of a tensor of that part of a model ("network", "text", "autoencoder", "student"), without the
@@ -195,6 +244,89 @@ def rename_sampler(values: dict[str, Any], *, to_old: bool = False) -> dict[str,
 def rename_image_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """An image's metadata by the names of today, whichever version wrote them."""
     return rename_sampler(rename_fields(metadata, IMAGE_METADATA))
+
+
+def is_old_plan(values: Mapping[str, Any]) -> bool:
+    """Whether plan.json was written by version 0.1."""
+    return "asked" in values
+
+
+def rename_plan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan of version 0.1 by the names of today, in sections."""
+    kind = DISTILLATION_PLAN if "teacher" in values else LORA_PLAN if "rank" in values else {}
+    fields = {
+        **{f"objective.{name}": value for name, value in (_LORA_OBJECTIVE if "rank" in values else _OBJECTIVE).items()},
+        **{(PLAN | kind).get(name, name): value for name, value in values.items() if name != "times"},
+    }
+    if isinstance(times := values.get("times"), list) and len(times) == 2:
+        fields["objective.mean"], fields["objective.std"] = times
+    renamed: dict[str, Any] = {}
+    for name, value in fields.items():
+        section, _, field = name.rpartition(".")
+        (renamed.setdefault(section, {}) if section else renamed)[field] = value
+    if isinstance(options := renamed.get("options"), dict):
+        renamed["options"] = rename_fields(options, OPTIONS)
+    for name, value in renamed.get("model", {}).items():
+        if isinstance(value, dict):
+            renamed["model"][name] = _rename_plan_config(name, value)
+    return renamed
+
+
+def plan_to_old(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan of today as version 0.1 wrote it: to write files of that version in tests."""
+    kind = DISTILLATION_PLAN if "distillation" in values else LORA_PLAN if "lora" in values else {}
+    sections = {k: v for k, v in values.items() if isinstance(v, dict) and k != "options"}
+    fields = {k: v for k, v in values.items() if k not in sections}
+    fields |= {f"{section}.{name}": value for section, part in sections.items() for name, value in part.items()}
+    fields["options"] = rename_fields(fields["options"], OPTIONS, to_old=True)
+    for name in ("network", "text_encoder", "autoencoder", "schedule"):
+        fields[f"model.{name}"] = _rename_plan_config(name, fields[f"model.{name}"], to_old=True)
+    times = [fields.pop("objective.mean"), fields.pop("objective.std")]
+    del fields["objective.min_c_out"]
+    return {**rename_fields(fields, PLAN | kind, to_old=True), "times": times}
+
+
+def _rename_plan_config(name: str, config: Mapping[str, Any], to_old: bool = False) -> dict[str, Any]:
+    """A configuration in a plan, where all but the schedule's do not say of which kind they are."""
+    if name == "schedule":
+        return _rename_config("schedule", config, to_old)
+    if name == "network":
+        return rename_fields(config, TRANSFORMER if "stretch" in config or "mlp_ratio" in config else UNET, to_old=to_old)
+    if name == "autoencoder":
+        is_pixels = "deviation" in config or "std" in config
+        is_latents = "factor" in config or "downsampling_factor" in config
+        return rename_fields(config, PIXELS if is_pixels else LATENTS if is_latents else VAE, to_old=to_old)
+    if "encoders" not in config:
+        return rename_fields(config, TEXT, to_old=to_old)
+    encoders = [rename_fields(encoder, CLIP_ENCODER, to_old=to_old) for encoder in config["encoders"]]
+    return {**rename_fields(config, CLIP, to_old=to_old), "encoders": encoders}
+
+
+def rename_checkpoint_tensor(name: str, part: str = "", *, to_old: bool = False) -> str:
+    """The name of today of a tensor in a checkpoint of version 0.1, such as optimizer.exp_avg.network.enter.weight.
+
+    part: of a model, where the checkpoint is of that part alone ("autoencoder"): its name is then not in the tensor's.
+    """
+    found = _CHECKPOINT_PREFIX.match(name)
+    prefix, rest = (found[0], name[found.end() :]) if found else ("", name)
+    prefix = re.sub("^ema-", "average-", prefix) if to_old else re.sub("^average-", "ema-", prefix)
+    if part:
+        return prefix + rename_tensor(part, rest, to_old=to_old)
+    head, _, rest = rest.partition(".")
+    if head in ("held", "adapters"):  # of a LoRA: held.network/down/0/….up
+        layer, _, leaf = rest.rpartition(".")
+        module, _, path = layer.replace("/", ".").partition(".")
+        layer = f"{module}.{rename_tensor(module, path, to_old=to_old)}".replace(".", "/")
+        return f"{prefix}{'held' if to_old else 'adapters'}.{layer}.{leaf}"
+    if head in ("text", "text_encoder"):
+        return f"{prefix}{'text' if to_old else 'text_encoder'}.{rename_tensor('text', rest, to_old=to_old)}"
+    return f"{prefix}{head}.{rename_tensor(head, rest, to_old=to_old)}"
+
+
+def rename_checkpoint_counters(counters: Mapping[str, float], *, to_old: bool = False) -> dict[str, float]:
+    """What a checkpoint counts: skipped steps, and the step at which each EMA was updated last."""
+    old, new = ("^ema-", "seen-") if to_old else ("^seen-", "ema-")
+    return {re.sub(old, new, k): v for k, v in rename_fields(counters, _COUNTERS, to_old=to_old).items()}
 
 
 def _rename_config(section: str, config: Mapping[str, Any], to_old: bool) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def distil(
         json=json,
         quiet=quiet,
     )
-    from unspeckle.commands.distil import run_distillation
+    from unspeckle.training.distil_command import run_distillation
 
     return run_distillation(options)
 

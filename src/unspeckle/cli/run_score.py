@@ -31,7 +31,8 @@ from unspeckle.scoring.report import render_report
 from unspeckle.scoring.scores import Scores
 from unspeckle.scoring.scoring_run import ReportImages, ScoreSettings
 from unspeckle.training.inputs import image_cache_folder
-from unspeckle.training.plan import Plan, load_any_plan
+from unspeckle.training.plan import Plan
+from unspeckle.training.plan_file import load_any_plan
 
 FEATURE_EXTRACTORS = ("scattering", "inception", "dinov2", "clip")
 DEFAULT_SEEDS = 4
@@ -189,7 +190,7 @@ def _measure(options: ScoreOptions, model: Model, console: Console) -> tuple[Sco
     path, settings = options.model.path, options.settings
     plan = None if path is None or not path.is_dir() else load_any_plan(path)
     if plan is not None:
-        settings = replace(settings, objective=plan.build_objective())
+        settings = replace(settings, objective=plan.objective)
     if options.corpus is None and options.seed_count is not None:
         console.print("note: --seeds has no effect without --corpus", soft_wrap=True)
     with ProgressBar(console) as progress:

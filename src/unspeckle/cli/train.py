@@ -131,14 +131,14 @@ def train(
     }
     _check_kind_of_training(lora, from_model, model_only, lora_only)
     if lora:
-        from unspeckle.commands.tune import run_lora_training
+        from unspeckle.training.lora_command import run_lora_training
         from unspeckle.training.options import LoraOptions
 
         return run_lora_training(
             LoraOptions(**common, **{name: value for name, value in lora_only.items() if value is not None})
         )
-    from unspeckle.training.command import run_training
     from unspeckle.training.options import TrainOptions
+    from unspeckle.training.train_command import run_training
 
     return run_training(TrainOptions(**common, **model_only))
 

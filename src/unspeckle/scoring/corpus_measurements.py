@@ -208,9 +208,14 @@ def _measure_loss(run: ScoringRun, corpus: Corpus) -> LossScore:
     results, model, count = [], run.model, min(LOSS_IMAGES, len(corpus.validation))
     for split in (corpus.validation, corpus.training):
         evaluate_loss = ValidationLoss(
-            split, model.tokenizer, model.autoencoder, run.settings.objective, model.device,
-            max_images=count, schedule=model.denoiser.schedule,
-        )  # fmt: skip
+            split,
+            model.tokenizer,
+            model.autoencoder,
+            run.settings.objective,
+            device=model.device,
+            max_images=count,
+            schedule=model.denoiser.schedule,
+        )
         results.append(evaluate_loss(model.denoiser, model.text_encoder, run.complete_conditioning))
         run.progress.advance(NOISE_LEVELS * count)
     validation, training = results

@@ -1,4 +1,4 @@
-"""Power-function averages of the weights: long ones that forget their beginning (Karras et al. 2024, EDM2)."""
+"""EMAs by a power function, long ones that forget the beginning of training (Karras et al. 2024, "EDM2")."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ def gamma_from_width(width: float) -> float:
 class PowerFunctionEMA:
     """A running average of tensors in which the weights of step s count as s^gamma.
 
-    Attributes: width, the relative width; average, the tensors; seen, the step of the last update.
+    Attributes: width, the relative width; averaged_tensors; last_step, the step of the last update, 0 before the first.
     """
 
     def __init__(self, width: float, tensors: Sequence[Tensor]) -> None:
@@ -25,8 +25,9 @@ class PowerFunctionEMA:
 
     @torch.no_grad()
     def update(self, tensors: Sequence[Tensor], step: int) -> None:
-        """Take in the tensors of `step`; the steps since the last update count as if they had held these too."""
-        decay = (self.last_step / step) ** (self.gamma + 1)  # EDM2, eq. 123, over several steps at once
+        """Take in the tensors of `step`, as if the steps since the last update had had the same."""
+        # EDM2, eq. 123, over several steps at once
+        decay = (self.last_step / step) ** (self.gamma + 1)
         for average, tensor in zip(self.averaged_tensors, tensors, strict=True):
             average.lerp_(tensor.to(average.dtype), 1 - decay)
         self.last_step = step

@@ -1,4 +1,4 @@
-"""What a person asked of `unspeckle train` and `unspeckle distil`, as the command line parsed it."""
+"""The options of `unspeckle train`, `train --lora` and `distil`. None: to be chosen."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,81 +6,120 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """None = choose for me. Exactly one of seconds, pictures and steps says how long."""
+    """Of `train`. Exactly one of seconds, images and steps says how long."""
 
+    # Captioned images
     folder: Path
+    # The RUN folder
     out: Path
     seconds: float | None = None
+    # Images to train on, counting repetitions
     images: int | None = None
     steps: int | None = None
-    size: str | None = None  # "64" or "96x64", not yet parsed: quantities.size
+    # Width and height in pixels, such as "64" or "96x64" (see quantities.parse_size)
+    size: str | None = None
     preset: str | None = None
-    space: str | None = None  # in which to denoise: "pixels" or "latents"
-    captions: str = "auto"  # auto, txt, metadata, folders, names
-    caption: str | None = None  # one caption for all pictures
-    template: str | None = None  # a caption around a folder's name, "a photo of a {name}"
+    # What is denoised: "pixels" or "latents"
+    space: str | None = None
+    # Where captions come from: auto, txt, metadata, folders or names
+    captions: str = "auto"
+    # One caption for all images
+    caption: str | None = None
+    # A caption around a folder's name: "a photo of a {name}"
+    template: str | None = None
+    # A model to continue training
     from_model: Path | None = None
     optimizer: str | None = None
     learning_rate: float | None = None
     seed: int | None = None
+    # Images in a step
     batch_size: int | None = None
     device: str | None = None
     precision: str | None = None
     compile: bool | None = None
-    flip: bool | None = None  # half of the pictures
-    balance: float | None = None  # of captions
-    license: str | None = None  # of the model, for its card
+    # Whether half of the images are mirrored
+    flip: bool | None = None
+    # How far rare captions are shown more often, 0 to 1
+    balance: float | None = None
+    # Of the model, for its card
+    license: str | None = None
+    # Only print the plan
     plan_only: bool = False
+    # Print the plan as JSON
     json: bool = False
     quiet: bool = False
 
 
 @dataclass(frozen=True)
 class DistilOptions:
-    """None = choose for me. Exactly one of seconds, pictures and steps says how long."""
+    """Of `distil`. Exactly one of seconds, images and steps says how long."""
 
-    model: Path  # the teacher: a RUN or a file
+    # The teacher: a RUN folder or a file
+    model: Path
+    # The RUN folder
     out: Path
-    corpus: Path | None = None  # a folder, for its captions; None = those that the RUN kept
+    # A folder whose captions are used; None: those that the teacher's RUN kept
+    corpus: Path | None = None
     seconds: float | None = None
-    images: int | None = None  # that the teacher is to draw
+    # Images that the teacher draws
+    images: int | None = None
     steps: int | None = None
-    guidance_scale: float | None = None  # of guidance, baked in
+    # Guidance scale with which the student will draw
+    guidance_scale: float | None = None
     seed: int | None = None
+    # Images that the teacher draws for a step
     batch_size: int | None = None
     device: str | None = None
     precision: str | None = None
+    # Only print the plan
     plan_only: bool = False
+    # Print the plan as JSON
     json: bool = False
     quiet: bool = False
 
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """None = choose for me. Exactly one of seconds, pictures and steps says how long."""
+    """Of `train --lora`. Exactly one of seconds, images and steps says how long."""
 
+    # Captioned images
     folder: Path
+    # The RUN folder
     out: Path
-    from_model: Path  # a Stable Diffusion: file, folder or hub name
+    # A Stable Diffusion: a file, a folder or a name on the hub
+    from_model: Path
     seconds: float | None = None
+    # Images to train on, counting repetitions
     images: int | None = None
     steps: int | None = None
+    # Width and height in pixels, such as "512" or "640x512"
     size: str | None = None
+    # Where captions come from: auto, txt, metadata, folders or names
     captions: str = "auto"
+    # One caption for all images
     caption: str | None = None
+    # A caption around a folder's name: "a photo of a {name}"
     template: str | None = None
     rank: int = 8
-    train_text_encoder: bool = False  # its text encoders learn too
+    # Whether the text encoders are trained too
+    train_text_encoder: bool = False
+    # Of the file: kohya or peft
     layout: str = "kohya"
     learning_rate: float | None = None
-    license: str | None = None  # of the file, for its metadata
+    # Of the LoRA, for the file's metadata
+    license: str | None = None
     seed: int | None = None
+    # Images in a step
     batch_size: int | None = None
     device: str | None = None
     precision: str | None = None
+    # What the network predicts, eps or v, if the checkpoint does not say
     prediction: str | None = None
+    # Whether tensors are read from a pickled checkpoint
     trust_pickle: bool = False
+    # Only print the plan
     plan_only: bool = False
+    # Print the plan as JSON
     json: bool = False
     quiet: bool = False
 

@@ -1,4 +1,4 @@
-"""How well pictures that training never sees are denoised, at each level of noise."""
+"""How well images that the model is not trained on are denoised, at each level of noise."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from unspeckle.corpus import Split
+from unspeckle.corpus import Corpus, Split
 from unspeckle.denoiser import Denoiser, PreparedConditioning
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.objective import Objective
@@ -15,33 +15,44 @@ from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import FlowSchedule, Schedule
 from unspeckle.text.tokenizer import Tokenizer
 
-NOISE_LEVELS = 8  # of noise
-MAX_BATCH_SIZE = 64  # pictures a call of the network
-MAX_BATCH_PIXELS = 1 << 20  # in them: fewer where they are large
+# Times at which the error is measured
+NOISE_LEVELS = 8
+# Images in a call of the network, and pixels in all of them
+MAX_BATCH_SIZE = 64
+MAX_BATCH_PIXELS = 1 << 20
 
 
 class ValidationResult(Protocol):
-    """What an examination found. total: to be as low as may be. shares: the error of each of `levels`, as a share of
-    what the mean picture would err; heading: what the levels are; said: all of it in a few words."""
+    """What a validation found."""
 
     @property
-    def total(self) -> float: ...
+    def total(self) -> float:
+        """What is compared: the lower the better."""
+
     @property
-    def relative_errors(self) -> tuple[float, ...]: ...
+    def relative_errors(self) -> tuple[float, ...]:
+        """The error of each of the levels, as a share of the error of the mean image."""
+
     @property
-    def levels(self) -> tuple[str, ...]: ...
+    def levels(self) -> tuple[str, ...]:
+        """Names of the levels: times, or numbers of steps."""
+
     @property
-    def levels_heading(self) -> str: ...
+    def levels_heading(self) -> str:
+        """What the levels are: "noise" or "steps"."""
+
     @property
-    def summary(self) -> str: ...
+    def summary(self) -> str:
+        """The result in one phrase."""
 
 
 class DenoisingResult(NamedTuple):
-    """total: what training minimises, on fixed times. shares: at each of `times`, the mean squared error of x̂, as a
-    share of what predicting the mean picture would err."""
+    """How well a model denoises."""
 
+    # The loss that training minimizes, at fixed times
     total: float
     times: tuple[float, ...]
+    # The mean squared error of x̂ at each of the times, as a share of that of the mean image
     relative_errors: tuple[float, ...]
 
     @property
@@ -56,11 +67,11 @@ class DenoisingResult(NamedTuple):
     def summary(self) -> str:
         middle = len(self.relative_errors) // 2
         middle_error, level = self.relative_errors[middle], self.times[middle]
-        return f"held-out loss {self.total:.4f}; at noise {level:.2f} it errs {middle_error:.0%} of the mean picture's error"
+        return f"validation loss {self.total:.4f}; error at noise {level:.2f}: {middle_error:.0%} of the mean image's"
 
 
 def quantile_times(objective: Objective, schedule: Schedule) -> Tensor:
-    """(LEVELS,) the middles of as many equal shares of the times that the objective draws."""
+    """The middles (NOISE_LEVELS,) of as many equal shares of the times that the objective draws."""
     quantiles = (torch.arange(NOISE_LEVELS, dtype=torch.float64) + 0.5) / NOISE_LEVELS
     normal_quantiles = objective.mean + objective.std * torch.special.ndtri(quantiles)
     if objective.time_distribution == "uniform":
@@ -72,22 +83,37 @@ def quantile_times(objective: Objective, schedule: Schedule) -> Tensor:
     ).float()
 
 
-class ValidationLoss:
-    """Fixed pictures, captions, times and noise, so that two moments of a run compare.
+def validation_split(corpus: Corpus) -> Split:
+    """The images that are held out; the training images if there are too few to hold some out."""
+    return corpus.validation if len(corpus.validation) else corpus.training
 
-    The times are the middles of LEVELS equal shares of the objective's own. schedule: of the noise that is meant, for
-    times that hang on it ("edm"); a flow where none is given.
+
+class ValidationLoss:
+    """The loss of a model on fixed images with fixed captions, times and noise, so that two moments of a run compare.
+
+    Attributes: x (N, C, H, W), what the autoencoder makes of the images; ids (N, L), of their captions; times
+    (NOISE_LEVELS,); batch_size.
     """
 
     def __init__(
-        self, split: Split, tokenizer: Tokenizer, autoencoder: Autoencoder, objective: Objective, device: torch.device,
-        max_images: int, schedule: Schedule | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        split: Split,
+        tokenizer: Tokenizer,
+        autoencoder: Autoencoder,
+        objective: Objective,
+        *,
+        device: torch.device,
+        max_images: int,
+        schedule: Schedule | None = None,
+    ) -> None:
+        """At most max_images of the split, evenly chosen, at quantile_times of the objective.
+
+        schedule: of the noise, for times that depend on it ("edm"); a flow if none is given."""
         self.objective = objective
         self.times = quantile_times(objective, schedule or FlowSchedule()).to(device)
         count = min(max_images, len(split))
         indices = torch.arange(count) * len(split) // count
-        self.batch_size = max(1, min(MAX_BATCH_SIZE, MAX_BATCH_PIXELS // math.prod(split.size)))
+        self.batch_size = validation_batch_size(split.size)
         image_batches = (
             split.center_crops(chunk).to(device).float() / 127.5 - 1 for chunk in torch.split(indices, self.batch_size)
         )
@@ -100,15 +126,15 @@ class ValidationLoss:
         self,
         denoiser: Denoiser,
         text_encoder: nn.Module,
-        complete_conditioning: Callable[[PreparedConditioning], PreparedConditioning] = lambda conditioning: (
-            conditioning
-        ),
+        complete_conditioning: Callable[[PreparedConditioning], PreparedConditioning] | None = None,
     ) -> DenoisingResult:
         """complete_conditioning adds what else the model takes as an input (see `Model.add_conditioning`)."""
         errors = torch.zeros(NOISE_LEVELS, dtype=torch.float64)
         for start in range(0, len(self.x), self.batch_size):
             x, ids = self.x[start : start + self.batch_size], self.ids[start : start + self.batch_size]
-            conditioning = complete_conditioning(denoiser.prepare(text_encoder(ids)))
+            conditioning = denoiser.prepare(text_encoder(ids))
+            if complete_conditioning is not None:
+                conditioning = complete_conditioning(conditioning)
             rng = ExampleRNG(0, torch.arange(start, start + len(x), device=x.device))
             for i, level in enumerate(self.times):
                 t = level.expand(len(x))
@@ -121,6 +147,11 @@ class ValidationLoss:
         return DenoisingResult(
             float((errors * weights).mean()), tuple(self.times.tolist()), tuple((errors / mean_image_error).tolist())
         )
+
+
+def validation_batch_size(size: tuple[int, int]) -> int:
+    """How many images of that size (W, H) the network is given at once."""
+    return max(1, min(MAX_BATCH_SIZE, MAX_BATCH_PIXELS // math.prod(size)))
 
 
 def _sum_squared_errors(denoised: Tensor, x: Tensor) -> float:

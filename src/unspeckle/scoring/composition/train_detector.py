@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from unspeckle.corpus.emoji.sprites import SpriteLibrary
 from unspeckle.corpus.emoji.tints import TINTS
+from unspeckle.model_io.precision import is_faster_in
 from unspeckle.scoring.composition.degradation import degrade_images
 from unspeckle.scoring.composition.detection_loss import detection_loss
 from unspeckle.scoring.composition.detector import Detector, DetectorConfig
 from unspeckle.scoring.composition.detector_examples import paint_blocks
 from unspeckle.scoring.composition.detector_file import load_detector, save_detector
 from unspeckle.training.inputs import image_cache_folder
-from unspeckle.training.measurement import choose_device_and_precision
-from unspeckle.training.optimizer import Muon
+from unspeckle.training.muon import Muon
 
 VERSION = 2  # of examples, network and training together; detectors of other versions are trained again
 BATCH_SIZE = 64
@@ -79,7 +79,7 @@ def train_detector(
         detector = Detector(config)
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     muon, adamw = _make_optimizers(detector)
-    steps, use_bfloat16 = max(1, image_count // BATCH_SIZE), choose_device_and_precision("cpu", None)[1] == "bfloat16"
+    steps, use_bfloat16 = max(1, image_count // BATCH_SIZE), is_faster_in("cpu", torch.bfloat16)
     generator = torch.Generator().manual_seed(seed)
     hybrid_nouns = config.hybrid_nouns
     hybrid_index = torch.tensor([hybrid_nouns.index(noun) if noun in hybrid_nouns else -1 for noun in config.nouns])

@@ -1,0 +1,45 @@
+"""The floating-point operations of a training step, counted on the meta device."""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from unspeckle.denoiser import Conditioning
+from unspeckle.networks import NetworkConfig, build_network
+from unspeckle.training.plan import DistillationPlan, Plan
+
+
+def count_training_flops(config: NetworkConfig, input_size: tuple[int, int], token_count: int) -> float:
+    """Floating-point operations of a network for one training image: three times those of the forward pass.
+
+    input_size: width and height of x."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        build_network(config)(*_network_inputs(config, input_size, token_count))
+    return 3.0 * float(counter.get_total_flops())
+
+
+def count_flops_per_image(plan: Plan) -> float:
+    """Floating-point operations of the plan's network for one training image, forward and backward; those of text
+    encoder, autoencoder and optimizer are not counted. When distilling, also those of the teacher."""
+    with torch.device("meta"):
+        network, token_count = plan.build_network(), plan.model.text_encoder.context_length
+        inputs = _network_inputs(plan.model.network, plan.model.input_size, token_count)
+        with FlopCounterMode(display=False) as forward_counter:
+            out = network(*inputs)
+        with FlopCounterMode(display=False) as backward_counter:
+            out.sum().backward()
+    forward_flops = forward_counter.get_total_flops()
+    total_flops = forward_flops + backward_counter.get_total_flops()
+    if not isinstance(plan, DistillationPlan):
+        return float(total_flops)
+    settings = plan.distillation
+    calls_per_step = 1 if settings.guidance_scale == 1 else 2
+    return float(sum(settings.step_counts) * total_flops + settings.teacher_steps * calls_per_step * forward_flops)
+
+
+def _network_inputs(
+    config: NetworkConfig, input_size: tuple[int, int], token_count: int
+) -> tuple[torch.Tensor, torch.Tensor, Conditioning]:
+    """x, c_noise and conditioning of one image."""
+    width, height = input_size
+    tokens, vector = torch.empty(1, token_count, config.text_width), torch.empty(1, config.vector_width)
+    return torch.empty(1, config.channels, height, width), torch.empty(1), Conditioning(tokens, None, vector)
