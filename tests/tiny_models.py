@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +15,16 @@ from unspeckle.presets import get_preset
 from unspeckle.schedule import FlowSchedule
 from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training.distillation_task import init_student
-from unspeckle.training.plan import Plan
+from unspeckle.training.plan import (
+    ComputePlan,
+    DistillationPlan,
+    DistillationSettings,
+    Measurements,
+    ModelPlan,
+    Plan,
+    WorkPlan,
+)
+from unspeckle.training.student_updater import init_student
 
 CAPTIONS = ("a frog on stilts", "a blue rabbit left of a pizza", "two red frogs")
 
@@ -60,26 +69,40 @@ def save_random_model(folder: Path, dtype: str = "float32") -> Path:
 def make_plan(name: str = "micro", batch_size: int = 64, precision: str = "float32") -> Plan:
     """A plan at 64 px of which nothing was measured."""
     network = get_preset(name).for_size((64, 64))
+    model = ModelPlan(
+        size=(64, 64),
+        preset=name,
+        network=network,
+        text_encoder=TextEncoderConfig(500, 8, network.text_width),
+        autoencoder=PixelAutoencoderConfig(),
+    )
     return Plan(
         options={},
         corpus_fingerprint="",
-        size=(64, 64),
-        preset=name,
-        network_config=network,
-        text_config=TextEncoderConfig(500, 8, network.text_width),
-        steps=1,
-        batch_size=batch_size,
-        seed=0,
-        device="cpu",
-        precision=precision,
-        compile=False,
-        threads=1,
-        parameter_count=1_500_000,
-        images_per_second=0,
-        total_seconds=0,
-        memory_bytes=0,
-        disk_bytes=0,
-        autoencoder_config=PixelAutoencoderConfig(),
+        model=model,
+        work=WorkPlan(steps=1, batch_size=batch_size),
+        compute=ComputePlan(device="cpu", precision=precision),
+        measured=Measurements(parameter_count=1_500_000),
+    )
+
+
+def make_student_plan(**settings: Any) -> DistillationPlan:
+    """A plan to distil the random model, with these settings of the distillation."""
+    teacher = random_model()
+    model = ModelPlan(
+        size=(16, 16),
+        preset="",
+        network=teacher.network.config,
+        text_encoder=teacher.text_encoder.config,
+        autoencoder=teacher.autoencoder.config,
+    )
+    return DistillationPlan(
+        options={},
+        corpus_fingerprint="",
+        model=model,
+        work=WorkPlan(steps=1, batch_size=4),
+        compute=ComputePlan(device="cpu", precision="float32"),
+        distillation=DistillationSettings(teacher_hash="", **settings),
     )
 
 

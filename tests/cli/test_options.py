@@ -153,9 +153,9 @@ def test_errors_name_options_as_the_command_has_them() -> None:
 
 def test_train_parses_what_people_write(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    command = ModuleType("unspeckle.training.command")
+    command = ModuleType("unspeckle.training.train_command")
     command.run_training = lambda options: calls.append(options) or 0  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "unspeckle.training.command", command)
+    monkeypatch.setitem(sys.modules, "unspeckle.training.train_command", command)
     line = (
         "train photos --out run --for 1h30m --size 96x64 --preset nano --captions folders --from m.safetensors"
         " --seed 3 --batch-size 32 --device cpu --precision bfloat16 --no-compile --no-flip --plan --json"

@@ -21,7 +21,7 @@ from unspeckle.generation.resolve import resolve
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import save
 from unspeckle.output.png import image_metadata, max_pixel_difference
-from unspeckle.training.distillation_task import init_student
+from unspeckle.training.student_updater import init_student
 
 
 def test_a_new_student_computes_what_its_teacher_does_at_any_step_count() -> None:
