@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tiny_models import make_plan, model_with_student, random_model
+from tiny_models import make_plan, make_student_plan, model_with_student, random_model
 from unspeckle import configuration
 from unspeckle.cli import main
 from unspeckle.cli.run_score import check_report_path
@@ -22,7 +22,7 @@ from unspeckle.corpus import open_corpus, read_folder
 from unspeckle.errors import InputError
 from unspeckle.model_io.model_file import save
 from unspeckle.scoring.scores import Scores
-from unspeckle.training.plan import DistilPlan
+from unspeckle.training.plan_file import save_plan
 
 SMALL = ["--images", "16", "--steps", "2"]
 SMALL_CORPUS = [*SMALL, "--seeds", "2"]
@@ -115,7 +115,7 @@ def test_captions_are_read_as_the_run_read_them(
     model.card = replace(model.card, corpus={"fingerprint": corpus.fingerprint})
     save(model, run / "model.safetensors")
     options = {"captions": "auto", "caption": "a square", "template": None}
-    replace(make_plan(), options=options, time_mean_std=(1.0, 0.5)).save(run)
+    save_plan(replace(make_plan(), options=options).with_changes(objective={"mean": 1.0, "std": 0.5}), run)
     assert score(run, "--corpus", square_corpus, "-o", out, *SMALL_CORPUS, "-q") == 0
     scores = read_json(out)
     assert scores["corpus"]["is_training_corpus"]
@@ -153,11 +153,10 @@ def test_the_loss_of_a_student_is_its_teachers(
 def test_a_run_of_distil_is_scored_as_one_of_train(
     model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, out, plan = tmp_path / "run", tmp_path / "run.html", make_plan()
+    run, out = tmp_path / "run", tmp_path / "run.html"
     run.mkdir()
     (run / "model.safetensors").write_bytes(model_file.read_bytes())
-    values = {field.name: getattr(plan, field.name) for field in fields(plan)}
-    DistilPlan(**{**values, "options": {"steps": 3}}).save(run)
+    save_plan(replace(make_student_plan(), options={"steps": 3}), run)
     assert score(run, "-o", out, *SMALL, "-q") == 0
     capsys.readouterr()
     (run / "plan.json").write_text("[" * 100_000)
