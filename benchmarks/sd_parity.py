@@ -128,16 +128,10 @@ def readers(folder: Path, checkpoint: StableDiffusionCheckpoint) -> float:
 
         def peer(place: int = place, config: Any = config) -> Answers:
             name = ("text_encoder", "text_encoder_2")[place]
-            reader = theirs(
-                folder, name, "CLIPTextModelWithProjection" if config.projection_width_width else "CLIPTextModel"
-            )
+            reader = theirs(folder, name, "CLIPTextModelWithProjection" if config.projection_width else "CLIPTextModel")
             read = reader(ids[:, place], output_hidden_states=True)
-            tokens = (
-                read.hidden_states[-1 - config.skipped_layersped_layers]
-                if config.skipped_layersped_layers
-                else read.last_hidden_state
-            )
-            vector = read.text_embeds if config.projection_width_width else read.pooler_output
+            tokens = read.hidden_states[-1 - config.skipped_layers] if config.skipped_layers else read.last_hidden_state
+            vector = read.text_embeds if config.projection_width else read.pooler_output
             whole = {"tokens": tokens[:1], "other words": tokens[1:]}
             return whole | {"vector": vector[:1], "other words' vector": vector[1:]}
 

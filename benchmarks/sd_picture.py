@@ -31,10 +31,10 @@ def make(folder: Path, family: str) -> None:
     from unspeckle.networks.vae import VAEConfig
     from unspeckle.presets import STABLE_DIFFUSION_CONFIGS
     from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncodersConfig
-    from unspeckle.text.clip_tokenizer import CLIPTokenizer, _openai_bpe
+    from unspeckle.text.clip_tokenizer import CLIPTokenizer, openai_bpe
 
     large = family == "xl"
-    letters = _openai_bpe([])
+    letters = openai_bpe([])
     end = len(letters.get_vocab()) - 1
     readers = [CLIPTextConfig(eos_token_id=end, skipped_layers=int(large), normalize_tokens=not large)]
     if large:

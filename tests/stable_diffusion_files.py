@@ -10,7 +10,7 @@ import transformers
 from unspeckle.denoiser import Conditioning
 from unspeckle.networks.layers import sinusoidal_embedding
 from unspeckle.networks.unet import UNet
-from unspeckle.text.clip_tokenizer import END_TOKEN, CLIPTokenizer, _openai_bpe
+from unspeckle.text.clip_tokenizer import END_TOKEN, CLIPTokenizer, openai_bpe
 
 BPE_MERGES = [("o", "g</w>"), ("r", "og</w>"), ("f", "rog</w>"), ("s", "t"), ("o", "n</w>"), ("i", "l"), ("st", "il")]
 VOCAB_SIZE = 512 + len(BPE_MERGES) + 2
@@ -132,7 +132,7 @@ def tiny_text_encoder(
 
 
 def tiny_tokenizer(folder: Path, pad_token: str = END_TOKEN) -> Any:
-    CLIPTokenizer(_openai_bpe(BPE_MERGES), pad_tokens=(pad_token,)).write_folder(folder)
+    CLIPTokenizer(openai_bpe(BPE_MERGES), pad_tokens=(pad_token,)).write_folder(folder)
     return transformers.CLIPTokenizer.from_pretrained(folder)
 
 

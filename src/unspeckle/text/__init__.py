@@ -1,0 +1,1 @@
+"""Tokenizers and text encoders: text to what the denoiser is conditioned on."""

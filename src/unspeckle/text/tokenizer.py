@@ -1,4 +1,4 @@
-"""Captions to token ids: byte-pair encoding learnt from the corpus's own captions (Sennrich et al. 2016)."""
+"""Captions to token ids: byte-pair encoding that is trained on the corpus's own captions (Sennrich et al. 2016)."""
 
 import json
 import re
@@ -13,63 +13,60 @@ from torch import Tensor
 from unspeckle.errors import InputError
 
 PAD_ID, START_ID, UNKNOWN_ID = 0, 1, 2
-MAX_CONTEXT_LENGTH = 64  # tokens a caption may keep
-MAX_ALPHABET = 4000  # characters that get tokens of their own
+SPECIAL_TOKENS = ("<pad>", "<start>", "<unknown>")  # by their ids
+MAX_CONTEXT_LENGTH = 64  # ids of a caption; longer ones are cut
+MAX_ALPHABET = 4000  # characters with a token of their own
 MAX_KNOWN_WORDS = 20_000
 WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 
 
 def split_words(caption: str) -> list[str]:
-    """The words of a caption, lower case, in order."""
+    """The words of a caption in order, in lower case."""
     return WORD_PATTERN.findall(caption.lower())
 
 
 class Tokenizer:
-    """A byte-pair encoding, the fixed length L of its rows, and the words that its captions held."""
+    """A byte-pair encoding.
+
+    context_length: ids of every caption, L. known_words: the words that the captions contain on which it was trained.
+    """
 
     def __init__(self, bpe: BPE, context_length: int, known_words: Iterable[str]) -> None:
         self.bpe, self.context_length, self.known_words = bpe, context_length, frozenset(known_words)
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 2048) -> "Tokenizer":
-        """Learn at most size tokens; L becomes the longest caption's count of tokens, at most LONGEST."""
+        """A tokenizer with about vocab_size ids, and more if the captions have many different characters. The longest
+        caption decides its context_length, up to MAX_CONTEXT_LENGTH. It does not depend on the order of the captions.
+        InputError without captions."""
         caption_counts = Counter(captions)
         if not caption_counts:
-            raise InputError("no captions to learn words from: give the pictures captions, or use --caption")
-        bpe = BPE(models.BPE(unk_token="<unknown>"))
-        bpe.encode_special_tokens = True  # a caption that says <pad> means the characters
-        bpe.normalizer = normalizers.Sequence(
-            [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-        )
-        word_starts = pre_tokenizers.Metaspace(prepend_scheme="always")  # so that "butter fly" is not "butterfly"
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True), word_starts]
-        )
-        bpe.decoder = decoders.Metaspace(prepend_scheme="always")
+            raise InputError("no captions to train the tokenizer on: give the images captions, or use --caption")
+        bpe = _untrained_bpe()
         texts = sorted(caption_counts)
-        character_counts = Counter(c for text in texts for c in bpe.normalizer.normalize_str(text) if not c.isspace())
-        character_counts["▁"] = len(texts)
-        alphabet = sorted(character_counts, key=lambda c: (-character_counts[c], c))[
-            :MAX_ALPHABET
-        ]  # the trainer's own choice is not fixed
+        alphabet = _most_frequent_characters(texts, bpe.normalizer)
         trainer = trainers.BpeTrainer(
-            vocab_size=max(vocab_size, 2 * len(alphabet) + 1024), special_tokens=["<pad>", "<start>", "<unknown>"],
-            show_progress=False, initial_alphabet=alphabet, limit_alphabet=len(alphabet),
-        )  # fmt: skip
+            vocab_size=max(vocab_size, 2 * len(alphabet) + 1024),
+            special_tokens=list(SPECIAL_TOKENS),
+            show_progress=False,
+            initial_alphabet=alphabet,
+            limit_alphabet=len(alphabet),
+        )
         bpe.train_from_iterator(texts, trainer)
         longest = max(len(encoding.ids) for encoding in bpe.encode_batch(texts)) + 1
         word_counts: Counter[str] = Counter()
         for text, count in caption_counts.items():
             word_counts.update(dict.fromkeys(split_words(text), count))
-        return cls(bpe, min(longest, MAX_CONTEXT_LENGTH), (w for w, _ in word_counts.most_common(MAX_KNOWN_WORDS)))
+        known_words = (word for word, _ in word_counts.most_common(MAX_KNOWN_WORDS))
+        return cls(bpe, min(longest, MAX_CONTEXT_LENGTH), known_words)
 
     @property
     def vocab_size(self) -> int:
-        """How many ids there are."""
+        """Number of ids."""
         return self.bpe.get_vocab_size()
 
     def encode(self, captions: Sequence[str]) -> Tensor:
-        """Ids (B, L): a start token (so that no row is empty), the caption cut at L, padding."""
+        """Ids (B, L) int64: a start token, so that no row is empty, the caption, cut at L, and padding."""
         padded_ids = torch.full((len(captions), self.context_length), PAD_ID, dtype=torch.int64)
         padded_ids[:, 0] = START_ID
         for row, encoding in zip(padded_ids, self.bpe.encode_batch(list(captions)), strict=True):
@@ -78,31 +75,55 @@ class Tokenizer:
         return padded_ids
 
     def are_truncated(self, captions: Sequence[str]) -> list[bool]:
-        """Which captions lose words at their end."""
+        """Which captions are too long, and lose words at their end."""
         return [len(encoding.ids) > self.context_length - 1 for encoding in self.bpe.encode_batch(list(captions))]
 
     def character_spans(self, caption: str) -> list[tuple[int, int]]:
-        """Which characters each place of the caption's row came from, (from, to); (0, 0) where it came from none."""
-        character_spans: list[tuple[int, int]] = [(0, 0), *self.bpe.encode(caption).offsets][: self.context_length]
-        return character_spans + [(0, 0)] * (self.context_length - len(character_spans))
+        """For each id of the encoded caption, the characters that it stands for as (start, end); (0, 0) for none."""
+        spans: list[tuple[int, int]] = [(0, 0), *self.bpe.encode(caption).offsets][: self.context_length]
+        return spans + [(0, 0)] * (self.context_length - len(spans))
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """The prompt's words that no caption held, in order, each once."""
+        """The words of the prompt that no caption contained, in order, each once."""
         return list(dict.fromkeys(word for word in split_words(prompt) if word not in self.known_words))
 
     def to_json(self) -> str:
-        return json.dumps(
-            {"length": self.context_length, "known": sorted(self.known_words), "bpe": json.loads(self.bpe.to_str())}
-        )
+        """As text, for a model file. The names of its fields are those of version 0.1."""
+        bpe = json.loads(self.bpe.to_str())
+        return json.dumps({"length": self.context_length, "known": sorted(self.known_words), "bpe": bpe})
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
+        """The tokenizer of `to_json`. InputError if the text is damaged."""
         try:
             values = json.loads(text)
             bpe = BPE.from_str(json.dumps(values["bpe"]))
             bpe.encode_special_tokens = True
-            return cls(bpe, int(values["length"]), [str(w) for w in values["known"]])
+            return cls(bpe, int(values["length"]), [str(word) for word in values["known"]])
         except Exception as error:  # tokenizers raises bare Exceptions
             raise InputError(
                 f"the tokenizer cannot be read ({error}): the file is damaged or of another program"
             ) from error
+
+
+def _untrained_bpe() -> BPE:
+    """Ignores case and Unicode forms, separates punctuation and digits, and marks the start of each word, so that
+    "butter fly" is not "butterfly"."""
+    bpe = BPE(models.BPE(unk_token=SPECIAL_TOKENS[UNKNOWN_ID]))
+    bpe.encode_special_tokens = True  # "<pad>" in a caption means the characters
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    word_starts = pre_tokenizers.Metaspace(prepend_scheme="always")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True), word_starts]
+    )
+    bpe.decoder = decoders.Metaspace(prepend_scheme="always")
+    return bpe
+
+
+def _most_frequent_characters(texts: Sequence[str], normalizer: normalizers.Normalizer) -> list[str]:
+    """The MAX_ALPHABET most frequent characters. The trainer would choose them too, but not always the same ones."""
+    counts = Counter(c for text in texts for c in normalizer.normalize_str(text) if not c.isspace())
+    counts["▁"] = len(texts)  # the mark of a word's start
+    return sorted(counts, key=lambda character: (-counts[character], character))[:MAX_ALPHABET]
