@@ -1,12 +1,12 @@
-"""Do features that need no download see what a trained judge sees? Real pictures are spoilt in known ways, in four
-degrees each, and the kernel distance of the spoilt ones from others is put beside the judge's.
+"""Do features that need no download see what a trained network sees?
 
-    python benchmarks/features.py FOLDER JUDGE.tflite [--size 64] [--real 1000] [--spoilt 200]
+    python benchmarks/features.py FOLDER JUDGE.tflite [--size 64] [--real 1000] [--corrupted 200]
 
-JUDGE is MobileNetV2 1.0 224, quantised, whose pooled features are tensor 172 (needs ai-edge-litert). Printed for each
-kind of features: the rank correlation (Spearman) of the distances of all spoilt sets with the judge's; how many steps
-to a worse degree raise the distance; for how many ways of spoiling the mildest degree already lies beyond twice what
-halves of real pictures lie apart.
+Real images are corrupted in known ways, to four degrees each, and the kernel distance of the corrupted images from
+other real ones is compared with that of a judge. JUDGE is MobileNetV2 1.0 224, quantized, whose pooled features are
+tensor 172 (needs ai-edge-litert). For each kind of features are printed: the rank correlation (Spearman) of the
+distances of all corrupted sets with the judge's; how many steps to a higher degree raise the distance; and for how many
+corruptions the mildest degree is already beyond twice the distance between halves of the real images.
 """
 
 import argparse
@@ -26,130 +26,141 @@ from torch.nn import functional as F
 
 from unspeckle.rng import noise_from_seeds
 from unspeckle.scoring.distances import kid
-from unspeckle.scoring.features import ScatteringFeatures, WhitenedFeatures, to_opponent_colors
+from unspeckle.scoring.features import FeatureExtractor, ScatteringFeatures, WhitenedFeatures, to_opponent_colors
 
 Pixels = NDArray[np.uint8]  # (N, H, W, 3)
-Spoil = Callable[[Pixels, float], NDArray[np.generic]]
+Corruption = Callable[[Pixels, float], NDArray[np.generic]]
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 RNG = np.random.default_rng(0)
 
 
-def pictures(folder: Path, size: int, count: int) -> tuple[Pixels, list[str]]:
-    """The middle squares of some pictures, and the names of their folders."""
+def read_images(folder: Path, size: int, count: int) -> tuple[Pixels, list[str]]:
+    """Center squares of random images, and the names of their folders."""
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     files = random.Random(0).sample(files, count)
-    found = []
+    squares = []
     for file in files:
-        picture = Image.open(file).convert("RGB")
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        square = picture.crop((left, top, left + side, top + side))
-        found.append(np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)))
-    return np.stack(found), [file.parent.name for file in files]
+        image = Image.open(file).convert("RGB")
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        squares.append(np.asarray(square.resize((size, size), Image.Resampling.LANCZOS)))
+    return np.stack(squares), [file.parent.name for file in files]
 
 
-def each(change: Callable[[Image.Image], Image.Image], x: Pixels) -> Pixels:
-    return np.stack([np.asarray(change(Image.fromarray(p))) for p in x])
+def map_images(change: Callable[[Image.Image], Image.Image], x: Pixels) -> Pixels:
+    return np.stack([np.asarray(change(Image.fromarray(pixels))) for pixels in x])
 
 
-def compressed(quality: float) -> Callable[[Image.Image], Image.Image]:
-    def change(picture: Image.Image) -> Image.Image:
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=int(quality))
-        return Image.open(file).convert("RGB")
+def compress(quality: float) -> Callable[[Image.Image], Image.Image]:
+    def change(image: Image.Image) -> Image.Image:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=int(quality))
+        return Image.open(buffer).convert("RGB")
 
     return change
 
 
-def warped(x: Pixels, by: float) -> NDArray[np.generic]:
+def warp(x: Pixels, degree: float) -> NDArray[np.generic]:
     t = torch.from_numpy(x).permute(0, 3, 1, 2).float()
-    away = torch.randn(len(x), 2, 5, 5, generator=torch.Generator().manual_seed(1)) * by * 2 / 64
-    away = F.interpolate(away, size=x.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
-    grid = F.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), list(t.shape), align_corners=False) + away
-    moved = F.grid_sample(t, grid, padding_mode="reflection", align_corners=False)
-    return np.asarray(moved.permute(0, 2, 3, 1))
+    displacement = torch.randn(len(x), 2, 5, 5, generator=torch.Generator().manual_seed(1)) * degree * 2 / 64
+    displacement = F.interpolate(displacement, size=x.shape[1:3], mode="bicubic").permute(0, 2, 3, 1)
+    grid = F.affine_grid(torch.eye(2, 3).expand(len(x), 2, 3), list(t.shape), align_corners=False) + displacement
+    warped = F.grid_sample(t, grid, padding_mode="reflection", align_corners=False)
+    return np.asarray(warped.permute(0, 2, 3, 1))
 
 
-def shuffled(x: Pixels, pieces: float) -> Pixels:
-    """Each picture cut into pieces × pieces squares, put together in any order."""
+def shuffle(x: Pixels, pieces: float) -> Pixels:
+    """Each image cut into pieces × pieces squares that change places."""
     n, side, k = len(x), x.shape[1], int(pieces)
     p = side // k
-    cut = x.reshape(n, k, p, k, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n, k * k, p, p, 3)
-    cut = np.stack([one[RNG.permutation(k * k)] for one in cut])
-    return cut.reshape(n, k, k, p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
+    tiles = x.reshape(n, k, p, k, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(n, k * k, p, p, 3)
+    tiles = np.stack([image_tiles[RNG.permutation(k * k)] for image_tiles in tiles])
+    return tiles.reshape(n, k, k, p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
 
 
-def holed(x: Pixels, share: float) -> Pixels:
-    spoilt, side = x.copy(), int(share * x.shape[1])
-    for one in spoilt:
+def cut_holes(x: Pixels, share: float) -> Pixels:
+    """A gray square in each image; share is its side's share of the image's."""
+    holed, side = x.copy(), int(share * x.shape[1])
+    for pixels in holed:
         top, left = RNG.integers(0, x.shape[1] - side + 1, 2)
-        one[top : top + side, left : left + side] = 128
-    return spoilt
+        pixels[top : top + side, left : left + side] = 128
+    return holed
 
 
-WAYS: dict[str, tuple[Spoil, tuple[float, float, float, float]]] = {
-    "blur": (lambda x, d: each(lambda p: p.filter(ImageFilter.GaussianBlur(d * p.width / 64)), x), (0.6, 1, 1.7, 3)),
+def blur(x: Pixels, radius: float) -> Pixels:
+    return map_images(lambda image: image.filter(ImageFilter.GaussianBlur(radius * image.width / 64)), x)
+
+
+# Each corruption and its four degrees, the mildest first
+CORRUPTIONS: dict[str, tuple[Corruption, tuple[float, float, float, float]]] = {
+    "blur": (blur, (0.6, 1, 1.7, 3)),
     "noise": (lambda x, d: x + RNG.normal(0, d, x.shape), (6, 14, 30, 60)),
-    "jpeg": (lambda x, d: each(compressed(d), x), (40, 20, 10, 4)),
-    "colour cast": (lambda x, d: x + np.array([d, -d, d / 2]), (8, 18, 40, 80)),
+    "jpeg": (lambda x, d: map_images(compress(d), x), (40, 20, 10, 4)),
+    "color cast": (lambda x, d: x + np.array([d, -d, d / 2]), (8, 18, 40, 80)),
     "faded": (lambda x, d: d * x + (1 - d) * x.mean(3, keepdims=True), (0.8, 0.6, 0.35, 0.15)),
     "flat": (lambda x, d: d * x + (1 - d) * 128, (0.85, 0.65, 0.4, 0.2)),
     "copies": (lambda x, d: x[np.arange(len(x)) % max(1, int(len(x) / d))], (2, 5, 16, 50)),
     "mixed": (lambda x, d: (1 - d) * x + d * np.roll(x, 1, 0), (0.1, 0.2, 0.35, 0.5)),
-    "shuffled": (shuffled, (2, 4, 8, 16)),
-    "warped": (warped, (0.7, 1.5, 3, 6)),
-    "holes": (holed, (0.12, 0.25, 0.45, 0.75)),
+    "shuffled": (shuffle, (2, 4, 8, 16)),
+    "warped": (warp, (0.7, 1.5, 3, 6)),
+    "holes": (cut_holes, (0.12, 0.25, 0.45, 0.75)),
 }
 
 
-def sets(folder: Path, size: int, real: int, spoilt: int) -> dict[str, Pixels]:
-    """ "real" is what all are compared with, "same" are others of the kind, the rest are these, spoilt."""
-    x, names = pictures(folder, size, real + 2 * spoilt)
-    found = {"real": x[:real], "same": x[real : real + spoilt]}
-    for way, (spoil, degrees) in WAYS.items():
-        for degree, how in enumerate(degrees, 1):
-            found[f"{way}/{degree}"] = np.clip(np.round(spoil(found["same"], how)), 0, 255).astype(np.uint8)
-    kinds = sorted(set(names), key=lambda name: -names.count(name))
-    if 5 <= len(kinds) <= 20:  # class folders: fewer and fewer classes
-        for degree, count in enumerate((7, 4, 2, 1), 1):
-            chosen = [i for i in range(real, len(x)) if names[i] in kinds[:count]]
-            found[f"classes/{degree}"] = x[[chosen[i % len(chosen)] for i in range(spoilt)]]
-    return found
+def make_sets(folder: Path, size: int, real_count: int, corrupted_count: int) -> dict[str, Pixels]:
+    """ "real" is what all sets are compared with, "same" has other real images, the rest are these, corrupted."""
+    x, folder_names = read_images(folder, size, real_count + 2 * corrupted_count)
+    sets = {"real": x[:real_count], "same": x[real_count : real_count + corrupted_count]}
+    for name, (corrupt, degrees) in CORRUPTIONS.items():
+        for number, degree in enumerate(degrees, 1):
+            corrupted = np.clip(np.round(corrupt(sets["same"], degree)), 0, 255)
+            sets[f"{name}/{number}"] = corrupted.astype(np.uint8)
+    classes = sorted(set(folder_names), key=lambda name: -folder_names.count(name))
+    if 5 <= len(classes) <= 20:  # the folders are classes: fewer and fewer of them
+        for number, count in enumerate((7, 4, 2, 1), 1):
+            indices = [i for i in range(real_count, len(x)) if folder_names[i] in classes[:count]]
+            sets[f"classes/{number}"] = x[[indices[i % len(indices)] for i in range(corrupted_count)]]
+    return sets
 
 
-class Judge:
-    def __init__(self, file: Path) -> None:
-        from ai_edge_litert.interpreter import Interpreter
-
-        self.net = Interpreter(str(file), num_threads=1, experimental_preserve_all_tensors=True)
-        self.net.allocate_tensors()
-        self.entry = self.net.get_input_details()[0]
-        self.scale, self.zero = next(d for d in self.net.get_tensor_details() if d["index"] == 172)["quantization"]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        rows = []
-        for one in x.permute(0, 2, 3, 1).contiguous().numpy():
-            pixels = np.asarray(Image.fromarray(one).resize((224, 224), Image.Resampling.BICUBIC))[None]
-            signed = self.entry["dtype"] == np.int8
-            self.net.set_tensor(
-                self.entry["index"], (pixels.astype(np.int16) - 128).astype(np.int8) if signed else pixels
-            )
-            self.net.invoke()
-            rows.append((self.net.get_tensor(172).reshape(-1).astype(np.float64) - self.zero) * self.scale)
-        return torch.from_numpy(np.stack(rows))
-
-
-class Layout:
-    """The colours of 8 × 8 fields."""
+class JudgeFeatures:
+    """The pooled features of a quantized MobileNetV2."""
 
     name = hash = ""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(to_opponent_colors(x), 8).flatten(1)
+    def __init__(self, file: Path) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.network = Interpreter(str(file), num_threads=1, experimental_preserve_all_tensors=True)
+        self.network.allocate_tensors()
+        self.input = self.network.get_input_details()[0]
+        details = next(d for d in self.network.get_tensor_details() if d["index"] == 172)
+        self.scale, self.zero = details["quantization"]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        rows = []
+        for pixels in images.permute(0, 2, 3, 1).contiguous().numpy():
+            resized = np.asarray(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC))[None]
+            if self.input["dtype"] == np.int8:
+                resized = (resized.astype(np.int16) - 128).astype(np.int8)
+            self.network.set_tensor(self.input["index"], resized)
+            self.network.invoke()
+            rows.append((self.network.get_tensor(172).reshape(-1).astype(np.float64) - self.zero) * self.scale)
+        return torch.from_numpy(np.stack(rows))
 
 
-class Random:
-    """A convolutional network of random weights: means and deviations of each layer (after Naeem et al. 2020)."""
+class LayoutFeatures:
+    """The mean colors of 8 × 8 cells."""
+
+    name = hash = ""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(to_opponent_colors(images), 8).flatten(1)
+
+
+class RandomFeatures:
+    """Means and standard deviations of each layer of a random convolutional network (after Naeem et al. 2020)."""
 
     name = hash = ""
 
@@ -159,92 +170,96 @@ class Random:
         self.kernels = [k / k.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * 2**0.5 for k in kernels]
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.cat([self._some(some) for some in torch.split(x, 50)])
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.cat([self._extract_batch(batch) for batch in torch.split(images, 50)])
 
-    def _some(self, x: Tensor) -> Tensor:
-        y, found = to_opponent_colors(x) * 2, []
+    def _extract_batch(self, images: Tensor) -> Tensor:
+        y, features = to_opponent_colors(images) * 2, []
         for kernel in self.kernels:
             y = F.relu(F.conv2d(F.pad(y, [1] * 4, mode="reflect"), kernel))
-            found += [y.mean((2, 3)), y.flatten(2).std(2)]
+            features += [y.mean((2, 3)), y.flatten(2).std(2)]
             y = F.avg_pool2d(y / (y.square().mean(1, keepdim=True) + 0.1).sqrt(), 2)
-        return torch.cat(found, 1)
+        return torch.cat(features, 1)
 
 
-class FirstOrder(ScatteringFeatures):
-    """Scattering without what varies from place to place."""
+class FirstOrderFeatures(ScatteringFeatures):
+    """Scattering without the second order."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        whole, sizes = super().__call__(x), round(np.log2(x.shape[2])) - 2
-        places, at = [*range(3)], 3
-        for size in range(sizes):
-            places += range(at, at + 18)
-            at += 18 + 36 * (sizes - 1 - size)
-        return whole[:, places]
+    def __call__(self, images: Tensor) -> Tensor:
+        features, scale_count = super().__call__(images), round(np.log2(images.shape[2])) - 2
+        columns, start = [*range(3)], 3
+        for scale in range(scale_count):
+            columns += range(start, start + 18)
+            start += 18 + 36 * (scale_count - 1 - scale)
+        return features[:, columns]
 
 
-class WithLayout(ScatteringFeatures):
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.cat((super().__call__(x), Layout()(x)), 1)
+class ScatteringAndLayoutFeatures(ScatteringFeatures):
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.cat((super().__call__(images), LayoutFeatures()(images)), 1)
 
 
 def ranks(values: list[float]) -> Tensor:
     return torch.tensor(values).argsort().argsort().double()
 
 
-def judged(distances: dict[str, float], judge: dict[str, float], halves: float) -> str:
+def compare(distances: dict[str, float], judge: dict[str, float], half_distance: float) -> str:
+    """How well the distances agree with the judge's, as text."""
     names = [name for name in distances if "/" in name]
-    pair = torch.stack([ranks([d[name] for name in names]) for d in (distances, judge)])
-    rank = float(torch.corrcoef(pair)[0, 1])
-    rising = seen = 0
-    ways = dict.fromkeys(name.split("/")[0] for name in names)
-    for way in ways:
-        row = [distances["same"], *(distances[f"{way}/{degree}"] for degree in (1, 2, 3, 4))]
-        rising += sum(b > a for a, b in pairwise(row))
-        seen += row[1] > 2 * halves
-    return f"rank {rank:.3f}  rising {rising} of {4 * len(ways)}  mildest seen {seen} of {len(ways)}"
+    both = torch.stack([ranks([d[name] for name in names]) for d in (distances, judge)])
+    correlation = float(torch.corrcoef(both)[0, 1])
+    rising = noticed = 0
+    corruptions = dict.fromkeys(name.split("/")[0] for name in names)
+    for corruption in corruptions:
+        by_degree = [distances["same"], *(distances[f"{corruption}/{number}"] for number in (1, 2, 3, 4))]
+        rising += sum(b > a for a, b in pairwise(by_degree))
+        noticed += by_degree[1] > 2 * half_distance
+    count = len(corruptions)
+    return f"rank {correlation:.3f}  rising {rising} of {4 * count}  mildest noticed {noticed} of {count}"
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("judge", type=Path)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--real", type=int, default=1000)
-    parser.add_argument("--spoilt", type=int, default=200)
-    args = parser.parse_args()
+    parser.add_argument("--corrupted", type=int, default=200)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     torch.set_num_threads(1)
-    shown = {
-        name: torch.from_numpy(x).permute(0, 3, 1, 2)
-        for name, x in sets(args.folder, args.size, args.real, args.spoilt).items()
-    }
-    kinds: dict[str, Callable[[Tensor], Tensor]] = {
-        "judge": Judge(args.judge),
-        "colours of 8 × 8 fields": Layout(),
-        "random convolutions": Random(),
-        "scattering, first order": FirstOrder(),
+    sets = make_sets(args.folder, args.size, args.real, args.corrupted)
+    images = {name: torch.from_numpy(x).permute(0, 3, 1, 2) for name, x in sets.items()}
+    extractors: dict[str, FeatureExtractor] = {
+        "judge": JudgeFeatures(args.judge),
+        "colors of 8 × 8 cells": LayoutFeatures(),
+        "random convolutions": RandomFeatures(),
+        "scattering, first order": FirstOrderFeatures(),
         "scattering": ScatteringFeatures(),
-        "scattering and colours of fields": WithLayout(),
+        "scattering and colors of cells": ScatteringAndLayoutFeatures(),
     }
     judge: dict[str, float] = {}
-    for kind, features in kinds.items():
-        begun = time.process_time()
-        rows = {name: features(x) for name, x in shown.items()}
-        each_took = 1000 * (time.process_time() - begun) / sum(map(len, shown.values()))
+    for kind, extractor in extractors.items():
+        start = time.process_time()
+        features = {name: extractor(x) for name, x in images.items()}
+        ms_per_image = 1000 * (time.process_time() - start) / sum(map(len, images.values()))
         for whitened in (False, True) if judge else (False,):
-            some = rows
+            values = features
             if whitened:
-                matrix = WhitenedFeatures(features, shown["real"])  # type: ignore[arg-type]
-                some = {name: ((r.double() - matrix.mean) @ matrix.whitening_matrix) for name, r in rows.items()}
-            distances = {name: kid(some["real"], r) for name, r in some.items() if name != "real"}
+                whitening = WhitenedFeatures(extractor, images["real"])
+                matrix, mean = whitening.whitening_matrix, whitening.mean
+                values = {name: (rows.double() - mean) @ matrix for name, rows in features.items()}
+            real = values["real"]
+            distances = {name: kid(real, rows) for name, rows in values.items() if name != "real"}
             judge = judge or distances
-            halves = [kid(*some["real"][torch.randperm(args.real)].split(args.spoilt)[:2]) for _ in range(10)]
-            spread = float(torch.tensor(halves).abs().quantile(0.9))
-            name = kind + ", whitened" * whitened
-            print(
-                f"{name:42s} {some['real'].shape[1]:5d}  {each_took:5.1f} ms  {judged(distances, judge, spread)}",
-                flush=True,
-            )
+            halves = [kid(*real[torch.randperm(args.real)].split(args.corrupted)[:2]) for _ in range(10)]
+            half_distance = float(torch.tensor(halves).abs().quantile(0.9))
+            label = f"{kind}, whitened" if whitened else kind
+            result = compare(distances, judge, half_distance)
+            print(f"{label:42s} {real.shape[1]:5d}  {ms_per_image:5.1f} ms  {result}", flush=True)
 
 
 if __name__ == "__main__":

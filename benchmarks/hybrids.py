@@ -1,17 +1,17 @@
-"""Ways to draw one subject that is two: hybrid(first, second, 0.5, METHOD) for every method, side by side.
+"""Methods to draw one subject that is two: hybrid(first, second, 0.5, METHOD) for every method, side by side.
 
     python benchmarks/hybrids.py [--model RUN] [--pairs frog-rabbit,dog-lion] [--methods words,guesses] [--seeds 4]
-                                 [--share 0.5] [--steps 24] [--scale S] [--out hybrids.png] [--corpus FOLDER]
+        [--share 0.5] [--steps 24] [--guidance-scale S] [--out hybrids.png] [--corpus FOLDER]
 
-Writes a sheet: a row for each method, and for each pair a group of columns, one a seed. With a corpus of
-`unspeckle make-corpus emoji` the pairs are all those of faces that it keeps out of training, and the detector of the
-words score (trained at the first call, then cached) says of how many pictures that they show one subject that is both;
-a last row is "A AND B", judged as two subjects.
+Saves a sheet with a row for each method, and for each pair a group of columns, one for each seed. With a corpus made by
+`unspeckle make-corpus emoji` the pairs are all those of faces that it holds out of training, and the detector of the
+composition score (trained at the first run, then cached) counts the images that show one subject that is both; a last
+row is "A AND B", which should give two subjects.
 """
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -20,67 +20,84 @@ from torch import Tensor
 
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import load
-from unspeckle.prompts import SCORED_METHODS
-from unspeckle.scoring.composition.hybrids import AND_METHOD, SECOND_NOUN_SHARE, generate_hybrids, judge_hybrids
+from unspeckle.prompts import HYBRID_METHODS
+from unspeckle.scoring.composition.hybrids import (
+    AND_METHOD,
+    SECOND_NOUN_SHARE,
+    HybridMethodScore,
+    NounPair,
+    generate_hybrids,
+    judge_hybrids,
+)
 from unspeckle.scoring.composition.prompts import read_composition_test
 from unspeckle.scoring.composition.train_detector import load_or_train_detector
 
 PAIRS = "frog-rabbit,dog-lion,cat-panda,fox-pig"
+SHOWN_IMAGES = 8  # pairs of the sheet, at most
 
 
-def sheet(rows: dict[str, Tensor], pairs: Sequence[tuple[str, str]], side: int = 96) -> Image.Image:
-    """rows: of each way its pictures, uint8 (pairs, seeds, 3, H, W)."""
-    groups = next(iter(rows.values()))
-    wide, margin, top, gap = len(groups[0]) * side, 90, 20, 8
-    whole = Image.new("RGB", (margin + len(pairs) * (wide + gap), top + len(rows) * (side + 2)), "white")
-    pen = ImageDraw.Draw(whole)
-    for i, pair in enumerate(pairs):
-        pen.text((margin + i * (wide + gap), 4), "-".join(pair), fill="black")
-    for j, (method, pictures) in enumerate(rows.items()):
-        y = top + j * (side + 2)
+def make_sheet(images_by_method: Mapping[str, Tensor], pairs: Sequence[NounPair], side: int = 96) -> Image.Image:
+    """The images of each method, uint8 (pairs, seeds, 3, H, W), as rows."""
+    seed_count = next(iter(images_by_method.values())).shape[1]
+    group_width, margin, top, gap = seed_count * side, 90, 20, 8
+    size = (margin + len(pairs) * (group_width + gap), top + len(images_by_method) * (side + 2))
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, pair in enumerate(pairs):
+        pen.text((margin + column * (group_width + gap), 4), "-".join(pair), fill="black")
+    for row, (method, images) in enumerate(images_by_method.items()):
+        y = top + row * (side + 2)
         pen.text((4, y + side // 2 - 6), method, fill="black")
-        for i, group in enumerate(pictures):
-            for k, one in enumerate(group):
-                shown = Image.fromarray(one.permute(1, 2, 0).contiguous().numpy())
-                place = (margin + i * (wide + gap) + k * side, y)
-                whole.paste(shown.resize((side, side), Image.Resampling.NEAREST), place)
-    return whole
+        for column, pair_images in enumerate(images):
+            for seed, pixels in enumerate(pair_images):
+                image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+                x = margin + column * (group_width + gap) + seed * side
+                sheet.paste(image.resize((side, side), Image.Resampling.NEAREST), (x, y))
+    return sheet
 
 
-def main() -> None:
+def describe(score: HybridMethodScore, pairs: Sequence[NounPair]) -> str:
+    """The score of one method as text."""
+    counts = zip(pairs, score.correct_per_pair, strict=True)
+    per_pair = "  ".join(f"{first}-{second} {count}" for (first, second), count in counts)
+    return f"{score.accuracy:.3f} of {score.image_count} ({score.low:.2f}–{score.high:.2f})   {per_pair}"
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--pairs", default=PAIRS)
-    parser.add_argument("--methods", default=",".join(SCORED_METHODS))
+    parser.add_argument("--methods", default=",".join(HYBRID_METHODS))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--share", type=float, default=SECOND_NOUN_SHARE)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--scale", type=float)
+    parser.add_argument("--guidance-scale", type=float)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=Path("hybrids.png"))
     parser.add_argument("--corpus", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     torch.set_num_threads(args.threads)
-    model, ask = load(args.model), Request(steps=args.steps, guidance_scale=args.scale)
-    pairs = [(one, other) for one, _, other in (pair.partition("-") for pair in args.pairs.split(","))]
+    model, request = load(args.model), Request(steps=args.steps, guidance_scale=args.guidance_scale)
+    pairs = [(first, second) for first, _, second in (pair.partition("-") for pair in args.pairs.split(","))]
     detector, methods = None, args.methods.split(",")
     if args.corpus:
-        exam = read_composition_test(args.corpus)
-        pairs, detector = exam.hybrid_pairs, load_or_train_detector(exam.library, exam.image_size)
+        test = read_composition_test(args.corpus)
+        pairs, detector = test.hybrid_pairs, load_or_train_detector(test.library, test.image_size)
         methods.append(AND_METHOD)
-    rows = {}
+    images_by_method = {}
     for method in methods:
         start = time.perf_counter()
-        rows[method] = generate_hybrids(model, method, pairs, args.seeds, ask, args.share)
+        images = generate_hybrids(model, method, pairs, args.seeds, request, args.share)
         line = f"{method:10} {time.perf_counter() - start:6.1f} s"
         if detector is not None:
-            way = judge_hybrids(method, pairs, rows[method], detector)
-            line += f"   {way.accuracy:.3f} of {way.image_count} ({way.low:.2f}–{way.high:.2f})   "
-            line += "  ".join(
-                f"{'-'.join(pair)} {count}" for pair, count in zip(pairs, way.correct_per_pair, strict=True)
-            )
+            line += f"   {describe(judge_hybrids(method, pairs, images, detector), pairs)}"
         print(line, flush=True)
-        sheet({name: some[:8] for name, some in rows.items()}, pairs[:8]).save(args.out)
+        images_by_method[method] = images[:SHOWN_IMAGES]
+        make_sheet(images_by_method, pairs[:SHOWN_IMAGES]).save(args.out)
     print(args.out.absolute())
 
 

@@ -81,7 +81,7 @@ def test_every_link_leads_to_a_file(document: str) -> None:
 
 @pytest.mark.parametrize("document", PRESENT)
 def test_every_file_that_is_named_exists(document: str) -> None:
-    """Paths from the root or within the package, such as `benchmarks/words.py` and `networks/unet.py`."""
+    """Paths from the root or within the package, such as `benchmarks/composition.py` and `networks/unet.py`."""
     code = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", PRESENT[document], flags=re.DOTALL))
     paths = {word for span in code for word in span.split() if re.fullmatch(r"[\w./-]+/[\w-]+\.(?:py|sh|md|cpp)", word)}
     paths |= set(re.findall(r"(?:recipes|benchmarks|docs|tests)/[\w./-]+\.(?:py|sh|md)", PRESENT[document]))

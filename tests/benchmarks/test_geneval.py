@@ -12,6 +12,7 @@ from PIL import Image
 
 import unspeckle
 from unspeckle.generation.request import Request
+from unspeckle.prompts import escape_prompt
 
 MODEL = Path(unspeckle.__file__).parent / "models" / "embedded.safetensors"
 PROMPTS = ["a photo of a frog", "a photo of two (red) hats: AND", "a photo of a pizza above a house"]
@@ -22,7 +23,7 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def geneval() -> ModuleType:
-    path = Path(__file__).parents[1].parent / "benchmarks" / "geneval.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "geneval.py"
     spec = importlib.util.spec_from_file_location("geneval", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -37,18 +38,18 @@ def metadata(tmp_path: Path) -> Path:
     return path
 
 
-def line(metadata: Path, *more: str) -> list[str]:
-    return [str(MODEL), str(metadata), str(metadata.parent / "out"), "--seeds", "2", "--steps", "1", *more]
+def arguments(metadata: Path, *options: str) -> list[str]:
+    return [str(MODEL), str(metadata), str(metadata.parent / "out"), "--seeds", "2", "--steps", "1", *options]
 
 
-def samples(out: Path) -> dict[str, bytes]:
+def read_samples(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.png"))}
 
 
 def test_folders_are_as_the_scorer_reads_them(
     geneval: ModuleType, metadata: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert geneval.main(line(metadata)) == 0
+    assert geneval.main(arguments(metadata)) == 0
     out = metadata.parent / "out"
     assert capsys.readouterr().out == f"{out}\n"
     assert sorted(path.name for path in out.iterdir() if path.is_dir()) == ["00000", "00001", "00002"]
@@ -57,53 +58,59 @@ def test_folders_are_as_the_scorer_reads_them(
         folder = out / f"{number:05d}"
         assert json.loads((folder / "metadata.jsonl").read_text()) == row
         assert sorted(path.name for path in (folder / "samples").iterdir()) == ["0000.png", "0001.png"]
-        words = unspeckle.prompts.escape(PROMPTS[number])
-        expected = unspeckle.draw(model, Request(prompt=words, count=2, steps=1))
-        for seed, one in enumerate(expected):
-            drawn = np.asarray(Image.open(folder / "samples" / f"{seed:04d}.png"))
-            assert np.abs(drawn.astype(int) - np.asarray(one)).max() <= 1
+        request = Request(prompt=escape_prompt(PROMPTS[number]), count=2, steps=1)
+        for seed, expected in enumerate(unspeckle.draw(model, request)):
+            image = np.asarray(Image.open(folder / "samples" / f"{seed:04d}.png"))
+            assert np.abs(image.astype(int) - np.asarray(expected)).max() <= 1
 
 
-def test_it_goes_on_where_it_was_stopped(
+def test_it_continues_where_it_was_stopped(
     geneval: ModuleType, metadata: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[list[tuple[str, int]]] = []
-    inner = geneval.many
+    batches: list[list[tuple[str, int]]] = []
+    draw_prompts = geneval.draw_prompts
 
-    def many(model: Any, prompts: list[str], seeds: list[int], ask: Request) -> list[Image.Image]:
-        if len(asked) == 2:
+    def draw_two_batches(model: Any, prompts: list[str], seeds: list[int], request: Request) -> list[Image.Image]:
+        if len(batches) == 2:
             raise KeyboardInterrupt
-        asked.append(list(zip(prompts, seeds, strict=True)))
-        return inner(model, prompts, seeds, ask)
+        batches.append(list(zip(prompts, seeds, strict=True)))
+        images: list[Image.Image] = draw_prompts(model, prompts, seeds, request)
+        return images
 
-    monkeypatch.setattr(geneval, "together", lambda model, order: 2)
-    monkeypatch.setattr(geneval, "many", many)
+    monkeypatch.setattr(geneval, "images_per_batch", lambda resolved: 2)
+    monkeypatch.setattr(geneval, "draw_prompts", draw_two_batches)
     out = metadata.parent / "out"
-    assert geneval.main(line(metadata)) == 130
-    before = samples(out)
-    assert len(before) == 4 and "goes on" in capsys.readouterr().err
+    assert geneval.main(arguments(metadata)) == 130
+    before = read_samples(out)
+    assert len(before) == 4 and "continues" in capsys.readouterr().err
     (out / "00000" / "samples" / "0001.png").unlink()
-    asked.clear()
-    assert geneval.main(line(metadata)) == 0
-    escaped = [unspeckle.prompts.escape(prompt) for prompt in PROMPTS]
-    assert asked == [[(escaped[0], 1), (escaped[2], 0)], [(escaped[2], 1)]]
-    after = samples(out)
-    assert len(after) == 6 and {name: after[name] for name in before if name != "00000/samples/0001.png"} == {
-        name: data for name, data in before.items() if name != "00000/samples/0001.png"
-    }
-    asked.clear()
-    assert geneval.main(line(metadata)) == 0 and asked == [] and samples(out) == after
-    assert geneval.main(line(metadata, "--seeds", "3")) == 0 and len(samples(out)) == 9
+    batches.clear()
+    assert geneval.main(arguments(metadata)) == 0
+    escaped = [escape_prompt(prompt) for prompt in PROMPTS]
+    assert batches == [[(escaped[0], 1), (escaped[2], 0)], [(escaped[2], 1)]]
+    after = read_samples(out)
+    kept = {name: data for name, data in before.items() if name != "00000/samples/0001.png"}
+    assert len(after) == 6 and {name: after[name] for name in kept} == kept
+    batches.clear()
+    assert geneval.main(arguments(metadata)) == 0 and batches == [] and read_samples(out) == after
+    assert geneval.main(arguments(metadata, "--seeds", "3")) == 0 and len(read_samples(out)) == 9
     capsys.readouterr()
-    assert geneval.main(line(metadata, "--scale", "2")) == 2
-    assert "was begun with scale" in capsys.readouterr().err and len(samples(out)) == 9
+    assert geneval.main(arguments(metadata, "--guidance-scale", "2")) == 2
+    assert "was started with guidance_scale" in capsys.readouterr().err and len(read_samples(out)) == 9
     metadata.write_text(json.dumps({"prompt": "another"}) + "\n")
-    assert geneval.main(line(metadata)) == 2
-    assert "00000/metadata.jsonl: tells of another prompt" in capsys.readouterr().err
+    assert geneval.main(arguments(metadata)) == 2
+    assert "00000/metadata.jsonl: has another prompt" in capsys.readouterr().err
+
+
+def test_a_folder_that_version_0_1_started_is_continued(geneval: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "unspeckle.json").write_text(json.dumps({"model": "a", "scale": 3.0, "grid": "uniform"}))
+    geneval.prepare_folder(tmp_path, {"model": "a", "guidance_scale": 3.0, "timestep_spacing": "uniform"})
+    settings = json.loads((tmp_path / "unspeckle.json").read_text())
+    assert settings == {"model": "a", "guidance_scale": 3.0, "timestep_spacing": "uniform"}
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "is empty"),
         (b'{"prompt": "a frog"}\nnonsense\n', ", line 2: "),
@@ -115,14 +122,14 @@ def test_it_goes_on_where_it_was_stopped(
         (b"\xff\xfe", "cannot be read"),
     ],
 )
-def test_bad_metadata_is_one_line(
-    data: bytes, said: str, geneval: ModuleType, metadata: Path, capsys: pytest.CaptureFixture[str]
+def test_bad_metadata_is_an_error_of_one_line(
+    data: bytes, message: str, geneval: ModuleType, metadata: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     metadata.write_bytes(data)
-    assert geneval.main(line(metadata)) == 2
-    found = capsys.readouterr()
-    assert found.out == "" and len(found.err.splitlines()) == 1
-    assert str(metadata) in found.err and said in found.err
+    assert geneval.main(arguments(metadata)) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and len(output.err.splitlines()) == 1
+    assert str(metadata) in output.err and message in output.err
     assert not (metadata.parent / "out").exists()
 
 
@@ -132,6 +139,6 @@ def test_a_folder_of_something_else_is_left_alone(
     out = metadata.parent / "out"
     out.mkdir()
     (out / "holiday.txt").write_text("mine")
-    assert geneval.main(line(metadata)) == 2
+    assert geneval.main(arguments(metadata)) == 2
     assert "give a new folder" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["holiday.txt"]

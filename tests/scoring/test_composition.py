@@ -281,8 +281,8 @@ def test_renders_have_the_seeds_of_version_0_1() -> None:
     )
     single = CompositionPrompt("one object", "it's a frog", ("frog",), object_count=3, wearing="hat", background="pink")
     assert _render_seed(single) == (
-        """unspeckle render Question(category='one object', prompt="it's a frog", nouns=('frog',), tints=(), count=3, """
-        "relation='', wearing='hat', background='pink', turn=0)"
+        """unspeckle render Question(category='one object', prompt="it's a frog", nouns=('frog',), tints=(), """
+        "count=3, relation='', wearing='hat', background='pink', turn=0)"
     )
 
 
