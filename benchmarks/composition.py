@@ -4,8 +4,8 @@
         [--guidance-scale S] [--sampler NAME] [--threads 1] [--sheet FILE.png] [--json FILE]
 
 FOLDER is a corpus made by `unspeckle make-corpus emoji` with the model's nouns; without MODEL the one inside the
-package is measured. The detector is trained at the first run for these nouns (some minutes) and then taken from the cache.
---sheet saves images of every category, the correct ones on the left; --json saves the whole score.
+package is measured. The detector is trained at the first run for these nouns (some minutes) and then taken from the
+cache. --sheet saves images of every category, the correct ones on the left; --json saves the whole score.
 """
 
 import argparse

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
+from unspeckle.training.planner import network_config_for
 
 from unspeckle.corpus import Batch, batches, open_corpus, read_folder
 from unspeckle.networks.autoencoder import Autoencoder, PixelAutoencoder, PixelAutoencoderConfig
@@ -35,7 +36,6 @@ from unspeckle.training import autoencoder_task, measurement
 from unspeckle.training.encoded_corpus import encode_split
 from unspeckle.training.master_weights import TextToImageUpdater, TrainableModules, init_modules
 from unspeckle.training.plan import Plan
-from unspeckle.training.planner import network_config_for
 
 Step = Callable[[Batch], None]
 

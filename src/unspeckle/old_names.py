@@ -291,7 +291,9 @@ def _rename_plan_config(name: str, config: Mapping[str, Any], to_old: bool = Fal
     if name == "schedule":
         return _rename_config("schedule", config, to_old)
     if name == "network":
-        return rename_fields(config, TRANSFORMER if "stretch" in config or "mlp_ratio" in config else UNET, to_old=to_old)
+        return rename_fields(
+            config, TRANSFORMER if "stretch" in config or "mlp_ratio" in config else UNET, to_old=to_old
+        )
     if name == "autoencoder":
         is_pixels = "deviation" in config or "std" in config
         is_latents = "factor" in config or "downsampling_factor" in config

@@ -11,10 +11,10 @@ import pytest
 import torch
 from test_training import equal, final
 from torch import Tensor, nn
+from unspeckle.commands import distil as command
 
 from oracle import GaussianMixture, one_gaussian, two_gaussians
 from tiny_models import CAPTIONS, gray_model, random_model
-from unspeckle.commands import distil as command
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from test_training import equal
+from unspeckle.commands import tune
 
 import stable_diffusion_files
 import unspeckle
 from unspeckle.cli import main
-from unspeckle.commands import tune
 from unspeckle.errors import InputError
 from unspeckle.formats.lora import lora_file
 from unspeckle.generation.pipeline import steps
