@@ -89,8 +89,8 @@ def test_it_continues_where_it_was_stopped(
     escaped = [escape_prompt(prompt) for prompt in PROMPTS]
     assert batches == [[(escaped[0], 1), (escaped[2], 0)], [(escaped[2], 1)]]
     after = read_samples(out)
-    kept = {name: data for name, data in before.items() if name != "00000/samples/0001.png"}
-    assert len(after) == 6 and {name: after[name] for name in kept} == kept
+    untouched = {name: data for name, data in before.items() if name != "00000/samples/0001.png"}
+    assert len(after) == 6 and {name: after[name] for name in untouched} == untouched
     batches.clear()
     assert geneval.main(arguments(metadata)) == 0 and batches == [] and read_samples(out) == after
     assert geneval.main(arguments(metadata, "--seeds", "3")) == 0 and len(read_samples(out)) == 9

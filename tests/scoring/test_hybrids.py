@@ -44,8 +44,8 @@ class FirstPixelDetector:
 def test_prompts_name_their_method() -> None:
     assert (*HYBRID_METHODS, AND_METHOD) == SCORED_METHODS
     for method in HYBRID_METHODS:
-        ((words, hybrid),) = [part.content for part in parse_prompt(hybrid_prompt(method, PAIR, 0.25)).subprompts]
-        assert words.text == "an " and isinstance(hybrid, Hybrid)
+        ((text, hybrid),) = [part.content for part in parse_prompt(hybrid_prompt(method, PAIR, 0.25)).subprompts]
+        assert text.text == "an " and isinstance(hybrid, Hybrid)
         assert (hybrid.ratio, hybrid.method) == (0.25, method)
     assert str(parse_prompt(hybrid_prompt(AND_METHOD, PAIR))) == "an owl AND a frog"
 

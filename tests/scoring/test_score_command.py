@@ -17,7 +17,7 @@ import torch
 from tiny_models import make_plan, make_student_plan, model_with_student, random_model
 from unspeckle import configuration
 from unspeckle.cli import main
-from unspeckle.cli.run_score import check_report_path
+from unspeckle.cli.score_options import check_report_path
 from unspeckle.corpus import open_corpus, read_folder
 from unspeckle.errors import InputError
 from unspeckle.model_io.model_file import save
@@ -236,10 +236,10 @@ def test_bad_input(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     paths = {"MODEL": model_file, "HERE": tmp_path, "FOLDER": square_corpus}
-    words = line.split()
+    arguments = line.split()
     for name, path in paths.items():
-        words = [word.replace(name, str(path)) for word in words]
-    assert main(words) == 2
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+    assert main(arguments) == 2
     output = capsys.readouterr()
     assert output.out == "" and message.replace("HERE", str(tmp_path)) in output.err
     assert len([line for line in output.err.splitlines() if line.startswith("unspeckle: ")]) == 1

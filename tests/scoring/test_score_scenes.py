@@ -88,7 +88,9 @@ def test_without_sprites_everything_else_is_measured(
     assert "about.json" in reason and scores["composition"] is scores["hybrids"] is None and scores["by_steps"]
     assert "~/gone" in html and "<h2>Composition</h2>" not in html
     progress = capsys.readouterr().err
-    assert progress.index(f"note: {reason}") < progress.index("generating with other step counts"), "it is said at once"
+    assert progress.index(f"note: {reason}") < progress.index("generating with other step counts"), (
+        "the note comes first"
+    )
 
 
 def test_without_a_detector_everything_else_is_measured(

@@ -11,7 +11,7 @@ CORPUS_HELP = (
     "The folder of captioned images that the model was trained on. Its validation images are what drawn images are "
     "compared with.  [default: none; only what needs no images is measured]"
 )
-OUT_HELP = "The HTML report. The numbers are saved beside it as .json.  [default: NAME-score.html]"
+OUT_HELP = "The HTML report. The numbers are saved next to it as .json.  [default: NAME-score.html]"
 FEATURES_HELP = (
     "Features by which images are compared: scattering (computed, nothing is downloaded), inception, dinov2 or clip "
     "(downloaded; NAME:PATH takes your own copy)."
@@ -70,7 +70,8 @@ def score(
     )
     shared.check_sampler_name(sampler)
     shared.limit_thread_spinning()
-    from unspeckle.cli.run_score import ScoreOptions, run_score
+    from unspeckle.cli.run_score import run_score
+    from unspeckle.cli.score_options import ScoreOptions
     from unspeckle.generation.request import Request
 
     return run_score(

@@ -64,5 +64,5 @@ def measure_detector_limits(
 
 
 def _without_text(prompt: CompositionPrompt) -> CompositionPrompt:
-    """What the prompt says, whatever its words."""
+    """The prompt's meaning: prompts that differ in their text only are equal."""
     return replace(prompt, text="", repetition=0)
