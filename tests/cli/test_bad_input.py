@@ -82,6 +82,11 @@ WITHOUT_EFFECT = [
     ("score MODEL --template a_{name}", "--template: has an effect only with --corpus"),
     ("train HERE --out HERE/run --steps 9 --rank 8", "--rank: has an effect only with --lora"),
     ("train HERE --out HERE/run --steps 9 --prediction v", "--prediction: has an effect only with --lora"),
+    ("train HERE --out HERE/run --steps 9 --plan --quiet", "--quiet: hides the plan"),
+    ("distil MODEL --out HERE/run --steps 9 --plan --quiet", "--quiet: hides the plan"),
+    ("train HERE --out HERE/run --steps 9 --json", "--json: has an effect only with --plan"),
+    ("distil MODEL --out HERE/run --steps 9 --json", "--json: has an effect only with --plan"),
+    ("score MODEL --prompts 9", "--prompts 9: has an effect only if --corpus"),
     ("train HERE --out HERE/run --steps 9 --lora --preset nano", "--preset: does not go with --lora"),
 ]
 RENAMED = [

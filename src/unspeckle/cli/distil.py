@@ -48,6 +48,7 @@ def distil(
     contains both: `draw --steps 4` uses the student, other numbers of steps the full model. Ctrl-C saves a
     checkpoint and stops, and the same command continues from there.
     """
+    shared.refuse_hidden_plan(plan, json, quiet)
     from unspeckle.training.options import DistilOptions
 
     options = DistilOptions(

@@ -144,6 +144,12 @@ def refuse_unless_given(needed: Mapping[str, object], options: Mapping[str, obje
             raise InputError(f"{name}: has an effect only with {' or '.join(needed)}; leave it out")
 
 
+def refuse_hidden_plan(plan: bool, json: bool, quiet: bool) -> None:
+    """InputError where the plan is to be printed and is not, because of --quiet."""
+    if plan and quiet and not json:
+        raise InputError("--quiet: hides the plan that --plan prints; leave one of the two out, or add --json")
+
+
 def limit_thread_spinning() -> None:
     """Make threads that wait for each other sleep soon instead of spinning: a process with spinning threads gets little
     done beside a training run. To be called before torch is imported, which reads the setting once."""

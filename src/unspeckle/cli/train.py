@@ -16,7 +16,10 @@ OUT_HELP = (
 )
 IMAGES_HELP = "Train for this many images instead of a time, counting repetitions: 150k, 2M."
 STEPS_HELP = "Train for this many steps instead of a time: 5000, 20k."
-SIZE_HELP = "Width and height of the images in pixels, such as 64 or 96x64.  [default: 64, or that of --from]"
+SIZE_HELP = (
+    "Width and height of the images in pixels, such as 64 or 96x64.  [default: the size of --from, else 128 on a GPU and "
+    "64 on a CPU]"
+)
 PRESET_HELP = (
     "Size of the network: nano, micro, tiny, small, base, large or huge; or t-nano, t-tiny or t-small, which are "
     "transformers.  [default: the largest that can be trained in the time]"
@@ -129,6 +132,7 @@ def train(
         "prediction": prediction,
         "trust_pickle": trust_pickle or None,
     }
+    shared.refuse_hidden_plan(plan, json, quiet)
     _check_kind_of_training(lora, from_model, model_only, lora_only)
     if lora:
         from unspeckle.training.lora_command import run_lora_training
