@@ -17,8 +17,8 @@ OUT_HELP = (
 IMAGES_HELP = "Train for this many images instead of a time, counting repetitions: 150k, 2M."
 STEPS_HELP = "Train for this many steps instead of a time: 5000, 20k."
 SIZE_HELP = (
-    "Width and height of the images in pixels, such as 64 or 96x64.  [default: the size of --from, else 128 on a GPU and "
-    "64 on a CPU]"
+    "Width and height of the images in pixels, such as 64 or 96x64.  [default: the size of --from, else 128 on a GPU "
+    "and 64 on a CPU]"
 )
 PRESET_HELP = (
     "Size of the network: nano, micro, tiny, small, base, large or huge; or t-nano, t-tiny or t-small, which are "
@@ -38,7 +38,10 @@ BATCH_SIZE_HELP = "Number of images in a step.  [default: 32 on a CPU, 256 on a 
 COMPILE_HELP = (
     "Whether torch.compile is used, which makes steps faster but takes time first.  [default: if training is long]"
 )
-FLIP_HELP = "Whether images are mirrored, left to right, half of the times that they are used.  [default: if each is used often]"
+FLIP_HELP = (
+    "Whether images are mirrored, left to right, half of the times that they are used.  [default: if each is used "
+    "often]"
+)
 BALANCE_HELP = (
     "How far rare captions are shown more often, from 0 (each image equally often) to 1 (each caption equally often).  "
     "[default: 0.5 for names of folders, otherwise 0]"
