@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from unspeckle import Model, Request, draw, load, rng, steps
 from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.metadata import attach_metadata, image_metadata
 from unspeckle.generation.pipeline import images_with_metadata, sample_steps
 from unspeckle.generation.resolve import resolve
 from unspeckle.output import png
@@ -67,8 +68,8 @@ def film_sheet(model: Model) -> Image.Image:
     film = FilmStrip(model, resolved.steps)
     for step in sample_steps(resolved):
         film.record(step)
-    metadata = png.image_metadata(images_with_metadata(resolved, step)[0])
-    return png.attach_metadata(reduce_colors(film.render()), {**metadata, "film": True})
+    metadata = image_metadata(images_with_metadata(resolved, step)[0])
+    return attach_metadata(reduce_colors(film.render()), {**metadata, "film": True})
 
 
 def guidance_sheet(model: Model) -> Image.Image:

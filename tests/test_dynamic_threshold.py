@@ -10,14 +10,14 @@ import unspeckle
 from tiny_models import random_model
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.generation.metadata import request_from_metadata
+from unspeckle.generation.metadata import image_metadata, request_from_metadata
 from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.model_io.model_file import save
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
-from unspeckle.output.png import image_metadata, read_png
+from unspeckle.output.png import read_png
 
 
 def spread(model: Model, **changes: object) -> list[float]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unspeckle.output.png import image_metadata, read_png
+from unspeckle.generation.metadata import image_metadata
+from unspeckle.output.png import read_png
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,8 +13,9 @@ from tiny_models import random_model
 from unspeckle.cli import main
 from unspeckle.generation import pipeline
 from unspeckle.generation.initial_latents import initial_latents
+from unspeckle.generation.metadata import attach_metadata, image_metadata
 from unspeckle.model_io.model_file import save
-from unspeckle.output.png import attach_metadata, image_metadata, read_png, write_png
+from unspeckle.output.png import read_png, write_png
 
 Capture = pytest.CaptureFixture[str]
 

@@ -12,8 +12,8 @@ from sample_images import make_image, make_mask
 from tiny_models import random_model
 from unspeckle.cli import main
 from unspeckle.cli.run_draw import read_input_image
-from unspeckle.generation.metadata import image_fingerprint
-from unspeckle.output.png import image_metadata, read_png
+from unspeckle.generation.metadata import image_fingerprint, image_metadata
+from unspeckle.output.png import read_png
 
 Capture = pytest.CaptureFixture[str]
 

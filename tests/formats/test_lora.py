@@ -20,9 +20,10 @@ from unspeckle.errors import InputError
 from unspeckle.formats.lora import lora_file
 from unspeckle.formats.lora.layer_names import lora_layer_names
 from unspeckle.formats.stable_diffusion import add_ons
+from unspeckle.generation.metadata import image_metadata
 from unspeckle.generation.request import Request
 from unspeckle.model_io.precision import set_precision
-from unspeckle.output.png import image_metadata, read_png
+from unspeckle.output.png import read_png
 from unspeckle.prompts import parse_prompt
 
 FAMILIES = ("1", "2", "xl")

@@ -18,11 +18,12 @@ from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion import add_ons, vae_files, writing
 from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.metadata import image_metadata
 from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import open_checkpoint
 from unspeckle.model_io.precision import set_precision
-from unspeckle.output.png import image_metadata, read_png
+from unspeckle.output.png import read_png
 
 PREFIX = "first_stage_model."
 

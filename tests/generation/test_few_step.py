@@ -14,13 +14,13 @@ from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning, PreparedConditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.few_step import select_network, with_step_count
-from unspeckle.generation.metadata import request_from_metadata
+from unspeckle.generation.metadata import image_metadata, request_from_metadata
 from unspeckle.generation.pipeline import draw, steps
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import resolve
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import save
-from unspeckle.output.png import image_metadata, max_pixel_difference
+from unspeckle.output.png import max_pixel_difference
 from unspeckle.training.student_updater import init_student
 
 

@@ -16,13 +16,13 @@ from tiny_models import gray_model, random_model
 from unspeckle.errors import InputError
 from unspeckle.generation import pipeline
 from unspeckle.generation.codec import decode_to_images
-from unspeckle.generation.metadata import image_fingerprint, request_from_metadata
+from unspeckle.generation.metadata import image_fingerprint, image_metadata, request_from_metadata
 from unspeckle.generation.pipeline import draw, draw_prompts, split_into_batches, steps
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig
-from unspeckle.output.png import image_metadata, max_pixel_difference
+from unspeckle.output.png import max_pixel_difference
 from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS, Step
 from unspeckle.schedule import VESchedule

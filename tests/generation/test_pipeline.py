@@ -14,7 +14,7 @@ from unspeckle.denoiser import map_fields
 from unspeckle.errors import InputError
 from unspeckle.generation import pipeline
 from unspeckle.generation.codec import decode_to_images
-from unspeckle.generation.metadata import request_from_metadata
+from unspeckle.generation.metadata import image_metadata, request_from_metadata
 from unspeckle.generation.pipeline import draw, draw_prompts, images_per_batch, split_into_batches, steps
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import ignored_options, resolve
@@ -22,7 +22,7 @@ from unspeckle.guidance import clamp_denoised, classifier_free_guidance, guided_
 from unspeckle.model import Model
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.output.film_strip import MAX_COLUMNS, FilmStrip
-from unspeckle.output.png import image_metadata, max_pixel_difference
+from unspeckle.output.png import max_pixel_difference
 from unspeckle.rng import noise_from_seeds
 from unspeckle.samplers import SAMPLERS
 from unspeckle.schedule import VESchedule

@@ -14,13 +14,13 @@ from conftest import SDFolder
 from tiny_models import save_random_model
 from unspeckle.cli import main
 from unspeckle.errors import InputError
+from unspeckle.generation.metadata import image_metadata
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
 from unspeckle.model import Model
 from unspeckle.model_io import precision
 from unspeckle.model_io.model_file import save
 from unspeckle.model_io.precision import check_precision, is_faster_in, set_precision
-from unspeckle.output.png import image_metadata
 
 
 def psnr(image: Image.Image, other: Image.Image) -> float:

@@ -1,4 +1,4 @@
-"""A PNG says how it came to be, and nothing about whose machine it came from."""
+"""A PNG file holds how its image was drawn, and nothing about the machine that drew it."""
 
 import getpass
 import io
@@ -12,45 +12,36 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from unspeckle.errors import InputError
-from unspeckle.output.png import (
-    METADATA_KEY,
-    attach_metadata,
-    encode_png,
-    file_stem,
-    image_metadata,
-    max_pixel_difference,
-    read_png,
-    save_new_png,
-    write_png,
-)
+from unspeckle.generation.metadata import METADATA_KEY, attach_metadata, image_metadata
+from unspeckle.output.png import encode_png, file_stem, max_pixel_difference, read_png, save_new_png, write_png
 
-RECORD = {"prompt": 'a „frog" on\nstilts 🐸 <&>', "seed": 2**64 - 1, "size": [4, 4], "model": {"hash": "abc"}}
+METADATA = {"prompt": 'a „frog" on\nstilts 🐸 <&>', "seed": 2**64 - 1, "size": [4, 4], "model": {"hash": "abc"}}
 
 
-def sample(color: int = 7, **changed: object) -> Image.Image:
-    return attach_metadata(Image.new("RGB", (4, 4), (color, 100, 200)), {**RECORD, **changed})
+def sample(color: int = 7, **changes: object) -> Image.Image:
+    return attach_metadata(Image.new("RGB", (4, 4), (color, 100, 200)), {**METADATA, **changes})
 
 
 def chunks(data: bytes) -> list[tuple[str, bytes]]:
-    found, at = [], 8
-    while at < len(data):
-        (length,) = struct.unpack(">I", data[at : at + 4])
-        found.append((data[at + 4 : at + 8].decode(), data[at + 8 : at + 8 + length]))
-        at += 12 + length
+    found, start = [], 8
+    while start < len(data):
+        (length,) = struct.unpack(">I", data[start : start + 4])
+        found.append((data[start + 4 : start + 8].decode(), data[start + 8 : start + 8 + length]))
+        start += 12 + length
     return found
 
 
-def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+def test_round_trip(tmp_path: Path) -> None:
     write_png(sample(), tmp_path / "a.png")
     again = read_png(tmp_path / "a.png")
-    assert image_metadata(again) == RECORD
+    assert image_metadata(again) == METADATA
     assert again.tobytes() == sample().tobytes()
 
 
 def test_other_programs_find_prompt_and_source_type() -> None:
     text = Image.open(io.BytesIO(encode_png(sample()))).text
-    assert text["Description"] == RECORD["prompt"]
-    assert json.loads(text[METADATA_KEY]) == RECORD
+    assert text["Description"] == METADATA["prompt"]
+    assert json.loads(text[METADATA_KEY]) == METADATA
     packet = text["XML:com.adobe.xmp"]
     root = ET.fromstring(packet[packet.index("<x:") : packet.rindex("<?xpacket")])
     source = root.find(".//{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
@@ -58,19 +49,19 @@ def test_other_programs_find_prompt_and_source_type() -> None:
     assert source.text == "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 
 
-def test_nothing_else_is_told(tmp_path: Path) -> None:
+def test_nothing_else_is_in_the_file(tmp_path: Path) -> None:
     image = sample()
     image.info["dpi"] = (72, 72)
     image.info["exif"] = b"Exif\0\0home"
     image.info["icc_profile"] = b"bought by a person"
     write_png(image, tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
-    assert [kind for kind, _ in chunks(data)] == ["IHDR", "tEXt", "iTXt", "tEXt", "iTXt", "IDAT", "IEND"]
+    assert [kind for kind, _ in chunks(data)] == ["IHDR", "tEXt", "iTXt", "iTXt", "tEXt", "iTXt", "IDAT", "IEND"]
     for secret in (str(tmp_path), str(Path.home()), socket.gethostname(), f"{getpass.getuser()}@"):
         assert secret.encode() not in data
 
 
-def test_the_same_request_takes_its_own_place_and_no_other(tmp_path: Path) -> None:
+def test_only_a_file_of_the_same_metadata_is_replaced(tmp_path: Path) -> None:
     first = save_new_png(sample(batch=[1, 1]), tmp_path)
     assert first.name == "a-frog-on-stilts-18446744073709551615.png"
     assert save_new_png(sample(batch=[0, 5]), tmp_path) == first
@@ -86,7 +77,7 @@ def test_the_same_request_takes_its_own_place_and_no_other(tmp_path: Path) -> No
 def test_images_that_cannot_be_replayed(tmp_path: Path) -> None:
     path, whole = tmp_path / "x.png", encode_png(sample())
 
-    def says(data: bytes) -> str:
+    def error_of(data: bytes) -> str:
         path.write_bytes(data)
         with pytest.raises(InputError) as caught:
             read_png(path)
@@ -94,29 +85,29 @@ def test_images_that_cannot_be_replayed(tmp_path: Path) -> None:
         assert "\n" not in line and str(path) in line
         return line
 
-    bare, spoilt, bomb = io.BytesIO(), PngImagePlugin.PngInfo(), PngImagePlugin.PngInfo()
-    read_back = Image.open(io.BytesIO(whole))
-    read_back.save(bare, "PNG")
-    assert "carries no request" in says(bare.getvalue())
+    bare, damaged, bomb = io.BytesIO(), PngImagePlugin.PngInfo(), PngImagePlugin.PngInfo()
+    opened = Image.open(io.BytesIO(whole))
+    opened.save(bare, "PNG")
+    assert "has no metadata" in error_of(bare.getvalue())
     jpeg = io.BytesIO()
-    read_back.save(jpeg, "JPEG")
-    assert "cannot be read as PNG" in says(jpeg.getvalue())
-    assert "cannot be read as PNG" in says(b"hello")
-    assert "cannot be read as PNG" in says(b"")
-    for length in range(9, len(whole) - 12, 61):
-        assert says(whole[:length])
+    opened.save(jpeg, "JPEG")
+    assert "cannot be read as PNG" in error_of(jpeg.getvalue())
+    assert "cannot be read as PNG" in error_of(b"hello")
+    assert "cannot be read as PNG" in error_of(b"")
+    for length in range(9, len(whole) - 20, 61):  # all pixels are there in one that is cut later
+        assert error_of(whole[:length])
     for text in ("[1, 2]", "{", '"x"', "[" * 50_000):
-        spoilt.add_text(METADATA_KEY, text)
+        damaged.add_text(METADATA_KEY, text)
         file = io.BytesIO()
-        read_back.save(file, "PNG", pnginfo=spoilt)
-        assert "carries no request" in says(file.getvalue())
+        opened.save(file, "PNG", pnginfo=damaged)
+        assert "has no metadata" in error_of(file.getvalue())
     bomb.add_text(METADATA_KEY, "x" * (80 << 20), zip=True)
     file = io.BytesIO()
-    read_back.save(file, "PNG", pnginfo=bomb)
-    assert says(file.getvalue())
+    opened.save(file, "PNG", pnginfo=bomb)
+    assert error_of(file.getvalue())
     huge = whole[:16] + struct.pack(">II", 1 << 30, 1 << 30) + whole[24:]
-    assert says(huge)
-    with pytest.raises(InputError, match="no such image"):
+    assert error_of(huge)
+    with pytest.raises(InputError, match="no such file"):
         read_png(tmp_path)
 
 

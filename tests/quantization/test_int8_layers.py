@@ -18,6 +18,7 @@ from tiny_networks import STABLE_DIFFUSION_UNET, TRANSFORMER, fill_weights
 from unspeckle.cli import main
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
+from unspeckle.generation.metadata import image_metadata
 from unspeckle.generation.request import Request
 from unspeckle.kernels import quantize
 from unspeckle.kernels.inference import cast_for_inference
@@ -28,7 +29,7 @@ from unspeckle.networks.layers import GatedFeedForward
 from unspeckle.networks.lora import init_adapters
 from unspeckle.networks.transformer import Transformer
 from unspeckle.networks.unet import UNet
-from unspeckle.output.png import image_metadata, read_png
+from unspeckle.output.png import read_png
 from unspeckle.quantization.int8_layers import (
     QuantizedConv,
     QuantizedFeedForward,

@@ -21,6 +21,7 @@ from unspeckle.errors import InputError, option_name
 from unspeckle.formats.stable_diffusion.add_ons import read_preview_autoencoder
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.few_step import why_not_student
+from unspeckle.generation.metadata import attach_metadata, image_metadata
 from unspeckle.generation.pipeline import images_with_metadata, sample_steps, split_into_batches
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import ResolvedRequest, ignored_options, resolve
@@ -29,7 +30,7 @@ from unspeckle.model_io.process_memory import keep_freed_memory
 from unspeckle.networks.latent_preview import fit_latent_preview
 from unspeckle.networks.vae import VAE
 from unspeckle.output.film_strip import FilmStrip
-from unspeckle.output.png import attach_metadata, image_metadata, save_new_png
+from unspeckle.output.png import save_new_png
 from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import parse_prompt, plain_text
 from unspeckle.samplers import Step

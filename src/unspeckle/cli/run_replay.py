@@ -10,14 +10,14 @@ from unspeckle.cli.load_model import load_guide_model, load_model
 from unspeckle.cli.options import ModelOptions
 from unspeckle.cli.run_draw import read_input_image
 from unspeckle.errors import InputError
-from unspeckle.generation.metadata import image_fingerprint, request_from_metadata
+from unspeckle.generation.metadata import image_fingerprint, image_metadata, request_from_metadata
 from unspeckle.generation.pipeline import images_with_metadata, sample_steps
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import ResolvedRequest, resolve
 from unspeckle.model import Model
 from unspeckle.model_io.precision import PRECISIONS
 from unspeckle.old_names import rename_image_metadata
-from unspeckle.output.png import image_metadata, max_pixel_difference, read_png
+from unspeckle.output.png import max_pixel_difference, read_png
 from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import Prompt, parse_prompt
 

@@ -1,6 +1,7 @@
-"""The metadata of an image, and the request that they describe."""
+"""The metadata of an image: how it was drawn, as JSON values in image.info, and the request that they describe."""
 
 import hashlib
+import json
 from typing import Any
 
 from PIL import Image
@@ -11,6 +12,8 @@ from unspeckle.generation.resolve import ResolvedRequest
 from unspeckle.old_names import rename_image_metadata
 from unspeckle.version import installed_version
 
+# The key of image.info, and of the PNG chunk, that holds the metadata as JSON
+METADATA_KEY = "unspeckle"
 # Options that are always recorded
 ALWAYS_RECORDED = ("prompt", "negative_prompt", "steps", "sampler", "timestep_spacing", "guidance_scale")
 # Options that are recorded only where they differ from these values
@@ -50,6 +53,21 @@ def build_metadata(resolved: ResolvedRequest) -> list[dict[str, Any]]:
             metadata |= {"variation_seed": variation_seed, "variation_strength": resolved.variation_strength}
         images.append(metadata)
     return images
+
+
+def attach_metadata(image: Image.Image, metadata: dict[str, Any]) -> Image.Image:
+    """Put the metadata into image.info, from where `output.png` writes them; returns the image."""
+    image.info[METADATA_KEY] = json.dumps(metadata, ensure_ascii=True)
+    return image
+
+
+def image_metadata(image: Image.Image) -> dict[str, Any]:
+    """The metadata in image.info; empty where there are none, or damaged ones."""
+    try:
+        metadata = json.loads(image.info.get(METADATA_KEY, "{}"))
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def image_fingerprint(image: Image.Image) -> str:

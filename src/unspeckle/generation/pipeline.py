@@ -20,11 +20,10 @@ from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.conditioning import Weights, denoise_prompts, prediction_weights
 from unspeckle.generation.initial_latents import InitialLatents, fit_image, hires_latents, initial_latents
 from unspeckle.generation.inpainting import inpainting_denoise, paste_original, restore_unmasked
-from unspeckle.generation.metadata import build_metadata
+from unspeckle.generation.metadata import attach_metadata, build_metadata
 from unspeckle.generation.request import Request, make_request
 from unspeckle.generation.resolve import ResolvedRequest, resolve
 from unspeckle.model import Model
-from unspeckle.output.png import attach_metadata
 from unspeckle.prompts import Prompt, parse_prompt
 from unspeckle.samplers import SAMPLERS, Step
 

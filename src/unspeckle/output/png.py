@@ -1,6 +1,12 @@
-"""Pictures as PNG files that say how they came to be: the ask as text, and that a trained model made them.
+"""Images as PNG files with metadata: how each was drawn, and that a trained model made it.
 
-Three text chunks and an XMP packet; no path, no name of a machine, no time of day.
+Five text chunks; no path, no name of a machine, no time of day:
+
+    unspeckle       the metadata as JSON (see generation/metadata.py), which `unspeckle replay` reads
+    parameters      the same in the form of A1111, for other programs (see a1111_parameters.py)
+    Description     the prompt
+    Software        this program and its version
+    XML:com.adobe.xmp   IPTC's digital source type of generated images
 """
 
 import io
@@ -14,9 +20,10 @@ from PIL import Image, ImageChops, PngImagePlugin, UnidentifiedImageError
 
 from unspeckle import atomic
 from unspeckle.errors import InputError
+from unspeckle.generation.metadata import METADATA_KEY, image_metadata
+from unspeckle.output.a1111_parameters import PARAMETERS_KEY, format_parameters
 from unspeckle.version import installed_version
 
-METADATA_KEY = "unspeckle"  # of the chunk that holds the ask as JSON
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 _XMP_KEY = "XML:com.adobe.xmp"
 _XMP = (
@@ -27,31 +34,18 @@ _XMP = (
     "<Iptc4xmpExt:DigitalSourceType>{source}</Iptc4xmpExt:DigitalSourceType>"
     '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
 )
-MAX_FILE_BYTES = 64 * 1024 * 1024  # bytes of a picture that is read back
-
-
-def attach_metadata(image: Image.Image, metadata: dict[str, Any]) -> Image.Image:
-    """Put the record of a drawing (JSON values) into image.info, from where `encode` writes it; returns the image."""
-    image.info[METADATA_KEY] = json.dumps(metadata, ensure_ascii=True)
-    return image
-
-
-def image_metadata(image: Image.Image) -> dict[str, Any]:
-    """The record that `stamp` put into a picture, or an empty one."""
-    try:
-        metadata = json.loads(image.info.get(METADATA_KEY, "{}"))
-    except (TypeError, ValueError, RecursionError):
-        return {}
-    return metadata if isinstance(metadata, dict) else {}
+# Larger files are not read back.
+MAX_FILE_BYTES = 64 * 1024 * 1024
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """The picture as PNG with its record: chunks "unspeckle", "Description" (the prompt), "Software", and XMP."""
+    """The image as a PNG file with its metadata (see `generation.metadata.attach_metadata`), and nothing else that
+    image.info holds."""
     tool = f"unspeckle {installed_version()}"
     chunks = PngImagePlugin.PngInfo()
-    metadata = image_metadata(image)
-    if metadata:
+    if metadata := image_metadata(image):
         chunks.add_text(METADATA_KEY, json.dumps(metadata, ensure_ascii=True))
+        chunks.add_text(PARAMETERS_KEY, format_parameters(metadata).replace("\0", ""))
         if prompt := str(metadata.get("prompt", "")).replace("\0", ""):
             chunks.add_itxt("Description", prompt)
     chunks.add_text("Software", tool)
@@ -64,15 +58,14 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def write_png(image: Image.Image, path: Path) -> None:
-    """Write the picture to `path` as PNG, atomically, replacing what stood there."""
+    """Write the image to `path` as PNG with its metadata, atomically, replacing an existing file."""
     atomic.write_bytes(path, encode_png(image))
 
 
 def save_new_png(image: Image.Image, folder: Path, suffix: str = "") -> Path:
-    """Write the picture into the folder under a name of its prompt and seed; returns the path.
+    """Write the image into the folder, named after its prompt and seed; returns the path.
 
-    A file of that name is replaced only by a picture of the same ask and model; another gets -2, -3, ….
-    """
+    An existing file of that name is replaced only if it has the same metadata; otherwise -2, -3, … is added."""
     metadata, data = image_metadata(image), encode_png(image)
     stem = f"{file_stem(str(metadata.get('prompt', '')))}-{metadata.get('seed', 0)}{suffix}"
     number = 1
@@ -80,33 +73,37 @@ def save_new_png(image: Image.Image, folder: Path, suffix: str = "") -> Path:
         path = folder / (f"{stem}.png" if number == 1 else f"{stem}-{number}.png")
         if atomic.write_new_bytes(path, data):
             return path
-        if metadata and comparable_metadata(metadata_of_file(path)) == comparable_metadata(metadata):
+        if metadata and _without_batch(_file_metadata(path)) == _without_batch(metadata):
             atomic.write_bytes(path, data)
             return path
         number += 1
 
 
 def read_png(path: Path) -> Image.Image:
-    """The picture of a PNG file, RGB, its record in .info. InputError where it is none, damaged, or carries no ask."""
+    """The image of a PNG file, RGB. Its info has what the file says of how it was drawn: our metadata, and the
+    parameters of A1111 under PARAMETERS_KEY. InputError where it cannot be read, or has neither."""
     if not path.is_file():
-        raise InputError(f"{path}: no such picture; give a PNG that `unspeckle draw` wrote")
+        raise InputError(f"{path}: no such file; give a PNG file that `unspeckle draw` saved")
     if path.stat().st_size > MAX_FILE_BYTES:
-        raise InputError(f"{path}: is too large for a picture of ours; give a PNG that `unspeckle draw` wrote")
+        raise InputError(f"{path}: is too large; give a PNG file that `unspeckle draw` saved")
     try:
         with Image.open(path, formats=["PNG"]) as opened:
             opened.load()
             text = {**opened.text} if isinstance(opened, PngImagePlugin.PngImageFile) else {}
             image = opened.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as e:
-        raise InputError(f"{path}: cannot be read as PNG ({str(e)[:80]}); give one that `unspeckle draw` wrote") from e
-    image.info = {METADATA_KEY: str(text.get(METADATA_KEY, "{}"))}
-    if not image_metadata(image):
-        raise InputError(f"{path}: carries no ask (the program that saved it last dropped it); give the original PNG")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
+        reason = str(error)[:80]
+        raise InputError(f"{path}: cannot be read as PNG ({reason}); give one that `unspeckle draw` saved") from error
+    image.info = {key: str(text[key]) for key in (METADATA_KEY, PARAMETERS_KEY) if key in text}
+    if not image_metadata(image) and PARAMETERS_KEY not in image.info:
+        raise InputError(
+            f"{path}: has no metadata (the program that saved it last has dropped them); give the original PNG file"
+        )
     return image
 
 
 def max_pixel_difference(one: Image.Image, other: Image.Image) -> int:
-    """The largest difference of any pixel's channel, 0 to 255; 255 where the sizes differ."""
+    """The largest difference of any channel of any pixel, 0 to 255; 255 where the sizes differ."""
     if one.size != other.size:
         return 255
     extrema = ImageChops.difference(one.convert("RGB"), other.convert("RGB")).getextrema()
@@ -114,19 +111,20 @@ def max_pixel_difference(one: Image.Image, other: Image.Image) -> int:
 
 
 def file_stem(prompt: str) -> str:
-    """A file name of the prompt's words: letters and digits of any script, at most 60 characters and 120 bytes."""
+    """The prompt as a file name: letters and digits of any script, at most 60 characters and 120 bytes."""
     plain = unicodedata.normalize("NFKC", prompt).lower()
     name = "-".join(re.findall(r"[^\W_]+", plain))[:60]
     while len(name.encode("utf-8", "ignore")) > 120:
         name = name[:-1]
-    return name.encode("utf-8", "ignore").decode().strip("-") or "picture"
+    return name.encode("utf-8", "ignore").decode().strip("-") or "image"
 
 
-def comparable_metadata(metadata: dict[str, Any]) -> dict[str, Any]:
+def _without_batch(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The metadata without what does not decide the image but for rounding."""
     return {name: value for name, value in metadata.items() if name not in ("batch", "version")}
 
 
-def metadata_of_file(path: Path) -> dict[str, Any]:
+def _file_metadata(path: Path) -> dict[str, Any]:
     try:
         return image_metadata(read_png(path))
     except InputError:
