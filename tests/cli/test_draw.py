@@ -163,7 +163,7 @@ def test_a_prompt_with_everything_is_replayed(model: str, tmp_path: Path, capsys
     assert main(["replay", path, "-m", model]) == 2
     assert f"guided by a weaker model, 'tiny' ({guide.hash}); give it by --guide-model" in capsys.readouterr().err
     assert main(["replay", path, "-m", model, "--guide-model", model]) == 2
-    assert "give the right model by --guide-model" in capsys.readouterr().err
+    assert "give the right one by --guide-model" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_130_and_leaves_nothing_half_done(model: str, tmp_path: Path) -> None:

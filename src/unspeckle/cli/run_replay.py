@@ -126,9 +126,10 @@ def original_image(file: Path, metadata: dict[str, Any], name: str, path: Path |
 def check_same_model(file: Path, expected: object, model: Model, option: str) -> None:
     """InputError unless the model is the one that the image's metadata name."""
     if not isinstance(expected, dict) or expected.get("hash") != model.hash:
+        verb = "guided" if option == "--guide-model" else "drawn"
         raise InputError(
-            f"{file}: was drawn by {model_label(expected)}, not by {model.card.name!r} ({model.hash}); give the right "
-            f"model by {option}"
+            f"{file}: was {verb} by the model {model_label(expected)}, not by {model.card.name!r} ({model.hash}); give "
+            f"the right one by {option}"
         )
 
 
