@@ -13,15 +13,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unspeckle.denoiser import Conditioning
+from unspeckle.formats.rename_tables import BlockLayout, build_name_table, to_our_names
 from unspeckle.formats.stable_diffusion import diffusers_names
-from unspeckle.formats.stable_diffusion.checkpoint import convert_tensors, module_name_table
 from unspeckle.kernels.inference import cast_for_inference
 from unspeckle.model_io.process_memory import keep_freed_memory
 from unspeckle.networks.unet import UNet, UNetConfig
@@ -43,10 +42,10 @@ def network(state: Mapping[str, Tensor] | None) -> tuple[UNet, UNetConfig]:
     else:
         with torch.device("meta"):
             made = UNet(config)
-        made.load_state_dict(
-            convert_tensors(UNet, config, module_name_table(UNet, config, diffusers_names.UNET), state, Path("state")),
-            assign=True,
-        )
+        has_transformer = tuple(depth > 0 for depth in config.transformer_depths)
+        layout = BlockLayout(config.blocks_per_level, len(config.channel_multipliers), has_transformer)
+        table = build_name_table(made.state_dict(), diffusers_names.UNET, layout)
+        made.load_state_dict(to_our_names(table, state), assign=True)
     return made.eval().requires_grad_(False), config
 
 

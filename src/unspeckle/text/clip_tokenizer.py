@@ -58,12 +58,12 @@ class CLIPTokenizer:
         cls, folder: Path, context_length: int = 77, pad_tokens: Sequence[str] | None = None
     ) -> "CLIPTokenizer":
         """The tokenizer of a folder with vocab.json and merges.txt, or tokenizer.json, or the merges of CLIP's own
-        repository. pad_tokens: one for each encoder; None for the one that the folder states. InputError if there are no
-        such files, or they are damaged."""
+        repository. pad_tokens: one for each encoder; None for the one that the folder states. InputError if there are
+        no such files, or they are damaged."""
         try:
-            return cls(
-                _read_bpe(folder), context_length, (read_pad_token(folder),) if pad_tokens is None else pad_tokens
-            )
+            bpe = _read_bpe(folder)
+            pad_tokens = (read_pad_token(folder),) if pad_tokens is None else pad_tokens
+            return cls(bpe, context_length, pad_tokens)
         except InputError:
             raise
         except Exception as e:  # tokenizers raises bare Exceptions

@@ -43,7 +43,7 @@ class TextEncoderLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Ids (B, L) int64 -> a Conditioning with tokens (B, L, width), mask (B, L), and as vector (B, width) their mean."""
+    """Ids (B, L) int64 to a Conditioning: tokens (B, L, width), mask (B, L), and as vector (B, width) their mean."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
