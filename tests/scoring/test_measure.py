@@ -39,7 +39,7 @@ class ProgressRecorder:
     def __init__(self) -> None:
         self.stages: list[str] = []
         self.advances: list[int] = []
-        self.fractions: list[float] = []
+        self.fractions: dict[str, list[float]] = {}
 
     def start_stage(self, name: str) -> None:
         self.stages.append(name)
@@ -48,7 +48,7 @@ class ProgressRecorder:
         self.advances.append(units)
 
     def show_fraction(self, fraction: float) -> None:
-        self.fractions.append(fraction)
+        self.fractions.setdefault(self.stages[-1], []).append(fraction)
 
 
 def setup_of(model: Model, request: Request) -> SweepSetup:
@@ -140,7 +140,8 @@ def test_distances_are_those_of_the_generated_images(square_corpus: Path, tmp_pa
     scores, report_images = measure_scores(model, corpus, "squares", settings, progress)
     assert sum(progress.advances) == count_network_calls(model, corpus, settings)
     assert len(progress.stages) == len(set(progress.stages)) == 9 and scores.corpus is not None
-    assert progress.fractions == sorted(progress.fractions) and progress.fractions[-1] == 1
+    assert list(progress.fractions) == ["distances", "nearest training images"]
+    assert all(fractions == sorted(fractions) and fractions[-1] == 1 for fractions in progress.fractions.values())
     validation_images = corpus.validation.center_crops(range(len(corpus.validation)))
     assert report_images.generated_images is not None and report_images.validation_images is not None
     assert len(report_images.generated_images) == 16

@@ -11,9 +11,10 @@ from unspeckle.errors import InputError
 from unspeckle.generation.request import Request
 from unspeckle.model_io.precision import AUTO
 from unspeckle.scoring.composition.prompts import HELD_OUT_FILE
+from unspeckle.scoring.pretrained import PRETRAINED_FEATURES
 from unspeckle.scoring.scoring_run import ScoreSettings
 
-FEATURE_EXTRACTORS = ("scattering", "inception", "dinov2", "clip")
+FEATURE_EXTRACTORS = ("scattering", *PRETRAINED_FEATURES)
 DEFAULT_SEEDS = 4
 DEFAULT_PROMPTS = 25
 PROMPTS_PER_HYBRID_PAIR = 3  # hybrids of a pair are drawn with six methods: a fifth of the work of the prompts

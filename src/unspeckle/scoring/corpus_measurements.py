@@ -18,7 +18,7 @@ from unspeckle.scoring.distances import cmmd, compute_prdc, frechet_distance, ki
 from unspeckle.scoring.features import FeatureExtractor, ScatteringFeatures, WhitenedFeatures
 from unspeckle.scoring.intervals import confidence_interval
 from unspeckle.scoring.memorization import MemorizationScore, find_nearest_images, measure_memorization
-from unspeckle.scoring.pretrained import ClipFeatures, load_pretrained_features
+from unspeckle.scoring.pretrained import PRETRAINED_FEATURES, ClipFeatures, load_pretrained_features
 from unspeckle.scoring.scores import Distance, FeatureInfo, LossScore, Scores
 from unspeckle.scoring.scoring_run import (
     GeneratedSet,
@@ -67,21 +67,21 @@ def count_corpus_network_calls(model: Model, corpus: Corpus, settings: ScoreSett
 
 def measure_with_corpus(scores: Scores, run: ScoringRun, corpus: Corpus) -> tuple[Scores, ReferenceFeatures]:
     """The scores with all that a corpus allows, and the features of its validation images."""
-    run.progress.start_stage("features of real images")
+    is_downloaded = run.settings.features in PRETRAINED_FEATURES
+    run.progress.start_stage("features of real images" + " (downloaded if not in the cache)" * is_downloaded)
     validation_count = _max_images(corpus.validation, MAX_VALIDATION_IMAGES)
     validation_images = corpus.validation.center_crops(evenly_spaced_indices(len(corpus.validation), validation_count))
     extractor, floor_indices = _build_features(run, corpus.training)
     reference = ReferenceFeatures(extractor, extractor(validation_images))
     generated_sets, seconds_per_image = _generate_sets(run, corpus.validation)
     _fill_gallery(run.report_images, generated_sets[0], corpus.validation)
-    run.progress.start_stage("distances")
     scores = replace(
         scores,
         seconds_per_image=seconds_per_image,
         features=FeatureInfo(extractor.name, extractor.hash, reference.features.shape[1]),
         validation_count=len(validation_images),
         images_per_floor=len(floor_indices[0]),
-        distances=_measure_distances(reference, generated_sets, corpus.training, floor_indices),
+        distances=_measure_distances(run, reference, generated_sets, corpus.training, floor_indices),
         memorization=_measure_memorization(run, generated_sets, validation_images, corpus.training),
     )
     if run.model.card.step_counts:
@@ -142,23 +142,26 @@ def _fill_gallery(report_images: ReportImages, generated: GeneratedSet, split: S
 
 
 def _measure_distances(
+    run: ScoringRun,
     reference: ReferenceFeatures,
     generated_sets: Sequence[GeneratedSet],
     training: Split,
     floor_indices: Sequence[Tensor],
 ) -> tuple[Distance, ...]:
-    generated_values = [_compute_distances(reference, *generated) for generated in generated_sets]
-    floor_values = [
-        _compute_distances(reference, training.center_crops(indices), training.first_captions(indices))
-        for indices in floor_indices
-    ]
+    run.progress.start_stage("distances")
+    generated_values, floor_values = list[dict[str, float]](), list[dict[str, float]]()
+    for number, (generated, indices) in enumerate(zip(generated_sets, floor_indices, strict=True), 1):
+        generated_values.append(_compute_distances(reference, *generated))
+        floor_set = training.center_crops(indices), training.first_captions(indices)
+        floor_values.append(_compute_distances(reference, *floor_set))
+        run.progress.show_fraction(number / len(generated_sets))
     distances = []
     for name in generated_values[0]:
-        generated, floor = (
+        generated_interval, floor_interval = (
             confidence_interval([values[name] for values in values_by_seed], *DISTANCE_BOUNDS.get(name, ()))
             for values_by_seed in (generated_values, floor_values)
         )
-        distances.append(Distance(name, generated, floor))
+        distances.append(Distance(name, generated_interval, floor_interval))
     return tuple(distances)
 
 

@@ -27,6 +27,7 @@ INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
 DINOV2_REPO, CLIP_REPO = "facebook/dinov2-large", "openai/clip-vit-large-patch14-336"
+PRETRAINED_FEATURES = ("inception", "dinov2", "clip")
 BATCH_SIZE = 16  # images in one call of a network
 MeanStd = tuple[tuple[float, float, float], tuple[float, float, float]]
 _IMAGENET_MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

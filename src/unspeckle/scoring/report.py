@@ -1,7 +1,7 @@
 """The scores as one HTML file that needs no network and no script, for light and dark mode and for phones."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -166,7 +166,7 @@ def _key_figures(scores: Scores) -> list[KeyFigure]:
 
 
 def _sweep_rows(scores: Scores, points: Sequence[SweepPoint], images: Sequence[Tensor]) -> list[SweepRow]:
-    own: tuple[Any, ...] = (scores.sampler, scores.steps, scores.guidance_scale)
+    own = (scores.sampler, scores.steps, scores.guidance_scale)
     return [
         SweepRow(point, point_images, (point.sampler, point.steps, point.guidance_scale) == own)
         for point, point_images in zip(points, images, strict=True)
