@@ -10,7 +10,12 @@ from unspeckle.cli import options as shared
 from unspeckle.cli.options import GUIDANCE, STABLE_DIFFUSION, STARTING_IMAGE, ModelOptions
 from unspeckle.errors import InputError
 
-SEED_HELP = "Seed of the noise: with the same seed, model and options, a prompt gives the same image."
+SEED_HELP = "Seed of the noise: with the same seed, model and options, a prompt gives the same image.  [default: 0]"
+PROMPT_HELP = (
+    "Text that describes the image. Quotes are optional. If it is left out, the PNG file given by --image must hold a "
+    "prompt, from `unspeckle draw` or AUTOMATIC1111; its negative prompt, seed, steps, sampler and guidance scale are "
+    "then used too, unless options give others."
+)
 COUNT_HELP = "Number of images. Their seeds are SEED, SEED + 1, SEED + 2, and so on."
 BATCH_SIZE_HELP = (
     "How many images are drawn at the same time. Fewer need less memory.  [default: chosen by the size of the images]"
@@ -96,13 +101,10 @@ Example: unspeckle draw "a blue frog" --count 4 --seed 7 --out images
 
 def draw(
     prompt: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PROMPT...", help="Text that describes the image. Quotes are optional.", show_default=False
-        ),
-    ],
+        list[str] | None, typer.Argument(metavar="PROMPT...", help=PROMPT_HELP, show_default=False)
+    ] = None,
     model: shared.ModelPath = None,
-    seed: Annotated[int, typer.Option(metavar="N", help=SEED_HELP)] = 0,
+    seed: Annotated[int | None, typer.Option(metavar="N", help=SEED_HELP)] = None,
     count: Annotated[int, typer.Option("--count", "-n", metavar="N", help=COUNT_HELP)] = 1,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help=BATCH_SIZE_HELP)] = None,
     steps: shared.Steps = None,
@@ -183,13 +185,13 @@ def draw(
     if quiet and preview is not None:
         raise InputError("--preview: has no effect with --quiet; leave one of the two out")
     shared.limit_thread_spinning()
-    from unspeckle.cli.run_draw import DrawOptions, run_draw
+    from unspeckle.cli.run_draw import DrawOptions, options_of_image, run_draw
     from unspeckle.generation.request import Request
 
     request = Request(
-        prompt=" ".join(prompt),
+        prompt=" ".join(prompt or ()),
         negative_prompt=negative_prompt,
-        seed=seed,
+        seed=seed or 0,
         count=count,
         steps=steps,
         sampler=sampler,
@@ -221,6 +223,15 @@ def draw(
         vae=vae,
     )
     options = DrawOptions(
-        request, model_options, out, guide_model, image, mask, film_strip=film_strip, preview=preview, quiet=quiet
+        request,
+        model_options,
+        out,
+        guide_model,
+        image,
+        mask,
+        options_of_image=() if prompt else options_of_image(image, request, seed),
+        film_strip=film_strip,
+        preview=preview,
+        quiet=quiet,
     )
     return run_draw(options)

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -21,7 +22,7 @@ from unspeckle.errors import InputError, option_name
 from unspeckle.formats.stable_diffusion.add_ons import read_preview_autoencoder
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.few_step import why_not_student
-from unspeckle.generation.metadata import attach_metadata, image_metadata
+from unspeckle.generation.metadata import attach_metadata, image_metadata, request_from_metadata
 from unspeckle.generation.pipeline import images_with_metadata, sample_steps, split_into_batches
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import ResolvedRequest, ignored_options, resolve
@@ -29,8 +30,9 @@ from unspeckle.model import Model
 from unspeckle.model_io.process_memory import keep_freed_memory
 from unspeckle.networks.latent_preview import fit_latent_preview
 from unspeckle.networks.vae import VAE
+from unspeckle.output.a1111_parameters import PARAMETERS_KEY, parse_parameters, request_options
 from unspeckle.output.film_strip import FilmStrip
-from unspeckle.output.png import save_new_png
+from unspeckle.output.png import read_png, save_new_png
 from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import parse_prompt, plain_text
 from unspeckle.samplers import Step
@@ -50,6 +52,8 @@ class DrawOptions:
     # Image to start from, and mask of the part that is redrawn.
     image: Path | None = None
     mask: Path | None = None
+    # Options that the command line does not have, and that the metadata of `image` give.
+    options_of_image: tuple[str, ...] = ()
     # Whether a film strip of each image is saved as well.
     film_strip: bool = False
     # An autoencoder that decodes what the terminal shows.
@@ -65,6 +69,7 @@ def run_draw(options: DrawOptions) -> int:
     create_output_folder(options.out)
     request = replace(
         options.request,
+        **recorded_options(options.image, options.options_of_image),
         image=read_input_image(options.image, "--image"),
         mask=read_input_image(options.mask, "--mask"),
     )
@@ -154,6 +159,35 @@ def read_input_image(path: Path | None, option: str) -> Image.Image | None:
     except ImageDecodeError as error:
         formats = ", ".join(IMAGE_FORMATS)
         raise InputError(f"{option} {path}: cannot be read ({error}); give an image in {formats} format") from error
+
+
+def options_of_image(image: Path | None, request: Request, seed: int | None) -> tuple[str, ...]:
+    """The names of the options that are taken from the image's metadata where there is no prompt: those not given."""
+    if image is None:
+        raise InputError(": is missing; write what to draw", "prompt")
+    given = {name: getattr(request, name) for name in ("steps", "sampler", "timestep_spacing", "guidance_scale")}
+    given |= {"negative_prompt": request.negative_prompt or None, "seed": seed}
+    return ("prompt", *(name for name, value in given.items() if value is None))
+
+
+def recorded_options(path: Path | None, names: Sequence[str]) -> dict[str, Any]:
+    """These options of the drawing that a PNG file holds, by our metadata or the parameters of A1111.
+
+    InputError where there is no prompt in it."""
+    if path is None or not names:
+        return {}
+    try:
+        image = read_png(path)
+        if metadata := image_metadata(image):
+            request, index = request_from_metadata(metadata)
+            seeds = {"seed": request.seed + (0 if "variation_seed" in metadata else index)}
+            return {name: seeds.get(name, getattr(request, name)) for name in names}
+        return request_options(parse_parameters(image.info[PARAMETERS_KEY]), names)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise InputError(
+            f": is missing, and {path} does not give one ({reason}); write what to draw", "prompt"
+        ) from error
 
 
 def create_output_folder(out: Path) -> None:

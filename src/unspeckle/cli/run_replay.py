@@ -17,6 +17,7 @@ from unspeckle.generation.resolve import ResolvedRequest, resolve
 from unspeckle.model import Model
 from unspeckle.model_io.precision import PRECISIONS
 from unspeckle.old_names import rename_image_metadata
+from unspeckle.output.a1111_parameters import PARAMETERS_KEY, A1111Parameters, parse_parameters, request_options
 from unspeckle.output.png import max_pixel_difference, read_png
 from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import Prompt, parse_prompt
@@ -30,9 +31,9 @@ _GIVEN_AGAIN = ("guide_model", "image", "mask")
 class ReplayOptions:
     """The options of `unspeckle replay`."""
 
-    # A PNG file with metadata.
+    # A PNG file with our metadata, or with the parameters of A1111.
     file: Path
-    # The model that drew it; the precision is that of the metadata.
+    # The model that drew it; the precision is that of our metadata.
     model: ModelOptions
     # The weaker model that guided, the image that the drawing started from, and its mask.
     guide_model: Path | None = None
@@ -50,8 +51,16 @@ def run_replay(options: ReplayOptions) -> int:
     metadata = rename_image_metadata(image_metadata(image))
     if metadata.get("film"):
         raise InputError(f"{options.file}: is the film strip of an image; replay the image itself")
-    resolved, index = resolve_metadata(options, metadata)
+    notes: list[str] = []
+    if metadata:
+        resolved, index = resolve_metadata(options, metadata)
+    else:
+        parameters = parse_parameters_of(options.file, image)
+        resolved, index = resolve_parameters(options, parameters), 0
+        notes = notes_on_parameters(parameters)
     with TerminalView(quiet=options.quiet) as view:
+        for line in notes:
+            view.note(line)
         for done, last_step in enumerate(sample_steps(resolved), 1):
             step = last_step
             view.update(done, resolved.total_steps + 1, resolved.prompt, list)
@@ -82,6 +91,44 @@ def resolve_metadata(options: ReplayOptions, metadata: dict[str, Any]) -> tuple[
         mask=original_image(options.file, metadata, "mask", options.mask),
     )
     return _resolve(options.file, model, request, prompt), index
+
+
+def parse_parameters_of(file: Path, image: Image.Image) -> A1111Parameters:
+    """The parameters that another program wrote into the image's file."""
+    try:
+        return parse_parameters(image.info[PARAMETERS_KEY])
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+
+
+def resolve_parameters(options: ReplayOptions, parameters: A1111Parameters) -> ResolvedRequest:
+    """The request that the parameters of another program describe, resolved for the model that is given."""
+    file = options.file
+    if options.model.path is None:
+        raise InputError(f"{file}: was drawn by another program from {parameters.model_label}; give a model by --model")
+    if options.guide_model is not None:
+        raise InputError(f": {file} was drawn without one; leave it out", "guide_model")
+    if parameters.starts_from_image and options.image is None:
+        raise InputError(f"{file}: was drawn from another image; give it by --image")
+    try:
+        request = Request(**request_options(parameters))
+        prompt = parse_prompt(request.prompt)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    request = replace(
+        request,
+        image=read_input_image(options.image, "--image"),
+        mask=read_input_image(options.mask, "--mask"),
+    )
+    return _resolve(file, load_model(options.model, prompt.lora_tags), request, prompt)
+
+
+def notes_on_parameters(parameters: A1111Parameters) -> list[str]:
+    """What the user should know of an image that another program drew."""
+    lines = ["the image was drawn by another program, whose pixels cannot be drawn exactly"]
+    if names := parameters.unused_settings:
+        lines.append(f"settings of that program without effect here: {', '.join(names)}")
+    return lines
 
 
 def refuse_unused_files(options: ReplayOptions, metadata: dict[str, Any]) -> None:

@@ -52,17 +52,17 @@ _NEGATIVE_MARK, _ESCAPED_MARK = "Negative prompt:", "Negative prompt\\:"  # the 
 
 
 def format_parameters(metadata: Mapping[str, Any]) -> str:
-    """The text for the metadata of an image (see `generation.metadata`)."""
-    width, height = metadata.get("size", (0, 0))
-    model: Mapping[str, Any] = metadata.get("model", {})
-    spacing = metadata.get("timestep_spacing")
+    """The text for the metadata of an image (see `generation.metadata`). What is missing or damaged is left out."""
+    size, spacing = _as_size(metadata.get("size")), str(metadata.get("timestep_spacing", ""))
+    model = metadata.get("model")
+    model = model if isinstance(model, dict) else {}
     fields = {
         "Steps": metadata.get("steps"),
         "Sampler": SAMPLER_NAMES.get(str(metadata.get("sampler")), metadata.get("sampler")),
-        "Schedule type": SCHEDULE_TYPES.get(str(spacing)),
+        "Schedule type": SCHEDULE_TYPES.get(spacing),
         "CFG scale": metadata.get("guidance_scale"),
         "Seed": metadata.get("seed"),
-        "Size": f"{width}x{height}",
+        "Size": None if size is None else f"{size[0]}x{size[1]}",
         "Model hash": model.get("hash"),
         "Model": model.get("name"),
         "Variation seed": metadata.get("variation_seed"),
@@ -70,7 +70,7 @@ def format_parameters(metadata: Mapping[str, Any]) -> str:
         "Denoising strength": metadata.get("strength"),
         "Clip skip": metadata.get("clip_skip"),
         **_hires_fields(metadata),
-        _SPACING_FIELD: None if spacing in SCHEDULE_TYPES else spacing,
+        _SPACING_FIELD: None if spacing in SCHEDULE_TYPES else spacing or None,
         "Version": f"unspeckle {metadata.get('version', '')}".rstrip(),
     }
     settings = ", ".join(f"{name}: {_format_value(value)}" for name, value in fields.items() if value is not None)
@@ -80,15 +80,22 @@ def format_parameters(metadata: Mapping[str, Any]) -> str:
 
 
 def _hires_fields(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    if "hires_size" not in metadata:
+    size, hires_size = _as_size(metadata.get("size")), _as_size(metadata.get("hires_size"))
+    if size is None or hires_size is None:
         return {}
-    (width, height), (hires_width, hires_height) = metadata["size"], metadata["hires_size"]
+    (width, height), (hires_width, hires_height) = size, hires_size
     by_factor = hires_width * height == hires_height * width
     return {
         "Hires upscale": hires_width / width if by_factor else None,
         "Hires resize": None if by_factor else f"{hires_width}x{hires_height}",
-        "Hires upscaler": _UPSCALERS[metadata.get("upscaler", "lanczos")],
+        "Hires upscaler": _UPSCALERS.get(str(metadata.get("upscaler", "lanczos"))),
     }
+
+
+def _as_size(value: object) -> tuple[int, int] | None:
+    """(width, height), if it is a pair of positive integers."""
+    sides = tuple(value) if isinstance(value, list | tuple) else ()
+    return sides if len(sides) == 2 and all(type(side) is int and side > 0 for side in sides) else None
 
 
 def _format_value(value: object) -> str:
