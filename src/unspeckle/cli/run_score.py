@@ -150,9 +150,14 @@ def _score_composition(
         if pair_count:
             progress.restart_stage("hybrids", pair_count * seed_count * len(SCORED_METHODS))
             hybrids, report_images.hybrids = score_hybrids(
-                model, test.hybrid_pairs, detector, options.request,
-                max_pairs=pair_count, seed_count=seed_count, advance=progress.advance,
-            )  # fmt: skip
+                model,
+                test.hybrid_pairs,
+                detector,
+                options.request,
+                max_pairs=pair_count,
+                seed_count=seed_count,
+                advance=progress.advance,
+            )
             scores = replace(scores, hybrids=hybrids)
     except (InputError, OSError) as error:
         parts = "composition and hybrids are" if scores.composition is None else "hybrids are"

@@ -127,9 +127,15 @@ def draw_figure(plot: Plot) -> "Figure":
     if plot.reference_y is not None:
         axes.axhline(plot.reference_y, color=_TEXT, linewidth=1, linestyle=(0, (2, 3)))
         axes.annotate(
-            plot.reference_name, (0, plot.reference_y), (4, 3), xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points", ha="left", va="bottom", fontsize=11.5,
-        )  # fmt: skip
+            plot.reference_name,
+            (0, plot.reference_y),
+            (4, 3),
+            xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points",
+            ha="left",
+            va="bottom",
+            fontsize=11.5,
+        )
     _scale_axes(axes, plot)
     return figure
 
