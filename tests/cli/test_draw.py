@@ -1,19 +1,22 @@
 """`draw` and `replay`: options reach the image, results go to standard output, and an image is drawn again exactly."""
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image, PngImagePlugin
 
 import unspeckle
 from tiny_models import random_model
 from unspeckle.cli import main
 from unspeckle.generation import pipeline
 from unspeckle.generation.initial_latents import initial_latents
-from unspeckle.generation.metadata import attach_metadata, image_metadata
+from unspeckle.generation.metadata import METADATA_KEY, image_metadata
 from unspeckle.model_io.model_file import save
 from unspeckle.output.png import read_png, write_png
 
@@ -106,11 +109,18 @@ def test_replay_recognizes_another_model(model: str, tmp_path: Path, capsys: Cap
     assert random_model().hash in error and other.hash in error and "--model" in error and error.count("\n") == 1
 
 
+def save_with_metadata(image: Image.Image, metadata: dict[str, Any], path: Path) -> None:
+    """Save the image with these metadata, whatever they are."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text(METADATA_KEY, json.dumps(metadata))
+    image.save(path, pnginfo=chunks)
+
+
 @pytest.mark.parametrize("prompt", [5, ["a frog"], "frog" * 50_000])
 def test_metadata_whose_prompt_is_no_prompt(prompt: object, model: str, tmp_path: Path, capsys: Capture) -> None:
     image = unspeckle.draw(random_model(), "a frog", steps=1)[0]
     path = tmp_path / "a.png"
-    write_png(attach_metadata(image, {**image_metadata(image), "prompt": prompt}), path)
+    save_with_metadata(image, {**image_metadata(image), "prompt": prompt}, path)
     assert main(["replay", str(path), "-m", model]) == 2
     assert capsys.readouterr().err == f"unspeckle: {path}: prompt: must be text of at most 100000 characters\n"
 
@@ -129,7 +139,7 @@ def test_metadata_with_a_field_that_it_may_not_have(name: str, model: str, tmp_p
     image = unspeckle.draw(random_model(), "a frog", seed=1, steps=1)[0]
     right = (str,) if name in ("prompt", "negative_prompt") else (bool,) if name == "paste_original" else ()
     for value in (value for value in WRONG if not isinstance(value, right)):
-        write_png(attach_metadata(image, {**image_metadata(image), name: value}), tmp_path / "a.png")
+        save_with_metadata(image, {**image_metadata(image), name: value}, tmp_path / "a.png")
         assert main(["replay", str(tmp_path / "a.png"), "-m", model, "-q"]) == 2, value
         output = capsys.readouterr()
         assert output.out == "" and output.err.count("\n") == 1 and len(output.err) < 1000, value
