@@ -1,5 +1,6 @@
-// The entry of a gated feed-forward in bfloat16 for x86 processors with AVX-512 BF16: two products by oneDNN's brgemm, whose
-// blocks are still in the cache, and float32, when the one is multiplied by the gelu of the other.
+// The first half of a GEGLU feed-forward layer in bfloat16, for x86 processors with AVX-512 BF16: two matrix products
+// by oneDNN's brgemm, of blocks that are still in the cache, and in float32, when one is multiplied by the GELU of the
+// other.
 
 #include <ATen/native/CPUBlas.h>
 
@@ -14,33 +15,36 @@ using at::native::cpublas::brgemm_release;
 
 namespace {
 
-constexpr int64_t OUTPUTS = 64;  // of a product
-constexpr int64_t ROWS = 64;     // of a product
+constexpr int64_t OUTPUT_BLOCK = 64;  // columns of a product
+constexpr int64_t ROW_BLOCK = 64;     // rows of a product
 
 }  // namespace
 
-// value · gelu(gate) of x (rows, enter) to out (rows, leave); leave is a multiple of OUTPUTS. weights (2 · leave / OUTPUTS, enter / 2,
-// OUTPUTS, 2) and bias (2 · leave), those of the value before those of the gate.
+// value · gelu(gate) of x (rows, in_features) to out (rows, out_features); out_features is a multiple of OUTPUT_BLOCK.
+// weights (2 · out_features / OUTPUT_BLOCK, in_features / 2, OUTPUT_BLOCK, 2) and bias (2 · out_features): those of the
+// values come before those of the gates.
 extern "C" void unspeckle_geglu(const BFloat16* x, const BFloat16* weights, const float* bias, uint16_t* out,
-                                        int64_t rows, int64_t enter, int64_t leave, int threads) {
+                                int64_t rows, int64_t in_features, int64_t out_features, int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    const Lines<float> value(ROWS * OUTPUTS), gate(ROWS * OUTPUTS);
+    const AlignedArray<float> value(ROW_BLOCK * OUTPUT_BLOCK), gate(ROW_BLOCK * OUTPUT_BLOCK);
 #pragma omp for schedule(dynamic) collapse(2)
-    for (int64_t row = 0; row < rows; row += ROWS)
-      for (int64_t o = 0; o < leave; o += OUTPUTS) {
-        const int64_t count = std::min(ROWS, rows - row);
-        const auto product = [=](int64_t place, float* made) {
-          brgemm(count, OUTPUTS, enter, enter, OUTPUTS, OUTPUTS, false, x + row * enter, weights + place * enter, made, true);
+    for (int64_t row = 0; row < rows; row += ROW_BLOCK)
+      for (int64_t o = 0; o < out_features; o += OUTPUT_BLOCK) {
+        const int64_t count = std::min(ROW_BLOCK, rows - row);
+        const auto multiply = [=](int64_t output, float* product) {
+          brgemm(count, OUTPUT_BLOCK, in_features, in_features, OUTPUT_BLOCK, OUTPUT_BLOCK, false,
+                 x + row * in_features, weights + output * in_features, product, true);
         };
-        product(o, value.get()), product(leave + o, gate.get());
+        multiply(o, value.get()), multiply(out_features + o, gate.get());
         for (int64_t r = 0; r < count; ++r)
-          for (int64_t j = 0; j < OUTPUTS; j += LANES) {
-            const auto of = [&](const Lines<float>& made, int64_t place) {
-              return _mm512_add_ps(_mm512_loadu_ps(made.get() + r * OUTPUTS + j), _mm512_loadu_ps(bias + place + j));
+          for (int64_t j = 0; j < OUTPUT_BLOCK; j += LANES) {
+            const auto with_bias = [&](const AlignedArray<float>& product, int64_t output) {
+              const __m512 values = _mm512_loadu_ps(product.get() + r * OUTPUT_BLOCK + j);
+              return _mm512_add_ps(values, _mm512_loadu_ps(bias + output + j));
             };
-            const __m512 gated = _mm512_mul_ps(of(value, o), gelu(of(gate, leave + o)));
-            _mm256_storeu_si256((__m256i*)(out + (row + r) * leave + o + j), (__m256i)_mm512_cvtneps_pbh(gated));
+            const __m512 gated = _mm512_mul_ps(with_bias(value, o), gelu(with_bias(gate, out_features + o)));
+            _mm256_storeu_si256((__m256i*)(out + (row + r) * out_features + o + j), (__m256i)_mm512_cvtneps_pbh(gated));
           }
       }
     brgemm_release(true);
