@@ -1,7 +1,8 @@
-"""Foreign checkpoints in every layout: found to be what they are, the same in each, and refused in one line."""
+"""Stable Diffusion checkpoints in every layout: recognized, the same model in each, and refused in one line."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,122 +13,139 @@ from safetensors.torch import load_file, save_file
 
 import stable_diffusion_files
 import unspeckle
+from conftest import SDFolder
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.formats.stable_diffusion.model import interleaved_bit_sums
+from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
+from unspeckle.formats.stable_diffusion.model import StableDiffusionModel, interleaved_bit_sums
 from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import open_checkpoint
+from unspeckle.networks.lora import init_adapters
+from unspeckle.networks.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
-FAMILIES = {"1": "epsilon", "1-inpaint": "epsilon", "1-lcm": "epsilon", "2": "v_prediction", "xl": "epsilon",
-            "xl-inpaint": "epsilon", "xl-refiner": "epsilon"}  # fmt: skip
-FOLDERS: dict[str, Path] = {}
+PREDICTIONS = {
+    "1": "epsilon",
+    "1-inpaint": "epsilon",
+    "1-lcm": "epsilon",
+    "2": "v_prediction",
+    "xl": "epsilon",
+    "xl-inpaint": "epsilon",
+    "xl-refiner": "epsilon",
+}
 
 
 @pytest.fixture
-def folder(tmp_path_factory: Any) -> Any:
+def folder(sd_folder: SDFolder) -> Callable[[str], Path]:
     """A function from a family to the folder that its pipeline saved, in half precision."""
-
-    def made(family: str) -> Path:
-        if family not in FOLDERS:
-            place = tmp_path_factory.mktemp(family)
-            pipe = stable_diffusion_files.tiny_pipeline(family, place / "scratch", FAMILIES[family]).to(torch.float16)
-            pipe.save_pretrained(place / "pipe")
-            FOLDERS[family] = place / "pipe"
-        return FOLDERS[family]
-
-    return made
+    return lambda family: sd_folder(family, PREDICTIONS[family], half=True)
 
 
-def vocabulary(beside: Path, source: Path) -> None:
-    """Single files have none: put one beside."""
+@pytest.fixture
+def single_file(
+    folder: Callable[[str], Path], sd_conversions: dict[str, Path], tmp_path: Path
+) -> Callable[[str], tuple[Path, Path]]:
+    """A function from a family to a copy of its folder as a single file, its vocabulary beside it, and that file as a
+    folder again."""
+
+    def convert(family: str) -> tuple[Path, Path]:
+        shutil.copytree(convert_both_ways(family, folder(family), sd_conversions), tmp_path, dirs_exist_ok=True)
+        return tmp_path / "to" / "model.safetensors", tmp_path / "back"
+
+    return convert
+
+
+@pytest.fixture(scope="module")
+def sd_conversions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """What was converted already, by family; "" is where it is written."""
+    return {"": tmp_path_factory.mktemp("conversions")}
+
+
+def convert_both_ways(family: str, source: Path, conversions: dict[str, Path]) -> Path:
+    """A folder with the single file "to/model.safetensors" and the folder "back"."""
+    if family not in conversions:
+        target = conversions[""] / family
+        (target / "to").mkdir(parents=True)
+        copy_vocabulary(source, target / "to")
+        assert main(["convert", str(source), str(target / "to" / "model.safetensors")]) == 0
+        assert main(["convert", str(target / "to" / "model.safetensors"), str(target / "back")]) == 0
+        conversions[family] = target
+    return conversions[family]
+
+
+def copy_vocabulary(source: Path, target: Path) -> None:
+    """A single file has no vocabulary: put that of the source beside it."""
     tokenizers = source / "tokenizer"
     for file in (tokenizers if tokenizers.is_dir() else source / "tokenizer_2").iterdir():
-        shutil.copy(file, beside / file.name)
+        shutil.copy(file, target / file.name)
 
 
-def converted(source: Path, tmp: Path) -> tuple[Path, Path]:
-    """The folder as a single file, and that as a folder."""
-    if not (source.parent / "done").is_dir():
-        done = source.parent / "done"
-        (done / "to").mkdir(parents=True)
-        vocabulary(done / "to", source)
-        assert main(["convert", str(source), str(done / "to" / "model.safetensors")]) == 0
-        assert main(["convert", str(done / "to" / "model.safetensors"), str(done / "back")]) == 0
-    shutil.copytree(source.parent / "done", tmp, dirs_exist_ok=True)
-    return tmp / "to" / "model.safetensors", tmp / "back"
-
-
-def test_a_single_file_is_compared_where_no_vocabulary_is(folder: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_single_file_is_compared_where_there_is_no_vocabulary(
+    folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert main(["convert", str(folder("1")), str(tmp_path / "model.safetensors")]) == 0
     with pytest.raises(InputError, match="has no vocabulary"):
         open_checkpoint(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PREDICTIONS)
 def test_folder_to_single_file_to_folder(family: str, folder: Any, tmp_path: Path, capsys: Any) -> None:
     source = folder(family)
-    shutil.rmtree(source.parent / "done", ignore_errors=True)
-    file, back = converted(source, tmp_path)
-    said = capsys.readouterr()
-    assert [Path(path).name for path in said.out.split()] == ["model.safetensors", "back"]
-    assert said.err.count("relative difference 0.0e+00") == 6
+    target = convert_both_ways(family, source, {"": tmp_path})
+    file, back = target / "to" / "model.safetensors", target / "back"
+    printed = capsys.readouterr()
+    assert [Path(path).name for path in printed.out.split()] == ["model.safetensors", "back"]
+    assert printed.err.count("relative difference 0.0e+00") == 6
     compared = 0
-    for weights in sorted(source.rglob("*.safetensors")):
-        before, after = load_file(weights), load_file(back / weights.relative_to(source))
+    for tensors_file in sorted(source.rglob("*.safetensors")):
+        before, after = load_file(tensors_file), load_file(back / tensors_file.relative_to(source))
         if "embeddings.token_embedding.weight" in before:  # transformers 5 leaves the prefix out
             before = {f"text_model.{name}": tensor for name, tensor in before.items()}
         assert before.keys() == after.keys()
-        assert all(
-            torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before
-        )
+        for name, tensor in before.items():
+            assert torch.equal(tensor, after[name]) and tensor.dtype == after[name].dtype
         compared += len(before)
-    assert compared == len(open_checkpoint(source).tensors)
-    one, other = unspeckle.load(source), unspeckle.load(file)
-    assert one.denoiser.prediction == other.denoiser.prediction == ("v" if family == "2" else "eps")
-    assert type(one.network) is type(other.network) and one.autoencoder.config == other.autoencoder.config
-    config = json.loads((source / "model_index.json").read_text())["_class_name"]
-    assert json.loads((back / "model_index.json").read_text())["_class_name"] == config
+    checkpoint = open_checkpoint(source)
+    assert isinstance(checkpoint, StableDiffusionCheckpoint) and compared == len(checkpoint.tensors)
+    from_folder, from_file = unspeckle.load(source), unspeckle.load(file)
+    assert from_folder.denoiser.prediction == from_file.denoiser.prediction == ("v" if family == "2" else "eps")
+    assert type(from_folder.network) is type(from_file.network)
+    assert from_folder.autoencoder.config == from_file.autoencoder.config
+    pipeline_class = json.loads((source / "model_index.json").read_text())["_class_name"]
+    assert json.loads((back / "model_index.json").read_text())["_class_name"] == pipeline_class
 
 
 @pytest.mark.parametrize("family", ["1", "2", "xl"])
-def test_diffusers_draws_the_same_from_what_was_written(family: str, folder: Any, tmp_path: Path) -> None:
+def test_diffusers_draws_the_same_from_what_was_written(family: str, folder: Any, single_file: Any) -> None:
     source = folder(family)
-    file, back = converted(source, tmp_path)
-    kind = diffusers.StableDiffusionXLPipeline if family == "xl" else diffusers.StableDiffusionPipeline
-    more = {} if family == "xl" else {"safety_checker": None}
-    asked = {"prompt": "a frog", "num_inference_steps": 3, "height": 16, "width": 16, "output_type": "latent"}
-    drawn = []
+    file, back = single_file(family)
+    pipeline_class = diffusers.StableDiffusionXLPipeline if family == "xl" else diffusers.StableDiffusionPipeline
+    extra = {} if family == "xl" else {"safety_checker": None}
+    options = {"prompt": "a frog", "num_inference_steps": 3, "height": 16, "width": 16, "output_type": "latent"}
+    latents = []
     for place in (source, back):
-        pipe = kind.from_pretrained(place, torch_dtype=torch.float32, **more)
-        pipe.set_progress_bar_config(disable=True)
-        pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
-        drawn.append(pipe(**asked, generator=torch.Generator().manual_seed(0)).images)
-    assert torch.equal(*drawn)
-    ours = unspeckle.load(file)
-    *_, last = steps(
-        ours, Request(prompt="a frog", steps=3, sampler="ddim", timestep_spacing="leading", size=16, guidance_scale=7.5)
-    )
-    *_, from_folder = steps(
-        unspeckle.load(source), Request(prompt="a frog", steps=3, sampler="ddim", size=16, guidance_scale=7.5)
-    )
-    assert (last.x - from_folder.x).norm() <= 1e-5 * from_folder.x.norm()
+        pipeline = pipeline_class.from_pretrained(place, torch_dtype=torch.float32, **extra)
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config)
+        latents.append(pipeline(**options, generator=torch.Generator().manual_seed(0)).images)
+    assert torch.equal(*latents)
+    request = Request(prompt="a frog", steps=3, sampler="ddim", size=16, guidance_scale=7.5, timestep_spacing="leading")
+    *_, from_file = steps(unspeckle.load(file), request)
+    *_, from_folder = steps(unspeckle.load(source), request)
+    assert (from_file.x - from_folder.x).norm() <= 1e-5 * from_folder.x.norm()
 
 
-def test_ldm_names_are_those_of_the_original_code(folder: Any, tmp_path: Path) -> None:
+def test_names_in_a_single_file_are_those_of_the_original_code(folder: Any, single_file: Any) -> None:
     """By the converter of diffusers, which reads the original layout into its own names."""
     from diffusers.loaders import single_file_utils as peer
 
-    file, _ = converted(folder("1"), tmp_path)
-    held, source = load_file(file), folder("1")
-    theirs = peer.convert_ldm_unet_checkpoint(
-        dict(held), dict(diffusers.UNet2DConditionModel(**stable_diffusion_files.UNET_CONFIGS["1"]).config)
-    )
+    source, tensors = folder("1"), load_file(single_file("1")[0])
+    unet_config = dict(diffusers.UNet2DConditionModel(**stable_diffusion_files.UNET_CONFIGS["1"]).config)
+    theirs = peer.convert_ldm_unet_checkpoint(dict(tensors), unet_config)
     expected = load_file(source / "unet" / "diffusion_pytorch_model.safetensors")
     assert theirs.keys() == expected.keys() and all(torch.equal(theirs[name], expected[name]) for name in theirs)
-    config = json.loads((source / "vae" / "config.json").read_text())
-    theirs = peer.convert_ldm_vae_checkpoint(dict(held), config)
+    theirs = peer.convert_ldm_vae_checkpoint(dict(tensors), json.loads((source / "vae" / "config.json").read_text()))
     expected = load_file(source / "vae" / "diffusion_pytorch_model.safetensors")
     assert theirs.keys() == expected.keys()
     assert all(torch.equal(theirs[name].reshape(expected[name].shape), expected[name]) for name in theirs)
@@ -135,7 +153,7 @@ def test_ldm_names_are_those_of_the_original_code(folder: Any, tmp_path: Path) -
 
 def test_variants_and_shards(folder: Any, tmp_path: Path) -> None:
     source = folder("1")
-    expected = unspeckle.load(source).hash
+    expected_hash = unspeckle.load(source).hash
     for kind in ("fp16", "sharded"):
         place = tmp_path / kind
         shutil.copytree(source, place)
@@ -147,13 +165,13 @@ def test_variants_and_shards(folder: Any, tmp_path: Path) -> None:
             tensors = list(load_file(whole).items())
             whole.unlink()
             shards = {f"{name}-0000{n}-of-00002.safetensors": dict(tensors[n - 1 :: 2]) for n in (1, 2)}
-            for shard, held in shards.items():
-                save_file(held, place / part / shard)
-            index = {"weight_map": {key: shard for shard, held in shards.items() for key in held}}
+            for shard, shard_tensors in shards.items():
+                save_file(shard_tensors, place / part / shard)
+            index = {"weight_map": {key: shard for shard, shard_tensors in shards.items() for key in shard_tensors}}
             (place / part / f"{name}.safetensors.index.json").write_text(json.dumps(index))
-        assert unspeckle.load(place).hash == expected
+        assert unspeckle.load(place).hash == expected_hash
     next((tmp_path / "sharded" / "unet").glob("*-00002-*")).unlink()
-    with pytest.raises(InputError, match=r"00002-of-00002.safetensors: is named in the index but is not there"):
+    with pytest.raises(InputError, match=r"00002-of-00002.safetensors: is named in the index but does not exist"):
         unspeckle.load(tmp_path / "sharded")
 
 
@@ -162,19 +180,21 @@ def test_names_that_older_programs_wrote(folder: Any, tmp_path: Path) -> None:
     source, place = folder("1"), tmp_path / "old"
     shutil.copytree(source, place)
     file = place / "vae" / "diffusion_pytorch_model.safetensors"
-    held, old = load_file(file), {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    for new, name in old.items():
-        held = {key.replace(f"attentions.0.{new}.", f"attentions.0.{name}."): held[key] for key in held}
-    assert sum(".proj_attn." in key for key in held) == 4
-    save_file(held, file)
+    tensors, old_names = load_file(file), {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for new, old in old_names.items():
+        tensors = {key.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): tensors[key] for key in tensors}
+    assert sum(".proj_attn." in key for key in tensors) == 4
+    save_file(tensors, file)
     file = place / "text_encoder" / "model.safetensors"
-    held = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(file).items()}
-    save_file({**held, "text_model.embeddings.position_ids": torch.arange(77)[None]}, file)
+    tensors = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in load_file(file).items()}
+    save_file({**tensors, "text_model.embeddings.position_ids": torch.arange(77)[None]}, file)
     assert unspeckle.load(place).hash == unspeckle.load(source).hash
 
 
-def test_a_vocabulary_in_the_hubs_cache_serves_single_files(folder: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    file, _ = converted(folder("1"), tmp_path)
+def test_a_vocabulary_in_the_hubs_cache_serves_single_files(
+    folder: Any, single_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = single_file("1")
     alone = tmp_path / "alone" / "model.safetensors"
     alone.parent.mkdir()
     file.rename(alone)
@@ -186,8 +206,8 @@ def test_a_vocabulary_in_the_hubs_cache_serves_single_files(folder: Any, tmp_pat
     assert unspeckle.load(alone).hash == unspeckle.load(folder("1")).hash
 
 
-def test_what_a_stable_diffusion_2_predicts(folder: Any, tmp_path: Path) -> None:
-    file, _ = converted(folder("2"), tmp_path)
+def test_what_a_stable_diffusion_2_predicts(single_file: Any) -> None:
+    file, _ = single_file("2")
     assert unspeckle.load(file).denoiser.prediction == "v"  # by the metadata that were written
     save_file(load_file(file), file)
     with pytest.raises(InputError, match=r"is a Stable Diffusion 2, .* decide with --prediction v or --prediction eps"):
@@ -201,33 +221,33 @@ def test_what_a_stable_diffusion_2_predicts(folder: Any, tmp_path: Path) -> None
     assert unspeckle.load(file).denoiser.prediction == "v"
 
 
-def test_every_command_that_draws_hears_how_to_read_a_model(folder: Any, tmp_path: Path, capsys: Any) -> None:
-    """A Stable Diffusion 2 as .ckpt, which neither tells what it predicts nor is read unasked."""
-    file, _ = converted(folder("2"), tmp_path)
-    pickle, out = file.with_suffix(".ckpt"), ["-o", str(tmp_path / "drawn")]
+def test_every_command_that_draws_passes_on_how_to_read_a_model(single_file: Any, tmp_path: Path, capsys: Any) -> None:
+    """For a Stable Diffusion 2 as .ckpt, which does not say what it predicts, and is a pickle."""
+    file, _ = single_file("2")
+    pickle, out = file.with_suffix(".ckpt"), ["-o", str(tmp_path / "images")]
     torch.save({"state_dict": load_file(file)}, pickle)
-    asked, told = ["a frog", "--size", "16", "--steps", "2", "-q"], ["--prediction", "v", "--trust-pickle"]
-    both = ["--model", str(pickle), "--guide", str(pickle)]
+    prompt, reading = ["a frog", "--size", "16", "--steps", "2", "-q"], ["--prediction", "v", "--trust-pickle"]
+    models = ["--model", str(pickle), "--guide-model", str(pickle)]
     capsys.readouterr()
-    assert main(["draw", *asked, *both, *out, *told]) == 0
-    picture = capsys.readouterr().out.strip()
-    assert main(["replay", picture, *both, "-q", *told]) == 0
-    assert capsys.readouterr().out == "largest pixel difference: 0\n"
+    assert main(["draw", *prompt, *models, *out, *reading]) == 0
+    image = capsys.readouterr().out.strip()
+    assert main(["replay", image, *models, "-q", *reading]) == 0
+    assert "difference: 0\n" in capsys.readouterr().out
     report = ["-n", "8", "--steps", "1", "-q", "-o", str(tmp_path / "a.html")]
-    lines = (["draw", *asked, *both, *out], ["replay", picture, *both], ["score", str(pickle), *report])
+    lines = (["draw", *prompt, *models, *out], ["replay", image, *models], ["score", str(pickle), *report])
     for line in lines:
-        for some, says in (
+        for options, message in (
             ([], "--trust-pickle"),
-            (told[2:], "--prediction v or"),
+            (reading[2:], "--prediction v or"),
             (["--prediction", "x"], "eps or v"),
         ):
-            assert main([*line, *some]) == 2
-            said = capsys.readouterr()
-            assert said.out == "" and len(said.err.splitlines()) == 1 and says in said.err
+            assert main([*line, *options]) == 2
+            printed = capsys.readouterr()
+            assert printed.out == "" and len(printed.err.splitlines()) == 1 and message in printed.err
 
 
-def test_pickles(folder: Any, tmp_path: Path) -> None:
-    file, _ = converted(folder("1"), tmp_path)
+def test_pickles(single_file: Any, tmp_path: Path) -> None:
+    file, _ = single_file("1")
     pickle = file.with_suffix(".ckpt")
     torch.save({"state_dict": load_file(file), "global_step": 3}, pickle)
     with pytest.raises(InputError, match=r"unspeckle convert model.ckpt model.safetensors --trust-pickle"):
@@ -245,14 +265,51 @@ def test_pickles(folder: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def fill_by_shape(model: unspeckle.Model) -> StableDiffusionModel:
+    """The model with weights that follow from their shapes alone, whatever libraries drew the random ones."""
+    assert isinstance(model, StableDiffusionModel)
+    for tensor in model.state_dict().values():
+        tensor.copy_((torch.arange(tensor.numel(), dtype=torch.float32) % 97 / 97 - 0.5).view(tensor.shape))
+    return model.invalidate_hash()
+
+
+# As version 0.1 (commit b242062) computed them for the same checkpoints, filled in the same way
+HASHES = {
+    "1": "da53dae1e35e",
+    "1-inpaint": "0380a5b620db",
+    "1-lcm": "ec53c78d09dd",
+    "2": "44f2f5e289da",
+    "xl": "1c94ed18479b",
+    "xl-inpaint": "ad64d4778c8a",
+    "xl-refiner": "88955e08a82d",
+}
+
+
+@pytest.mark.parametrize("family", HASHES)
+def test_hashes_are_those_of_version_0_1(family: str, sd_folder: SDFolder) -> None:
+    """Images name their model by its hash, so those drawn before can still be replayed."""
+    assert fill_by_shape(unspeckle.load(sd_folder(family))).weights_hash == HASHES[family]
+
+
+def test_hashes_with_add_ons_are_those_of_version_0_1(sd_folder: SDFolder) -> None:
+    model = unspeckle.load(sd_folder("1"))
+    model.autoencoder = TinyAutoencoder(
+        TinyAutoencoderConfig(base_channels=8, encoder_blocks=(1, 1), decoder_blocks=(1, 1))
+    )
+    assert fill_by_shape(model).weights_hash == "a7f1d03fcd23"
+    init_adapters(model.modules(), 2, 0).attach(model.modules())
+    assert fill_by_shape(model).weights_hash == "81baef1899c2"
+    assert model.hash == "ccebd9c19f3d"
+
+
 @pytest.mark.parametrize(
     "shape", [(7,), (64,), (30, 64, 3, 3), (30, 128, 1, 1), (5, 6, 3, 3), (70, 33), (2100, 64, 2, 2)]
 )
-def test_what_is_hashed_of_weights_is_the_same_in_every_order_of_memory(shape: tuple[int, ...]) -> None:
-    """By the plain way, so that records of pictures from before name the same model."""
-    held = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * -1e38
-    bits = (held.permute(0, 2, 3, 1) if held.ndim == 4 else held).contiguous().view(torch.int32).flatten()
-    plain = torch.nn.functional.pad(bits, (0, -len(bits) % 64)).view(-1, 64).sum(0, dtype=torch.int64).tolist()
-    assert interleaved_bit_sums(held) == plain
-    if held.ndim == 4:
-        assert interleaved_bit_sums(held.contiguous(memory_format=torch.channels_last)) == plain
+def test_bit_sums_are_the_same_in_every_memory_format(shape: tuple[int, ...]) -> None:
+    """And those of the plain formula."""
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * -1e38
+    bits = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous().view(torch.int32).flatten()
+    expected = torch.nn.functional.pad(bits, (0, -len(bits) % 64)).view(-1, 64).sum(0, dtype=torch.int64).tolist()
+    assert interleaved_bit_sums(tensor) == expected
+    if tensor.ndim == 4:
+        assert interleaved_bit_sums(tensor.contiguous(memory_format=torch.channels_last)) == expected

@@ -28,7 +28,7 @@ def apply_add_ons(
 ) -> Model:
     """The model, changed in place.
 
-    loras: LoRA files, each with ":WEIGHT" behind it if it is not to count 1, which are merged into the weights; or
+    loras: LoRA files, each with ":STRENGTH" behind it if it is not to count 1, which are merged into the weights; or
     folders in which those of the prompt may be. embeddings: textual inversions. autoencoder: replaces the model's own.
     lora_tags: those of the prompt, as `parse_prompt` gives them. model_path: where the model is, beside which their
     files are looked for. InputError, one line, where a file does not fit, or the model is no Stable Diffusion; it is
@@ -102,20 +102,20 @@ def require_stable_diffusion(model: Model, option: str, value: str = "") -> Stab
 
 
 def parse_lora_option(value: str) -> WeightedFile:
-    """FILE or FILE:WEIGHT. InputError where there is no such file, or the weight is no number or too large."""
-    file, colon, weight_text = value.rpartition(":")
+    """FILE or FILE:STRENGTH. InputError where there is no such file, or the strength is too large."""
+    file, colon, strength_text = value.rpartition(":")
     try:
-        weight = float(weight_text)
+        strength = float(strength_text)
     except ValueError:
         colon = ""
     if not colon or Path(value).is_file():
         return require_file(Path(value), "loras"), 1.0
-    if not abs(weight) <= MAX_LORA_STRENGTH:
+    if not abs(strength) <= MAX_LORA_STRENGTH:
         raise InputError(
             f" {value}: the strength must lie between -{MAX_LORA_STRENGTH:g} and {MAX_LORA_STRENGTH:g}; 1 is usual",
             "loras",
         )
-    return require_file(Path(file), "loras"), weight
+    return require_file(Path(file), "loras"), strength
 
 
 def require_file(file: Path, option: str) -> Path:

@@ -52,6 +52,8 @@ class TensorShapes:
 def infer_unet_config(tensors: Mapping[str, Tensor], file: Path) -> UNetConfig:
     """The sizes of a U-Net from its tensors in the original layout, without their prefix."""
     shapes = TensorShapes(tensors, file, UNET_PREFIX)
+    base_channels = shapes.dim_size("input_blocks.0.0.weight", 0)
+    out_channels = shapes.dim_size("out.2.weight", 0)
     input_blocks = shapes.count_numbered(r"input_blocks\.(\d+)\.")
     downsamplers = [n for n in range(input_blocks) if f"input_blocks.{n}.0.op.weight" in tensors]
     modules_per_level = downsamplers[0] if downsamplers else input_blocks
@@ -59,8 +61,6 @@ def infer_unet_config(tensors: Mapping[str, Tensor], file: Path) -> UNetConfig:
     expected_downsamplers = [modules_per_level * (level + 1) for level in range(len(downsamplers))]
     if modules_per_level < 2 or downsamplers != expected_downsamplers:
         raise InputError(f"{file}: the {input_blocks} input blocks of its U-Net form no levels of a supported U-Net")
-    base_channels = shapes.dim_size("input_blocks.0.0.weight", 0)
-    out_channels = shapes.dim_size("out.2.weight", 0)
     projection = tensors.get("middle_block.1.proj_in.weight")
     is_linear = projection is not None and projection.ndim == 2
     level_convolutions = [f"input_blocks.{n}.0.out_layers.3.weight" for n in level_starts]
