@@ -25,8 +25,7 @@ from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpo
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.pipeline import steps as drawn
 from unspeckle.generation.request import Request
-from unspeckle.model_io import detect
-from unspeckle.model_io.loading import load
+from unspeckle.model_io.loading import load, open_checkpoint
 from unspeckle.model_io.weight_dtypes import to_float32
 
 MOST = 1e-4
@@ -75,7 +74,7 @@ def compared(name: str, peer: Callable[[], Answers], mine: Callable[[], Answers]
 
 
 def networks(folder: Path, checkpoint: StableDiffusionCheckpoint, side: int) -> float:
-    config, generator = checkpoint.unet_config, torch.Generator().manual_seed(0)
+    config, generator = checkpoint.parts["network"].config, torch.Generator().manual_seed(0)
     x = torch.randn(1, config.channels, side, side, generator=generator)
     words = torch.randn(2, 77, config.text_width, generator=generator)
     pooled = torch.randn(1, config.vector_width - 6 * 256 if config.vector_width else 0, generator=generator)
@@ -106,8 +105,8 @@ def networks(folder: Path, checkpoint: StableDiffusionCheckpoint, side: int) -> 
 
 
 def autoencoders(folder: Path, checkpoint: StableDiffusionCheckpoint, side: int) -> float:
-    generator, scale = torch.Generator().manual_seed(0), checkpoint.vae_config.scaling_factor
-    z = torch.randn(1, checkpoint.vae_config.latent_channels, side, side, generator=generator)
+    generator, scale = torch.Generator().manual_seed(0), checkpoint.parts["autoencoder"].config.scaling_factor
+    z = torch.randn(1, checkpoint.parts["autoencoder"].config.latent_channels, side, side, generator=generator)
     picture = torch.rand(1, 3, 8 * side, 8 * side, generator=generator) * 2 - 1
 
     def peer() -> Answers:
@@ -124,7 +123,7 @@ def autoencoders(folder: Path, checkpoint: StableDiffusionCheckpoint, side: int)
 def readers(folder: Path, checkpoint: StableDiffusionCheckpoint) -> float:
     ids = checkpoint.tokenizer.encode((WORDS["prompt"], "two red frogs"))  # (2, encoders, 77)
     worst = 0.0
-    for place, config in enumerate(checkpoint.text_config.encoders):
+    for place, config in enumerate(checkpoint.text_encoder.config.encoders):
 
         def peer(place: int = place, config: Any = config) -> Answers:
             name = ("text_encoder", "text_encoder_2")[place]
@@ -192,8 +191,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.drawn:
         raise SystemExit(not drawings(asked.folder, asked.drawn.split(","), asked.size, asked.steps))
-    checkpoint, side = detect.read_foreign(asked.folder), asked.size // 8
-    if checkpoint is None:
+    checkpoint, side = open_checkpoint(asked.folder), asked.size // 8
+    if not isinstance(checkpoint, StableDiffusionCheckpoint):
         raise SystemExit(f"{asked.folder}: is no folder of diffusers")
     worst = [readers(asked.folder, checkpoint), autoencoders(asked.folder, checkpoint, side)]
     raise SystemExit(int(max(*worst, networks(asked.folder, checkpoint, side)) > MOST))

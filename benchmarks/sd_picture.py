@@ -27,7 +27,8 @@ PROMPT, SEED = "a photograph of an astronaut riding a horse", 7
 def make(folder: Path, family: str) -> None:
     """Write a whole model with weights under which it says something."""
     from unspeckle.formats.stable_diffusion import writing
-    from unspeckle.formats.stable_diffusion.checkpoint import SchedulerDefaults, StableDiffusionCheckpoint
+    from unspeckle.formats.stable_diffusion.checkpoint import SchedulerDefaults
+    from unspeckle.formats.stable_diffusion.families import unet_checkpoint
     from unspeckle.networks.vae import VAEConfig
     from unspeckle.presets import STABLE_DIFFUSION_CONFIGS
     from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncodersConfig
@@ -50,7 +51,7 @@ def make(folder: Path, family: str) -> None:
             normalize_tokens=False,
         )
         readers.append(wide)
-    made = StableDiffusionCheckpoint(
+    made = unet_checkpoint(
         path=folder,
         unet_config=STABLE_DIFFUSION_CONFIGS["xl" if large else "1.5"],
         vae_config=VAEConfig(scaling_factor=0.13025 if large else 0.18215),
@@ -59,8 +60,7 @@ def make(folder: Path, family: str) -> None:
         scheduler_defaults=SchedulerDefaults(image_size=1024 if large else 512, sampler="ddim"),
     )
     generator = torch.Generator().manual_seed(0)
-    with torch.device("meta"):
-        pieces = made.build_modules()
+    pieces = made.build_modules()
     for part, module in pieces.items():
         for name, held in module.state_dict().items():
             deviation = 0.8 * held[0].numel() ** -0.5 if held.ndim > 1 else 0.02

@@ -22,10 +22,11 @@ from unspeckle.formats.lora.layer_names import LORA_LAYOUTS, lora_layer_names
 from unspeckle.formats.lora.lora_file import read_lora, write_lora
 from unspeckle.formats.stable_diffusion.add_ons import apply_add_ons
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
+from unspeckle.generation.metadata import image_metadata
 from unspeckle.generation.request import Request
 from unspeckle.model_io.precision import set_precision
 from unspeckle.networks.lora import get_layer
-from unspeckle.output.png import image_metadata, read_png
+from unspeckle.output.png import read_png
 from unspeckle.prompts import parse_prompt
 
 FAMILIES = ("1", "2", "xl")

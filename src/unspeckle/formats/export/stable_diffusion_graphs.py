@@ -29,6 +29,7 @@ from unspeckle.networks.unet import UNet
 from unspeckle.networks.vae import VAE
 from unspeckle.text.clip import CLIPTextEncoder
 
+GraphBuilder = Callable[[StableDiffusionCheckpoint, str, CheckpointPart, dict[str, Any]], list[ExportGraph]]
 EXAMPLE_PROMPTS = ("a photograph of an astronaut", "a horse, riding", "")
 
 
@@ -106,9 +107,9 @@ def build_stable_diffusion_graphs(
     folder, by the part's folder. InputError where there are no graphs for one of the parts."""
     graphs = []
     for name, part in {**checkpoint.text_encoder_parts, **checkpoint.parts}.items():
-        if part.module_class not in _GRAPH_BUILDERS:
+        if part.module_class not in GRAPH_BUILDERS:
             raise InputError(f"{checkpoint.path}: graphs of its part {part.folder!r} are not supported")
-        graphs += _GRAPH_BUILDERS[part.module_class](checkpoint, name, part, configs[part.folder])
+        graphs += GRAPH_BUILDERS[part.module_class](checkpoint, name, part, configs[part.folder])
     return graphs
 
 
@@ -221,7 +222,9 @@ def _module_builder(
     return build_module
 
 
-_GRAPH_BUILDERS: Mapping[
-    Callable[[Any], nn.Module],
-    Callable[[StableDiffusionCheckpoint, str, CheckpointPart, dict[str, Any]], list[ExportGraph]],
-] = {CLIPTextEncoder: _clip_graphs, UNet: _unet_graphs, VAE: _vae_graphs}
+# How each module is cut into graphs; a new module is one more row
+GRAPH_BUILDERS: dict[Callable[[Any], nn.Module], GraphBuilder] = {
+    CLIPTextEncoder: _clip_graphs,
+    UNet: _unet_graphs,
+    VAE: _vae_graphs,
+}

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unspeckle.formats.checkpoint_parts import CheckpointPart, Layout, ModuleSpec
-from unspeckle.schedule import STABLE_DIFFUSION, DiscreteSchedule
+from unspeckle.schedule import STABLE_DIFFUSION, Schedule
 from unspeckle.text.clip_tokenizer import CLIPTokenizer
 
 
@@ -47,10 +47,12 @@ class Family:
 class SchedulerDefaults:
     """How a checkpoint is meant to be sampled. What a file does not say is None, or what other programs default to."""
 
-    # alpha and sigma of its 1,000 training timesteps
-    schedule: DiscreteSchedule = STABLE_DIFFUSION
-    # what its network predicts: "eps" or "v"
+    # alpha and sigma at each time; a DiscreteSchedule where time_conditioning is "index"
+    schedule: Schedule = STABLE_DIFFUSION
+    # what its network predicts, a name of PREDICTIONS
     prediction: str = "eps"
+    # what its network sees of the time, a name of TIME_CONDITIONINGS: "index" = one of 1,000 training timesteps
+    time_conditioning: str = "index"
     # the sampler that its files recommend
     sampler: str = "dpmpp_2m"
     # where its schedulers place their timesteps: "leading", "trailing" or "linspace"; None = each sampler's own default
@@ -100,7 +102,7 @@ class StableDiffusionCheckpoint:
     @property
     def text_encoder_parts(self) -> dict[str, CheckpointPart]:
         """The text encoders among the parts, in order."""
-        return {name: part for name, part in self.parts.items() if name.startswith("text.")}
+        return {name: part for name, part in self.parts.items() if name.split(".")[0] == "text"}
 
     def part_tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of one part, or of the "text" module, by their names within it."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from unspeckle.errors import InputError
-from unspeckle.formats.checkpoint_parts import ModuleSpec, convert_tensors
+from unspeckle.formats.checkpoint_parts import convert_tensors
 from unspeckle.formats.stable_diffusion import diffusers_names
 from unspeckle.formats.stable_diffusion.checkpoint import SchedulerDefaults, StableDiffusionCheckpoint
 from unspeckle.formats.stable_diffusion.diffusers_config import (
@@ -18,9 +18,9 @@ from unspeckle.formats.stable_diffusion.diffusers_config import (
     parse_unet_config,
     parse_vae_config,
 )
-from unspeckle.formats.stable_diffusion.families import checkpoint_parts, find_family, unet_inputs
+from unspeckle.formats.stable_diffusion.families import unet_checkpoint
 from unspeckle.model_io.safetensors_io import read_safetensors
-from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoders, CLIPTextEncodersConfig
+from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncodersConfig
 from unspeckle.text.clip_tokenizer import CLIPTokenizer, read_pad_token
 
 MODEL_INDEX = "model_index.json"
@@ -49,19 +49,17 @@ def read_unet_folder(
     is_xl = bool(unet_config.vector_width)
     encoder_configs = tuple(_read_clip_config(folder / name / "config.json", is_xl) for name in text_folders)
     zero_empty_prompts = is_xl and bool(model_index.get("force_zeros_for_empty_prompt", len(text_folders) == 2))
-    family = find_family(unet_config, len(text_folders))
     sample_size = unet_json.get("sample_size") or 64
     sample_side = int(sample_size if isinstance(sample_size, int) else max(sample_size))
     defaults = parse_scheduler_config(
         read_json_object(folder / "scheduler" / "scheduler_config.json"), folder / "scheduler"
     )
-    checkpoint = StableDiffusionCheckpoint(
+    checkpoint = unet_checkpoint(
         path=folder,
-        family=family,
-        parts=checkpoint_parts(family, unet_config, vae_config, encoder_configs),
-        text_encoder=ModuleSpec(CLIPTextEncoders, CLIPTextEncodersConfig(encoder_configs, is_xl, zero_empty_prompts)),
+        unet_config=unet_config,
+        vae_config=vae_config,
+        text_config=CLIPTextEncodersConfig(encoder_configs, is_xl, zero_empty_prompts),
         tokenizer=_read_tokenizer(folder, text_folders, encoder_configs[0]),
-        network_inputs=unet_inputs(unet_config, encoder_configs),
         scheduler_defaults=replace(
             _pipeline_defaults(defaults, str(model_index["_class_name"]), is_xl),
             image_size=sample_side * vae_config.downsampling_factor,

@@ -1,7 +1,7 @@
 """The JSON files of a diffusers folder from our configurations: what `diffusers_config` reads."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 from torch import nn
 
@@ -9,8 +9,10 @@ from unspeckle.errors import InputError
 from unspeckle.formats.checkpoint_parts import CheckpointPart
 from unspeckle.formats.stable_diffusion.checkpoint import SchedulerDefaults, StableDiffusionCheckpoint
 from unspeckle.formats.stable_diffusion.diffusers_config import SCHEDULER_SAMPLERS
+from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import VAE, VAEConfig
+from unspeckle.schedule import DiscreteSchedule
 from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoder
 
 
@@ -38,9 +40,9 @@ def component_jsons(checkpoint: StableDiffusionCheckpoint) -> dict[str, dict[str
     """The content of each part's config.json, by the part's folder: text encoders first, in order."""
     parts = {**checkpoint.text_encoder_parts, **checkpoint.parts}
     jsons = {part.folder: part_config_json(part) for part in parts.values()}
-    network, autoencoder = checkpoint.parts["network"], checkpoint.parts["autoencoder"]
-    downsampling = autoencoder.config.downsampling_factor
-    jsons[network.folder]["sample_size"] = checkpoint.scheduler_defaults.image_size // downsampling
+    network, autoencoder = checkpoint.parts["network"], cast(Autoencoder, checkpoint.parts["autoencoder"].build())
+    sample_size = checkpoint.scheduler_defaults.image_size // autoencoder.downsampling_factor
+    jsons[network.folder]["sample_size"] = sample_size
     if checkpoint.network_inputs.size_embedding_width:
         jsons[network.folder] |= {
             "addition_embed_type": "text_time",
@@ -52,9 +54,9 @@ def component_jsons(checkpoint: StableDiffusionCheckpoint) -> dict[str, dict[str
 
 def part_config_json(part: CheckpointPart) -> dict[str, Any]:
     """The content of a part's config.json. InputError where diffusers has no such module."""
-    if part.module_class not in _CONFIG_JSONS:
+    if part.module_class not in CONFIG_JSONS:
         raise InputError(f"{part.folder}: diffusers has no module for this part of the model, so it cannot be written")
-    return _CONFIG_JSONS[part.module_class](part.config)
+    return CONFIG_JSONS[part.module_class](part.config)
 
 
 def unet_json(config: UNetConfig) -> dict[str, Any]:
@@ -119,8 +121,11 @@ def clip_json(config: CLIPTextConfig) -> dict[str, Any]:
 
 
 def scheduler_json(defaults: SchedulerDefaults) -> dict[str, Any]:
-    """The content of scheduler/scheduler_config.json."""
-    schedule = defaults.schedule
+    """The content of scheduler/scheduler_config.json. InputError where the model is not sampled at training timesteps,
+    as all these schedulers do."""
+    if defaults.time_conditioning != "index":
+        raise InputError("a model without training timesteps has no scheduler of diffusers that can be written")
+    schedule = cast(DiscreteSchedule, defaults.schedule)
     config: dict[str, Any] = {
         "_class_name": next(name for name, sampler in SCHEDULER_SAMPLERS.items() if sampler == defaults.sampler),
         "num_train_timesteps": 1000,
@@ -144,7 +149,8 @@ def scheduler_json(defaults: SchedulerDefaults) -> dict[str, Any]:
     return config
 
 
-_CONFIG_JSONS: Mapping[Callable[[Any], nn.Module], Callable[[Any], dict[str, Any]]] = {
+# How each module's configuration becomes its config.json; a new module is one more row
+CONFIG_JSONS: dict[Callable[[Any], nn.Module], Callable[[Any], dict[str, Any]]] = {
     UNet: unet_json,
     VAE: vae_json,
     CLIPTextEncoder: clip_json,

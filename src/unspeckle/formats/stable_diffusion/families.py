@@ -1,14 +1,21 @@
 """The families of Stable Diffusion whose network is a U-Net: what their checkpoints have in common, and their parts."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from unspeckle.formats.checkpoint_parts import CheckpointPart, Layout
+from unspeckle.formats.checkpoint_parts import CheckpointPart, Layout, ModuleSpec
 from unspeckle.formats.rename_tables import BlockLayout
 from unspeckle.formats.stable_diffusion import diffusers_names, original_names
-from unspeckle.formats.stable_diffusion.checkpoint import Family, NetworkInputs
+from unspeckle.formats.stable_diffusion.checkpoint import (
+    Family,
+    NetworkInputs,
+    SchedulerDefaults,
+    StableDiffusionCheckpoint,
+)
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import VAE, VAEConfig
-from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoder
+from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoder, CLIPTextEncoders, CLIPTextEncodersConfig
+from unspeckle.text.clip_tokenizer import CLIPTokenizer
 
 _NO_SAFETY_CHECKER = {
     "safety_checker": [None, None],
@@ -88,6 +95,30 @@ def find_family(unet_config: UNetConfig, text_encoders: int) -> Family:
     return SD1 if unet_config.transformer_projection == "conv" else SD2
 
 
+def unet_checkpoint(
+    *,
+    path: Path,
+    unet_config: UNetConfig,
+    vae_config: VAEConfig,
+    text_config: CLIPTextEncodersConfig,
+    tokenizer: CLIPTokenizer,
+    scheduler_defaults: SchedulerDefaults,
+    text_prefixes: Sequence[tuple[str, bool]] | None = None,
+) -> StableDiffusionCheckpoint:
+    """A checkpoint of these sizes, without tensors. text_prefixes: where a single file has its text encoders, if it is
+    not where the family's files have them."""
+    family = find_family(unet_config, len(text_config.encoders))
+    return StableDiffusionCheckpoint(
+        path=path,
+        family=family,
+        parts=checkpoint_parts(family, unet_config, vae_config, text_config.encoders, text_prefixes),
+        text_encoder=ModuleSpec(CLIPTextEncoders, text_config),
+        tokenizer=tokenizer,
+        network_inputs=unet_inputs(unet_config, text_config.encoders),
+        scheduler_defaults=scheduler_defaults,
+    )
+
+
 def unet_inputs(unet_config: UNetConfig, encoder_configs: Sequence[CLIPTextConfig]) -> NetworkInputs:
     """What a U-Net takes besides x, the time and the tokens of these text encoders."""
     pooled_width = encoder_configs[-1].projection_width or encoder_configs[-1].width
@@ -105,8 +136,8 @@ def checkpoint_parts(
     encoder_configs: Sequence[CLIPTextConfig],
     text_prefixes: Sequence[tuple[str, bool]] | None = None,
 ) -> dict[str, CheckpointPart]:
-    """The parts of a checkpoint of that family, by what their tensors' names begin with. text_prefixes: where a single
-    file has its text encoders, if it is not where the family's files have them."""
+    """The parts of a checkpoint of that family, by what their tensors' names begin with. text_prefixes: as
+    `unet_checkpoint`."""
     parts = {"network": unet_part(unet_config, family.kohya_layouts), "autoencoder": vae_part(vae_config)}
     prefixes = family.text_prefixes if text_prefixes is None else text_prefixes
     places = zip(family.text_folders, prefixes, family.kohya_text_prefixes, strict=True)

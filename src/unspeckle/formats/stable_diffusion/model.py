@@ -26,6 +26,7 @@ from unspeckle.networks.layers import sinusoidal_embedding
 from unspeckle.networks.lora import find_attached_adapters
 from unspeckle.old_names import old_repr, rename_tensor
 from unspeckle.rng import Noise
+from unspeckle.schedule import DiscreteSchedule
 from unspeckle.text.clip import CLIPSkipEncoder, CLIPTextEncoder, CLIPTextEncoders
 
 # The family of schedulers whose timesteps a sampler takes
@@ -73,14 +74,16 @@ class StableDiffusionModel(Model):
 
     def sampling_setup(self, sampler: str, timestep_spacing: str, steps: int) -> SamplingSetup:
         family, defaults = _SCHEDULER_FAMILIES[sampler], self.scheduler_defaults
-        use_karras_sigmas = timestep_spacing == "karras"
-        if timestep_spacing not in SCHEDULER_SPACINGS and not (use_karras_sigmas and family in ("euler", "dpm")):
+        use_karras_sigmas = timestep_spacing == "karras" and family in ("euler", "dpm")
+        is_scheduler_spacing = use_karras_sigmas or timestep_spacing in SCHEDULER_SPACINGS
+        if defaults.time_conditioning != "index" or not is_scheduler_spacing:
             # no scheduler's timesteps: any times, also between training timesteps
             return super().sampling_setup(sampler, timestep_spacing, steps)
         end_at = defaults.end_at or ("first" if sampler == "plms" else "zero")
+        schedule = cast(DiscreteSchedule, defaults.schedule)
         timesteps = build_scheduler_timesteps(
             family,
-            defaults.schedule,
+            schedule,
             steps,
             self._scheduler_spacing(sampler) if use_karras_sigmas else timestep_spacing,
             steps_offset=defaults.steps_offset,
@@ -88,7 +91,7 @@ class StableDiffusionModel(Model):
             end_at=end_at if sampler in ("ddim", "plms") else "zero",
         )
         network = self.denoiser.network
-        denoiser = Denoiser(network, defaults.schedule, self.denoiser.prediction, timesteps.c_noise)
+        denoiser = Denoiser(network, schedule, self.denoiser.prediction, timesteps.c_noise)
         return SamplingSetup(timesteps.times, timesteps.init_noise_sigma, denoiser)
 
     def add_conditioning(
@@ -245,7 +248,9 @@ def build_stable_diffusion_model(
             encoder.casts_on_use = precision != "float32"
     defaults = checkpoint.scheduler_defaults
     model = StableDiffusionModel(
-        denoiser=Denoiser(cast(Network, modules["network"]), defaults.schedule, defaults.prediction, "index"),
+        denoiser=Denoiser(
+            cast(Network, modules["network"]), defaults.schedule, defaults.prediction, defaults.time_conditioning
+        ),
         tokenizer=checkpoint.tokenizer,  # type: ignore[arg-type]
         text_encoder=modules["text"],
         autoencoder=cast(Autoencoder, modules["autoencoder"]),

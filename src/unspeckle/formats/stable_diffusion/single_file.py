@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
 from unspeckle.errors import InputError
-from unspeckle.formats.checkpoint_parts import ModuleSpec, check_known, convert_tensors
+from unspeckle.formats.checkpoint_parts import check_known, convert_tensors
 from unspeckle.formats.stable_diffusion import original_names
 from unspeckle.formats.stable_diffusion.checkpoint import (
     Family,
@@ -18,10 +18,10 @@ from unspeckle.formats.stable_diffusion.checkpoint import (
     StableDiffusionCheckpoint,
 )
 from unspeckle.formats.stable_diffusion.clip_vocabulary import find_tokenizer
-from unspeckle.formats.stable_diffusion.families import checkpoint_parts, find_family, unet_inputs
+from unspeckle.formats.stable_diffusion.families import find_family, unet_checkpoint, unet_inputs
 from unspeckle.formats.stable_diffusion.shape_inference import infer_clip_config, infer_unet_config, infer_vae_config
 from unspeckle.schedule import STABLE_DIFFUSION
-from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncoders, CLIPTextEncodersConfig
+from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncodersConfig
 from unspeckle.text.clip_tokenizer import END_TOKEN, CLIPTokenizer
 
 LATENT_SCALE_KEY = "unspeckle.latent_scale"  # in the metadata, where the scaling factor is not the family's
@@ -68,26 +68,22 @@ def read_single_file(
     family = find_family(unet_config, len(text_parts))
     vae_config = infer_vae_config(vae_tensors, float(metadata.get(LATENT_SCALE_KEY) or family.latent_scale), file)
     encoder_configs = tuple(infer_clip_config(part.tensors, part.is_openclip, is_xl, file) for part in text_parts)
-    text_prefixes = [(part.prefix, part.is_openclip) for part in text_parts]
-    parts = checkpoint_parts(family, unet_config, vae_config, encoder_configs, text_prefixes)
     inputs = unet_inputs(unet_config, encoder_configs)
     known = prediction or _stated_prediction(tensors, metadata, file) or _usual_prediction(family, inputs, file)
-    checkpoint = StableDiffusionCheckpoint(
+    checkpoint = unet_checkpoint(
         path=file,
-        family=family,
-        parts=parts,
-        text_encoder=ModuleSpec(
-            CLIPTextEncoders, CLIPTextEncodersConfig(encoder_configs, is_xl, is_xl and len(text_parts) == 2)
-        ),
+        unet_config=unet_config,
+        vae_config=vae_config,
+        text_config=CLIPTextEncodersConfig(encoder_configs, is_xl, is_xl and len(text_parts) == 2),
         tokenizer=_find_tokenizer(file, encoder_configs[0], text_parts, vocabulary),
-        network_inputs=inputs,
         scheduler_defaults=_scheduler_defaults(family, inputs, known, "ztsnr" in tensors),
+        text_prefixes=[(part.prefix, part.is_openclip) for part in text_parts],
     )
     ignored = _ignored_pattern(text_parts, encoder_configs, is_xl)
-    prefixes = tuple(part.prefix for part in parts.values())
+    prefixes = tuple(part.prefix for part in checkpoint.parts.values())
     check_known({name: one for name, one in tensors.items() if not name.startswith(prefixes)}, set(), file, ignored)
     part_tensors = (unet_tensors, vae_tensors, *(part.tensors for part in text_parts))
-    for (name, part), their_tensors in zip(parts.items(), part_tensors, strict=True):
+    for (name, part), their_tensors in zip(checkpoint.parts.items(), part_tensors, strict=True):
         our_tensors = convert_tensors(part, "original", their_tensors, file, ignored)
         checkpoint.tensors |= {f"{name}.{key}": tensor for key, tensor in our_tensors.items()}
     return checkpoint

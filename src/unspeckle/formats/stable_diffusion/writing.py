@@ -49,7 +49,7 @@ def _modelspec_metadata(checkpoint: StableDiffusionCheckpoint) -> dict[str, str]
         "modelspec.architecture": checkpoint.family.architecture,
         "modelspec.implementation": "https://github.com/CompVis/stable-diffusion",
         "modelspec.title": checkpoint.path.stem,
-        "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}[defaults.prediction],
+        "modelspec.prediction_type": {"eps": "epsilon"}.get(defaults.prediction, defaults.prediction),
         "modelspec.resolution": f"{defaults.image_size}x{defaults.image_size}",
     }
     scaling_factor = checkpoint.parts["autoencoder"].config.scaling_factor
