@@ -17,7 +17,8 @@ from conftest import SDFolder
 from unspeckle.cli import main
 from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
-from unspeckle.formats.stable_diffusion.model import StableDiffusionModel, interleaved_bit_sums
+from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
+from unspeckle.formats.stable_diffusion.weights_hash import interleaved_bit_sums
 from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import open_checkpoint

@@ -1,4 +1,4 @@
-"""Whole drawings from foreign checkpoints against the pipelines of diffusers: float32, the same seed, 20 steps."""
+"""Whole drawings from Stable Diffusion checkpoints against the pipelines of diffusers: float32, same seed, 20 steps."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,8 +28,8 @@ from unspeckle.timesteps import TIMESTEP_SPACINGS
 
 @pytest.mark.parametrize("timestep_spacing", TIMESTEP_SPACINGS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_on_every_grid(sampler: str, timestep_spacing: str, tmp_path_factory: Any) -> None:
-    """Of a table that ends in some picture, and of one that ends in noise alone."""
+def test_every_sampler_with_every_spacing(sampler: str, timestep_spacing: str, tmp_path_factory: Any) -> None:
+    """With a schedule that ends with some signal, and with one that ends in pure noise."""
     pure = {"prediction": "v_prediction", "rescale_betas_zero_snr": True}
     for family, more in (("1", {}), ("2", pure)):
         _, model = pipeline_and_model(family, tmp_path_factory, **more)
@@ -41,7 +41,7 @@ def test_every_sampler_on_every_grid(sampler: str, timestep_spacing: str, tmp_pa
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "lms", "heun"])
-def test_all_grids_lead_to_the_same_picture(sampler: str, tmp_path_factory: Any) -> None:
+def test_all_spacings_lead_to_the_same_image(sampler: str, tmp_path_factory: Any) -> None:
     _, model = pipeline_and_model("1", tmp_path_factory)
     many = Request(
         PROMPT, seed=SEED, sampler=sampler, timestep_spacing="uniform", steps=160, size=SIZE, guidance_scale=1.0
@@ -52,14 +52,13 @@ def test_all_grids_lead_to_the_same_picture(sampler: str, tmp_path_factory: Any)
         assert (found.x - expected.x).norm() <= 0.05 * expected.x.norm(), timestep_spacing
 
 
-def test_the_shifted_grid_tells_the_table_its_own_times(tmp_path_factory: Any) -> None:
+def test_shifted_times_between_training_timesteps(tmp_path_factory: Any) -> None:
     setup = pipeline_and_model("1", tmp_path_factory)[1].sampling_setup("dpmpp_2m", "shifted", 4)
     assert torch.allclose(setup.times, torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64))
-    told: Any = setup.denoiser.time_conditioning
-    clock = TIME_CONDITIONINGS[told] if isinstance(told, str) else told
-    assert torch.allclose(
-        clock(setup.times[:-1], setup.denoiser.schedule), torch.tensor([999.0, 899, 749, 499]).double()
-    )
+    named = setup.denoiser.time_conditioning
+    c_noise = TIME_CONDITIONINGS[named] if isinstance(named, str) else named
+    timesteps = c_noise(setup.times[:-1], setup.denoiser.schedule)
+    assert torch.allclose(timesteps, torch.tensor([999.0, 899, 749, 499]).double())
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class CheckpointPart(ModuleSpec):
 
     rules: Mapping[Layout, RenameRules]  # what its tensors are called in each layout
     block_layout: BlockLayout = NO_LEVELS  # how its blocks stand on levels, where it has levels
-    folder: str = ""  # where it lies in a diffusers folder; peft's LoRA files put this before the names of its layers
+    folder: str = ""  # its place in a diffusers folder; peft's LoRA files put this before the names of its layers
     file_name: str = "diffusion_pytorch_model.safetensors"  # its tensors' file within that folder
     prefix: str = ""  # what its tensors' names begin with in a single file of the original layout
     kohya_prefixes: tuple[str, ...] = ()  # what its layers' names begin with in kohya's LoRA files, the usual one first
@@ -68,7 +68,7 @@ def convert_tensors(
     path: Path,
     ignored_pattern: str = "",
 ) -> dict[str, Tensor]:
-    """The part's tensors by our names, from those that lie at the path by the layout's names (without the prefix).
+    """The part's tensors by our names, from those at the path by the layout's names (without the prefix).
 
     InputError, by their names, where a tensor is missing, of another shape or not finite, or where one is unknown and
     does not begin as the regular expression ignored_pattern allows."""

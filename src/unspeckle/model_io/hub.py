@@ -27,7 +27,7 @@ def download_snapshot(name: str) -> Path:
     except ImportError as e:
         raise InputError(f"{name}: no such file; for a name on the hub: pip install 'unspeckle[hub]'") from e
     try:
-        # asked for only this file, since a client that knows the repository's files would miss those never downloaded
+        # only this file: a client that knows the repository's files would miss those that were never downloaded
         folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=[MODEL_INDEX]))
         missing = missing_component(folder)
         if not missing:

@@ -2,29 +2,27 @@
 for."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from unspeckle.denoiser import Denoiser, Network, SomeConditioning, with_fields
 from unspeckle.errors import InputError
 from unspeckle.formats.checkpoint_parts import CheckpointPart
 from unspeckle.formats.stable_diffusion.checkpoint import NetworkInputs, SchedulerDefaults, StableDiffusionCheckpoint
+from unspeckle.formats.stable_diffusion.network_inputs import guidance_scale_embedding, size_embedding
 from unspeckle.formats.stable_diffusion.noise import torch_generator_noise
 from unspeckle.formats.stable_diffusion.scheduler_timesteps import SCHEDULER_SPACINGS, build_scheduler_timesteps
+from unspeckle.formats.stable_diffusion.weights_hash import hash_weights
 from unspeckle.model import Model, ModelCard, SamplingSetup
 from unspeckle.model_io.precision import set_precision
 from unspeckle.model_io.weight_dtypes import to_float32
 from unspeckle.networks.autoencoder import Autoencoder, run_without_overflow
-from unspeckle.networks.layers import sinusoidal_embedding
 from unspeckle.networks.lora import find_attached_adapters
-from unspeckle.old_names import old_repr, rename_tensor
 from unspeckle.rng import Noise
 from unspeckle.schedule import DiscreteSchedule
 from unspeckle.text.clip import CLIPSkipEncoder, CLIPTextEncoder, CLIPTextEncoders
@@ -166,27 +164,15 @@ class StableDiffusionModel(Model):
 
     @cached_property
     def _weights_digest(self) -> str:
-        """The hash, by the names that version 0.1 had: of sums over 64 interleaved parts of each tensor's bits, which
-        takes a second for some gigabytes."""
-        digest = hashlib.sha256(
-            old_repr(
-                [
-                    self.denoiser.prediction,
-                    self.scheduler_defaults.schedule,
-                    self.network.config,
-                    self.text_encoder.config,
-                    self.autoencoder.config,
-                ]
-            ).encode()
-        )
-        old_tensors = {
-            f"{part}.{rename_tensor(part, name, to_old=True)}": tensor
-            for part, module in self.modules().items()
-            for name, tensor in module.state_dict().items()
-        }
-        for name, tensor in sorted(old_tensors.items()):
-            digest.update(f"{name}{tuple(tensor.shape)}{interleaved_bit_sums(tensor.detach().float())}".encode())
-        return digest.hexdigest()[:12]
+        """The hash of configurations and weights, computed once."""
+        configs = [
+            self.denoiser.prediction,
+            self.scheduler_defaults.schedule,
+            self.network.config,
+            self.text_encoder.config,
+            self.autoencoder.config,
+        ]
+        return hash_weights(configs, self.modules())
 
     def invalidate_hash(self) -> "StableDiffusionModel":
         """The model itself, its cached hash dropped: to be called by whoever changed its weights or attached adapters.
@@ -194,41 +180,6 @@ class StableDiffusionModel(Model):
         self.__dict__.pop("_weights_digest", None)
         self.stored_hash = None if self.precision == "float32" else self.stored_hash
         return self
-
-
-def interleaved_bit_sums(tensor: Tensor) -> list[int]:
-    """For each k < 64, the sum of the bits, as whole numbers, of the values at k, k + 64, k + 128, ...; the values of
-    (O, C, H, W) are counted in the order (O, H, W, C)."""
-    if tensor.ndim == 4 and tensor.shape[1] % 64 == 0 and tensor.is_contiguous():  # then the order changes no sum
-        parts = tensor.view(torch.int32).view(-1, 64, tensor.shape[2] * tensor.shape[3])
-    else:
-        bits = (tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor).contiguous().view(torch.int32).flatten()
-        parts = F.pad(bits, (0, -len(bits) % 64)).view(-1, 64, 1)
-    parts = parts.cpu() if parts.device.type == "mps" else parts  # which has no float64
-    # Sums of so many are exact in float64, which adds ten times as fast as int64
-    chunk_size = max(2**13 // parts.shape[2], 1)
-    sums = torch.zeros(64, dtype=torch.int64, device=parts.device)
-    for start in range(0, len(parts), chunk_size):
-        sums += parts[start : start + chunk_size].double().sum((0, 2)).long()
-    return sums.tolist()
-
-
-def size_embedding(size: tuple[int, int], width: int, aesthetic_score: float) -> Tensor:
-    """(1, width): sinusoids of the image's height and width, of a crop at (0, 0), and of the size to draw (Podell et
-    al. 2023, section 2.2). The refiner takes the aesthetic score in place of the last two; the width, a multiple of 6
-    or not, tells which."""
-    image_width, image_height = size
-    last_values = [image_height, image_width] if width % 6 == 0 else [aesthetic_score]
-    values = torch.tensor([image_height, image_width, 0, 0, *last_values], dtype=torch.float32)
-    return sinusoidal_embedding(values, width // len(values)).view(1, width)
-
-
-def guidance_scale_embedding(guidance_scale: float, width: int) -> Tensor:
-    """(1, width): the guidance scale as latent consistency models take it (Luo et al. 2023, section 4.2)."""
-    half_width = width // 2
-    frequencies = torch.exp(-math.log(10_000) / (half_width - 1) * torch.arange(half_width, dtype=torch.float32))
-    angles = 1000 * (guidance_scale - 1) * frequencies
-    return F.pad(torch.cat([angles.sin(), angles.cos()])[None], (0, width % 2))
 
 
 def build_stable_diffusion_model(

@@ -6,7 +6,7 @@ from unspeckle.formats.rename_tables import RenameRules
 from unspeckle.formats.stable_diffusion.diffusers_names import TRANSFORMER
 
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
-# Where text encoders may lie: the prefix of their names, and whether these are OpenCLIP's or else those of transformers
+# Where text encoders may be: the prefix of their names, and whether these are OpenCLIP's or else those of transformers
 TEXT_PREFIXES = (
     ("cond_stage_model.transformer.", False),
     ("cond_stage_model.model.", True),
