@@ -1,4 +1,4 @@
-"""The one thing that knows what its network predicts: (x_t, t, conditioning) to the image that is expected, x̂."""
+"""The denoiser x̂ = E[x | x_t], the only place that knows what its network predicts, and its conditioning."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
@@ -11,22 +11,22 @@ from unspeckle.schedule import Schedule
 
 
 class Conditioning(NamedTuple):
-    """What an image is drawn from, as text encoders and models give it; row i belongs to image i."""
+    """What a network predicts from besides x_t, as text encoders and models give it; row i belongs to image i."""
 
-    tokens: Tensor  # (B, L, D), embeddings of the words
+    tokens: Tensor  # (B, L, D), embeddings of the text's tokens
     mask: Tensor | None = None  # (B, L) bool, True = attend to it, no row all False; None = attend to all
-    vector: Tensor | None = None  # (B, P): pooled text, sizes, image embedding
-    concat: Tensor | None = None  # (B, C', H, W), concatenated to the network's input only
+    vector: Tensor | None = None  # (B, P), such as pooled text and image sizes
+    concat: Tensor | None = None  # (B, C', H, W), concatenated to the network's input
 
 
 class PreparedConditioning(NamedTuple):
-    """The same after `Network.prepare`: all that a network computes of it once a drawing, whatever the time is."""
+    """A Conditioning after `Network.prepare`, which computes once a drawing what does not depend on the time."""
 
-    keys_values: Tensor  # (B, L, Σ 2·C), the keys and values of all its attention layers to words, side by side
+    keys_values: Tensor  # (B, L, Σ 2·C), the keys and values of all cross-attention layers, side by side
     mask: Tensor | None = None  # (B, L) bool
     vector: Tensor | None = None  # (B, P)
     concat: Tensor | None = None  # (B, C', H, W)
-    coarse_image: Tensor | None = None  # (B, C, h, w), what a CoarseImagePredictor expects of such words
+    coarse_image: Tensor | None = None  # (B, C, h, w), predicted from the text by a CoarseImagePredictor
 
 
 AnyConditioning = Conditioning | PreparedConditioning
@@ -34,31 +34,33 @@ SomeConditioning = TypeVar("SomeConditioning", bound=AnyConditioning)
 
 
 def map_fields(conditioning: SomeConditioning, function: Callable[[Tensor], Tensor]) -> SomeConditioning:
-    """The conditioning with the function applied to every tensor that it holds."""
+    """The conditioning with the function applied to each of its tensors."""
     return type(conditioning)(*(None if field is None else function(field) for field in conditioning))  # type: ignore[arg-type]
 
 
 def with_fields(conditioning: SomeConditioning, **fields: Tensor | None) -> SomeConditioning:
-    """The conditioning with these fields changed."""
+    """The conditioning with these fields replaced."""
     return conditioning._replace(**fields)  # type: ignore[arg-type,return-value]
 
 
 def concatenate(conditionings: Sequence[SomeConditioning]) -> SomeConditioning:
-    """The rows of all of them in one; they have the same fields and the same number of tokens."""
+    """The rows of all conditionings in one. They must have the same fields and the same number of tokens."""
     fields = zip(*conditionings, strict=True)
     return type(conditionings[0])(*(None if field[0] is None else torch.cat(field) for field in fields))  # type: ignore[arg-type]
 
 
 class Network(Protocol):
-    """An nn.Module, F(x (B, C, H, W), c_noise (B,), conditioning) -> (B, C, H, W), that knows nothing of schedules or
-    of what it predicts. `prepare` computes what does not depend on the time, once a drawing."""
+    """An nn.Module F(x (B, C, H, W), c_noise (B,), conditioning) -> (B, C, H, W), which knows neither the schedule nor
+    what it predicts. `prepare` computes, once a drawing, what does not depend on the time."""
 
     def prepare(self, conditioning: Conditioning) -> PreparedConditioning: ...
     def __call__(self, x: Tensor, c_noise: Tensor, conditioning: AnyConditioning) -> Tensor: ...
 
 
-Denoise = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t () or (B,)) to x̂, all else bound
-TimeConditioning = Callable[[Tensor, Schedule], Tensor]  # t (B,) to c_noise (B,), what the network sees of the time
+# (x_t (B, C, H, W), t () or (B,)) -> x̂ (B, C, H, W); the conditioning is bound
+Denoise = Callable[[Tensor, Tensor], Tensor]
+# (t (B,), schedule) -> c_noise (B,), what the network sees of the time
+TimeConditioning = Callable[[Tensor, Schedule], Tensor]
 
 PREDICTIONS = ("x", "eps", "v", "flow")
 TIME_CONDITIONINGS: dict[str, TimeConditioning] = {
@@ -69,7 +71,8 @@ TIME_CONDITIONINGS: dict[str, TimeConditioning] = {
 
 
 def coefficients(prediction: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(c_skip, c_out) of a network that predicts x, eps, v = (alpha·eps - sigma·x) / √(alpha² + sigma²) or eps - x."""
+    """(c_skip, c_out) of a network that predicts x, eps, v = (alpha eps - sigma x) / √(alpha² + sigma²), or for "flow"
+    eps - x. They follow from the law x_t = alpha x + sigma eps."""
     if prediction == "x":
         return torch.zeros_like(alpha), torch.ones_like(alpha)
     if prediction == "eps":
@@ -80,11 +83,12 @@ def coefficients(prediction: str, alpha: Tensor, sigma: Tensor) -> tuple[Tensor,
 
 
 class Denoiser(nn.Module):
-    """x̂ = E[x | x_t] = c_skip · x_t + c_out · F(c_in · x_t, c_noise(t), conditioning).
+    """x̂ = E[x | x_t] = c_skip · x_t + c_out · F(c_in · x_t, c_noise(t), conditioning). c_in is 1 / √(alpha² + sigma²)
+    where the schedule scales its input, else 1.
 
     network: F. prediction: what it predicts, one of PREDICTIONS. time_conditioning: what it sees of the time, a name of
-    TIME_CONDITIONINGS or a function. InputError where a name is unknown, or where the prediction says nothing about x
-    at t = 1 (eps with alpha_1 = 0)."""
+    TIME_CONDITIONINGS or a function. InputError where a name is unknown, or for eps with alpha_1 = 0: there eps = x_t
+    says nothing about x."""
 
     def __init__(
         self, network: Network, schedule: Schedule, prediction: str, time_conditioning: str | TimeConditioning = "t"
@@ -99,17 +103,19 @@ class Denoiser(nn.Module):
         self.time_conditioning = time_conditioning
 
     def prepare(self, conditioning: AnyConditioning) -> PreparedConditioning:
-        """What does not depend on the time, computed once a drawing; what is prepared already comes back as it is."""
+        """Compute what does not depend on the time. A PreparedConditioning is returned as it is."""
         if isinstance(conditioning, PreparedConditioning):
             return conditioning
         return self.network.prepare(self._cast(conditioning))
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: AnyConditioning) -> Tensor:
-        """x̂ (B, C, H, W) for t (B,) or (): float32, or float64 where x_t is float64. Precision is cast only here."""
+        """x̂ (B, C, H, W) at t (B,) or (): float32, or float64 where x_t is float64. The network computes in the dtype
+        of its parameters; this is the only place that casts."""
         precision = torch.float64 if x_t.dtype == torch.float64 else torch.float32
         t = t.expand(x_t.shape[0])
-        named = self.time_conditioning
-        c_noise = (TIME_CONDITIONINGS[named] if isinstance(named, str) else named)(t, self.schedule)
+        to_c_noise = self.time_conditioning
+        to_c_noise = TIME_CONDITIONINGS[to_c_noise] if isinstance(to_c_noise, str) else to_c_noise
+        c_noise = to_c_noise(t, self.schedule)
         alpha, sigma = (level.to(x_t.device, precision).view(-1, 1, 1, 1) for level in self.schedule(t))
         c_skip, c_out = coefficients(self.prediction, alpha, sigma)
         x_t = x_t.to(precision)

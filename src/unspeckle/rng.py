@@ -1,4 +1,4 @@
-"""Randomness as a function: the same numbers for the same seed, on any device, in any batch, at any place in it."""
+"""Randomness as a function of seed, step and purpose: the same numbers on any device, and at any place in any batch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,13 +8,15 @@ from torch import Tensor
 
 from unspeckle.errors import InputError
 
-Noise = Callable[[int, int], Tensor]  # (step, draw) -> (B, C, H, W) standard normal; step -1 is the start of a drawing
+# (step, draw) -> (B, C, H, W) standard normal; step -1 is before the first step, draw counts the noises of a step
+Noise = Callable[[int, int], Tensor]
 _WORD = 0xFFFFFFFF
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
-    """Philox4x32-10, Salmon et al. 2011: four words of counter and two of key to four random words, all int64 tensors
-    in [0, 2^32) whose shapes broadcast. Products wrap at 2^64, as the algorithm needs."""
+    """Philox4x32-10 (Salmon et al. 2011): from four words of a counter and two of a key to four random words.
+
+    All words are int64 tensors in [0, 2^32) whose shapes broadcast. Products wrap at 2^64, as the algorithm needs."""
     a, b, c, d = counter
     low, high = key
     for _ in range(10):
@@ -25,7 +27,7 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
 
 
 def seed_keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Each seed's two words, (B, 1) each: Philox's key. InputError where a seed is out of range."""
+    """The two words of each seed, (B, 1) each, as a key of Philox. InputError where a seed is not in [0, 2^64)."""
     if bad := [seed for seed in seeds if not 0 <= seed < 2**64]:
         raise InputError(f"seed {bad[0]} is out of range; choose one from 0 to {2**64 - 1}")
     words = torch.tensor([[seed & _WORD, seed >> 32] for seed in seeds], device=device)
@@ -33,14 +35,14 @@ def seed_keys(seeds: Sequence[int], device: torch.device | str = "cpu") -> tuple
 
 
 def box_muller(words: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Box & Muller 1958: four words (B, blocks) to (B, 4 · blocks) standard normals, float32."""
+    """(B, 4 · blocks) float32 standard normals from four words (B, blocks), computed in dtype (Box & Muller 1958)."""
     radius, angle = ((torch.stack(tuple(pair), -1).to(dtype) + 0.5) * 2.0**-32 for pair in (words[0::2], words[1::2]))
     r, phi = (-2 * radius.log()).sqrt(), 2 * math.pi * angle
     return torch.stack((r * phi.cos(), r * phi.sin()), -1).flatten(1).float()
 
 
 def noise_from_seeds(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
-    """A drawing's noise, (len(seeds), *shape) float32: row i depends on seeds[i] in [0, 2^64), step and draw alone."""
+    """The noise of a drawing, (B, *shape) float32 for B seeds: row i depends on seeds[i], step and draw alone."""
     key, size = seed_keys(seeds, device), math.prod(shape)
     block = torch.arange(-(-size // 4), device=device).unsqueeze(0)
 
@@ -52,8 +54,10 @@ def noise_from_seeds(seeds: Sequence[int], shape: Sequence[int], device: torch.d
 
 
 class ExampleRNG:
-    """Training's randomness: a function of the seed, each example's global index (B,) int64 >= 0, and a purpose, any
-    small integer; independent of every drawing's noise."""
+    """The randomness of training: a function of the seed, the global index of each example, and a purpose, which is any
+    small integer. It does not depend on batches or devices, and is independent of the noise of drawings.
+
+    indices: (B,) int64, at least 0."""
 
     def __init__(self, seed: int, indices: Tensor) -> None:
         self.indices, self._key = indices.unsqueeze(1), seed_keys([seed], indices.device)
@@ -69,7 +73,8 @@ class ExampleRNG:
     def normal(self, purpose: int, shape: Sequence[int] = ()) -> Tensor:
         """(B, *shape) float32 standard normal."""
         size, rows = math.prod(shape), len(self.indices)
-        at_once = max(1, 2**17 // size) if self.indices.is_cpu else rows  # twice as fast in the cache
+        # In parts that fit in the cache: twice as fast
+        at_once = max(1, 2**17 // size) if self.indices.is_cpu else rows
         parts = (self.indices[i : i + at_once] for i in range(0, rows, at_once))
         words = (self._words(purpose, -(-size // 4), part) for part in parts)
         return torch.cat([box_muller(word, torch.float32)[:, :size] for word in words]).reshape(-1, *shape)

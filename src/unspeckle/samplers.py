@@ -219,7 +219,8 @@ def dpmpp_2m_sde(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor,
 
 
 def _extrapolate(denoised: Tensor, previous: Tensor | None, levels: Sequence[NoiseLevel]) -> Tensor:
-    """x̂ extrapolated in log-SNR from t and the time before to the middle of the step (D_i in DPM-Solver++, Alg. 2); unchanged in the first step, and in one that ends in the image. levels: up to the end of the step."""
+    """x̂ extrapolated in log-SNR from t and the time before to the middle of the step (D_i of DPM-Solver++, Alg. 2);
+    unchanged in the first step, and in one that ends in the image. levels: up to the end of the step."""
     if previous is None or levels[-1].sigma == 0:
         return denoised
     h_last, h = log_snr_gain(levels[-3], levels[-2]), log_snr_gain(levels[-2], levels[-1])
@@ -266,7 +267,7 @@ def unipc(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise:
 def _unipc_correct(x: Tensor, denoised: Sequence[Tensor], levels: Sequence[NoiseLevel]) -> Tensor:
     """UniC (Zhao et al. 2023, Alg. 1): the last step again, with a polynomial for x̂ through its end as well.
 
-    x: at the start of that step. denoised: at the level before its start, if there is one, at its start, and its end."""
+    x: at the start of that step. denoised: at the level before its start, if any, at its start, and at its end."""
     h = log_snr_gain(levels[-2], levels[-1])
     reach = -torch.expm1(-h)  # 1 - e^(-h): how far the step moves from x_t to x̂
     correction = 0.5 * (denoised[-1] - denoised[-2])  # its first coefficient alone

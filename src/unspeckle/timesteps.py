@@ -1,4 +1,4 @@
-"""The times at which a sampler evaluates the denoiser, from noise to image."""
+"""Timestep spacings: the times at which a sampler evaluates the denoiser, from noise to image."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,15 @@ TIMESTEP_SPACINGS = ("uniform", "leading", "trailing", "linspace", "karras", "ex
 
 
 def timesteps(spacing: str, schedule: Schedule, steps: int, start: float = 1.0) -> Tensor:
-    """(steps + 1,) float64 times from about `start` in (0, 1] down to exactly 0; image-to-image starts later.
+    """(steps + 1,) float64 times that fall from about `start` in (0, 1] to exactly 0; image-to-image starts below 1.
 
-    uniform: equal steps of t. shifted: more steps near the noise (Esser et al. 2024, eq. 23, by 3). leading, trailing,
-    linspace: as discrete models space their 1,000 training timesteps (Lin et al. 2024, Table 2). karras, exponential:
-    in sigma/alpha down to t = 1/1000, at least 0.002, beginning below t = 1 where alpha_1 is 0.
-    InputError where the spacing is unknown or so many steps do not fit."""
+    spacing: one of TIMESTEP_SPACINGS:
+      uniform                      equal steps of t
+      shifted                      more steps near the noise (Esser et al. 2024, eq. 23, with shift 3)
+      leading, trailing, linspace  as discrete models space their 1,000 training timesteps (Lin et al. 2024, Table 2)
+      karras, exponential          in sigma/alpha, down to that of t = 1/1000 but at least 0.002, and then 0; they start
+                                   just below t = 1 where alpha_1 is 0
+    InputError where the spacing is unknown, or where there are more than 1000 · start steps."""
     if spacing not in TIMESTEP_SPACINGS:
         raise InputError(f"timestep spacing {spacing!r} is unknown; choose one of {', '.join(TIMESTEP_SPACINGS)}")
     if not 1 <= steps <= 1000 * start <= 1000:
@@ -43,7 +46,7 @@ def interpolate_ratios(first: Tensor, last: Tensor, steps: int, spacing: str) ->
 
 
 def discrete_timesteps(spacing: str, num_train_timesteps: int, steps: int) -> Tensor:
-    """(steps,) falling indices into a table of num_train_timesteps; those of "linspace" are fractions."""
+    """(steps,) falling training timesteps, from num_train_timesteps - 1 to 0; those of "linspace" may be fractions."""
     count = torch.arange(steps, dtype=torch.float64)
     if spacing == "linspace":
         return torch.linspace(num_train_timesteps - 1, 0, steps, dtype=torch.float64)
