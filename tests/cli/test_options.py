@@ -16,7 +16,7 @@ from PIL import Image
 import unspeckle
 from unspeckle.cli import main
 from unspeckle.cli.app import app
-from unspeckle.cli.command import RENAMED_OPTIONS, option_names
+from unspeckle.cli.command import NEEDED_OPTIONS, RENAMED_OPTIONS, option_names
 from unspeckle.errors import InputError, option_name
 from unspeckle.presets import PRESETS
 from unspeckle.samplers import SAMPLERS
@@ -65,6 +65,12 @@ def test_the_options_of_each_command() -> None:
 def test_renamed_options_have_gone_and_their_new_names_exist() -> None:
     assert set(RENAMED_OPTIONS.values()) <= ALL_OPTIONS
     assert not ALL_OPTIONS & set(RENAMED_OPTIONS)
+
+
+def test_options_that_need_others_exist() -> None:
+    for command, options in NEEDED_OPTIONS.items():
+        names = {*options, *(name for needed in options.values() for name in needed)}
+        assert names <= option_names(all_commands()[command])
 
 
 @pytest.mark.parametrize("columns", [80, 120])

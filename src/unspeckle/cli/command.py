@@ -32,6 +32,17 @@ RENAMED_OPTIONS: Mapping[str, str] = {
     "--variation": "--variation-seed",
 }
 
+# Options of a command that have an effect only together with one of others
+NEEDED_OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "draw": {
+        "--strength": ("--image", "--hires-size"),
+        "--paste-original": ("--mask",),
+        "--variation-strength": ("--variation-seed",),
+        "--upscaler": ("--hires-size",),
+    },
+    "score": {"--captions": ("--corpus",), "--caption": ("--corpus",), "--template": ("--corpus",)},
+}
+
 
 class Command(TyperCommand):
     """A command that lists its options under the names of typer.Option(rich_help_panel=…), those without one first, and
@@ -60,6 +71,7 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """Run the command. InputError with a line for the command line, also where memory runs out."""
         options = option_names(self)
+        refuse_options_without_effect(ctx)
         try:
             return super().invoke(ctx)
         except InputError as error:
@@ -85,6 +97,19 @@ def is_argument(param: Any) -> bool:
 def argument_name(param: Any) -> str:
     """An argument's name in the help, such as "PROMPT..."."""
     return str(param.metavar or param.name.upper())
+
+
+def refuse_options_without_effect(ctx: Any) -> None:
+    """InputError naming the first option on the command line that has no effect without another one."""
+    given = {
+        name
+        for param in ctx.command.params
+        if ctx.get_parameter_source(param.name).name == "COMMANDLINE"
+        for name in param.opts
+    }
+    for option, needed in NEEDED_OPTIONS.get(ctx.command.name, {}).items():
+        if option in given and not given.intersection(needed):
+            raise InputError(f"{option}: has an effect only with {' or '.join(needed)}; leave it out")
 
 
 def usage_message(error: Any) -> str:

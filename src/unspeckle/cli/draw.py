@@ -1,5 +1,6 @@
 """`unspeckle draw`: its options."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -51,22 +52,18 @@ STRENGTH_HELP = (
     "[default: 0.8; with --mask 1, with --hires-size 0.5]"
 )
 MASK_HELP = "Image file that is white where --image is to be redrawn (inpainting) and black where it stays."
-PASTE_ORIGINAL_HELP = (
-    "Whether the original pixels of --image are put back where the mask is black.  [default: --paste-original]"
-)
+PASTE_ORIGINAL_HELP = "Whether the original pixels of --image are put back where the mask is black."
 VARIATION_SEED_HELP = (
     "Make a variation of the image of --seed: its noise is turned toward the noise of this second seed. With --count, "
     "this seed counts up, and --seed stays the same."
 )
 VARIATION_STRENGTH_HELP = (
-    "How far the noise is turned toward that of --variation-seed, from 0 (not at all) to 1 (fully).  [default: 0.2]"
+    "How far the noise is turned toward that of --variation-seed, from 0 (not at all) to 1 (fully)."
 )
 HIRES_SIZE_HELP = (
     "Draw at --size, enlarge the image to this size in pixels, and continue from there.  [default: draw once]"
 )
-UPSCALER_HELP = (
-    "How the image is enlarged to --hires-size: lanczos (its pixels) or latent (its latents).  [default: lanczos]"
-)
+UPSCALER_HELP = "How the image is enlarged to --hires-size: lanczos (its pixels) or latent (its latents)."
 PREVIEW_HELP = (
     "Tiny autoencoder (TAESD) that decodes what the terminal shows while the image is drawn. The result is decoded by "
     "the model's own.  [default: a fast approximation]"
@@ -137,21 +134,21 @@ def draw(
     ] = None,
     mask: Annotated[Path | None, typer.Option(metavar="FILE", help=MASK_HELP, rich_help_panel=STARTING_IMAGE)] = None,
     paste_original: Annotated[
-        bool | None,
+        bool,
         typer.Option("--paste-original/--no-paste-original", help=PASTE_ORIGINAL_HELP, rich_help_panel=STARTING_IMAGE),
-    ] = None,
+    ] = True,
     variation_seed: Annotated[
         int | None, typer.Option(metavar="N", help=VARIATION_SEED_HELP, rich_help_panel=STARTING_IMAGE)
     ] = None,
     variation_strength: Annotated[
-        float | None, typer.Option(metavar="SHARE", help=VARIATION_STRENGTH_HELP, rich_help_panel=STARTING_IMAGE)
-    ] = None,
+        float, typer.Option(metavar="SHARE", help=VARIATION_STRENGTH_HELP, rich_help_panel=STARTING_IMAGE)
+    ] = 0.2,
     hires_size: Annotated[
         str | None, typer.Option(metavar="N|WxH", help=HIRES_SIZE_HELP, rich_help_panel=STARTING_IMAGE)
     ] = None,
     upscaler: Annotated[
-        str | None, typer.Option(metavar="lanczos|latent", help=UPSCALER_HELP, rich_help_panel=STARTING_IMAGE)
-    ] = None,
+        str, typer.Option(metavar="lanczos|latent", help=UPSCALER_HELP, rich_help_panel=STARTING_IMAGE)
+    ] = "lanczos",
     prediction: shared.Prediction = None,
     trust_pickle: shared.TrustPickle = False,
     lora: shared.Loras = None,
@@ -178,14 +175,11 @@ def draw(
         None if guidance_interval is None else quantities.parse_interval(guidance_interval, "--guidance-interval")
     )
     shared.check_sampler_name(sampler)
-    shared.refuse_unless_given({"--mask": mask}, {"--paste-original": paste_original})
-    shared.refuse_unless_given({"--variation-seed": variation_seed}, {"--variation-strength": variation_strength})
-    shared.refuse_unless_given({"--hires-size": hires_size}, {"--upscaler": upscaler})
-    shared.refuse_unless_given({"--image": image, "--hires-size": hires_size}, {"--strength": strength})
     if quiet and preview is not None:
         raise InputError("--preview: has no effect with --quiet; leave one of the two out")
     shared.limit_thread_spinning()
-    from unspeckle.cli.run_draw import DrawOptions, options_of_image, run_draw
+    from unspeckle.cli.recorded_options import options_of_image
+    from unspeckle.cli.run_draw import DrawOptions, run_draw
     from unspeckle.generation.request import Request
 
     request = Request(
@@ -203,11 +197,11 @@ def draw(
         guidance_interval=interval,
         dynamic_threshold=dynamic_threshold,
         strength=strength,
-        paste_original=paste_original is not False,
+        paste_original=paste_original,
         variation_seed=variation_seed,
-        variation_strength=0.2 if variation_strength is None else variation_strength,
+        variation_strength=variation_strength,
         hires_size=parsed_hires_size,
-        upscaler=upscaler or "lanczos",
+        upscaler=upscaler,
         clip_skip=clip_skip,
         tile_size=tile_size,
         batch_size=batch_size,
@@ -223,15 +217,8 @@ def draw(
         vae=vae,
     )
     options = DrawOptions(
-        request,
-        model_options,
-        out,
-        guide_model,
-        image,
-        mask,
-        options_of_image=() if prompt else options_of_image(image, request, seed),
-        film_strip=film_strip,
-        preview=preview,
-        quiet=quiet,
+        request, model_options, out, guide_model, image, mask, film_strip=film_strip, preview=preview, quiet=quiet
     )
+    if not prompt:
+        options = replace(options, options_of_image=options_of_image(image, request, seed))
     return run_draw(options)

@@ -1,7 +1,6 @@
 """Options that several commands share: their texts, and the dataclass that says which model is loaded and how."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -132,16 +131,6 @@ def check_sampler_name(sampler: str | None) -> None:
     """InputError with the new name where a sampler is called by its name of version 0.1."""
     if sampler in RENAMED_SAMPLERS:
         raise InputError(f"--sampler {sampler}: is now called {RENAMED_SAMPLERS[sampler]}")
-
-
-def refuse_unless_given(needed: Mapping[str, object], options: Mapping[str, object]) -> None:
-    """InputError naming the first of the options that was given (is not None) though it has no effect without one of
-    those that are needed. All by their names on the command line, with their values."""
-    if any(value is not None for value in needed.values()):
-        return
-    for name, value in options.items():
-        if value is not None:
-            raise InputError(f"{name}: has an effect only with {' or '.join(needed)}; leave it out")
 
 
 def refuse_hidden_plan(plan: bool, json: bool, quiet: bool) -> None:

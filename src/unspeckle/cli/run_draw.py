@@ -2,15 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from unspeckle.cli.load_model import load_guide_model, load_model
 from unspeckle.cli.options import ModelOptions
+from unspeckle.cli.recorded_options import recorded_options
 from unspeckle.corpus.decoding import (
     IMAGE_FORMATS,
     MAX_FILE_BYTES,
@@ -22,7 +22,7 @@ from unspeckle.errors import InputError, option_name
 from unspeckle.formats.stable_diffusion.add_ons import read_preview_autoencoder
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.few_step import why_not_student
-from unspeckle.generation.metadata import attach_metadata, image_metadata, request_from_metadata
+from unspeckle.generation.metadata import attach_metadata, image_metadata
 from unspeckle.generation.pipeline import images_with_metadata, sample_steps, split_into_batches
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import ResolvedRequest, ignored_options, resolve
@@ -30,9 +30,8 @@ from unspeckle.model import Model
 from unspeckle.model_io.process_memory import keep_freed_memory
 from unspeckle.networks.latent_preview import fit_latent_preview
 from unspeckle.networks.vae import VAE
-from unspeckle.output.a1111_parameters import PARAMETERS_KEY, parse_parameters, request_options
 from unspeckle.output.film_strip import FilmStrip
-from unspeckle.output.png import read_png, save_new_png
+from unspeckle.output.png import save_new_png
 from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import parse_prompt, plain_text
 from unspeckle.samplers import Step
@@ -159,35 +158,6 @@ def read_input_image(path: Path | None, option: str) -> Image.Image | None:
     except ImageDecodeError as error:
         formats = ", ".join(IMAGE_FORMATS)
         raise InputError(f"{option} {path}: cannot be read ({error}); give an image in {formats} format") from error
-
-
-def options_of_image(image: Path | None, request: Request, seed: int | None) -> tuple[str, ...]:
-    """The names of the options that are taken from the image's metadata where there is no prompt: those not given."""
-    if image is None:
-        raise InputError(": is missing; write what to draw", "prompt")
-    given = {name: getattr(request, name) for name in ("steps", "sampler", "timestep_spacing", "guidance_scale")}
-    given |= {"negative_prompt": request.negative_prompt or None, "seed": seed}
-    return ("prompt", *(name for name, value in given.items() if value is None))
-
-
-def recorded_options(path: Path | None, names: Sequence[str]) -> dict[str, Any]:
-    """These options of the drawing that a PNG file holds, by our metadata or the parameters of A1111.
-
-    InputError where there is no prompt in it."""
-    if path is None or not names:
-        return {}
-    try:
-        image = read_png(path)
-        if metadata := image_metadata(image):
-            request, index = request_from_metadata(metadata)
-            seeds = {"seed": request.seed + (0 if "variation_seed" in metadata else index)}
-            return {name: seeds.get(name, getattr(request, name)) for name in names}
-        return request_options(parse_parameters(image.info[PARAMETERS_KEY]), names)
-    except InputError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise InputError(
-            f": is missing, and {path} does not give one ({reason}); write what to draw", "prompt"
-        ) from error
 
 
 def create_output_folder(out: Path) -> None:

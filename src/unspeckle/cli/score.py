@@ -65,9 +65,6 @@ def score(
     The report is one HTML file. It contains distances between drawn and real images, losses, bits per
     dimension, a test for memorized training images, and the effect of steps and of guidance.
     """
-    shared.refuse_unless_given(
-        {"--corpus": corpus}, {"--captions": captions, "--caption": caption, "--template": template}
-    )
     shared.check_sampler_name(sampler)
     shared.limit_thread_spinning()
     from unspeckle.cli.run_score import run_score
