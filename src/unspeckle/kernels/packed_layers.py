@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from unspeckle.kernels import geglu
 from unspeckle.networks.layers import GatedFeedForward, UpsampleConv
 
-_NO_POST_OP: Any = ("none", [], "")  # nothing follows the product
+# Operators are called by their overloads: choosing among them costs a message with all arguments for each that does not
+# fit. With these arguments nothing follows a product.
+_NO_POST_OP: Any = ("none", [], "")
 _EXPECTED_ROWS = 4096  # the layout of packed matrices is chosen for products with that many rows
 
 
@@ -58,9 +60,9 @@ class PackedLinear(ResidualModule):
             out = F.linear(rows, self.weight.to_dense().to(x.dtype), self.bias)
             out = out if residual is None else out + residual
         elif residual is None:
-            out = torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, *_NO_POST_OP)
+            out = torch.ops.mkldnn._linear_pointwise.default(rows, self.weight, self.bias, *_NO_POST_OP)
         else:
-            out = torch.ops.mkldnn._linear_pointwise(rows, residual, self.weight, self.bias, "add")
+            out = torch.ops.mkldnn._linear_pointwise.binary(rows, residual, self.weight, self.bias, "add")
         return out.permute(0, 3, 1, 2) if self.is_conv else out
 
     def _to_rows(self, x: Tensor) -> Tensor:
@@ -96,8 +98,8 @@ class PackedFeedForward(ResidualModule):
             return value * F.gelu(gate)
         if self.uses_kernel:
             return geglu.geglu(x, self.weights[0], self.biases[0])
-        gate = torch.ops.mkldnn._linear_pointwise(x, self.weights[1], self.biases[1], "gelu", [], "none")
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, gate, self.weights[0], self.biases[0], "mul")
+        gate = torch.ops.mkldnn._linear_pointwise.default(x, self.weights[1], self.biases[1], "gelu", [], "none")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, gate, self.weights[0], self.biases[0], "mul")
         return out
 
     def _unpack_weight(self) -> Tensor:
@@ -183,5 +185,5 @@ def _packed_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Packed
     if x.dtype != weight.dtype:
         return F.conv2d(x, weight.to_dense().to(x.dtype), bias, layer.stride, layer.padding)
     arguments = (layer.padding, layer.stride, [1, 1], 1)  # dilation 1, one group
-    out: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *arguments, *_NO_POST_OP)
+    out: Tensor = torch.ops.mkldnn._convolution_pointwise.default(x, weight, bias, *arguments, *_NO_POST_OP)
     return out
