@@ -48,13 +48,12 @@ def write_unet_folder(model: Model, source: str, target: Path) -> float:
     network."""
     config = model.network.config
     reasons = unsupported_features(config) if isinstance(config, UNetConfig) else [f"a {type(model.network).__name__}"]
-    if reasons or target.suffix == ".safetensors":
+    if not isinstance(config, UNetConfig) or reasons or target.suffix == ".safetensors":
         problem = (
             f"has {', '.join(reasons)}, which no network of diffusers has" if reasons else "is no Stable Diffusion"
         )
         raise InputError(f"{source}: {problem}; write graphs of the whole model with --to onnx or --to openvino")
     require_empty_folder(target)
-    assert isinstance(config, UNetConfig)
     part = unet_part(config)
     with create_folder(target) as temp_folder:
         sample_size = model.card.size[0] // model.autoencoder.downsampling_factor
