@@ -1,6 +1,7 @@
 """Fixtures that tests of several rooms share. What is expensive is made once a test run."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,34 @@ def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> SDFolder:
         return folders[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def color_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 captioned images of 16 × 16 pixels in three colors; it must not be changed."""
+    from training_runs import write_color_folder
+
+    return write_color_folder(tmp_path_factory.mktemp("colors"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(color_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The RUN of a training of 12 steps that nobody interrupted; it must not be changed."""
+    from training_runs import train_options
+    from unspeckle.training.train_command import run_training
+
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        assert run_training(train_options(color_folder, run)) == 0
+    return run
+
+
+@pytest.fixture
+def training_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of decoded images for the tests alone; the signal handlers that training sets are taken back."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -1,110 +1,112 @@
-"""A device that works apart is asked only now and then how its steps went: nothing else may change by that.
+"""The statistics of steps on a GPU are read only now and then: nothing else may change by that.
 
-The processor plays such a device here.
+The CPU plays the GPU here.
 """
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import test_training
 import torch
-from test_training import equal, final, options, stop_after
 from torch import Tensor
 
-from unspeckle.training import checkpoint, command, stage
-from unspeckle.training.master_weights import MasterWeights, StepStats, TextToImageUpdater, read_step_stats
-from unspeckle.training.optimizer import Muon
-
-folder, whole, own_cache = test_training.folder, test_training.whole, test_training.own_cache  # fixtures
+from training_runs import final_tensors, interrupt_at, is_measuring, tensors_equal, train_options
+from unspeckle.training import checkpoint, progress
+from unspeckle.training.muon import Muon
+from unspeckle.training.optimizer import Optimizer
+from unspeckle.training.progress import StepNumbers, StepStats, read_step_stats
+from unspeckle.training.text_to_image_updater import TextToImageUpdater
+from unspeckle.training.train_command import run_training
 
 
 @pytest.fixture
-def apart(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every learner works apart; the list tells how many outcomes were read at once."""
-    seen: list[int] = []
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every optimizer works as on a GPU; the list says of how many steps statistics were read at once."""
+    counts: list[int] = []
 
-    def noted(outcomes: list[StepStats]) -> Any:
-        assert all(isinstance(part, Tensor) for outcome in outcomes for part in outcome)
-        seen.append(len(outcomes))
-        return read_step_stats(outcomes)
+    def read(stats: Sequence[StepStats]) -> list[StepNumbers]:
+        counts.append(len(stats))
+        return read_step_stats(stats)
 
-    monkeypatch.setattr(MasterWeights, "apart", property(lambda self: True))
-    monkeypatch.setattr(stage, "read", noted)
-    monkeypatch.setattr(stage, "REPORT_EVERY", 1e9)
-    monkeypatch.setattr(stage, "READ_EVERY", 5)
-    return seen
-
-
-def test_the_same_is_learnt_and_seldom_read(folder: Path, whole: Path, tmp_path: Path, apart: list[int]) -> None:
-    assert command.run_training(options(folder, tmp_path / "run")) == 0
-    assert equal(final(tmp_path / "run"), final(whole)) and apart == [5, 5, 2]
+    monkeypatch.setattr(Optimizer, "is_asynchronous", property(lambda self: True, lambda self, value: None), False)
+    monkeypatch.setattr(progress, "read_step_stats", read)
+    monkeypatch.setattr(progress, "REPORT_INTERVAL", 1e9)
+    monkeypatch.setattr(progress, "STATS_READ_STEPS", 5)
+    return counts
 
 
-def test_muon_moves_the_same_but_for_rounding_or_not_at_all() -> None:
+def test_weights_are_the_same_and_statistics_are_read_seldom(
+    color_folder: Path, finished_run: Path, tmp_path: Path, reads: list[int]
+) -> None:
+    assert run_training(train_options(color_folder, tmp_path / "run")) == 0
+    assert tensors_equal(final_tensors(tmp_path / "run"), final_tensors(finished_run)) and reads == [5, 5, 2]
+
+
+def test_muon_updates_the_same_but_for_rounding_or_not_at_all() -> None:
     torch.manual_seed(0)
-    shapes = [(6, 4), (4, 6), (6, 4), (5, 3, 3, 3)]
-    begun = [torch.randn(shape) for shape in shapes]
+    initial = [torch.randn(shape) for shape in [(6, 4), (4, 6), (6, 4), (5, 3, 3, 3)]]
 
-    def made() -> Muon:
-        module = torch.nn.ParameterList([t.clone() for t in begun]).to(memory_format=torch.channels_last)
+    def make_muon() -> Muon:
+        module = torch.nn.ParameterList([tensor.clone() for tensor in initial]).to(memory_format=torch.channels_last)
         return Muon(list(module), 0.1)
 
-    one, other = made(), made()
-    for finite in (True, True, False, True):
-        for parameter, same in zip(one.parameters, other.parameters, strict=True):
-            same.grad = torch.randn_like(parameter) * (1 if finite else math.nan)
+    synchronous, asynchronous = make_muon(), make_muon()
+    for is_finite in (True, True, False, True):
+        for parameter, same in zip(synchronous.parameters, asynchronous.parameters, strict=True):
+            same.grad = torch.randn_like(parameter) * (1 if is_finite else math.nan)
             parameter.grad = same.grad.clone()
-        if finite:
-            one.step(0.1)
-        other.step(0.1, torch.tensor(finite))
-        assert all(torch.equal(a, b) for a, b in zip(one.momenta, other.momenta, strict=True))
-        assert all(torch.allclose(a, b, 1e-5, 1e-6) for a, b in zip(one.parameters, other.parameters, strict=True))
+        if is_finite:
+            synchronous.step(0.1)
+        asynchronous.step(0.1, torch.tensor(is_finite))
+        assert all(torch.equal(a, b) for a, b in zip(synchronous.momenta, asynchronous.momenta, strict=True))
+        parameters = zip(synchronous.parameters, asynchronous.parameters, strict=True)
+        assert all(torch.allclose(a, b, 1e-5, 1e-6) for a, b in parameters)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_stopped_and_resumed_is_bit_for_bit_the_same(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: list[int], optimizer: str
+def test_an_interrupted_run_gives_the_same_weights(
+    color_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[int], optimizer: str
 ) -> None:
-    run, uninterrupted = tmp_path / "run", tmp_path / "whole"
-    assert command.run_training(options(folder, uninterrupted, optimizer=optimizer)) == 0
+    run, uninterrupted = tmp_path / "run", tmp_path / "uninterrupted"
+    assert run_training(train_options(color_folder, uninterrupted, optimizer=optimizer)) == 0
     with monkeypatch.context() as patch:
-        stop_after(patch, 8)
-        assert command.run_training(options(folder, run, optimizer=optimizer)) == 130
-    assert checkpoint.load_latest_checkpoint(run / "checkpoints").step == 8
-    assert command.run_training(options(folder, run, optimizer=optimizer)) == 0
-    assert equal(final(run), final(uninterrupted))
+        interrupt_at(patch, 8)
+        assert run_training(train_options(color_folder, run, optimizer=optimizer)) == 130
+    assert checkpoint.latest_step(run) == 8
+    assert run_training(train_options(color_folder, run, optimizer=optimizer)) == 0
+    assert tensors_equal(final_tensors(run), final_tensors(uninterrupted))
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-@pytest.mark.parametrize("part", [math.inf, math.nan])
-def test_steps_that_are_not_finite_move_nothing_and_are_bounded(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    apart: list[int], optimizer: str, part: float,
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+def test_steps_that_are_not_finite_update_nothing_and_are_counted(
+    color_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    reads: list[int], optimizer: str, factor: float,
 ) -> None:  # fmt: skip
-    real, before, bad = TextToImageUpdater.loss, {}, False
+    loss, before, stays_infinite = TextToImageUpdater.loss, {}, False
 
-    def state(learner: TextToImageUpdater) -> list[Tensor]:
-        return [t.clone() for t in (*learner.weight_tensors(), *learner.optimizer.state_tensors().values())]
+    def state(updater: TextToImageUpdater) -> list[Tensor]:
+        return [t.clone() for t in (*updater.weights.tensors(), *updater.optimizer.state_dict().values())]
 
-    def loss(self: TextToImageUpdater, batch: Any, step: int) -> Tensor:
-        number = int(batch.indices[0]) // 8 + 1
-        if number == 5 and self.plan.warmup_steps < 10**9:
+    def sometimes_infinite(self: TextToImageUpdater, batch: Any, step: int) -> Tensor:
+        number = int(batch.example_indices[0]) // 8 + 1
+        if number == 5 and not is_measuring(self.plan):
             before["state"] = state(self)
         if number == 6 and "state" in before:
             assert all(torch.equal(a, b) for a, b in zip(before.pop("state"), state(self), strict=True))
-            before["seen"] = True
-        value = real(self, batch, step)
-        return value * part if number == 5 or (bad and number > 20) else value
+            before["compared"] = True
+        value = loss(self, batch, step)
+        return value * factor if number == 5 or (stays_infinite and number > 20) else value
 
-    monkeypatch.setattr(TextToImageUpdater, "loss", loss)
-    assert command.run_training(options(folder, tmp_path / "one", optimizer=optimizer)) == 0
-    assert before == {"seen": True}
-    assert json.loads((tmp_path / "one/log.jsonl").read_text().splitlines()[-1])["skipped"] == 1
-    assert all(t.isfinite().all() for t in final(tmp_path / "one").values())
+    monkeypatch.setattr(TextToImageUpdater, "loss", sometimes_infinite)
+    assert run_training(train_options(color_folder, tmp_path / "one", optimizer=optimizer)) == 0
+    assert before == {"compared": True}
+    assert json.loads((tmp_path / "one/log.jsonl").read_text().splitlines()[-1])["skipped_steps"] == 1
+    assert all(tensor.isfinite().all() for tensor in final_tensors(tmp_path / "one").values())
     if optimizer == "adamw":
-        bad = True
-        assert command.run_training(options(folder, tmp_path / "many", steps=60)) == 1
+        stays_infinite = True
+        assert run_training(train_options(color_folder, tmp_path / "many", steps=60)) == 1
         assert "step 40: the loss has not been finite for 20 steps" in capsys.readouterr().err

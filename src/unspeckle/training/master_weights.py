@@ -42,6 +42,11 @@ class MasterWeights:
         """The master weights in the order of parameters(), as plain tensors."""
         return [parameter.detach() for parameter in self.parameters()]
 
+    def zero_grad(self) -> None:
+        """Drop all gradients, such as those that another update's loss has left."""
+        self.module.zero_grad()
+        self.compute_module.zero_grad()
+
     def take_gradients(self) -> None:
         """Move the gradients from the module that computes to the master weights."""
         for master, compute in self._pairs():

@@ -22,6 +22,7 @@ def training_step(task: Task | Updater, batch: Any, step: int) -> StepStats:
     stats = []
     # One update for most tasks, two for a GAN: the next loss is computed with the weights that the last update left.
     for update in task.updates(batch, step):
+        update.weights.zero_grad()
         update.loss.backward()  # type: ignore[no-untyped-call]
         update.weights.take_gradients()
         grad_norm = torch.nn.utils.clip_grad_norm_(update.weights.parameters(), update.optimizer.plan.max_grad_norm)
