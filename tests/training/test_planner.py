@@ -123,7 +123,9 @@ def test_a_benchmark_changes_any_field_of_the_plan(monkeypatch: pytest.MonkeyPat
     plan = recipe.change_plan(make_plan(), [f"objective.{change}" for change in changes])
     assert plan.objective == Objective("edm", -0.5, 1.2, "min_snr", 4.0)
     assert make_plan().objective == Objective("logit_normal", 0.3, 1.0, "v")
-    assert recipe.change_plan(make_plan("nano"), ["model.network.blocks_per_level=3"]).model.network.blocks_per_level == 3
+    assert (
+        recipe.change_plan(make_plan("nano"), ["model.network.blocks_per_level=3"]).model.network.blocks_per_level == 3
+    )
 
 
 def test_more_time_never_chooses_a_smaller_network(color_folder: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_run_without_memory_for_a_step_can_be_continued(
 
 
 def rewrite_as_version_0_1(run: Path, part: str = "") -> None:
-    """Rewrite the plan and the checkpoints of a RUN, or of the folder of one of its parts, as version 0.1 wrote them."""
+    """Rewrite the plan and the checkpoints of a RUN, or of the folder of a part of it, as version 0.1 wrote them."""
     plan_path = run / PLAN_FILE
     if plan_path.exists():
         plan_path.write_text(json.dumps(plan_to_old(json.loads(plan_path.read_text()))))

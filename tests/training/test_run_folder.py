@@ -67,9 +67,7 @@ def test_messages_name_options_as_they_are_typed(
     assert "--json: has an effect only with --plan" in capsys.readouterr().err
 
 
-def test_the_plan_of_a_run_is_shown(
-    color_folder: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_of_a_run_is_shown(color_folder: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_training(train_options(color_folder, finished_run, plan_only=True, json=True)) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((finished_run / PLAN_FILE).read_text())
 
