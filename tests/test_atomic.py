@@ -46,5 +46,5 @@ def test_a_folder_that_fails_has_nothing_in_it(there: bool, tmp_path: Path) -> N
 
 def test_a_link_to_nothing_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match="link: stands there already"):
+    with pytest.raises(InputError, match="link: already exists"):
         writing.require_empty_folder(tmp_path / "link")
