@@ -9,12 +9,12 @@ from unspeckle.denoiser import Conditioning, Denoiser, PreparedConditioning
 from unspeckle.guidance import (
     adaptive_projected_guidance,
     autoguidance,
+    build_guided_denoise,
     clamp_denoised,
     classifier_free_guidance,
-    composed,
     dynamic_threshold,
     guidance_interval,
-    guided_denoise,
+    weighted_predictions,
 )
 from unspeckle.samplers import ddim
 from unspeckle.schedule import FlowSchedule
@@ -61,7 +61,7 @@ def drawing():
 @pytest.mark.parametrize("scale", [0.0, 3.0, 7.5])
 def test_guidance_is_one_call_on_the_joined_batch(drawing, scale):
     network, denoiser, conditionings, x_t, positive, negative = drawing
-    denoise = guided_denoise(denoiser, conditionings, classifier_free_guidance(scale))
+    denoise = build_guided_denoise(denoiser, conditionings, classifier_free_guidance(scale))
     for _ in range(3):
         torch.testing.assert_close(denoise(x_t, T), negative + scale * (positive - negative))
     assert network.batch_sizes == [4, 4, 4] and network.prepare_calls == 1
@@ -69,9 +69,11 @@ def test_guidance_is_one_call_on_the_joined_batch(drawing, scale):
 
 def test_scale_1_predicts_the_positive_one_alone(drawing):
     network, denoiser, conditionings, x_t, positive, _ = drawing
-    torch.testing.assert_close(guided_denoise(denoiser, conditionings, classifier_free_guidance(1.0))(x_t, T), positive)
     torch.testing.assert_close(
-        guided_denoise(denoiser, conditionings[:1], classifier_free_guidance(1.0, guidance_rescale=0.7))(x_t, T),
+        build_guided_denoise(denoiser, conditionings, classifier_free_guidance(1.0))(x_t, T), positive
+    )
+    torch.testing.assert_close(
+        build_guided_denoise(denoiser, conditionings[:1], classifier_free_guidance(1.0, guidance_rescale=0.7))(x_t, T),
         positive,
     )
     assert network.batch_sizes == [2, 2]
@@ -89,7 +91,7 @@ def test_rescale_brings_back_the_deviation(drawing):
     _, denoiser, conditionings, x_t, positive, negative = drawing
     plain = negative + 5 * (positive - negative)
     for rescale in (0.0, 0.7, 1.0):
-        guided = guided_denoise(denoiser, conditionings, classifier_free_guidance(5.0, rescale))(x_t, T)
+        guided = build_guided_denoise(denoiser, conditionings, classifier_free_guidance(5.0, rescale))(x_t, T)
         for row in range(2):
             target = plain[row] * positive[row].std() / plain[row].std()
             torch.testing.assert_close(guided[row], rescale * target + (1 - rescale) * plain[row])
@@ -99,7 +101,7 @@ def test_rescale_brings_back_the_deviation(drawing):
 @pytest.mark.parametrize(("t", "calls"), [(0.19, 2), (0.2, 4), (0.5, 4), (0.8, 4), (0.81, 2)])
 def test_outside_its_interval_there_is_no_guidance_and_half_the_work(drawing, t, calls):
     network, denoiser, conditionings, x_t, positive, negative = drawing
-    found = guided_denoise(denoiser, conditionings, guidance_interval(classifier_free_guidance(3.0), 0.2, 0.8))(
+    found = build_guided_denoise(denoiser, conditionings, guidance_interval(classifier_free_guidance(3.0), 0.2, 0.8))(
         x_t, torch.full((2,), t, dtype=torch.float64)
     )
     torch.testing.assert_close(found, positive if calls == 2 else negative + 3 * (positive - negative))
@@ -113,7 +115,7 @@ def test_and_of_two_gaussians_is_the_gaussian_of_their_product():
     both, neither = one_gaussian(0.9 - 0.3 - 0.1, 0.4), one_gaussian(0.1 - 0.5 * (0.9 - 0.1) - 2 * (-0.3 - 0.1), 0.4)
     x_t = torch.randn(5, 2, 1, 1, dtype=torch.float64)
     for weights, product in (((1.0, 1.0, -1.0), both), ((-0.5, -2.0, 3.5), neither)):
-        rule = composed(classifier_free_guidance(1.0), (weights, (0.0, 0.0, 1.0)))
+        rule = weighted_predictions(classifier_free_guidance(1.0), (weights, (0.0, 0.0, 1.0)))
         for t in (0.2, 0.7):
             at = torch.full((5,), t, dtype=torch.float64)
             denoised = torch.stack([gaussian.denoiser(FlowSchedule())(x_t, at) for gaussian in (a, b, prior)])
@@ -126,19 +128,21 @@ def test_sums_of_denoised_are_guided_as_one_and_request_for_no_more_than_they_ne
     network, denoiser, conditionings, x_t, positive, negative = drawing
     third = make_conditioning(0.3, -0.7)
     denoised = [positive, negative, x_t * (1 + third.vector.view(-1, 1, 1, 1)) + 2 * third.tokens.view(-1, 1, 1, 1)]
-    rule = composed(classifier_free_guidance(3.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0)))
+    rule = weighted_predictions(classifier_free_guidance(3.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0)))
     half = 0.25 * denoised[0] + 0.75 * denoised[1]
-    found = guided_denoise(denoiser, [*conditionings, third], rule)(x_t, T)
+    found = build_guided_denoise(denoiser, [*conditionings, third], rule)(x_t, T)
     torch.testing.assert_close(found, denoised[2] + 3 * (half - denoised[2]))
-    alone = guided_denoise(
-        denoiser, [*conditionings, third], composed(classifier_free_guidance(1.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0)))
+    alone = build_guided_denoise(
+        denoiser,
+        [*conditionings, third],
+        weighted_predictions(classifier_free_guidance(1.0), ((0.25, 0.75, 0.0), (0.0, 0.0, 1.0))),
     )(x_t, T)
     torch.testing.assert_close(alone, half)
     assert network.batch_sizes == [6, 4]
-    plain = composed(classifier_free_guidance(3.0), ((1.0, 0.0), (0.0, 1.0)))
+    plain = weighted_predictions(classifier_free_guidance(3.0), ((1.0, 0.0), (0.0, 1.0)))
     assert torch.equal(
-        guided_denoise(denoiser, conditionings, plain)(x_t, T),
-        guided_denoise(denoiser, conditionings, classifier_free_guidance(3.0))(x_t, T),
+        build_guided_denoise(denoiser, conditionings, plain)(x_t, T),
+        build_guided_denoise(denoiser, conditionings, classifier_free_guidance(3.0))(x_t, T),
     )
 
 
@@ -156,7 +160,8 @@ NEUTRAL = {"momentum": 0.0, "max_rms": float("inf"), "eta": 1.0}
 def test_neutral_projected_guidance_is_the_rule_itself(drawing, rule):
     _, denoiser, conditionings, x_t, *_ = drawing
     plain, neutral = (
-        guided_denoise(denoiser, conditionings, one) for one in (rule, adaptive_projected_guidance(rule, **NEUTRAL))
+        build_guided_denoise(denoiser, conditionings, one)
+        for one in (rule, adaptive_projected_guidance(rule, **NEUTRAL))
     )
     for _ in range(3):
         assert torch.equal(plain(x_t, T), neutral(x_t, T))
@@ -186,7 +191,9 @@ def test_projected_guidance_of_a_image_of_zeros_is_finite():
 def test_scale_1_needs_no_projection(drawing):
     network, denoiser, conditionings, x_t, positive, _ = drawing
     torch.testing.assert_close(
-        guided_denoise(denoiser, conditionings[:1], adaptive_projected_guidance(classifier_free_guidance(1.0)))(x_t, T),
+        build_guided_denoise(denoiser, conditionings[:1], adaptive_projected_guidance(classifier_free_guidance(1.0)))(
+            x_t, T
+        ),
         positive,
     )
     assert network.batch_sizes == [2]
@@ -194,7 +201,7 @@ def test_scale_1_needs_no_projection(drawing):
 
 def test_a_model_that_guides_itself_changes_nothing(drawing):
     _, denoiser, conditionings, x_t, *_ = drawing
-    denoise = guided_denoise(denoiser, conditionings[:1], classifier_free_guidance(1.0))
+    denoise = build_guided_denoise(denoiser, conditionings[:1], classifier_free_guidance(1.0))
     assert torch.equal(autoguidance(denoise, denoise, classifier_free_guidance(3.0))(x_t, T), denoise(x_t, T))
 
 

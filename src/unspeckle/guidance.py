@@ -17,7 +17,7 @@ Predict = Callable[[int], Tensor]
 GuidanceRule = Callable[[Predict, Tensor], Tensor]
 
 
-def guided_denoise(denoiser: Denoiser, conditionings: Sequence[AnyConditioning], rule: GuidanceRule) -> Denoise:
+def build_guided_denoise(denoiser: Denoiser, conditionings: Sequence[AnyConditioning], rule: GuidanceRule) -> Denoise:
     """A Denoise that combines its predictions by the rule; those that the rule needs come from one call of the network
     on the joined batch.
 
@@ -49,7 +49,7 @@ def classifier_free_guidance(guidance_scale: float, guidance_rescale: float = 0.
     return rule
 
 
-def composed(rule: GuidanceRule, weights: Sequence[Sequence[float]]) -> GuidanceRule:
+def weighted_predictions(rule: GuidanceRule, weights: Sequence[Sequence[float]]) -> GuidanceRule:
     """The rule applied to weighted sums of predictions: the n-th prediction that it sees is Σ_i weights[n][i] · x̂_i.
     The conditionings of which weights[0] is not 0 stand first.
 

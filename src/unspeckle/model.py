@@ -19,7 +19,7 @@ from unspeckle.networks import AUTOENCODERS, NETWORKS
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.old_names import rename_model_metadata, rename_tensor
 from unspeckle.prompts import LoraTag
-from unspeckle.rng import Noise, noise_from_seeds
+from unspeckle.rng import NoiseFunction, noise_from_seeds
 from unspeckle.schedule import SCHEDULES
 from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 from unspeckle.text.tokenizer import Tokenizer
@@ -69,7 +69,7 @@ class Model:
     stored_hash: str | None = None  # its weights_hash from before its precision changed it
     loras: tuple[LoraTag, ...] = ()  # those that prompts may name, as they are in its weights
 
-    def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Noise:
+    def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> NoiseFunction:
         """The noise of drawings with those seeds, of x's shape (C, h, w)."""
         return noise_from_seeds(seeds, shape, self.device)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from unspeckle.errors import InputError
 
 # (step, draw) -> (B, C, H, W) standard normal; step -1 is before the first step, draw counts the noises of a step
-Noise = Callable[[int, int], Tensor]
+NoiseFunction = Callable[[int, int], Tensor]
 _WORD = 0xFFFFFFFF
 
 
@@ -41,7 +41,7 @@ def box_muller(words: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return torch.stack((r * phi.cos(), r * phi.sin()), -1).flatten(1).float()
 
 
-def noise_from_seeds(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Noise:
+def noise_from_seeds(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> NoiseFunction:
     """The noise of a drawing, (B, *shape) float32 for B seeds: row i depends on seeds[i], step and draw alone."""
     key, size = seed_keys(seeds, device), math.prod(shape)
     block = torch.arange(-(-size // 4), device=device).unsqueeze(0)

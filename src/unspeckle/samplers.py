@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unspeckle.denoiser import Denoise
-from unspeckle.rng import Noise
+from unspeckle.rng import NoiseFunction
 from unspeckle.schedule import Schedule
 
 
@@ -27,7 +27,7 @@ class Step(NamedTuple):
 
 Steps = Iterator[Step]
 # (denoise, schedule, times (N + 1,) falling, x (B, C, H, W) at times[0], noise) -> N + 1 Steps
-Sampler = Callable[[Denoise, Schedule, Tensor, Tensor, Noise], Steps]
+Sampler = Callable[[Denoise, Schedule, Tensor, Tensor, NoiseFunction], Steps]
 
 
 class NoiseLevel(NamedTuple):
@@ -68,13 +68,13 @@ def predicted_noise(x: Tensor, denoised: Tensor, t: NoiseLevel) -> Tensor:
     return (x - t.alpha * denoised) / t.sigma
 
 
-def step_length(t: NoiseLevel, s: NoiseLevel) -> Tensor:
+def ratio_change(t: NoiseLevel, s: NoiseLevel) -> Tensor:
     """The length of a step in sigma / alpha, scaled to x at s: x_s = (alpha_s / alpha_t) x_t + step_length · eps."""
     return s.sigma - s.alpha / t.alpha * t.sigma
 
 
 @torch.no_grad()
-def euler(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def euler(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """Euler's method on the probability-flow ODE (Karras et al. 2022, Alg. 1 without its correction)."""
     for t, s in pairwise(noise_levels(schedule, times)):
         denoised = denoise(x, t.time)
@@ -84,7 +84,7 @@ def euler(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise:
 
 
 @torch.no_grad()
-def euler_ancestral(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def euler_ancestral(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """Euler's method with fresh noise at each step (Song et al. 2021, eq. 16 with eta = 1)."""
     for i, (t, s) in enumerate(pairwise(noise_levels(schedule, times))):
         denoised = denoise(x, t.time)
@@ -94,7 +94,9 @@ def euler_ancestral(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tens
 
 
 @torch.no_grad()
-def ddim(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise, *, eta: float = 0.0) -> Steps:
+def ddim(
+    denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction, *, eta: float = 0.0
+) -> Steps:
     """DDIM (Song et al. 2021, "DDIM", eq. 12). eta = 0 is Euler's method; above that, part of the noise is fresh."""
     for i, (t, s) in enumerate(pairwise(noise_levels(schedule, times))):
         denoised = denoise(x, t.time)
@@ -104,13 +106,13 @@ def ddim(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: 
 
 
 @torch.no_grad()
-def ddpm(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def ddpm(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """Ancestral sampling with the smaller posterior variance (Ho et al. 2020, Alg. 2): DDIM with eta = 1."""
     yield from ddim(denoise, schedule, times, x, noise, eta=1.0)
 
 
 @torch.no_grad()
-def lcm(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def lcm(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """Multistep consistency sampling (Song et al. 2023, Alg. 1; Luo et al. 2023): at each step all noise is fresh."""
     for i, (t, s) in enumerate(pairwise(noise_levels(schedule, times))):
         denoised = denoise(x, t.time)
@@ -120,7 +122,7 @@ def lcm(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: N
 
 
 @torch.no_grad()
-def heun(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def heun(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """Heun's method (Karras et al. 2022, Alg. 1). A step calls the network twice, or once from pure noise or to the
     image, where a slope is undefined."""
     for t, s in pairwise(noise_levels(schedule, times)):
@@ -129,12 +131,12 @@ def heun(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: 
         x_t, x = x, ddim_step(x, denoised, t, s)
         if t.alpha > 0 and s.sigma > 0:  # correct Euler's step by the slope at its end
             slope_t, slope_s = predicted_noise(x_t, denoised, t), predicted_noise(x, denoise(x, s.time), s)
-            x = x + step_length(t, s) / 2 * (slope_s - slope_t)
+            x = x + ratio_change(t, s) / 2 * (slope_s - slope_t)
     yield Step(s.time, x, x)
 
 
 @torch.no_grad()
-def lms(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def lms(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """Linear multistep (Adams-Bashforth) of up to fourth order in sigma / alpha (k-diffusion, sample_lms)."""
     levels = noise_levels(schedule, times)
     nodes = torch.stack([level.sigma / level.alpha for level in levels])
@@ -145,13 +147,13 @@ def lms(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: N
         eps = predicted_noise(x, denoised, t) if t.alpha > 0 else None  # sigma / alpha is infinite at pure noise
         x = ddim_step(x, denoised, t, s)
         if eps is not None:
-            x = x + _multistep_correction(eps, past, nodes[i - len(past) : i + 2], step_length(t, s))
+            x = x + _multistep_correction(eps, past, nodes[i - len(past) : i + 2], ratio_change(t, s))
             past = [*past[-2:], eps]
     yield Step(s.time, x, x)
 
 
 @torch.no_grad()
-def plms(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def plms(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """Pseudo linear multistep (Liu et al. 2022, eq. 9 and 12): LMS with the weights of equal steps, whatever the steps
     are; the first step is Heun's."""
     levels = noise_levels(schedule, times)
@@ -164,9 +166,9 @@ def plms(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: 
         x = ddim_step(x, denoised, t, s)
         if eps is not None:
             if i == 0 and len(levels) > 2:
-                x = x + step_length(t, s) * ((predicted_noise(x, denoise(x, s.time), s) - eps) / 2)
+                x = x + ratio_change(t, s) * ((predicted_noise(x, denoise(x, s.time), s) - eps) / 2)
             else:
-                x = x + _multistep_correction(eps, past, nodes[i - len(past) : i + 2], step_length(t, s))
+                x = x + _multistep_correction(eps, past, nodes[i - len(past) : i + 2], ratio_change(t, s))
             past = [*past[-2:], eps]
     yield Step(s.time, x, x)
 
@@ -193,7 +195,7 @@ def _adams_bashforth_weights(nodes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def dpmpp_2m(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def dpmpp_2m(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """DPM-Solver++(2M) (Lu et al. 2022, "DPM-Solver++", Alg. 2)."""
     levels = noise_levels(schedule, times)
     previous = None
@@ -206,7 +208,7 @@ def dpmpp_2m(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noi
 
 
 @torch.no_grad()
-def dpmpp_2m_sde(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def dpmpp_2m_sde(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """SDE-DPM-Solver++(2M), midpoint form (Lu et al. 2022, "DPM-Solver++", appendix; k-diffusion)."""
     levels = noise_levels(schedule, times)
     previous = None
@@ -228,7 +230,7 @@ def _extrapolate(denoised: Tensor, previous: Tensor | None, levels: Sequence[Noi
 
 
 @torch.no_grad()
-def dpmpp_sde(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def dpmpp_sde(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """DPM-Solver++ SDE (k-diffusion, sample_dpmpp_sde with r = 1/2): an ancestral step to the middle m in log-SNR, then
     the whole step with x̂ from there. Both take their noise from one Brownian path."""
     for i, (t, s) in enumerate(pairwise(noise_levels(schedule, times))):
@@ -247,7 +249,7 @@ def dpmpp_sde(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, no
 
 
 @torch.no_grad()
-def unipc(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: Noise) -> Steps:
+def unipc(denoise: Denoise, schedule: Schedule, times: Tensor, x: Tensor, noise: NoiseFunction) -> Steps:
     """UniPC-2 with B_2(h) (Zhao et al. 2023): DPM++ 2M's step as the predictor; the next step first corrects it by the
     x̂ at its end."""
     levels = noise_levels(schedule, times)

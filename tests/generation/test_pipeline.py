@@ -18,7 +18,7 @@ from unspeckle.generation.metadata import image_metadata, request_from_metadata
 from unspeckle.generation.pipeline import draw, draw_prompts, images_per_batch, split_into_batches, steps
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import ignored_options, resolve
-from unspeckle.guidance import clamp_denoised, classifier_free_guidance, guided_denoise
+from unspeckle.guidance import build_guided_denoise, clamp_denoised, classifier_free_guidance
 from unspeckle.model import Model
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.output.film_strip import MAX_COLUMNS, FilmStrip
@@ -203,7 +203,7 @@ def test_plain_prompts_are_drawn_as_without_a_prompt_language() -> None:
                 one = model.denoiser.prepare(model.text_encoder(model.tokenizer.encode([text])))
                 conditionings.append(map_fields(one, lambda field, count=count: field.expand(count, *field.shape[1:])))
             plain = clamp_denoised(
-                guided_denoise(model.denoiser, conditionings, classifier_free_guidance(resolved.guidance_scale)),
+                build_guided_denoise(model.denoiser, conditionings, classifier_free_guidance(resolved.guidance_scale)),
                 *model.autoencoder.latent_bounds,
             )
             times = timesteps(resolved.timestep_spacing, model.denoiser.schedule, resolved.steps)

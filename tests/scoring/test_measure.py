@@ -12,7 +12,7 @@ import torch
 import unspeckle
 from tiny_models import model_with_student, random_model
 from unspeckle.corpus import open_corpus, read_folder
-from unspeckle.generation.conditioning import denoise_prompts
+from unspeckle.generation.conditioning import build_prompt_denoise
 from unspeckle.generation.few_step import select_network
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import resolve
@@ -176,7 +176,7 @@ def test_stable_diffusion_models_with_further_inputs_are_scored(
     sampling_setup = SamplingSetup(torch.tensor([1.0, 0.0]), 1.0, model.denoiser)
     prompts = [parse_prompt(escape_prompt(caption)) for caption in split.first_captions(range(len(split)))]
     complete = partial(model.add_conditioning, guidance_scale=resolved.guidance_scale, size=resolved.size)
-    denoise = denoise_prompts(model, prompts, parse_prompt(""), sampling_setup, None, complete)
+    denoise = build_prompt_denoise(model, prompts, parse_prompt(""), sampling_setup, None, complete)
     denoised = denoise(alpha * x + sigma * eps, t)
     relative_error = (denoised - x).square().mean() / x.square().mean()
     assert scores.loss.relative_errors[5] == pytest.approx(float(relative_error), rel=1e-4)

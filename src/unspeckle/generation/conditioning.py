@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unspeckle.denoiser import Conditioning, Denoise, PreparedConditioning, concatenate, map_fields
-from unspeckle.guidance import GuidanceRule, Predict, composed, guided_denoise
+from unspeckle.guidance import GuidanceRule, Predict, build_guided_denoise, weighted_predictions
 from unspeckle.model import Model, SamplingSetup
 from unspeckle.prompts import ChunkedPrompt, Prompt, PromptBlend, PromptChunk, WeightedPredictions, predictions
 
@@ -33,7 +33,7 @@ class StepPlan(NamedTuple):
     blends: tuple[tuple[PromptBlend, ...], ...]
 
 
-def denoise_prompts(
+def build_prompt_denoise(
     model: Model,
     prompts: Sequence[Prompt],
     negative_prompt: Prompt,
@@ -59,7 +59,9 @@ def denoise_prompts(
                 add_inputs(conditioning_of(blends), weight == 0)
                 for blends, weight in zip(plan.blends, negative_weights, strict=True)
             ]
-            denoisers[plan] = guided_denoise(setup.denoiser, conditionings, composed(rule or _unguided, plan.weights))
+            denoisers[plan] = build_guided_denoise(
+                setup.denoiser, conditionings, weighted_predictions(rule or _unguided, plan.weights)
+            )
     step_ends = times[1:-1].double().cpu()
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from unspeckle.generation.codec import decode_to_images, encode_images
 from unspeckle.generation.resolve import ResolvedRequest
 from unspeckle.model import Model, SamplingSetup
-from unspeckle.rng import Noise
+from unspeckle.rng import NoiseFunction
 
 VariationSeeds = Sequence[int | None]  # the variation seed of each row
 # (step, draw) of the noise that is drawn before the first step
@@ -24,7 +24,7 @@ class InitialLatents(NamedTuple):
     setup: SamplingSetup  # its times start where the pass does
     x: Tensor  # (B, C, h, w) at the first of these times
     noise: Tensor  # (B, C, h, w) standard normal: the noise in x
-    step_noise: Noise  # the noise that samplers add later
+    step_noise: NoiseFunction  # the noise that samplers add later
     init_latents: Tensor | None = None  # (B or 1, C, h, w), of the image that the pass continues from
     mask: Tensor | None = None  # (1, 1, h, w) bool, True = redraw, False = keep
     mask_conditioning: Tensor | None = None  # (B or 1, 1 + C, h, w), for networks that take a mask as an input
@@ -35,7 +35,7 @@ def initial_latents(resolved: ResolvedRequest, seeds: Sequence[int], variation_s
 
     Noise is drawn in the same order as in diffusers' pipelines, on whose random generators the noise of Stable
     Diffusion depends: for the image's latents, for x, and for the latents of the masked image."""
-    model, setup = resolved.selected, resolved.setup
+    model, setup = resolved.drawing_model, resolved.setup
     step_noise, shape = _drawing_noise(model, resolved.size, seeds)
     strength = resolved.variation_strength
     if resolved.image is None:
@@ -66,7 +66,7 @@ def hires_latents(
     resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: VariationSeeds, x: Tensor
 ) -> InitialLatents:
     """The start of a request's second pass: the first pass's x (B, C, h, w), enlarged to the final size."""
-    model = resolved.selected
+    model = resolved.drawing_model
     step_noise, shape = _drawing_noise(model, resolved.final_size, seeds)
     if resolved.upscaler == "latent":
         init = _enlarge_latents(x, shape[1], shape[2])
@@ -90,7 +90,9 @@ def _enlarge_latents(x: Tensor, height: int, width: int) -> Tensor:
     return scaled[:, :, top : top + height, left : left + width]
 
 
-def _drawing_noise(model: Model, size: tuple[int, int], seeds: Sequence[int]) -> tuple[Noise, tuple[int, int, int]]:
+def _drawing_noise(
+    model: Model, size: tuple[int, int], seeds: Sequence[int]
+) -> tuple[NoiseFunction, tuple[int, int, int]]:
     """The noise of a drawing of that size in pixels, and the shape (C, h, w) of its latents."""
     width, height = (side // model.autoencoder.downsampling_factor for side in size)
     shape = (model.autoencoder.latent_channels, height, width)
@@ -100,7 +102,7 @@ def _drawing_noise(model: Model, size: tuple[int, int], seeds: Sequence[int]) ->
 def _noise_to_strength(resolved: ResolvedRequest, init: Tensor, noise: Tensor) -> tuple[SamplingSetup, Tensor]:
     """The setup with the last times only, as many as the request takes, and x at the first of them:
     alpha · init + sigma · noise."""
-    setup = resolved.setup._replace(times=resolved.setup.times[resolved.steps - resolved.img2img_steps :])
+    setup = resolved.setup._replace(times=resolved.setup.times[resolved.steps - resolved.steps_after_strength :])
     alpha, sigma = (float(level) for level in setup.denoiser.schedule(setup.times[0]))
     return setup, alpha * init + sigma * noise
 

@@ -11,7 +11,7 @@ from unspeckle.samplers import Step
 from unspeckle.schedule import Schedule
 
 
-def inpainting_denoise(
+def build_inpainting_denoise(
     denoise: Denoise, schedule: Schedule, init_latents: Tensor, noise: Tensor, mask: Tensor, *, first_time: float
 ) -> Denoise:
     """x̂ where the mask is True (redraw), the initial latents where it is False (keep).

@@ -17,9 +17,9 @@ from unspeckle.denoiser import Denoise, PreparedConditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.checks import check_loras
 from unspeckle.generation.codec import decode_to_images
-from unspeckle.generation.conditioning import Weights, denoise_prompts, prediction_weights
+from unspeckle.generation.conditioning import Weights, build_prompt_denoise, prediction_weights
 from unspeckle.generation.initial_latents import InitialLatents, fit_image, hires_latents, initial_latents
-from unspeckle.generation.inpainting import inpainting_denoise, paste_original, restore_unmasked
+from unspeckle.generation.inpainting import build_inpainting_denoise, paste_original, restore_unmasked
 from unspeckle.generation.metadata import attach_metadata, build_metadata
 from unspeckle.generation.request import Request, make_request
 from unspeckle.generation.resolve import ResolvedRequest, resolve
@@ -89,19 +89,19 @@ def _sample_pass(resolved: ResolvedRequest, prompts: Sequence[Prompt], initial: 
     if initial.mask is None or initial.init_latents is None:
         return SAMPLERS[resolved.sampler](denoise, schedule, times, initial.x, initial.step_noise)
     mask, init_latents = initial.mask, initial.init_latents
-    denoise = inpainting_denoise(denoise, schedule, init_latents, initial.noise, mask, first_time=float(times[0]))
+    denoise = build_inpainting_denoise(denoise, schedule, init_latents, initial.noise, mask, first_time=float(times[0]))
     sampled = SAMPLERS[resolved.sampler](denoise, schedule, times, initial.x, initial.step_noise)
     return restore_unmasked(sampled, init_latents, mask)
 
 
 def build_denoise(resolved: ResolvedRequest, prompts: Sequence[Prompt], initial: InitialLatents) -> Denoise:
     """The denoiser as the sampler sees it, with prompts, guidance and bounds."""
-    model, guide = resolved.selected, resolved.guide
+    model, guide = resolved.drawing_model, resolved.drawing_guide
     rule = guidance_rule(resolved)
     if guide is None or rule is None:
-        denoise = _denoise_by(model, resolved, prompts, initial, rule)
+        denoise = _build_prompt_denoise(model, resolved, prompts, initial, rule)
     else:
-        unguided, weaker = (_denoise_by(one, resolved, prompts, initial, None) for one in (model, guide))
+        unguided, weaker = (_build_prompt_denoise(one, resolved, prompts, initial, None) for one in (model, guide))
         denoise = guidance.autoguidance(unguided, weaker, rule)
     bounds = model.autoencoder.latent_bounds if model.card.clamp_denoised else None
     if bounds is None:
@@ -111,7 +111,7 @@ def build_denoise(resolved: ResolvedRequest, prompts: Sequence[Prompt], initial:
     return guidance.clamp_denoised(denoise, *bounds)
 
 
-def _denoise_by(
+def _build_prompt_denoise(
     model: Model,
     resolved: ResolvedRequest,
     prompts: Sequence[Prompt],
@@ -129,15 +129,15 @@ def _denoise_by(
         return model.add_conditioning(conditioning, positive, resolved.guidance_scale, size)
 
     setup = initial.setup
-    if model is not resolved.selected:  # the guide model evaluates its own network, at the same times
+    if model is not resolved.drawing_model:  # the guide model evaluates its own network, at the same times
         setup = model.sampling_setup(resolved.sampler, resolved.timestep_spacing, resolved.steps)
         setup = setup._replace(times=initial.setup.times)
-    return denoise_prompts(model, prompts, resolved.parsed_negative_prompt, setup, rule, add_inputs)
+    return build_prompt_denoise(model, prompts, resolved.parsed_negative_prompt, setup, rule, add_inputs)
 
 
 def guidance_rule(resolved: ResolvedRequest) -> guidance.GuidanceRule | None:
     """The rule by which the request is guided; None where it is not."""
-    scale = resolved.selected.cfg_scale(resolved.guidance_scale)
+    scale = resolved.drawing_model.cfg_scale(resolved.guidance_scale)
     if scale == 1:
         return None
     rule = guidance.classifier_free_guidance(scale, resolved.guidance_rescale)
@@ -164,7 +164,7 @@ def draw_prompts(
     weights = {}
     for text, prompt in parsed.items():
         check_loras(model, prompt, resolved.parsed_negative_prompt)
-        weights[text] = tuple(prediction_weights(resolved.selected, prompt, n) for n in resolved.steps_per_pass)
+        weights[text] = tuple(prediction_weights(resolved.drawing_model, prompt, n) for n in resolved.steps_per_pass)
     for index, text in enumerate(prompts):
         groups.setdefault(weights[text], []).append(index)
     images: dict[int, Image.Image] = {}

@@ -43,16 +43,16 @@ class ResolvedRequest(Request):
     # The model as it was loaded: its name and hash go into the metadata, its autoencoder decodes.
     model: Model = field(repr=False)
     # The model whose network draws: `model` or its few-step student, with clip_skip applied.
-    selected: Model = field(repr=False, compare=False)
+    drawing_model: Model = field(repr=False, compare=False)
     # The guide model with clip_skip applied.
-    guide: Model | None = field(default=None, repr=False, compare=False)
+    drawing_guide: Model | None = field(default=None, repr=False, compare=False)
     parsed_prompt: Prompt = field(repr=False, compare=False)
     parsed_negative_prompt: Prompt = field(repr=False, compare=False)
     # The times of a whole drawing, from noise, and the denoiser that is evaluated at them.
     setup: SamplingSetup = field(repr=False, compare=False)
 
     @property
-    def img2img_steps(self) -> int:
+    def steps_after_strength(self) -> int:
         """Number of steps of a pass that starts from an image, counted as diffusers does."""
         return min(int(self.steps * self.strength), self.steps)
 
@@ -60,8 +60,8 @@ class ResolvedRequest(Request):
     def steps_per_pass(self) -> tuple[int, ...]:
         """Number of steps of each pass. With hires_size there are two, before and after the image is enlarged."""
         if self.hires_size:
-            return (self.steps, self.img2img_steps)
-        return (self.img2img_steps if self.image else self.steps,)
+            return (self.steps, self.steps_after_strength)
+        return (self.steps_after_strength if self.image else self.steps,)
 
     @property
     def total_steps(self) -> int:
@@ -109,13 +109,13 @@ def resolve(model: Model, request: Request, prompt: Prompt | None = None) -> Res
     resolved = ResolvedRequest(
         **vars(checked),
         model=model,
-        selected=selected.with_clip_skip(checked.clip_skip),
-        guide=None if guide is None else guide.with_clip_skip(checked.clip_skip),
+        drawing_model=selected.with_clip_skip(checked.clip_skip),
+        drawing_guide=None if guide is None else guide.with_clip_skip(checked.clip_skip),
         parsed_prompt=parsed_prompt,
         parsed_negative_prompt=parsed_negative_prompt,
         setup=selected.sampling_setup(checked.sampler, checked.timestep_spacing, checked.steps),
     )
-    if resolved.img2img_steps < 1:
+    if resolved.steps_after_strength < 1:
         raise InputError(
             f" {resolved.strength:g}: leaves none of {resolved.steps} steps; choose more of either", "strength"
         )
@@ -164,10 +164,10 @@ def _check_options(model: Model, request: Request) -> Request:
 def ignored_options(resolved: ResolvedRequest) -> list[str]:
     """The options of guidance that have no effect: at guidance scale 1, and in a model that takes the scale as an
     input. Where a prompt's weights do not sum to 1 (AND, NOT), the negative prompt counts without guidance too."""
-    if resolved.selected.cfg_scale(resolved.guidance_scale) != 1:
+    if resolved.drawing_model.cfg_scale(resolved.guidance_scale) != 1:
         return []
     names = [name for name, default in GUIDANCE_DEFAULTS.items() if getattr(resolved, name) != default]
     if resolved.negative_prompt:
-        weights = map(sum, prediction_weights(resolved.selected, resolved.parsed_prompt, resolved.steps))
+        weights = map(sum, prediction_weights(resolved.drawing_model, resolved.parsed_prompt, resolved.steps))
         names += ["negative_prompt"] if all(abs(1 - weight) < 1e-9 for weight in weights) else []
     return names

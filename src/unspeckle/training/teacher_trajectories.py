@@ -70,7 +70,9 @@ def draw_trajectory(
 
     conditionings: of the captions, and of empty ones if there is guidance."""
     schedule = model.denoiser.schedule
-    denoise = guidance.guided_denoise(model.denoiser, conditionings, guidance.classifier_free_guidance(guidance_scale))
+    denoise = guidance.build_guided_denoise(
+        model.denoiser, conditionings, guidance.classifier_free_guidance(guidance_scale)
+    )
     bounds: Any = model.autoencoder.latent_bounds if model.card.clamp_denoised else None
     denoise = denoise if bounds is None else guidance.clamp_denoised(denoise, *bounds)
     times = timesteps(DISTILLATION_TIMESTEP_SPACING, schedule, steps)

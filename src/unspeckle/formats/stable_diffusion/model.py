@@ -23,7 +23,7 @@ from unspeckle.model_io.precision import set_precision
 from unspeckle.model_io.weight_dtypes import to_float32
 from unspeckle.networks.autoencoder import Autoencoder, run_without_overflow
 from unspeckle.networks.lora import find_attached_adapters
-from unspeckle.rng import Noise
+from unspeckle.rng import NoiseFunction
 from unspeckle.schedule import DiscreteSchedule
 from unspeckle.text.clip import CLIPSkipEncoder, CLIPTextEncoder, CLIPTextEncoders
 
@@ -57,7 +57,7 @@ class StableDiffusionModel(Model):
     # what its parts are called in files of other programs
     parts: Mapping[str, CheckpointPart] = field(default_factory=dict)
 
-    def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Noise:
+    def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> NoiseFunction:
         return torch_generator_noise(seeds, shape, self.device)
 
     def default_timestep_spacing(self, sampler: str) -> str:
