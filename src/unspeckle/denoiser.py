@@ -94,9 +94,12 @@ class Denoiser(nn.Module):
         self, network: Network, schedule: Schedule, prediction: str, time_conditioning: str | TimeConditioning = "t"
     ) -> None:
         super().__init__()
-        for name, names in ((prediction, PREDICTIONS), (time_conditioning, TIME_CONDITIONINGS)):
+        for option, name, names in (
+            ("prediction", prediction, PREDICTIONS),
+            ("time_conditioning", time_conditioning, TIME_CONDITIONINGS),
+        ):
             if isinstance(name, str) and name not in names:
-                raise InputError(f"{name!r} is unknown to a denoiser; choose one of {', '.join(names)}")
+                raise InputError(f"{option} {name!r}: unknown; choose one of {', '.join(names)}")
         if prediction == "eps" and schedule(torch.ones((), dtype=torch.float64))[0] == 0:
             raise InputError("prediction 'eps' is undefined where alpha is 0, as at the end of this schedule; choose v")
         self.network, self.schedule, self.prediction = network, schedule, prediction

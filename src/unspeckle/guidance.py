@@ -24,11 +24,11 @@ def build_guided_denoise(denoiser: Denoiser, conditionings: Sequence[AnyConditio
     conditionings: the positive one first; all with the same fields and shapes. They are prepared once."""
     prepared = cache(lambda n: denoiser.prepare(concatenate(conditionings[:n])))
 
-    def predict(x_t: Tensor, t: Tensor, n: int) -> Tensor:
+    def predict_first(x_t: Tensor, t: Tensor, n: int) -> Tensor:
         denoised: Tensor = denoiser(torch.cat([x_t] * n), t.expand(len(x_t)).repeat(n), prepared(n))
         return denoised.view(n, *x_t.shape)
 
-    return lambda x_t, t: rule(lambda n: predict(x_t, t, n), t)
+    return lambda x_t, t: rule(lambda n: predict_first(x_t, t, n), t)
 
 
 def classifier_free_guidance(guidance_scale: float, guidance_rescale: float = 0.0) -> GuidanceRule:
@@ -87,7 +87,7 @@ def adaptive_projected_guidance(
 def autoguidance(denoise: Denoise, guide_denoise: Denoise, rule: GuidanceRule) -> Denoise:
     """Autoguidance (Karras et al. 2024): a weaker model's prediction takes the place of the negative prompt's."""
     both = (denoise, guide_denoise)
-    return lambda x_t, t: rule(lambda n: torch.stack([predict(x_t, t) for predict in both[:n]]), t)
+    return lambda x_t, t: rule(lambda n: torch.stack([model(x_t, t) for model in both[:n]]), t)
 
 
 def guidance_interval(rule: GuidanceRule, low: float, high: float) -> GuidanceRule:

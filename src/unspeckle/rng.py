@@ -43,12 +43,13 @@ def box_muller(words: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 def noise_from_seeds(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> NoiseFunction:
     """The noise of a drawing, (B, *shape) float32 for B seeds: row i depends on seeds[i], step and draw alone."""
-    key, size = seed_keys(seeds, device), math.prod(shape)
-    block = torch.arange(-(-size // 4), device=device).unsqueeze(0)
+    compute = "cpu" if torch.device(device).type == "mps" else device  # mps has no float64
+    key, size = seed_keys(seeds, compute), math.prod(shape)
+    block = torch.arange(-(-size // 4), device=compute).unsqueeze(0)
 
     def noise(step: int, draw: int) -> Tensor:
         words = philox((block, block * 0 + (step & _WORD), block * 0 + draw, block * 0), key)
-        return box_muller(words, torch.float64)[:, :size].reshape(len(seeds), *shape)
+        return box_muller(words, torch.float64)[:, :size].reshape(len(seeds), *shape).to(device)
 
     return noise
 

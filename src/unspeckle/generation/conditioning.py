@@ -44,7 +44,7 @@ def build_prompt_denoise(
     """A Denoise whose row i is denoised by prompts[i] and the negative prompt, combined by the rule; None takes the
     positive prediction alone.
 
-    setup.times are those of the whole sampling run: which words count at a time t depends on t alone. Prompts of one
+    setup.times are those of this pass: which words count at a time t depends on t alone. Prompts of one
     batch must have the same `prediction_weights`. add_inputs adds what else the model takes as an input."""
     times = setup.times
     count = len(times) - 1

@@ -37,16 +37,16 @@ def initial_latents(resolved: ResolvedRequest, seeds: Sequence[int], variation_s
     Diffusion depends: for the image's latents, for x, and for the latents of the masked image."""
     model, setup = resolved.drawing_model, resolved.setup
     step_noise, shape = _drawing_noise(model, resolved.size, seeds)
-    strength = resolved.variation_strength
+    variation_strength = resolved.variation_strength
     if resolved.image is None:
-        noise = vary_noise(model, step_noise(*FIRST_NOISE), variation_seeds, strength)
+        noise = vary_noise(model, step_noise(*FIRST_NOISE), variation_seeds, variation_strength)
         return InitialLatents(setup, setup.initial_scale * noise, noise, step_noise)
     image = image_to_tensor(fit_image(resolved.image.convert("RGB"), resolved.size)).to(model.device)  # (1, 3, H, W)
     starts_from_noise = resolved.mask is not None and resolved.strength == 1  # as diffusers does
     init = None
     if not (starts_from_noise and model.takes_mask):
         init = encode_images(model, image, lambda: step_noise(*INIT_IMAGE), resolved.tile_size)
-    noise = vary_noise(model, step_noise(*FIRST_NOISE), variation_seeds, strength)
+    noise = vary_noise(model, step_noise(*FIRST_NOISE), variation_seeds, variation_strength)
     if starts_from_noise or init is None:
         x = setup.initial_scale * noise
     else:

@@ -175,21 +175,27 @@ def draw_prompts(
             variation_seeds = [resolved.variation_seed] * len(batch)
             for step in _sample_batch(resolved, rows, [seeds[index] for index in batch], variation_seeds):
                 last = step
-            images.update(zip(batch, decode_to_images(model, last.x), strict=True))
+            images.update(zip(batch, _finish_images(resolved, last), strict=True))
     return [images[index] for index in range(len(prompts))]
 
 
 def images_with_metadata(resolved: ResolvedRequest, last: Step) -> list[Image.Image]:
     """The images of a request's last step, each with the metadata from which `unspeckle replay` draws it again."""
+    images = _finish_images(resolved, last)
+    for image, metadata in zip(images, build_metadata(resolved), strict=True):
+        attach_metadata(image, metadata)
+    return images
+
+
+def _finish_images(resolved: ResolvedRequest, last: Step) -> list[Image.Image]:
+    """The last step decoded; with a mask, the original pixels are put back outside of it."""
     model = resolved.model
     if not last.x.isfinite().all():
-        where, mend = ("", "") if model.precision == "float32" else (f" in {model.precision}", "; draw in float32")
-        logging.getLogger("unspeckle").warning("the network overflows%s: parts of the image are gray%s", where, mend)
+        where, remedy = ("", "") if model.precision == "float32" else (f" in {model.precision}", "; draw in float32")
+        logging.getLogger("unspeckle").warning("the network overflows%s: parts of the image are gray%s", where, remedy)
     images = decode_to_images(model, last.x, resolved.tile_size)
     if resolved.image is not None and resolved.mask is not None and resolved.paste_original:
         original = fit_image(resolved.image.convert("RGB"), resolved.size)
         mask = fit_image(resolved.mask.convert("L"), resolved.size)
         images = [paste_original(image, original, mask) for image in images]
-    for image, metadata in zip(images, build_metadata(resolved), strict=True):
-        attach_metadata(image, metadata)
     return images

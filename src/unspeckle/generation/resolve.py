@@ -168,6 +168,7 @@ def ignored_options(resolved: ResolvedRequest) -> list[str]:
         return []
     names = [name for name, default in GUIDANCE_DEFAULTS.items() if getattr(resolved, name) != default]
     if resolved.negative_prompt:
-        weights = map(sum, prediction_weights(resolved.drawing_model, resolved.parsed_prompt, resolved.steps))
+        model, prompt = resolved.drawing_model, resolved.parsed_prompt
+        weights = [sum(w) for count in resolved.steps_per_pass for w in prediction_weights(model, prompt, count)]
         names += ["negative_prompt"] if all(abs(1 - weight) < 1e-9 for weight in weights) else []
     return names
