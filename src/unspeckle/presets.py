@@ -1,6 +1,7 @@
 """Named sizes of networks: those that are trained here, and Stable Diffusion's."""
 
 from dataclasses import dataclass, replace
+from itertools import starmap
 from typing import NamedTuple
 
 from unspeckle.errors import InputError
@@ -84,24 +85,24 @@ class _TransformerRow(NamedTuple):
 
 
 _F, _T = False, True
-_UNET_ROWS = (  # columns: the fields of _UNetRow
-    _UNetRow("nano",    0.7,  24, (1, 2),    1, 1, (_F, _F),     _F, 24,  64, 1),
-    _UNetRow("micro",   2.4,  48, (1, 2),    1, 1, (_F, _T),     _F, 24,  96, 1),
-    _UNetRow("tiny",    6.4,  56, (1, 2),    2, 4, (_F, _T),     _T, 28, 128, 3),
-    _UNetRow("small",  11.6,  80, (1, 2),    2, 3, (_F, _T),     _T, 40, 128, 3),
-    _UNetRow("base",   35.6, 128, (1, 2, 2), 2, 1, (_F, _T, _T), _F, 64, 256, 4),
-    _UNetRow("large",  73.1, 160, (1, 2, 2), 2, 1, (_F, _T, _T), _T, 40, 384, 6),
-    _UNetRow("huge",  161.0, 192, (1, 2, 3), 2, 1, (_F, _T, _T), _T, 64, 512, 8),
+_UNET_TABLE = (  # columns: the fields of _UNetRow
+    ("nano",    0.7,  24, (1, 2),    1, 1, (_F, _F),     _F, 24,  64, 1),
+    ("micro",   2.4,  48, (1, 2),    1, 1, (_F, _T),     _F, 24,  96, 1),
+    ("tiny",    6.4,  56, (1, 2),    2, 4, (_F, _T),     _T, 28, 128, 3),
+    ("small",  11.6,  80, (1, 2),    2, 3, (_F, _T),     _T, 40, 128, 3),
+    ("base",   35.6, 128, (1, 2, 2), 2, 1, (_F, _T, _T), _F, 64, 256, 4),
+    ("large",  73.1, 160, (1, 2, 2), 2, 1, (_F, _T, _T), _T, 40, 384, 6),
+    ("huge",  161.0, 192, (1, 2, 3), 2, 1, (_F, _T, _T), _T, 64, 512, 8),
 )  # fmt: skip
-_TRANSFORMER_ROWS = (  # columns: the fields of _TransformerRow
-    _TransformerRow("t-nano",   0.7, (48, 96),   (1, 3),  2, 32,  64, 1),
-    _TransformerRow("t-tiny",   7.9, (128, 256), (2, 8),  2, 64, 128, 3),
-    _TransformerRow("t-small", 10.8, (128, 256), (2, 12), 2, 64, 128, 3),
+_TRANSFORMER_TABLE = (  # columns: the fields of _TransformerRow
+    ("t-nano",   0.7, (48, 96),   (1, 3),  2, 32,  64, 1),
+    ("t-tiny",   7.9, (128, 256), (2, 8),  2, 64, 128, 3),
+    ("t-small", 10.8, (128, 256), (2, 12), 2, 64, 128, 3),
 )  # fmt: skip
 
 # By their names. `train` chooses among the U-Nets by itself.
-UNET_PRESETS = {row.name: row.preset() for row in _UNET_ROWS}
-PRESETS = UNET_PRESETS | {row.name: row.preset() for row in _TRANSFORMER_ROWS}
+UNET_PRESETS = {row.name: row.preset() for row in starmap(_UNetRow, _UNET_TABLE)}
+PRESETS = UNET_PRESETS | {row.name: row.preset() for row in starmap(_TransformerRow, _TRANSFORMER_TABLE)}
 
 
 def get_preset(name: str) -> Preset:
