@@ -22,11 +22,11 @@ from torch import Tensor
 import unspeckle.networks.layers as layers
 from unspeckle.denoiser import Conditioning
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
+from unspeckle.formats.weight_dtypes import to_float32
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.pipeline import steps as drawn
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import load, open_checkpoint
-from unspeckle.model_io.weight_dtypes import to_float32
 
 MOST = 1e-4
 MOST_OF_LATENTS = 1e-3

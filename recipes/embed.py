@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unspeckle import Model, load, save
-from unspeckle.model_io.weight_dtypes import STORED_DTYPES
+from unspeckle.formats.weight_dtypes import STORED_DTYPES
 
 EMBEDDED_MODEL = Path(__file__).parents[1] / "src/unspeckle/models/embedded.safetensors"
 LICENSE = "Apache-2.0. Trained on scenes drawn from Noto Color Emoji (Google, SIL Open Font License 1.1)."

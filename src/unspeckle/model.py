@@ -65,7 +65,7 @@ class Model:
     autoencoder: Autoencoder  # images to x and back
     card: ModelCard
     student: "Model | None" = None  # draws the same in few steps: its own network and card, all else shared
-    precision: str = "float32"  # in which it draws, see model_io/precision.py
+    precision: str = "float32"  # in which it draws, see quantization/precision.py
     stored_hash: str | None = None  # its weights_hash from before its precision changed it
     loras: tuple[LoraTag, ...] = ()  # those that prompts may name, as they are in its weights
 

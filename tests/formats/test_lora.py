@@ -24,10 +24,10 @@ from unspeckle.formats.stable_diffusion.add_ons import apply_add_ons
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
 from unspeckle.generation.metadata import image_metadata
 from unspeckle.generation.request import Request
-from unspeckle.model_io.precision import set_precision
 from unspeckle.networks.lora import get_layer
 from unspeckle.output.png import read_png
 from unspeckle.prompts import parse_prompt
+from unspeckle.quantization.precision import set_precision
 
 FAMILIES = ("1", "2", "xl")
 

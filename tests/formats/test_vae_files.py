@@ -26,8 +26,8 @@ from unspeckle.generation.metadata import image_metadata
 from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import open_checkpoint
-from unspeckle.model_io.precision import set_precision
 from unspeckle.output.png import read_png
+from unspeckle.quantization.precision import set_precision
 
 PREFIX = "first_stage_model."
 

@@ -18,13 +18,13 @@ from conftest import SDFolder
 from model_files import read_model_file
 from tiny_models import random_model, save_random_model
 from unspeckle.denoiser import Denoiser
+from unspeckle.formats import safetensors_io
 from unspeckle.formats.stable_diffusion import writing
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
+from unspeckle.formats.weight_dtypes import SCALE_SUFFIX, decode_weights
 from unspeckle.model import Model
-from unspeckle.model_io import safetensors_io
 from unspeckle.model_io.loading import load, open_checkpoint
 from unspeckle.model_io.model_file import METADATA_KEY, save
-from unspeckle.model_io.weight_dtypes import SCALE_SUFFIX, decode_weights
 from unspeckle.networks import UNet
 from unspeckle.old_names import rename_model_metadata, rename_tensor
 

@@ -24,7 +24,6 @@ from unspeckle.kernels import quantize
 from unspeckle.kernels.inference import cast_for_inference
 from unspeckle.model import Model
 from unspeckle.model_io.model_file import save
-from unspeckle.model_io.precision import AUTO, check_precision, resolve_precision, set_precision
 from unspeckle.networks.layers import GatedFeedForward
 from unspeckle.networks.lora import init_adapters
 from unspeckle.networks.transformer import Transformer
@@ -38,6 +37,7 @@ from unspeckle.quantization.int8_layers import (
     can_quantize,
     quantize_layers,
 )
+from unspeckle.quantization.precision import AUTO, check_precision, resolve_precision, set_precision
 
 BF16 = torch.bfloat16
 C_NOISE = torch.tensor([3.0, 800.0])
@@ -230,7 +230,7 @@ def test_an_image_records_the_precision_and_is_replayed_in_it(
 
 
 def test_it_is_never_chosen_automatically_and_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unspeckle.model_io.precision.is_faster_in", lambda device, dtype: True)
+    monkeypatch.setattr("unspeckle.quantization.precision.is_faster_in", lambda device, dtype: True)
     assert resolve_precision(AUTO, "cpu") == "bfloat16"
     with pytest.raises(InputError, match="int8: runs on CPUs only, not on cuda; choose bfloat16"):
         check_precision("int8", "cuda")

@@ -192,7 +192,7 @@ def test_a_stable_diffusion_model_is_scored_in_the_precision_that_it_would_be_dr
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("diffusers", reason="needs diffusers")
-    monkeypatch.setattr("unspeckle.model_io.precision.is_faster_in", lambda device, dtype: True)
+    monkeypatch.setattr("unspeckle.quantization.precision.is_faster_in", lambda device, dtype: True)
     out = tmp_path / "a.html"
     for options, name in ([], "bfloat16"), (["--precision", "float32"], "float32"):
         assert score(sd_folder("1-lcm"), "-o", out, "--images", 8, "--steps", 1, "-q", *options) == 0

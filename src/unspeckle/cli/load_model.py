@@ -10,8 +10,8 @@ from unspeckle.formats.stable_diffusion.add_ons import apply_add_ons
 from unspeckle.model import Model
 from unspeckle.model_io.device import resolve_device
 from unspeckle.model_io.loading import load
-from unspeckle.model_io.precision import check_precision, resolve_precision, set_precision
 from unspeckle.prompts import LoraTag
+from unspeckle.quantization.precision import check_precision, resolve_precision, set_precision
 
 
 def load_model(options: ModelOptions, lora_tags: Sequence[LoraTag] = ()) -> Model:

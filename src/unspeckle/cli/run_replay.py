@@ -15,12 +15,12 @@ from unspeckle.generation.pipeline import images_with_metadata, sample_steps
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import ResolvedRequest, resolve
 from unspeckle.model import Model
-from unspeckle.model_io.precision import PRECISIONS
 from unspeckle.old_names import rename_image_metadata
 from unspeckle.output.a1111_parameters import PARAMETERS_KEY, A1111Parameters, parse_parameters, request_options
 from unspeckle.output.png import max_pixel_difference, read_png
 from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import Prompt, parse_prompt
+from unspeckle.quantization.precision import PRECISIONS
 
 EXIT_SAME, EXIT_DIFFERENT = 0, 1
 # Options of `replay` that name what the metadata do not contain

@@ -9,7 +9,7 @@ from pathlib import Path
 from unspeckle.cli.options import ModelOptions
 from unspeckle.errors import InputError
 from unspeckle.generation.request import Request
-from unspeckle.model_io.precision import AUTO
+from unspeckle.quantization.precision import AUTO
 from unspeckle.scoring.composition.prompts import HELD_OUT_FILE
 from unspeckle.scoring.pretrained import PRETRAINED_FEATURES
 from unspeckle.scoring.scoring_run import ScoreSettings

@@ -22,7 +22,7 @@ from unspeckle.formats.rename_tables import (
     build_name_table,
     to_our_names,
 )
-from unspeckle.model_io.safetensors_io import check_tensors
+from unspeckle.formats.safetensors_io import check_tensors
 
 Layout = Literal[
     "diffusers", "original"

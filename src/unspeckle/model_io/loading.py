@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
 from unspeckle.errors import InputError
+from unspeckle.formats.safetensors_io import is_pickle, read_safetensors
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
 from unspeckle.formats.stable_diffusion.detect import read_checkpoint_file, read_diffusers_folder
 from unspeckle.formats.stable_diffusion.diffusers_folder import MODEL_INDEX
@@ -17,8 +18,7 @@ from unspeckle.formats.stable_diffusion.model import build_stable_diffusion_mode
 from unspeckle.model import Model
 from unspeckle.model_io.hub import download_snapshot, is_hub_name
 from unspeckle.model_io.model_file import LORA_FILE, METADATA_KEY, MODEL_FILE, UnspeckleCheckpoint
-from unspeckle.model_io.precision import check_precision, resolve_precision
-from unspeckle.model_io.safetensors_io import is_pickle, read_safetensors
+from unspeckle.quantization.precision import check_precision, resolve_precision
 
 WHAT_IS_A_MODEL = "a model is a .safetensors file, a RUN folder of `train`, or a Stable Diffusion"
 _PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")

@@ -17,12 +17,12 @@ from unspeckle import configuration
 from unspeckle.atomic import replace_file
 from unspeckle.denoiser import Denoiser
 from unspeckle.errors import InputError
+from unspeckle.formats.safetensors_io import check_tensors
+from unspeckle.formats.weight_dtypes import SCALE_SUFFIX, decode_weights, encode_weights
 from unspeckle.model import TEXT_ENCODERS, Kinds, Model, ModelCard
-from unspeckle.model_io.precision import AUTO, set_precision
-from unspeckle.model_io.safetensors_io import check_tensors
-from unspeckle.model_io.weight_dtypes import SCALE_SUFFIX, decode_weights, encode_weights
 from unspeckle.networks import AUTOENCODERS, NETWORKS
 from unspeckle.old_names import rename_model_metadata, rename_tensor
+from unspeckle.quantization.precision import AUTO, set_precision
 from unspeckle.schedule import SCHEDULES
 from unspeckle.text.tokenizer import Tokenizer
 

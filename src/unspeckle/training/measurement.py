@@ -12,9 +12,9 @@ import torch
 
 from unspeckle.corpus import Batch, Split
 from unspeckle.model_io.device import resolve_device
-from unspeckle.model_io.precision import is_faster_in, synchronize
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
+from unspeckle.quantization.precision import is_faster_in, synchronize
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.autoencoder_updater import AutoencoderUpdater
 from unspeckle.training.check_options import PRECISIONS

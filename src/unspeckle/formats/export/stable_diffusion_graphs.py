@@ -23,7 +23,7 @@ from unspeckle.formats.export.graphs import (
     random_tensor,
 )
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
-from unspeckle.model_io.weight_dtypes import to_float32
+from unspeckle.formats.weight_dtypes import to_float32
 from unspeckle.networks.layers import sinusoidal_embedding
 from unspeckle.networks.unet import UNet
 from unspeckle.networks.vae import VAE

@@ -12,8 +12,8 @@ from unspeckle.atomic import replace_file
 from unspeckle.errors import InputError
 from unspeckle.formats.lora.layer_names import LORA_LAYOUTS, LORA_SUFFIXES, lora_layer_names, split_lora_key
 from unspeckle.formats.lora.peft_metadata import LoraScale, read_peft_scales
+from unspeckle.formats.safetensors_io import read_safetensors
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
-from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.networks.lora import Adapter, AdapterSet, get_layer
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unspeckle.errors import InputError
 from unspeckle.formats.checkpoint_parts import convert_tensors
+from unspeckle.formats.safetensors_io import read_safetensors
 from unspeckle.formats.stable_diffusion import diffusers_names
 from unspeckle.formats.stable_diffusion.checkpoint import SchedulerDefaults, StableDiffusionCheckpoint
 from unspeckle.formats.stable_diffusion.diffusers_config import (
@@ -19,7 +20,6 @@ from unspeckle.formats.stable_diffusion.diffusers_config import (
     parse_vae_config,
 )
 from unspeckle.formats.stable_diffusion.families import unet_checkpoint
-from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.text.clip import CLIPTextConfig, CLIPTextEncodersConfig
 from unspeckle.text.clip_tokenizer import CLIPTokenizer, read_pad_token
 

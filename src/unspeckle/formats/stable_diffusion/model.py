@@ -18,11 +18,11 @@ from unspeckle.formats.stable_diffusion.network_inputs import guidance_scale_emb
 from unspeckle.formats.stable_diffusion.noise import torch_generator_noise
 from unspeckle.formats.stable_diffusion.scheduler_timesteps import SCHEDULER_SPACINGS, build_scheduler_timesteps
 from unspeckle.formats.stable_diffusion.weights_hash import hash_weights
+from unspeckle.formats.weight_dtypes import to_float32
 from unspeckle.model import Model, ModelCard, SamplingSetup
-from unspeckle.model_io.precision import set_precision
-from unspeckle.model_io.weight_dtypes import to_float32
 from unspeckle.networks.autoencoder import Autoencoder, run_without_overflow
 from unspeckle.networks.lora import find_attached_adapters
+from unspeckle.quantization.precision import set_precision
 from unspeckle.rng import NoiseFunction
 from unspeckle.schedule import DiscreteSchedule
 from unspeckle.text.clip import CLIPSkipEncoder, CLIPTextEncoder, CLIPTextEncoders

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from unspeckle.errors import InputError
+from unspeckle.formats.safetensors_io import read_safetensors
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
-from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.text.clip import CLIPTextEncoder, CLIPTextEncoders
 from unspeckle.text.clip_tokenizer import CLIPTokenizer
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from unspeckle.errors import InputError
 from unspeckle.formats.checkpoint_parts import CheckpointPart, convert_tensors
 from unspeckle.formats.rename_tables import RenameRules
+from unspeckle.formats.safetensors_io import read_safetensors
 from unspeckle.formats.stable_diffusion.diffusers_config import ConfigDict, require_values
-from unspeckle.model_io.safetensors_io import read_safetensors
 from unspeckle.networks.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
 CLASS_NAME = "AutoencoderTiny"

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from unspeckle.errors import InputError
 from unspeckle.formats.checkpoint_parts import CheckpointPart, convert_tensors
+from unspeckle.formats.safetensors_io import read_safetensors
 from unspeckle.formats.stable_diffusion import diffusers_names, original_names, tiny_autoencoder
 from unspeckle.formats.stable_diffusion.diffusers_config import parse_vae_config
 from unspeckle.formats.stable_diffusion.diffusers_folder import read_component_tensors, read_json_object
 from unspeckle.formats.stable_diffusion.families import vae_part
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
 from unspeckle.formats.stable_diffusion.shape_inference import infer_vae_config
-from unspeckle.model_io.safetensors_io import read_safetensors
-from unspeckle.model_io.weight_dtypes import to_float32
+from unspeckle.formats.weight_dtypes import to_float32
 from unspeckle.networks.autoencoder import Autoencoder
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unspeckle.corpus.emoji.sprites import SpriteLibrary
 from unspeckle.corpus.emoji.tints import TINTS
-from unspeckle.model_io.precision import is_faster_in
+from unspeckle.quantization.precision import is_faster_in
 from unspeckle.scoring.composition.degradation import degrade_images
 from unspeckle.scoring.composition.detection_loss import detection_loss
 from unspeckle.scoring.composition.detector import Detector, DetectorConfig

@@ -11,11 +11,11 @@ from torch import nn
 
 from model_files import load_error, read_model_file, write_model_file
 from tiny_models import random_model, save_random_model
+from unspeckle.formats.weight_dtypes import SCALE_SUFFIX, decode_weights, encode_weights
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import METADATA_KEY, save
-from unspeckle.model_io.weight_dtypes import SCALE_SUFFIX, decode_weights, encode_weights
 
 
 def test_int8_is_off_by_half_a_step_of_its_row_at_most(tmp_path: Path) -> None:

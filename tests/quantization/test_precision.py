@@ -18,9 +18,9 @@ from unspeckle.generation.metadata import image_metadata
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
 from unspeckle.model import Model
-from unspeckle.model_io import precision
 from unspeckle.model_io.model_file import save
-from unspeckle.model_io.precision import check_precision, is_faster_in, set_precision
+from unspeckle.quantization import precision
+from unspeckle.quantization.precision import check_precision, is_faster_in, set_precision
 
 
 def psnr(image: Image.Image, other: Image.Image) -> float:
