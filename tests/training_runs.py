@@ -41,7 +41,19 @@ def train_options(folder: Path, out: Path, **changes: Any) -> TrainOptions:
 
 
 # The same options as they are typed
-TYPED_OPTIONS = "--steps 12 --size 16 --preset nano --batch-size 8 --precision float32 --quiet".split()
+TYPED_OPTIONS = [
+    "--steps",
+    "12",
+    "--size",
+    "16",
+    "--preset",
+    "nano",
+    "--batch-size",
+    "8",
+    "--precision",
+    "float32",
+    "--quiet",
+]
 
 
 def is_measuring(plan: Plan) -> bool:

@@ -1,6 +1,6 @@
-"""What a model is: a denoiser, the encoders of its words, its autoencoder, and a card that tells of it.
+"""What a model is: a denoiser, a tokenizer and a text encoder, an autoencoder, and a card.
 
-`model_io` reads and writes models; `formats.stable_diffusion.model` is the model of a Stable Diffusion checkpoint.
+`model_io` loads and saves models; `formats.stable_diffusion.model` is the model of a Stable Diffusion checkpoint.
 """
 
 import hashlib
@@ -25,34 +25,42 @@ from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.timesteps import timesteps
 
-Kinds = Mapping[str, tuple[type[Any], Any]]  # by the name that model files give it: (configuration, module)
+# By the name in model files: (configuration, module)
+Kinds = Mapping[str, tuple[type[Any], Any]]
 TEXT_ENCODERS: Kinds = {"transformer": (TextEncoderConfig, TextEncoder)}
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a person should know of a model, and what a drawing takes where its request says nothing."""
+    """What a user should know of a model, and the options of a drawing that a request leaves open."""
 
     name: str = "unnamed"
     license: str = ""
+    # Defaults of a Request
     sampler: str = "dpmpp_2m"
     timestep_spacing: str = "uniform"
     steps: int = 30
     guidance_scale: float = 5.0
-    size: tuple[int, int] = (64, 64)  # width, height in pixels
-    clamp_denoised: bool = True  # keep x̂ within the autoencoder's bounds: for models of pixels
-    step_counts: tuple[int, ...] = ()  # of a student: the only numbers of steps that it knows (see few_step.py)
-    vocabulary: tuple[str, ...] = ()  # words worth suggesting
-    recipe: str = ""  # the commands that made it
-    corpus: dict[str, Any] = field(default_factory=dict)  # summary of what it was trained on
+    # (width, height) in pixels of the images that it was trained on
+    size: tuple[int, int] = (64, 64)
+    # Whether x̂ is clamped to the values of images; for models that denoise pixels
+    clamp_denoised: bool = True
+    # Of a few-step student: the numbers of steps for which it was trained
+    step_counts: tuple[int, ...] = ()
+    # Words that make good prompts
+    vocabulary: tuple[str, ...] = ()
+    # The commands that made it
+    recipe: str = ""
+    # A summary of the images that it was trained on
+    corpus: dict[str, Any] = field(default_factory=dict)
 
 
 class SamplingSetup(NamedTuple):
-    """Where a sampler evaluates the denoiser, and from what it starts."""
+    """The times at which a sampler evaluates the denoiser, and what it starts from."""
 
-    times: Tensor  # (N + 1,) float64
+    times: Tensor  # (N + 1,) float64, falling
     initial_scale: float  # x starts as initial_scale · noise
-    denoiser: Denoiser  # which is evaluated at these times
+    denoiser: Denoiser
 
 
 @dataclass
@@ -60,49 +68,53 @@ class Model:
     """All that a drawing needs."""
 
     denoiser: Denoiser
-    tokenizer: Tokenizer  # words to ids
-    text_encoder: nn.Module  # ids to a Conditioning
-    autoencoder: Autoencoder  # images to x and back
+    tokenizer: Tokenizer  # text to token ids
+    text_encoder: nn.Module  # token ids to a Conditioning
+    autoencoder: Autoencoder  # images to latents x and back
     card: ModelCard
-    student: "Model | None" = None  # draws the same in few steps: its own network and card, all else shared
-    precision: str = "float32"  # in which it draws, see quantization/precision.py
-    stored_hash: str | None = None  # its weights_hash from before its precision changed it
-    loras: tuple[LoraTag, ...] = ()  # those that prompts may name, as they are in its weights
+    # A few-step student: it has its own network and card, and shares all else.
+    student: "Model | None" = None
+    # The precision in which it computes, see quantization/precision.py.
+    precision: str = "float32"
+    # The weights_hash from before its precision was changed.
+    stored_hash: str | None = None
+    # The LoRA that are merged into its weights, as prompts name them.
+    loras: tuple[LoraTag, ...] = ()
 
     def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> NoiseFunction:
-        """The noise of drawings with those seeds, of x's shape (C, h, w)."""
+        """The noise of drawings with these seeds, for x of shape (C, h, w)."""
         return noise_from_seeds(seeds, shape, self.device)
 
     def default_timestep_spacing(self, sampler: str) -> str:
-        """The timestep spacing of the sampler where a request names none."""
+        """The timestep spacing of a sampler, where a request names none."""
         return self.card.timestep_spacing
 
     def sampling_setup(self, sampler: str, timestep_spacing: str, steps: int) -> SamplingSetup:
-        """The times of that many steps, what x starts as, and the denoiser to evaluate."""
+        """The setup of a whole drawing, from noise, in so many steps."""
         times = timesteps(timestep_spacing, self.denoiser.schedule, steps)
         return SamplingSetup(times, float(self.denoiser.schedule(times[0])[1]), self.denoiser)
 
     def add_conditioning(
         self, conditioning: SomeConditioning, positive: bool, guidance_scale: float, size: tuple[int, int]
     ) -> SomeConditioning:
-        """The conditioning of a positive or a negative prediction with what else the model takes as an input.
+        """The conditioning of a positive or negative prediction, with what else the network takes as an input.
 
-        guidance_scale, size (width, height in pixels): of the drawing."""
+        guidance_scale, size (width, height in pixels): those of the drawing."""
         return conditioning
 
     @property
     def takes_mask(self) -> bool:
-        """Whether the network takes a mask and the latents of what it leaves as an input (an inpainting model)."""
+        """Whether the network takes a mask and the masked image's latents as an input (an inpainting model)."""
         return False
 
     def with_clip_skip(self, clip_skip: int) -> "Model":
-        """The model, its text read without the last clip_skip - 1 layers of CLIP. InputError where it has no CLIP."""
+        """The model without the last clip_skip - 1 layers of its CLIP text encoder. InputError where it has none."""
         if clip_skip != 1:
-            raise InputError(f" {clip_skip}: this model reads its words without CLIP; leave it out", "clip_skip")
+            raise InputError(f" {clip_skip}: this model has no CLIP text encoder; leave it out", "clip_skip")
         return self
 
     def cfg_scale(self, guidance_scale: float) -> float:
-        """The scale that is left for classifier-free guidance: 1 where the network itself takes it as an input."""
+        """The scale for classifier-free guidance: 1 where the network itself takes the guidance scale as an input."""
         return guidance_scale
 
     def modules(self) -> dict[str, nn.Module]:
@@ -126,7 +138,7 @@ class Model:
         return self
 
     def with_network(self, network: Any, card: ModelCard) -> "Model":
-        """A model of another network and card that shares all else, as a student does."""
+        """A model with another network and card that shares all else, as a student does."""
         shared = self.denoiser
         denoiser = Denoiser(network, shared.schedule, shared.prediction, shared.time_conditioning)
         return Model(denoiser, self.tokenizer, self.text_encoder, self.autoencoder, card)
@@ -140,7 +152,9 @@ class Model:
         }
 
     def describe(self) -> dict[str, Any]:
-        """All that explains the tensors, as JSON values: what a model file's metadata hold."""
+        """All that is needed to build the model from its tensors, as JSON values: the metadata of a model file.
+
+        InputError where the model has parts that cannot be stored."""
         denoiser, student = self.denoiser, self.student
         if not isinstance(denoiser.time_conditioning, str):
             names = ", ".join(TIME_CONDITIONINGS)
@@ -164,12 +178,12 @@ class Model:
 
     @property
     def hash(self) -> str:
-        """12 hex digits of what decides the images: tensors and configuration, but not the card's words."""
+        """12 hex digits of all that decides the images: tensors and configuration, but not the texts of the card."""
         return self.weights_hash
 
     @property
     def weights_hash(self) -> str:
-        """The hash, but for the strength of attached adapters, which may be changed at any time."""
+        """The hash without the strengths of attached adapters, which can change at any time."""
         if self.stored_hash is not None:
             return self.stored_hash
         digest = hashlib.sha256(json.dumps(self._hashed_description(), sort_keys=True).encode())
@@ -181,10 +195,10 @@ class Model:
         return digest.hexdigest()[:12]
 
     def _hashed_description(self) -> list[Any]:
-        """The description by the names of format 1, by which the hash is defined, without the words of the cards."""
+        """The description by the names of format 1, which define the hash, without the texts of the cards."""
         description = {"format": 1, **rename_model_metadata(self.describe(), to_old=True)}
         for network in (description["network"], description.get("student", {}).get("network", {})):
-            if not network.get("draft", True):  # models from before there were coarse predictors keep their hash
+            if not network.get("draft", True):  # models without one had no such field, and keep their hash
                 del network["draft"]
         hashed: list[Any] = [description, self.card.clamp_denoised]
         if self.student is not None and self.student.card.clamp_denoised != ModelCard.clamp_denoised:

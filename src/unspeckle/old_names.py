@@ -1,7 +1,7 @@
 """The names that version 0.1 wrote into models, run folders and images, beside those of today.
 
 Files of that version are read through these tables. They are used the other way round for a model's hash, which is
-defined by the first names, so that it never changes: a picture drawn before is replayed by the same model.
+defined by the first names, so that it never changes: an image drawn by version 0.1 is replayed by the same model.
 """
 
 import re

@@ -216,7 +216,7 @@ def test_a_record_gives_its_request_again(changes: dict[str, Any]) -> None:
         (Request(variation_seed=-1), "variation_seed -1"),
         (Request(variation_seed=2**64 - 1, count=2), "variation_seed 18446744073709551615 with count 2"),
         (Request(variation_seed=1, variation_strength=2), "variation_strength 2"),
-        (Request(clip_skip=2), "without CLIP"),
+        (Request(clip_skip=2), "has no CLIP text encoder"),
         (Request(clip_skip=0), "clip_skip 0"),
         (Request(tile_size=8), "tile_size 8: must be a side of at least 16"),
         (Request(tile_size=True), "tile_size True"),

@@ -1,4 +1,4 @@
-"""What a terminal is sent."""
+"""What the terminal view writes."""
 
 import io
 import itertools
@@ -72,7 +72,7 @@ def test_which_terminals_show_images(environment: dict, many: int, monkeypatch: 
 @pytest.mark.parametrize("columns", [10, 40, 79, 200])
 @pytest.mark.parametrize("rows", [4, 20, 60])
 @pytest.mark.parametrize(("size", "number"), [((64, 64), 1), ((64, 64), 9), ((16, 32), 2), ((512, 256), 3)])
-def test_images_fit_their_room(columns: int, rows: int, size: tuple[int, int], number: int) -> None:
+def test_images_fit_the_screen(columns: int, rows: int, size: tuple[int, int], number: int) -> None:
     sheet = fit_images([Image.new("RGB", size)] * number, columns, rows)
     assert sheet.width <= columns and sheet.height <= 2 * rows
 
@@ -86,7 +86,7 @@ def test_a_pipe_gets_five_lines_and_quiet_none() -> None:
     pipe, silent = io.StringIO(), Screen()
     with TerminalView(pipe) as show:
         for done in range(1, 41):
-            show.update(done, 40, "a frog", lambda: pytest.fail("nobody looks"))
+            show.update(done, 40, "a frog", lambda: pytest.fail("no frame is shown"))
     steps = (1, 10, 20, 30, 40)
     assert pipe.getvalue().splitlines() == [f"a frog: step {done} of 40" for done in steps]
     with TerminalView(silent, quiet=True) as show:
@@ -105,7 +105,7 @@ def test_the_cursor_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_without_a_frame_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a replay, where nobody asked for the view."""
+    """As in a replay, which shows no images."""
     screen = Screen()
     monkeypatch.setattr("os.get_terminal_size", lambda _: os.terminal_size((60, 20)))
     monkeypatch.setattr(screen, "fileno", lambda: 2)
@@ -118,7 +118,7 @@ def test_without_a_frame_there_is_a_bar(monkeypatch: pytest.MonkeyPatch) -> None
     assert "a frog" in screen.getvalue() and "2/2" in screen.getvalue() and HALF_BLOCK not in screen.getvalue()
 
 
-def test_quiet_is_over_when_it_is() -> None:
+def test_warnings_are_logged_again_after_quiet() -> None:
     log = logging.getLogger("unspeckle")
     before = log.level
     with TerminalView(io.StringIO(), quiet=True):

@@ -1,0 +1,1 @@
+"""From a request to images: resolved options, conditioning, sampling, inpainting, decoding."""
