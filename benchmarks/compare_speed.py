@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-LOADING = "import time, torch, unspeckle; unspeckle.Model; t = time.perf_counter(); unspeckle.load(); print(time.perf_counter() - t)"
+LOADING = (
+    "import time, torch, unspeckle; unspeckle.Model; "
+    "t = time.perf_counter(); unspeckle.load(); print(time.perf_counter() - t)"
+)
 COLD_DRAW = ["-m", "unspeckle", "draw", "a frog on stilts", "--quiet", "--out"]
 
 

@@ -34,7 +34,8 @@ TIMES = (600.0, 100.0)
 WORDS = {"prompt": "a photograph of an astronaut riding a horse", "negative": "blurred"}
 PEERS = {
     "ddim": "DDIMScheduler", "plms": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler", "lms": "LMSDiscreteScheduler", "heun": "HeunDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler", "lms": "LMSDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler",
 }  # fmt: skip
 Answers = dict[str, Tensor]

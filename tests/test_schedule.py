@@ -143,7 +143,8 @@ def test_config_round_trip(name):
     "config",
     [{}, {"kind": "warp"}, {"kind": "flow", "shift": 3.0}, {"kind": "ve", "sigma_max": "80"},
      {"kind": "ve", "inverse": 1}, {"kind": "discrete", "beta_schedule": "bumpy"},
-     {"kind": "discrete", "num_train_timesteps": 1000.0}, {"kind": "discrete", "zero_terminal_snr": 1}, {"kind": ["ve"]}],
+     {"kind": "discrete", "num_train_timesteps": 1000.0}, {"kind": "discrete", "zero_terminal_snr": 1},
+     {"kind": ["ve"]}],
 )  # fmt: skip
 def test_bad_config_is_refused_in_one_line(config):
     with pytest.raises(InputError) as error:

@@ -99,7 +99,7 @@ _KIND_FIELDS = {
 }  # fmt: skip
 SAMPLERS = {"euler_a": "euler_ancestral"}
 
-# The dataclasses by whose text (repr) the hash of a Stable Diffusion is defined, by their names of today: the old class,
+# The dataclasses by whose text (repr) a Stable Diffusion's hash is defined, by their names of today: the old class,
 # its fields in their old order, and what they are called today where that differs
 _CLASSES: Mapping[str, tuple[str, str, Names]] = {
     "DiscreteSchedule": ("Table", "curve start end count zero_snr", DISCRETE_SCHEDULE),

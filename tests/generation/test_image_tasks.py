@@ -28,7 +28,7 @@ GUIDED = {"negative_prompt": NEGATIVE_PROMPT, "guidance_scale": 4.0}
 
 
 class ResumedLMS(diffusers.LMSDiscreteScheduler):
-    """Their LMS with weights for the derivatives that it has: theirs assumes those of a drawing that started at noise."""
+    """Their LMS with weights for the derivatives that it has: theirs assumes a drawing that started at noise."""
 
     def get_lms_coefficient(self, order: int, t: int, current_order: int) -> float:
         order = min(order, len(self.derivatives))
@@ -167,11 +167,13 @@ def test_image_to_image_of_lcm(strength: float, tmp_path_factory: Any) -> None:
 
 @pytest.mark.parametrize("family", ["1", "2", "xl"])
 def test_clip_skip_counts_one_more_than_diffusers(family: str, tmp_path_factory: Any) -> None:
-    """And the negative prompt is read alike, where theirs is read whole: they are conditioning what their reader makes."""
+    """The negative prompt is read alike, where theirs is read whole: their encoder makes both conditionings."""
     pipe, model = pipeline_and_model(family, tmp_path_factory)
     pipe.text_encoder.__dict__["text_model"] = pipe.text_encoder  # where transformers < 5 had the layers
-    positive, negative = (pipe.encode_prompt(prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False,
-                                        clip_skip=1) for prompt in (PROMPT, NEGATIVE_PROMPT))  # fmt: skip
+    encode = partial(
+        pipe.encode_prompt, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, clip_skip=1
+    )
+    positive, negative = encode(PROMPT), encode(NEGATIVE_PROMPT)
     embeddings = {"prompt": None, "prompt_embeds": positive[0], "negative_prompt_embeds": negative[0]}
     if family == "xl":
         embeddings |= {"pooled_prompt_embeds": positive[2], "negative_pooled_prompt_embeds": negative[2]}

@@ -147,9 +147,8 @@ def test_hires_goes_on_from_the_enlarged_image(upscaler: str) -> None:
     if upscaler == "latent":
         large = F.interpolate(plain[-1].x, (32, 32), mode="bilinear")[:, :, 4:28]
     else:
-        large = torch.cat([
-            encode(model, ImageOps.fit(one, (32, 24), Image.Resampling.LANCZOS)) for one in decode_to_images(model, plain[-1].x)
-        ])  # fmt: skip
+        small = decode_to_images(model, plain[-1].x)
+        large = torch.cat([encode(model, ImageOps.fit(one, (32, 24), Image.Resampling.LANCZOS)) for one in small])
     expected = 0.5 * large + 0.5 * noise_from_seeds([3, 4], (3, 24, 32))(-1, 0)
     assert torch.allclose(both[5].x, expected, atol=1e-5)
     assert [one.size for one in draw(model, request)] == [(32, 24)] * 2

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from unspeckle.training.planner import choose_space, network_config_for
 
 from tiny_models import save_random_model
 from unspeckle.errors import InputError
@@ -23,7 +24,6 @@ from unspeckle.presets import PRESETS, UNET_PRESETS
 from unspeckle.training import autoencoder_task, checkpoint, command, measurement, optimizer
 from unspeckle.training import plan as plans
 from unspeckle.training.options import TrainOptions
-from unspeckle.training.planner import choose_space, network_config_for
 from unspeckle.training.reconstruction_loss import laplacian_pyramid_loss
 
 

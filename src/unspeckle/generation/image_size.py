@@ -55,7 +55,7 @@ def _size_multiple(model: Model) -> tuple[int, int]:
 
 
 def check_size(model: Model, size: object, name: str = "size") -> tuple[int, int]:
-    """(width, height) in pixels from one number for both or a pair, if the network can draw it. The InputError names the
+    """(width, height) in pixels from one number for both or a pair, if the network can draw it. InputError names the
     nearest size that it can draw."""
     multiple, least = _size_multiple(model)
     sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else ()
