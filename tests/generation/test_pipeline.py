@@ -447,8 +447,8 @@ def test_a_drawing_starts_at_the_noise_of_its_seed_at_the_schedules_sigma() -> N
 
 
 def test_the_film_shows_the_law() -> None:
-    """With a denoiser that knows x, the predicted noise is the one it started from at every time, and the denoised image
-    never changes."""
+    """With a denoiser that knows x, the predicted noise is the one it started from at every time, and the denoised
+    image never changes."""
     model, film = gray_model(), FilmStrip(gray_model(), 5)
     for step in steps(model, Request("0.5", seed=4, count=2)):
         film.record(step)
