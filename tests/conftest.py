@@ -47,14 +47,25 @@ def finished_run(color_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     run = tmp_path_factory.mktemp("runs") / "finished"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        measure_briefly(monkeypatch)
         assert run_training(train_options(color_folder, run)) == 0
     return run
 
 
+def measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planners time two steps of each kind instead of some seconds of them."""
+    from unspeckle.training import measurement
+
+    for name in ("STEPS_SECONDS", "TEXT_STAGE_SECONDS", "AUTOENCODER_SECONDS", "PEAK_FLOPS_SECONDS"):
+        monkeypatch.setattr(measurement, name, 0.0)
+
+
 @pytest.fixture
 def training_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of decoded images for the tests alone; the signal handlers that training sets are taken back."""
+    """A cache of decoded images for the tests alone, and brief measurements; the signal handlers that training sets are
+    taken back."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    measure_briefly(monkeypatch)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in handlers.items():

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 from unspeckle.errors import InputError
-from unspeckle.training import memory
+from unspeckle.training import measurement, memory
 from unspeckle.training.cost import UNIFORM_COST, StepCost
 from unspeckle.training.flops import count_flops_per_image
-from unspeckle.training.measurement import Throughput, measure_peak_flops
+from unspeckle.training.measurement import Throughput
 from unspeckle.training.options import Options
 from unspeckle.training.plan import PlanT
 
@@ -39,7 +39,9 @@ def finalize_plan(
     InputError if there is no time or no disk space for it.
     """
     flops_per_image = count_flops_per_image(plan)
-    peak_flops = measure_peak_flops(plan.compute.device, plan.compute.precision)
+    peak_flops = measurement.measure_peak_flops(
+        plan.compute.device, plan.compute.precision, measurement.PEAK_FLOPS_SECONDS
+    )
     plan = plan.with_changes(measured={"flops_per_image": flops_per_image, "peak_flops": peak_flops})
     elapsed = time.monotonic() - start_time + extra_seconds
     images_per_second, batch_size = throughput.images_per_second, plan.work.batch_size

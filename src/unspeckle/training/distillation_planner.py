@@ -49,7 +49,9 @@ def make_distillation_plan(
     ids = teacher.tokenizer.encode(captions).to(compute.device)
     trajectories = generate_teacher_trajectories(teacher_in_precision, ids, plan, first_index=0)
     measured_plan = measurement.without_learning(plan)
-    throughput = measurement.measure_steps(lambda: StudentUpdater(measured_plan, teacher), trajectories, 4.0)
+    throughput = measurement.measure_steps(
+        lambda: StudentUpdater(measured_plan, teacher), trajectories, measurement.STEPS_SECONDS
+    )
     return finalize_plan(plan, throughput, options, start_time=start_time, final_cost_images=FINAL_COST_IMAGES)
 
 

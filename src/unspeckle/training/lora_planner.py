@@ -35,7 +35,6 @@ LEARNING_RATE = 1e-4
 # Validation and samples at the end, in training images: a forward pass is a third of a training image, and samples are
 # drawn with guidance
 FINAL_COST_IMAGES = VALIDATION_IMAGES * NOISE_LEVELS / 3 + SAMPLE_PROMPTS * SAMPLE_STEPS * 2 / 3
-MEASURE_SECONDS = 4.0
 # Stands for the number of steps until that is known
 _MANY_STEPS = 10**6
 
@@ -59,7 +58,7 @@ def make_lora_plan(
     batch, seconds_per_image = _encode_sample_batch(plan, base_model, corpus)
     encode_seconds = seconds_per_image * (len(corpus.training) + len(corpus.validation))
     updater = LoraUpdater(measurement.without_learning(plan), base_model)
-    throughput = measurement.measure_steps(lambda: updater, repeat(batch), MEASURE_SECONDS)
+    throughput = measurement.measure_steps(lambda: updater, repeat(batch), measurement.STEPS_SECONDS)
     updater.detach_adapters()
     return finalize_plan(
         plan, throughput, options, start_time=start_time - encode_seconds, final_cost_images=FINAL_COST_IMAGES

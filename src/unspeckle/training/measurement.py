@@ -27,7 +27,10 @@ from unspeckle.training.text_to_image_updater import TextToImageUpdater, init_mo
 from unspeckle.training.trainer import training_step
 from unspeckle.training.updater import Updater
 
-# Seconds of large matrix products
+# For how many seconds a planner times each of these
+STEPS_SECONDS = 4.0
+TEXT_STAGE_SECONDS = 2.0
+AUTOENCODER_SECONDS = 3.0
 PEAK_FLOPS_SECONDS = 0.5
 
 PrintLine = Callable[[str], None]
@@ -61,7 +64,7 @@ def has_compiler() -> bool:
     return sys.platform != "win32" and any(map(shutil.which, ("c++", "g++", "clang++")))
 
 
-def measure_peak_flops(device: str, precision: str, seconds: float = PEAK_FLOPS_SECONDS) -> float:
+def measure_peak_flops(device: str, precision: str, seconds: float) -> float:
     """Floating-point operations per second of the fastest of the large matrix products that can be computed in that
     time."""
     side = 8192 if device.startswith("cuda") else 1024

@@ -63,14 +63,16 @@ class TrainPlanner:
         """Measure, then decide all that the options leave open. InputError for options that do not fit together."""
         compute = measurement.choose_compute(self.options, self.print_line)
         plan = self._plan_preset(self._choose_preset(compute), compute, self.print_line)
-        throughput = self._measure(plan, 4.0)
+        throughput = self._measure(plan, measurement.STEPS_SECONDS)
         if should_compile(self.options, plan, throughput, self.print_line):
-            measure = partial(self._measure, seconds=4.0)
+            measure = partial(self._measure, seconds=measurement.STEPS_SECONDS)
             force = self.options.compile is True
             plan, throughput = try_compile(plan, throughput, measure, force=force, print_line=self.print_line)
         cost = self._measure_image_cost(plan, throughput, self._batches(plan))
         if self.trains_autoencoder:
-            autoencoder_throughput = measurement.measure_autoencoder_training(plan, self._batches(plan), 3.0)
+            autoencoder_throughput = measurement.measure_autoencoder_training(
+                plan, self._batches(plan), measurement.AUTOENCODER_SECONDS
+            )
             autoencoder_seconds = AUTOENCODER_STEP_FRACTION / autoencoder_throughput.images_per_second
             cost = cost._replace(autoencoder_seconds=autoencoder_seconds)
             memory_bytes = max(throughput.memory_bytes, autoencoder_throughput.memory_bytes)
@@ -170,7 +172,7 @@ class TrainPlanner:
         if not self._has_text_stage(plan):
             return cost
         text_plan = plan.with_changes(work={"text_steps": plan.work.steps}, compute={"compile": False})
-        text_throughput = self._measure(text_plan, 2.0, training_batches)
+        text_throughput = self._measure(text_plan, measurement.TEXT_STAGE_SECONDS, training_batches)
         return cost._replace(text_seconds=1 / text_throughput.images_per_second)
 
     def _with_latent_cache(self, plan: Plan, throughput: Throughput, cost: ImageCost) -> Plan:
