@@ -72,7 +72,7 @@ def test_the_time_left_is_foreseen_while_the_text_encoder_is_trained(
     clock = [100.0]
 
     class TwoStageTask(LinearTask):
-        stages = (Stage("text", 12, is_validated=False), Stage("network", 40, 8 / 20))
+        stages = (Stage("text", 12, can_validate=False), Stage("network", 40, 8 / 20))
 
         def updates(self, batch: Any, step: int) -> Iterator[Update]:
             clock[0] += 3 if step <= 12 else 20

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,8 @@ MAX_CHECKPOINTS = 2
 # Format 1 is version 0.1's, whose tensors have other names
 FORMAT = 2
 _METADATA_KEY = "unspeckle-checkpoint"
+# What reading a damaged checkpoint raises
+_UNREADABLE = (SafetensorError, OSError, KeyError, ValueError)
 
 
 class Checkpoint(NamedTuple):
@@ -61,7 +63,7 @@ def load_latest_checkpoint(
     for path in reversed(paths):
         try:
             return _read_checkpoint(path, rename_old_tensor)
-        except (SafetensorError, OSError, KeyError, ValueError):
+        except _UNREADABLE:
             continue
     if paths:
         raise InputError(f"{paths[0].parent}: no checkpoint there can be read; delete the folder to begin again")
@@ -70,7 +72,7 @@ def load_latest_checkpoint(
 
 def _read_checkpoint(path: Path, rename_old_tensor: Callable[[str], str]) -> Checkpoint:
     with safe_open(path, framework="pt") as file:
-        values = json.loads((file.metadata() or {})[_METADATA_KEY])
+        values = _read_values(file)
         tensors, counters = {name: file.get_tensor(name) for name in file.keys()}, values["counters"]  # noqa: SIM118
     if values.get("format", 1) < FORMAT:
         tensors = {rename_old_tensor(name): tensor for name, tensor in tensors.items()}
@@ -78,10 +80,20 @@ def _read_checkpoint(path: Path, rename_old_tensor: Callable[[str], str]) -> Che
     return Checkpoint(int(values["step"]), tensors, counters)
 
 
+def _read_values(file: Any) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((file.metadata() or {})[_METADATA_KEY])
+    return values
+
+
 def latest_step(run_folder: Path) -> int:
-    """The step of the newest checkpoint by its name, 0 if there is none."""
-    paths = _checkpoint_paths(run_folder)
-    return _parse_step(paths[-1]) if paths else 0
+    """The step of the newest checkpoint that can be read, 0 if there is none."""
+    for path in reversed(_checkpoint_paths(run_folder)):
+        try:
+            with safe_open(path, framework="pt") as file:
+                return int(_read_values(file)["step"])
+        except _UNREADABLE:
+            continue
+    return 0
 
 
 def _checkpoint_paths(run_folder: Path) -> list[Path]:

@@ -68,7 +68,7 @@ class TrainingCommand(ABC, Generic[OptionsT, PlanT]):
         """InputError if the plan was made for other inputs."""
 
     @abstractmethod
-    def tasks(self, plan: PlanT, should_stop: ShouldStop) -> Iterator[Task]:
+    def tasks(self, plan: PlanT) -> Iterator[Task]:
         """The tasks of the plan in order, each made when the one before is finished."""
 
     @abstractmethod
@@ -122,12 +122,13 @@ class TrainingCommand(ABC, Generic[OptionsT, PlanT]):
         """Carry out the tasks of the plan, to the end or until somebody stops them."""
         if plan.compute.threads != torch.get_num_threads() and plan.compute.device == "cpu":
             torch.set_num_threads(plan.compute.threads)
-        should_stop, last_report = stop_on_signal(), None
+        last_report = None
         try:
-            for task in self.tasks(plan, should_stop):
-                last_report = follow(task, should_stop, self.console, self.options.quiet)
-                if should_stop() and not self.output_path.exists():
-                    break
+            with stop_on_signal() as should_stop:
+                for task in self.tasks(plan):
+                    last_report = follow(task, should_stop, self.console, self.options.quiet)
+                    if should_stop() and not self.output_path.exists():
+                        break
         except TrainingError as error:
             print(f"{self.options.out}: {error}", file=sys.stderr)
             return EXIT_FAILED

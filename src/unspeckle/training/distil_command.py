@@ -17,7 +17,6 @@ from unspeckle.training.plan_file import format_command_line
 from unspeckle.training.run_folder import CAPTIONS_FILE
 from unspeckle.training.task import Task
 from unspeckle.training.train_command import MAX_CAPTIONS, select_evenly
-from unspeckle.training.trainer import ShouldStop
 
 # Different captions below which none is held out
 VALIDATION_MIN_CAPTIONS = 320
@@ -70,7 +69,7 @@ class DistilCommand(TrainingCommand[DistilOptions, DistillationPlan]):
         if changed:
             raise InputError(f"{self.options.out}: {changed} changed since this run began; give another --out")
 
-    def tasks(self, plan: DistillationPlan, should_stop: ShouldStop) -> Iterator[Task]:
+    def tasks(self, plan: DistillationPlan) -> Iterator[Task]:
         yield DistillationTask(
             plan,
             self.options.out,

@@ -26,7 +26,6 @@ from unspeckle.training.options import LoraOptions
 from unspeckle.training.plan import LoraPlan
 from unspeckle.training.plan_file import format_command_line
 from unspeckle.training.task import Task
-from unspeckle.training.trainer import ShouldStop
 
 MAX_RANK = 256
 
@@ -86,7 +85,7 @@ class LoraCommand(TrainingCommand[LoraOptions, LoraPlan]):
         if changed is not None:
             raise InputError(f"{changed}: changed since {self.options.out} began; give another --out")
 
-    def tasks(self, plan: LoraPlan, should_stop: ShouldStop) -> Iterator[Task]:
+    def tasks(self, plan: LoraPlan) -> Iterator[Task]:
         options, base_model = self.options, cast_base_model(self.base_model, plan.compute)
         latents = load_or_encode_latents(options.out, plan, self.corpus, base_model.autoencoder, self.console)
         metadata = file_metadata(options, plan)

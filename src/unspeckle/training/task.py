@@ -28,7 +28,7 @@ class Stage(NamedTuple):
     # As the plan expects it; NaN if it does not say
     images_per_second: float = math.nan
     # Whether there is already something to validate and to draw samples with
-    is_validated: bool = True
+    can_validate: bool = True
 
 
 class Task(ABC):

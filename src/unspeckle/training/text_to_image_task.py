@@ -46,7 +46,7 @@ class TextToImageTask(ModelTask):
         """First the text encoder and the coarse image predictor, if the plan says so, then all with the network."""
         work = self.plan.work
         network_stage = Stage("network", work.steps, self.plan.measured.images_per_second)
-        text_stage = Stage("text", work.text_steps, is_validated=False)
+        text_stage = Stage("text", work.text_steps, can_validate=False)
         return (text_stage, network_stage) if work.text_steps else (network_stage,)
 
     def batches(self, start: int) -> Iterator[Batch]:

@@ -23,7 +23,6 @@ from unspeckle.training.run_folder import CAPTIONS_FILE
 from unspeckle.training.task import Task
 from unspeckle.training.text_to_image_task import TextToImageTask
 from unspeckle.training.train_planner import TrainPlanner
-from unspeckle.training.trainer import ShouldStop
 
 # What a model draws with by default: one choice for all, measured on photos in half an hour (docs/recipe.md)
 DEFAULT_SAMPLER, DEFAULT_TIMESTEP_SPACING = "euler_ancestral", "shifted"
@@ -71,7 +70,7 @@ class TrainCommand(TrainingCommand[TrainOptions, Plan]):
         atomic.write_bytes(self.options.out / TOKENIZER_FILE, self.inputs.tokenizer.to_json().encode())
         atomic.write_bytes(self.options.out / CAPTIONS_FILE, captions.encode())
 
-    def tasks(self, plan: Plan, should_stop: ShouldStop) -> Iterator[Task]:
+    def tasks(self, plan: Plan) -> Iterator[Task]:
         """The autoencoder, if it is trained, then the text encoder and the network."""
         run_folder, inputs = self.options.out, self.inputs
         if len(inputs.corpus.validation) == 0:

@@ -49,13 +49,18 @@ def fit(task: Task, should_stop: ShouldStop = lambda: False) -> Iterator[Progres
 
         stage, is_stopping, is_last = task.stage_of(step), should_stop(), step == last_step
         clock.tick()
-        validates = clock.validation_due() and stage.is_validated and not (is_stopping or is_last)
-        saves = clock.checkpoint_due() or is_stopping or is_last
-        reports = clock.report_due() or validates or saves
-        if stats_reader.add(stats, task.updater.optimizer.is_asynchronous) or reports:
+        should_validate = clock.validation_due() and stage.can_validate and not (is_stopping or is_last)
+        should_save = clock.checkpoint_due() or is_stopping or is_last
+        should_report = clock.report_due() or should_validate or should_save
+        if stats_reader.add(stats, task.updater.optimizer.is_asynchronous) or should_report:
             task.skipped_steps += stats_reader.read(step)
-        if reports:
+        if should_report:
             images_per_second = clock.steps_per_second(step) * task.plan.work.batch_size
+            # The checkpoint first: nothing is lost if validation or samples fail.
+            saved_path = task.save_checkpoint(step) if should_save else None
+            with out_of_memory_as_training_error(task, step):
+                validation = task.validate() if should_validate else None
+                samples_path = task.save_samples(step) if should_validate else None
             report = ProgressReport(
                 step=step,
                 steps=last_step,
@@ -65,12 +70,12 @@ def fit(task: Task, should_stop: ShouldStop = lambda: False) -> Iterator[Progres
                 images_per_second=images_per_second,
                 seconds_left=estimate_seconds_left(task, step, images_per_second),
                 skipped_steps=task.skipped_steps,
-                validation=task.validate() if validates else None,
-                samples_path=task.save_samples(step) if validates else None,
-                saved_path=task.save_checkpoint(step) if saves else None,
-                mfu=task.plan.measured.compute_mfu(images_per_second) if stage.is_validated else math.nan,
+                validation=validation,
+                samples_path=samples_path,
+                saved_path=saved_path,
+                mfu=task.plan.measured.compute_mfu(images_per_second) if stage.can_validate else math.nan,
             )
-            clock.reset(validated=validates, saved=saves)
+            clock.reset(validated=should_validate, saved=should_save)
             yield report
         if step == stage.last_step:
             clock.start_stage(step)
@@ -81,11 +86,12 @@ def fit(task: Task, should_stop: ShouldStop = lambda: False) -> Iterator[Progres
 
 def estimate_seconds_left(task: Task, step: int, images_per_second: float) -> float:
     """Seconds from a step to the last one: of the present stage at the rate that it has, of later ones at the rate that
-    the plan expects."""
+    the plan expects, or at the present one where it expects none."""
     seconds, done = 0.0, step
     present, *later = [stage for stage in task.stages if stage.last_step >= step]
     for stage in (present._replace(images_per_second=images_per_second), *later):
-        seconds += task.plan.work.batch_size * (stage.last_step - done) / max(1e-9, stage.images_per_second)
+        rate = images_per_second if math.isnan(stage.images_per_second) else stage.images_per_second
+        seconds += task.plan.work.batch_size * (stage.last_step - done) / max(1e-9, rate)
         done = stage.last_step
     return seconds
 
