@@ -84,7 +84,7 @@ def make_request(request: Request | str, options: Mapping[str, object]) -> Reque
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    """The name that is most like the given one: what version 0.1 called so, what contains it, what is spelled alike."""
+    """The most similar of the names: the one that version 0.1 called so, one that contains it, or the closest spelling."""
     if name in IMAGE_METADATA:
         return IMAGE_METADATA[name]
     containing = [one for one in names if name in one or one in name]
