@@ -1,6 +1,6 @@
 """Draw the images of the documents into docs/images/, by a model and from fixed seeds.
 
-film.png      one drawing: x_t, predicted noise, predicted image (as `unspeckle draw … --film-strip` saves it)
+film.png      one drawing: noisy image, predicted noise, denoised image (as `unspeckle draw … --film-strip` saves it)
 guidance.png  the same seeds at four guidance scales
 steps.png     the same seeds in 1 to 32 steps
 noise.png     one image at six times of the model's schedule

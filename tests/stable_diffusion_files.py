@@ -1,11 +1,13 @@
 """Tiny pipelines of each Stable Diffusion family as diffusers builds them, with random weights that matter."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
+from torch import Tensor
 
 from unspeckle.denoiser import Conditioning
 from unspeckle.networks.layers import sinusoidal_embedding
@@ -14,6 +16,8 @@ from unspeckle.text.clip_tokenizer import END_TOKEN, CLIPTokenizer, openai_bpe
 
 BPE_MERGES = [("o", "g</w>"), ("r", "og</w>"), ("f", "rog</w>"), ("s", "t"), ("o", "n</w>"), ("i", "l"), ("st", "il")]
 VOCAB_SIZE = 512 + len(BPE_MERGES) + 2
+POOLED_WIDTH = 64
+SIZE_WIDTH = 8  # of the sinusoidal embedding of each size
 _CROSS_ATTENTION_BLOCKS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PLAIN_BLOCKS = ("DownBlock2D", "UpBlock2D")
 _COMMON = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1}
@@ -186,29 +190,40 @@ def load_pipeline(folder: Path) -> Any:
     return pipeline
 
 
+@dataclass(frozen=True)
 class UNetInputs:
-    """The same random inputs for a U-Net of diffusers and for ours."""
+    """The inputs of a U-Net of diffusers, and of ours, for two images; None for those that its family does not have."""
 
-    def __init__(self, config: Any) -> None:
-        """config: that of the U-Net of diffusers."""
-        self.x, self.t = torch.randn(2, config.in_channels, 16, 24), torch.tensor([300.0, 720.5])
-        self.tokens = torch.randn(2, 154, config.cross_attention_dim)
-        self.time_ids = self.pooled = self.guidance = None
+    x: Tensor
+    t: Tensor
+    tokens: Tensor
+    sizes: Tensor | None
+    pooled: Tensor | None
+    guidance_embedding: Tensor | None
+
+    @classmethod
+    def random(cls, config: Any) -> "UNetInputs":
+        """config: that of the U-Net in diffusers."""
+        sizes = pooled = guidance_embedding = None
+        x, t = torch.randn(2, config.in_channels, 16, 24), torch.tensor([300.0, 720.5])
+        tokens = torch.randn(2, 154, config.cross_attention_dim)
         if config.addition_embed_type:
-            time_id_count = (config.projection_class_embeddings_input_dim - 64) // 8
-            self.time_ids = torch.randint(0, 1000, (2, time_id_count)).float()
-            self.pooled = torch.randn(2, 64)
+            num_sizes = (config.projection_class_embeddings_input_dim - POOLED_WIDTH) // SIZE_WIDTH
+            sizes = torch.randint(0, 1000, (2, num_sizes)).float()
+            pooled = torch.randn(2, POOLED_WIDTH)
         if config.time_cond_proj_dim:
-            self.guidance = torch.randn(2, config.time_cond_proj_dim)
+            guidance_embedding = torch.randn(2, config.time_cond_proj_dim)
+        return cls(x, t, tokens, sizes, pooled, guidance_embedding)
 
-    def output_of_theirs(self, unet: Any) -> torch.Tensor:
-        added = {"text_embeds": self.pooled, "time_ids": self.time_ids} if self.time_ids is not None else {}
-        return unet(self.x, self.t, self.tokens, added_cond_kwargs=added, timestep_cond=self.guidance).sample
+    def diffusers_output(self, network: Any) -> Tensor:
+        added = {} if self.sizes is None else {"text_embeds": self.pooled, "time_ids": self.sizes}
+        output = network(self.x, self.t, self.tokens, added_cond_kwargs=added, timestep_cond=self.guidance_embedding)
+        return output.sample  # type: ignore[no-any-return]
 
-    def output_of_ours(self, unet: UNet) -> torch.Tensor:
-        vector = self.guidance
-        if self.time_ids is not None:
-            embedded_sizes = sinusoidal_embedding(self.time_ids.flatten(), 8).view(2, -1)
-            vector = torch.cat([self.pooled, embedded_sizes], 1)
+    def our_output(self, network: UNet) -> Tensor:
+        vector = self.guidance_embedding
+        if self.sizes is not None and self.pooled is not None:
+            size_embedding = sinusoidal_embedding(self.sizes.flatten(), SIZE_WIDTH).view(2, -1)
+            vector = torch.cat([self.pooled, size_embedding], 1)
         concat = self.x[:, 4:] if self.x.shape[1] > 4 else None
-        return unet(self.x[:, :4], self.t, Conditioning(self.tokens, None, vector, concat))
+        return network(self.x[:, :4], self.t, Conditioning(self.tokens, None, vector, concat))

@@ -16,7 +16,7 @@ from tiny_models import random_model
 from unspeckle.cli import main
 from unspeckle.generation import pipeline
 from unspeckle.generation.initial_latents import initial_latents
-from unspeckle.generation.metadata import METADATA_KEY, image_metadata
+from unspeckle.generation.metadata import IMAGE_METADATA_KEY, image_metadata
 from unspeckle.model_io.model_file import save
 from unspeckle.output.png import read_png, write_png
 
@@ -112,7 +112,7 @@ def test_replay_recognizes_another_model(model: str, tmp_path: Path, capsys: Cap
 def save_with_metadata(image: Image.Image, metadata: dict[str, Any], path: Path) -> None:
     """Save the image with these metadata, whatever they are."""
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_text(METADATA_KEY, json.dumps(metadata))
+    chunks.add_text(IMAGE_METADATA_KEY, json.dumps(metadata))
     image.save(path, pnginfo=chunks)
 
 

@@ -83,12 +83,12 @@ def kohya_tensors(
 def outputs_of_both(model: StableDiffusionModel, pipeline: Any) -> tuple[list[Tensor], list[Tensor]]:
     """The outputs of network and text encoders for the same inputs, ours and those of diffusers."""
     torch.manual_seed(3)
-    inputs = stable_diffusion_files.UNetInputs(pipeline.unet.config)
+    inputs = stable_diffusion_files.UNetInputs.random(pipeline.unet.config)
     ids = model.tokenizer.encode(["a frog on stilts", ""])
     encoders: Any = model.text_encoder.encoders
     network: Any = model.network
-    ours = [inputs.output_of_ours(network), *(encoder(ids[:, n])[0] for n, encoder in enumerate(encoders))]
-    theirs = [inputs.output_of_theirs(pipeline.unet)]
+    ours = [inputs.our_output(network), *(encoder(ids[:, n])[0] for n, encoder in enumerate(encoders))]
+    theirs = [inputs.diffusers_output(pipeline.unet)]
     their_encoders = [pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)]
     for n, encoder in enumerate(encoder for encoder in their_encoders if encoder is not None):
         output = encoder(ids[:, n], output_hidden_states=True)

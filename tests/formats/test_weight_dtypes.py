@@ -15,7 +15,7 @@ from unspeckle.formats.weight_dtypes import SCALE_SUFFIX, decode_weights, encode
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import load
-from unspeckle.model_io.model_file import METADATA_KEY, save
+from unspeckle.model_io.model_file import MODEL_METADATA_KEY, save
 
 
 def test_int8_is_off_by_half_a_step_of_its_row_at_most(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_int8_quarters_the_file_and_says_so(tmp_path: Path) -> None:
     path = save_random_model(tmp_path, "int8")
     size = path.stat().st_size
     with safe_open(path, framework="pt") as file:
-        assert json.loads(file.metadata()[METADATA_KEY])["dtype"] == "int8"
+        assert json.loads(file.metadata()[MODEL_METADATA_KEY])["dtype"] == "int8"
     matrix_values = sum(t.numel() for t in read_model_file(path)[1].values() if t.dtype == torch.int8)
     other_values = sum(t.numel() for t in random_model().state_dict().values()) - matrix_values
     assert size < matrix_values + 2 * other_values + 60_000

@@ -24,7 +24,7 @@ from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpo
 from unspeckle.formats.weight_dtypes import SCALE_SUFFIX, decode_weights
 from unspeckle.model import Model
 from unspeckle.model_io.loading import load, open_checkpoint
-from unspeckle.model_io.model_file import METADATA_KEY, save
+from unspeckle.model_io.model_file import MODEL_METADATA_KEY, save
 from unspeckle.networks import UNet
 from unspeckle.old_names import rename_model_metadata, rename_tensor
 
@@ -132,7 +132,7 @@ def write_format_1(path: Path, old_path: Path) -> dict[str, Tensor]:
 
     old_metadata = {**rename_model_metadata(metadata, to_old=True), "format": 1}
     save_file(
-        {old_name(name): one for name, one in tensors.items()}, old_path, {METADATA_KEY: json.dumps(old_metadata)}
+        {old_name(name): one for name, one in tensors.items()}, old_path, {MODEL_METADATA_KEY: json.dumps(old_metadata)}
     )
     return tensors
 

@@ -1,6 +1,6 @@
 """U-Nets and the VAE against those of diffusers with the same weights, which are random so that all inputs matter."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +9,9 @@ from torch import Tensor
 
 import stable_diffusion_files
 from closeness import relative_error
-from unspeckle.denoiser import Conditioning
+from stable_diffusion_files import UNetInputs
 from unspeckle.formats import rename_tables
 from unspeckle.formats.stable_diffusion import diffusers_names
-from unspeckle.networks.layers import sinusoidal_embedding
 from unspeckle.networks.unet import UNet, UNetConfig
 from unspeckle.networks.vae import VAE, VAEConfig
 
@@ -49,51 +48,6 @@ CONFIGS = {
     "xl-inpaint": replace(XL, concat_channels=5),
     "xl-refiner": XL_REFINER,
 }
-POOLED_WIDTH = 64
-SIZE_WIDTH = 8  # of the sinusoidal embedding of each size
-
-
-@dataclass(frozen=True)
-class UNetInputs:
-    """The inputs of a U-Net of diffusers for two images; None for those that its family does not have."""
-
-    x: Tensor
-    t: Tensor
-    tokens: Tensor
-    sizes: Tensor | None
-    pooled: Tensor | None
-    guidance_embedding: Tensor | None
-
-
-def random_inputs(config: Any) -> UNetInputs:
-    """config: that of the U-Net in diffusers."""
-    sizes = pooled = guidance_embedding = None
-    x, t = torch.randn(2, config.in_channels, 16, 24), torch.tensor([300.0, 720.5])
-    tokens = torch.randn(2, 154, config.cross_attention_dim)
-    if config.addition_embed_type:
-        num_sizes = (config.projection_class_embeddings_input_dim - POOLED_WIDTH) // SIZE_WIDTH
-        sizes = torch.randint(0, 1000, (2, num_sizes)).float()
-        pooled = torch.randn(2, POOLED_WIDTH)
-    if config.time_cond_proj_dim:
-        guidance_embedding = torch.randn(2, config.time_cond_proj_dim)
-    return UNetInputs(x, t, tokens, sizes, pooled, guidance_embedding)
-
-
-def diffusers_output(network: Any, inputs: UNetInputs) -> Tensor:
-    added = {} if inputs.sizes is None else {"text_embeds": inputs.pooled, "time_ids": inputs.sizes}
-    output = network(
-        inputs.x, inputs.t, inputs.tokens, added_cond_kwargs=added, timestep_cond=inputs.guidance_embedding
-    )
-    return output.sample  # type: ignore[no-any-return]
-
-
-def our_output(network: UNet, inputs: UNetInputs) -> Tensor:
-    vector = inputs.guidance_embedding
-    if inputs.sizes is not None and inputs.pooled is not None:
-        size_embedding = sinusoidal_embedding(inputs.sizes.flatten(), SIZE_WIDTH).view(2, -1)
-        vector = torch.cat([inputs.pooled, size_embedding], 1)
-    concat = inputs.x[:, 4:] if inputs.x.shape[1] > 4 else None
-    return network(inputs.x[:, :4], inputs.t, Conditioning(inputs.tokens, None, vector, concat))
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -106,20 +60,20 @@ def test_unet_is_that_of_diffusers(family: str) -> None:
     table = rename_tables.build_name_table(ours.state_dict(), diffusers_names.UNET, layout)
     assert set(table.values()) == set(theirs.state_dict())
     ours.load_state_dict(rename_tables.to_our_names(table, theirs.state_dict()))
-    inputs = random_inputs(theirs.config)
-    expected = diffusers_output(theirs, inputs)
-    assert relative_error(our_output(ours, inputs), expected) <= 1e-4
+    inputs = UNetInputs.random(theirs.config)
+    expected = inputs.diffusers_output(theirs)
+    assert relative_error(inputs.our_output(ours), expected) <= 1e-4
     assert 0.7 <= expected.square().mean().sqrt() <= 1.4
     assert_depends_on_all_inputs(theirs, inputs, expected)
 
 
 def assert_depends_on_all_inputs(network: Any, inputs: UNetInputs, output: Tensor) -> None:
     """Otherwise equal outputs would prove nothing."""
-    others = random_inputs(network.config)
+    others = UNetInputs.random(network.config)
     for name in ("t", "tokens", "sizes", "guidance_embedding"):
         if getattr(inputs, name) is not None:
             other_value = inputs.t.flip(0) if name == "t" else getattr(others, name)
-            other_output = diffusers_output(network, replace(inputs, **{name: other_value}))
+            other_output = replace(inputs, **{name: other_value}).diffusers_output(network)
             assert relative_error(other_output, output) >= 0.1, name
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from unspeckle.errors import InputError
-from unspeckle.generation.metadata import METADATA_KEY, attach_metadata, image_metadata
+from unspeckle.generation.metadata import IMAGE_METADATA_KEY, attach_metadata, image_metadata
 from unspeckle.output.png import encode_png, file_stem, max_pixel_difference, read_png, save_new_png, write_png
 
 METADATA = {"prompt": 'a „frog" on\nstilts 🐸 <&>', "seed": 2**64 - 1, "size": [4, 4], "model": {"hash": "abc"}}
@@ -41,7 +41,7 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_other_programs_find_prompt_and_source_type() -> None:
     text = Image.open(io.BytesIO(encode_png(sample()))).text
     assert text["Description"] == METADATA["prompt"]
-    assert json.loads(text[METADATA_KEY]) == METADATA
+    assert json.loads(text[IMAGE_METADATA_KEY]) == METADATA
     packet = text["XML:com.adobe.xmp"]
     root = ET.fromstring(packet[packet.index("<x:") : packet.rindex("<?xpacket")])
     source = root.find(".//{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
@@ -97,11 +97,11 @@ def test_images_that_cannot_be_replayed(tmp_path: Path) -> None:
     for length in range(9, len(whole) - 20, 61):  # all pixels are there in one that is cut later
         assert error_of(whole[:length])
     for text in ("[1, 2]", "{", '"x"', "[" * 50_000):
-        damaged.add_text(METADATA_KEY, text)
+        damaged.add_text(IMAGE_METADATA_KEY, text)
         file = io.BytesIO()
         opened.save(file, "PNG", pnginfo=damaged)
         assert "has no metadata" in error_of(file.getvalue())
-    bomb.add_text(METADATA_KEY, "x" * (80 << 20), zip=True)
+    bomb.add_text(IMAGE_METADATA_KEY, "x" * (80 << 20), zip=True)
     file = io.BytesIO()
     opened.save(file, "PNG", pnginfo=bomb)
     assert error_of(file.getvalue())

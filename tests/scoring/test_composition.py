@@ -27,7 +27,7 @@ from unspeckle.schedule import FlowSchedule
 from unspeckle.scoring.composition.degradation import degrade_images
 from unspeckle.scoring.composition.detector import Detection, Detector, box_iou
 from unspeckle.scoring.composition.detector_examples import ExamplePainter, paint_blocks
-from unspeckle.scoring.composition.detector_file import METADATA_KEY, load_detector, save_detector
+from unspeckle.scoring.composition.detector_file import DETECTOR_METADATA_KEY, load_detector, save_detector
 from unspeckle.scoring.composition.detector_limits import measure_detector_limits
 from unspeckle.scoring.composition.prompt_scenes import (
     _render_seed,
@@ -349,7 +349,7 @@ def test_a_detectors_file_of_version_0_1_is_read(detector: Detector, tmp_path: P
     }
     config = configuration.to_json(detector.config)
     config["halves"], config["size"] = config.pop("hybrid_nouns"), config.pop("image_size")
-    save_file(tensors, tmp_path / "old.safetensors", {METADATA_KEY: json.dumps(config)})
+    save_file(tensors, tmp_path / "old.safetensors", {DETECTOR_METADATA_KEY: json.dumps(config)})
     loaded = load_detector(tmp_path / "old.safetensors")
     assert loaded.config == detector.config
     assert all(torch.equal(tensor, detector.state_dict()[name]) for name, tensor in loaded.state_dict().items())

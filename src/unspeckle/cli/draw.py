@@ -25,7 +25,7 @@ NEGATIVE_PROMPT_HELP = "What the image should not show. Has an effect where guid
 SIZE_HELP = "Width and height in pixels, such as 64 or 96x64.  [default: the size of --image, or the model's]"
 OUT_HELP = "Folder for the PNG files. It is created if it does not exist.  [default: the current folder]"
 FILM_STRIP_HELP = (
-    "Save a second image beside each one, which shows the noisy image, the predicted noise and the predicted image at "
+    "Save a second image beside each one, which shows the noisy image, the predicted noise and the denoised image at "
     "up to 8 of the steps."
 )
 GUIDANCE_METHOD_HELP = (
@@ -40,7 +40,7 @@ GUIDANCE_INTERVAL_HELP = (
     "[default: at all times]"
 )
 DYNAMIC_THRESHOLD_HELP = (
-    "Scale each predicted image so that this share of its values, such as 0.995, stays in range (dynamic "
+    "Scale each denoised image so that this share of its values, such as 0.995, stays in range (dynamic "
     "thresholding). For models that denoise pixels.  [default: values out of range are clamped]"
 )
 GUIDE_MODEL_HELP = (

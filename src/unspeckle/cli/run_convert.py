@@ -58,7 +58,7 @@ def run_convert(options: ConvertOptions) -> int:
         raise InputError(f"{target}: is the source itself; give another name")
     write = writing.write_single_file if target.suffix == ".safetensors" else writing.write_diffusers_folder
     write(source, target)
-    reloaded = open_checkpoint(target, vocabulary=source.tokenizer.bpe)
+    reloaded = open_checkpoint(target, bpe=source.tokenizer.bpe)
     assert isinstance(reloaded, StableDiffusionCheckpoint)
     print(target.absolute())
     return _exit_code(max(print_differences(source, reloaded)), WEIGHTS_TOLERANCE)

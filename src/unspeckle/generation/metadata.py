@@ -13,7 +13,7 @@ from unspeckle.old_names import rename_image_metadata
 from unspeckle.version import installed_version
 
 # The key of image.info, and of the PNG chunk, that holds the metadata as JSON
-METADATA_KEY = "unspeckle"
+IMAGE_METADATA_KEY = "unspeckle"
 # Options that are always recorded
 ALWAYS_RECORDED = ("prompt", "negative_prompt", "steps", "sampler", "timestep_spacing", "guidance_scale")
 # Options that are recorded only where they differ from these values
@@ -57,14 +57,14 @@ def build_metadata(resolved: ResolvedRequest) -> list[dict[str, Any]]:
 
 def attach_metadata(image: Image.Image, metadata: dict[str, Any]) -> Image.Image:
     """Put the metadata into image.info, from where `output.png` writes them; returns the image."""
-    image.info[METADATA_KEY] = json.dumps(metadata, ensure_ascii=True)
+    image.info[IMAGE_METADATA_KEY] = json.dumps(metadata, ensure_ascii=True)
     return image
 
 
 def image_metadata(image: Image.Image) -> dict[str, Any]:
     """The metadata in image.info; empty where there are none, or damaged ones."""
     try:
-        metadata = json.loads(image.info.get(METADATA_KEY, "{}"))
+        metadata = json.loads(image.info.get(IMAGE_METADATA_KEY, "{}"))
     except (TypeError, ValueError, RecursionError):
         return {}
     return metadata if isinstance(metadata, dict) else {}

@@ -17,7 +17,7 @@ from unspeckle.formats.stable_diffusion.diffusers_folder import MODEL_INDEX
 from unspeckle.formats.stable_diffusion.model import build_stable_diffusion_model
 from unspeckle.model import Model
 from unspeckle.model_io.hub import download_snapshot, is_hub_name
-from unspeckle.model_io.model_file import LORA_FILE, METADATA_KEY, MODEL_FILE, UnspeckleCheckpoint
+from unspeckle.model_io.model_file import LORA_FILE, MODEL_FILE, MODEL_METADATA_KEY, UnspeckleCheckpoint
 from unspeckle.quantization.precision import check_precision, resolve_precision
 
 WHAT_IS_A_MODEL = "a model is a .safetensors file, a RUN folder of `train`, or a Stable Diffusion"
@@ -54,11 +54,11 @@ def load(
 
 
 def open_checkpoint(
-    path: str | Path, prediction: str | None = None, trust_pickle: bool = False, vocabulary: BPE | None = None
+    path: str | Path, prediction: str | None = None, trust_pickle: bool = False, bpe: BPE | None = None
 ) -> UnspeckleCheckpoint | StableDiffusionCheckpoint:
-    """What is at the path, or has that name on the hub, read but not built. vocabulary: of the tokenizer of a single
-    file of Stable Diffusion, which has none; None = one is looked for. InputError, one line, where it cannot be
-    read."""
+    """What is at the path, or has that name on the hub, read but not built. bpe: the encoding of the
+    tokenizer of a single file of Stable Diffusion, which has none; None = one is looked for. InputError, one line,
+    where it cannot be read."""
     if prediction not in (None, "eps", "v"):
         raise InputError(f" {prediction!r}: unknown; choose eps or v", "prediction")
     location = Path(path)
@@ -71,11 +71,11 @@ def open_checkpoint(
             return read_diffusers_folder(location, prediction)
         file = _model_file(location)
         metadata, tensors = _read_file(file, trust_pickle)
-        if METADATA_KEY in metadata:
+        if MODEL_METADATA_KEY in metadata:
             if prediction is not None:
                 raise InputError(": is only for Stable Diffusion checkpoints; leave it out", "prediction")
-            return UnspeckleCheckpoint(file, metadata[METADATA_KEY], tensors)
-        return read_checkpoint_file(tensors, metadata, file, prediction, vocabulary)
+            return UnspeckleCheckpoint(file, metadata[MODEL_METADATA_KEY], tensors)
+        return read_checkpoint_file(tensors, metadata, file, prediction, bpe)
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, RecursionError) as e:
         raise InputError(f"{location}: cannot be read as a model ({type(e).__name__}: {str(e)[:100]})") from e
 

@@ -27,7 +27,7 @@ from unspeckle.schedule import SCHEDULES
 from unspeckle.text.tokenizer import Tokenizer
 
 FORMAT = 2  # version 0.1 wrote format 1, by the names in old_names
-METADATA_KEY = "unspeckle"
+MODEL_METADATA_KEY = "unspeckle"
 MODEL_FILE = "model.safetensors"  # in a RUN folder
 LORA_FILE = "lora.safetensors"  # in a RUN folder of train --lora
 _PARTS: dict[str, Kinds] = {"network": NETWORKS, "text": TEXT_ENCODERS, "autoencoder": AUTOENCODERS}
@@ -43,7 +43,7 @@ def save(model: Model, path: str | Path, dtype: str = "float32") -> None:
     tensors = encode_weights(model.modules(), dtype)
     metadata = json.dumps({"format": FORMAT, **model.describe(), "dtype": dtype})
     with replace_file(Path(path)) as temp_file:
-        save_file(tensors, temp_file, {METADATA_KEY: metadata})
+        save_file(tensors, temp_file, {MODEL_METADATA_KEY: metadata})
 
 
 class UnspeckleCheckpoint(NamedTuple):

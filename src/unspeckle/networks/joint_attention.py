@@ -1,4 +1,9 @@
-"""Joint attention of a transformer's image tokens to one another and to the text, with rotary position embedding."""
+"""Self- and cross-attention in one softmax: image tokens attend to one another and to the text, with rotary positions.
+
+This is not the joint attention of SD3's MMDiT, whose text tokens attend too and have weights and a residual stream of
+their own: here only image tokens are queries, and the keys and values of the text are the same at every time, so that
+`Network.prepare` computes them once a drawing.
+"""
 
 from typing import NamedTuple
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from unspeckle.errors import InputError
+from unspeckle.samplers import SAMPLERS
 
 PARAMETERS_KEY = "parameters"  # of the PNG chunk
-SAMPLER_NAMES = {  # by the names of ours
+SAMPLER_NAMES = {  # by the names of ours; a sampler without an entry is written by our name
     "ddpm": "DDPM",
     "ddim": "DDIM",
     "euler": "Euler",
@@ -190,9 +191,10 @@ def _split_sampler(parameters: A1111Parameters) -> tuple[str, str | None]:
             if name.lower().endswith(f" {suffix.lower()}"):
                 name, schedule_type = name[: -len(suffix) - 1], suffix
                 break
-    ours = next((key for key, value in SAMPLER_NAMES.items() if value.lower() == name.lower()), None)
+    names = {sampler: SAMPLER_NAMES.get(sampler, sampler) for sampler in SAMPLERS}
+    ours = next((key for key, value in names.items() if value.lower() == name.lower()), None)
     if ours is None:
-        raise InputError(f"its sampler {name!r} does not exist here; the samplers are {', '.join(SAMPLER_NAMES)}")
+        raise InputError(f"its sampler {name!r} does not exist here; the samplers are {', '.join(names)}")
     return ours, schedule_type
 
 

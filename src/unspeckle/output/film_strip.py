@@ -1,4 +1,4 @@
-"""The film strip of a drawing: x_t, the predicted noise and the predicted image at some of its steps, in one image."""
+"""The film strip of a drawing: the noisy image, the predicted noise and the denoised image at some of its steps."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ from unspeckle.samplers import Step
 MAX_COLUMNS = 8
 # Pixels to which the shorter side of a frame is enlarged, so that its label can be read
 MIN_FRAME_SIDE = 96
-ROW_LABELS = ("x_t", "predicted noise", "predicted image")
+ROW_LABELS = ("noisy image", "predicted noise", "denoised image")  # x_t, eps, x̂
 NOISE_ROW = 1
 _BACKGROUND, _TEXT, _GRAY_TEXT = (250, 250, 247), (30, 30, 34), (110, 110, 118)
 

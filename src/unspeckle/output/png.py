@@ -20,7 +20,7 @@ from PIL import Image, ImageChops, PngImagePlugin, UnidentifiedImageError
 
 from unspeckle import atomic
 from unspeckle.errors import InputError
-from unspeckle.generation.metadata import METADATA_KEY, image_metadata
+from unspeckle.generation.metadata import IMAGE_METADATA_KEY, image_metadata
 from unspeckle.output.a1111_parameters import PARAMETERS_KEY, format_parameters
 from unspeckle.version import installed_version
 
@@ -44,7 +44,7 @@ def encode_png(image: Image.Image) -> bytes:
     tool = f"unspeckle {installed_version()}"
     chunks = PngImagePlugin.PngInfo()
     if metadata := image_metadata(image):
-        chunks.add_text(METADATA_KEY, json.dumps(metadata, ensure_ascii=True))
+        chunks.add_text(IMAGE_METADATA_KEY, json.dumps(metadata, ensure_ascii=True))
         chunks.add_text(PARAMETERS_KEY, format_parameters(metadata).replace("\0", ""))
         if prompt := str(metadata.get("prompt", "")).replace("\0", ""):
             chunks.add_itxt("Description", prompt)
@@ -94,7 +94,7 @@ def read_png(path: Path) -> Image.Image:
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         reason = str(error)[:80]
         raise InputError(f"{path}: cannot be read as PNG ({reason}); give one that `unspeckle draw` saved") from error
-    image.info = {key: str(text[key]) for key in (METADATA_KEY, PARAMETERS_KEY) if key in text}
+    image.info = {key: str(text[key]) for key in (IMAGE_METADATA_KEY, PARAMETERS_KEY) if key in text}
     if not image_metadata(image) and PARAMETERS_KEY not in image.info:
         raise InputError(
             f"{path}: has no metadata (the program that saved it last has dropped them); give the original PNG file"

@@ -13,11 +13,12 @@ docs/prompts.md describes it:
 """
 
 from unspeckle.prompts.evaluation import ChunkedPrompt, PromptBlend, PromptChunk, WeightedPredictions, predictions
-from unspeckle.prompts.parser import parse_prompt
+from unspeckle.prompts.parser import MAX_LORA_STRENGTH, parse_prompt
 from unspeckle.prompts.syntax_tree import HYBRID_METHODS, LoraTag, Prompt, escape_prompt, plain_text
 
 __all__ = [
     "HYBRID_METHODS",
+    "MAX_LORA_STRENGTH",
     "ChunkedPrompt",
     "LoraTag",
     "Prompt",

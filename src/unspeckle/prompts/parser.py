@@ -32,7 +32,7 @@ MAX_DEPTH = 40
 # In a prompt; each hybrid can double the number of predictions.
 MAX_SUBPROMPTS, MAX_HYBRIDS = 8, 4
 # In a prompt, and the largest weight of one, positive or negative
-MAX_LORAS, MAX_LORA_WEIGHT = 16, 100.0
+MAX_LORAS, MAX_LORA_STRENGTH = 16, 100.0
 
 
 def parse_prompt(source: str, name: str = "prompt") -> Prompt:
@@ -181,14 +181,14 @@ class _Parser:
                 f"a LoRA inside a bracket; write it outside, as it counts for the whole drawing ({escape_hint})",
                 token.start,
             )
-        name, colon, weight_text = token.text[len("<lora:") : -1].partition(":")
+        name, colon, strength_text = token.text[len("<lora:") : -1].partition(":")
         try:
-            weight = float(weight_text) if colon else 1.0
+            strength = float(strength_text) if colon else 1.0
         except ValueError:
-            weight = float("nan")
-        if not name.strip() or not abs(weight) <= MAX_LORA_WEIGHT:
+            strength = float("nan")
+        if not name.strip() or not abs(strength) <= MAX_LORA_STRENGTH:
             self.fail(
-                f"a LoRA is <lora:name> or <lora:name:weight>, with one weight up to {MAX_LORA_WEIGHT:g} "
+                f"a LoRA is <lora:name> or <lora:name:strength>, with one strength up to {MAX_LORA_STRENGTH:g} "
                 f"({escape_hint})",
                 token.start,
             )
@@ -196,7 +196,7 @@ class _Parser:
             self.fail("a LoRA's name is that of its file, without folders", token.start)
         if len(self.lora_tags) == MAX_LORAS:
             self.fail(f"more than {MAX_LORAS} LoRA", token.start)
-        self.lora_tags.append(LoraTag(" ".join(name.split()), weight + 0.0, (token.start, token.end)))
+        self.lora_tags.append(LoraTag(" ".join(name.split()), strength + 0.0, (token.start, token.end)))
 
     def spaced_text(self, token: _Token, nodes: list[PromptNode]) -> str:
         """The token's text. After a LoRA tag: without a second space, and separated from the word before the tag."""

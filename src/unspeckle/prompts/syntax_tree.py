@@ -85,14 +85,14 @@ class Subprompt:
 
 @dataclass(frozen=True)
 class LoraTag:
-    """<lora:name:weight>, which applies to the whole drawing."""
+    """<lora:name:strength>, which applies to the whole drawing."""
 
     name: str
-    weight: float = 1.0
+    strength: float = 1.0
     span: Span = _SPAN
 
     def __str__(self) -> str:
-        return f"<lora:{self.name}{'' if self.weight == 1 else ':' + repr(self.weight).removesuffix('.0')}>"
+        return f"<lora:{self.name}{'' if self.strength == 1 else ':' + repr(self.strength).removesuffix('.0')}>"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from unspeckle.errors import InputError
 
-METADATA_KEY = "lora_adapter_metadata"
+PEFT_METADATA_KEY = "lora_adapter_metadata"
 
 
 class LoraScale(NamedTuple):
@@ -46,11 +46,11 @@ class PeftScales(NamedTuple):
 def read_peft_scales(metadata: Mapping[str, str], file: Path) -> PeftScales:
     """The scales that a file's metadata hold, if any. InputError, one line, where they are damaged."""
     try:
-        config = json.loads(metadata.get(METADATA_KEY, "{}"))
+        config = json.loads(metadata.get(PEFT_METADATA_KEY, "{}"))
         alphas = [config[key] for key in config if key.endswith(".lora_alpha")]
         alphas += [value for key in config if key.endswith(".alpha_pattern") for value in (config[key] or {}).values()]
         if all(type(value) in (int, float) and math.isfinite(value) for value in alphas):
             return PeftScales(config)
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         pass
-    raise InputError(f"{file}: its metadata are damaged ({METADATA_KEY}); download it again")
+    raise InputError(f"{file}: its metadata are damaged ({PEFT_METADATA_KEY}); download it again")

@@ -11,10 +11,9 @@ from unspeckle.formats.stable_diffusion.textual_inversion import add_embeddings
 from unspeckle.formats.stable_diffusion.vae_files import read_vae
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import Autoencoder
-from unspeckle.prompts import LoraTag
+from unspeckle.prompts import MAX_LORA_STRENGTH, LoraTag
 
-WeightedFile = tuple[Path, float]
-MAX_LORA_STRENGTH = 100.0
+LoraFile = tuple[Path, float]  # a file and its strength
 
 
 def apply_add_ons(
@@ -40,15 +39,15 @@ def apply_add_ons(
     else:
         return model
     sd_model.require_float32("an add-on")
-    weighted_files = _find_lora_files(loras, lora_tags, model_path)
-    adapter_sets = [read_lora(file, sd_model).set_strength(weight) for file, weight in weighted_files]
+    lora_files = _find_lora_files(loras, lora_tags, model_path)
+    adapter_sets = [read_lora(file, sd_model).set_strength(strength) for file, strength in lora_files]
     new_autoencoder = sd_model.autoencoder if autoencoder is None else read_vae(autoencoder, sd_model)
     # the last that may fail, before anything is changed
     add_embeddings(sd_model, [require_file(file, "embeddings") for file in embeddings])
     name = sd_model.card.name
-    for adapters, (file, weight) in zip(adapter_sets, weighted_files, strict=True):
+    for adapters, (file, strength) in zip(adapter_sets, lora_files, strict=True):
         adapters.merge(sd_model.modules())
-        name += f" + {file.stem}" + (f":{weight:g}" if weight != 1 else "")
+        name += f" + {file.stem}" + (f":{strength:g}" if strength != 1 else "")
     sd_model.autoencoder = new_autoencoder
     sd_model.card, sd_model.loras = replace(sd_model.card, name=name), (*sd_model.loras, *lora_tags)
     return sd_model.invalidate_hash()
@@ -56,8 +55,8 @@ def apply_add_ons(
 
 def _find_lora_files(
     loras: Sequence[str | Path], lora_tags: Sequence[LoraTag], model_path: Path | None
-) -> list[WeightedFile]:
-    """The LoRA files with their weights: those given, then those of the prompt's tags."""
+) -> list[LoraFile]:
+    """The LoRA files with their strengths: those of the option, then those of the prompt's tags."""
     folders = [Path(lora) for lora in loras if str(lora) and Path(lora).is_dir()]
     files = [parse_lora_option(str(lora)) for lora in loras if not (str(lora) and Path(lora).is_dir())]
     if folders and not lora_tags:
@@ -65,7 +64,7 @@ def _find_lora_files(
             f" {folders[0]}: is a folder, and the prompt names no LoRA in it by <lora:NAME>; give a file", "loras"
         )
     searched = [*folders, *default_lora_folders(model_path)]
-    return files + [(find_lora_file(tag, searched), tag.weight) for tag in lora_tags]
+    return files + [(find_lora_file(tag, searched), tag.strength) for tag in lora_tags]
 
 
 def default_lora_folders(model_path: Path | None) -> list[Path]:
@@ -101,7 +100,7 @@ def require_stable_diffusion(model: Model, option: str, value: str = "") -> Stab
     return model
 
 
-def parse_lora_option(value: str) -> WeightedFile:
+def parse_lora_option(value: str) -> LoraFile:
     """FILE or FILE:STRENGTH. InputError where there is no such file, or the strength is too large."""
     file, colon, strength_text = value.rpartition(":")
     try:

@@ -32,7 +32,7 @@ class FileReader(NamedTuple):
 
     # whether tensors of these names are of this kind
     accepts: Callable[[Mapping[str, Tensor]], bool]
-    # the checkpoint from tensors, metadata, path, prediction and vocabulary
+    # the checkpoint from tensors, metadata, path, prediction and the tokenizer's encoding
     read: Callable[[Mapping[str, Tensor], Mapping[str, str], Path, str | None, BPE | None], StableDiffusionCheckpoint]
 
 
@@ -61,12 +61,12 @@ def read_checkpoint_file(
     metadata: Mapping[str, str],
     file: Path,
     prediction: str | None = None,
-    vocabulary: BPE | None = None,
+    bpe: BPE | None = None,
 ) -> StableDiffusionCheckpoint:
     """The checkpoint of a single file with these tensors. InputError, one line, as `read_diffusers_folder`."""
     for reader in FILE_READERS:
         if reader.accepts(tensors):
-            return reader.read(tensors, metadata, file, prediction, vocabulary)
+            return reader.read(tensors, metadata, file, prediction, bpe)
     raise InputError(
         f"{file}: {describe_unknown_file(tensors)}; give a Stable Diffusion 1, 2 or XL, or a model of unspeckle"
     )

@@ -27,7 +27,7 @@ from unspeckle.rng import NoiseFunction
 from unspeckle.schedule import DiscreteSchedule
 from unspeckle.text.clip import CLIPSkipEncoder, CLIPTextEncoder, CLIPTextEncoders
 
-# The family of schedulers whose timesteps a sampler takes
+# The family of schedulers whose timesteps a sampler takes, for those that have a counterpart in diffusers
 _SCHEDULER_FAMILIES = {
     "ddim": "ddim",
     "plms": "ddim",
@@ -42,6 +42,7 @@ _SCHEDULER_FAMILIES = {
     "unipc": "dpm",
     "lcm": "lcm",
 }
+_DEFAULT_SCHEDULER_FAMILY = "euler"
 _DEFAULT_STEPS = {"lcm": 4, "dpmpp_2m": 25, "dpmpp_2m_sde": 25, "unipc": 25, "heun": 20}
 AESTHETIC_SCORES = (6.0, 2.5)  # those that SDXL's refiner is given for the positive and the negative prediction
 
@@ -61,17 +62,17 @@ class StableDiffusionModel(Model):
         return torch_generator_noise(seeds, shape, self.device)
 
     def default_timestep_spacing(self, sampler: str) -> str:
-        if self.scheduler_defaults.use_karras_sigmas and _SCHEDULER_FAMILIES[sampler] in ("euler", "dpm"):
+        if self.scheduler_defaults.use_karras_sigmas and _scheduler_family(sampler) in ("euler", "dpm"):
             return "karras"
         return self._scheduler_spacing(sampler)
 
     def _scheduler_spacing(self, sampler: str) -> str:
         """The spacing of training timesteps where a request names none."""
-        usual = "leading" if _SCHEDULER_FAMILIES[sampler] in ("ddim", "lcm") else "linspace"
+        usual = "leading" if _scheduler_family(sampler) in ("ddim", "lcm") else "linspace"
         return self.scheduler_defaults.timestep_spacing or usual
 
     def sampling_setup(self, sampler: str, timestep_spacing: str, steps: int) -> SamplingSetup:
-        family, defaults = _SCHEDULER_FAMILIES[sampler], self.scheduler_defaults
+        family, defaults = _scheduler_family(sampler), self.scheduler_defaults
         use_karras_sigmas = timestep_spacing == "karras" and family in ("euler", "dpm")
         is_scheduler_spacing = use_karras_sigmas or timestep_spacing in SCHEDULER_SPACINGS
         if defaults.time_conditioning != "index" or not is_scheduler_spacing:
@@ -213,6 +214,10 @@ def build_stable_diffusion_model(
     model.to(device)
     set_precision(model, precision)
     return model
+
+
+def _scheduler_family(sampler: str) -> str:
+    return _SCHEDULER_FAMILIES.get(sampler, _DEFAULT_SCHEDULER_FAMILY)
 
 
 def _default_card(checkpoint: StableDiffusionCheckpoint) -> ModelCard:

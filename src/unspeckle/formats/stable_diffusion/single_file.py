@@ -51,13 +51,13 @@ def read_single_file(
     metadata: Mapping[str, str],
     file: Path,
     prediction: str | None = None,
-    vocabulary: BPE | None = None,
+    bpe: BPE | None = None,
 ) -> StableDiffusionCheckpoint:
     """The checkpoint of a file with these tensors and metadata.
 
     prediction: "eps" or "v", what its network predicts; None = what the file says, or what follows from its family.
-    vocabulary: that of its tokenizer; None = one is looked for. InputError, one line, where the file is of no supported
-    kind, incomplete, or does not say what it predicts."""
+    bpe: the encoding of its tokenizer; None = one is looked for. InputError, one line, where the file is of no
+    supported kind, incomplete, or does not say what it predicts."""
     unet_tensors = _with_prefix(tensors, original_names.UNET_PREFIX)
     vae_tensors = _with_prefix(tensors, original_names.VAE_PREFIX)
     text_parts = _find_text_parts(tensors)
@@ -75,7 +75,7 @@ def read_single_file(
         unet_config=unet_config,
         vae_config=vae_config,
         text_config=CLIPTextEncodersConfig(encoder_configs, is_xl, is_xl and len(text_parts) == 2),
-        tokenizer=_find_tokenizer(file, encoder_configs[0], text_parts, vocabulary),
+        tokenizer=_find_tokenizer(file, encoder_configs[0], text_parts, bpe),
         scheduler_defaults=_scheduler_defaults(family, inputs, known, "ztsnr" in tensors),
         text_prefixes=[(part.prefix, part.is_openclip) for part in text_parts],
     )
@@ -117,12 +117,10 @@ def _find_text_parts(tensors: Mapping[str, Tensor]) -> list[_TextPart]:
     return text_parts
 
 
-def _find_tokenizer(
-    file: Path, config: CLIPTextConfig, text_parts: list[_TextPart], vocabulary: BPE | None
-) -> CLIPTokenizer:
+def _find_tokenizer(file: Path, config: CLIPTextConfig, text_parts: list[_TextPart], bpe: BPE | None) -> CLIPTokenizer:
     pad_tokens = ["!" if part.is_openclip else END_TOKEN for part in text_parts]
-    if vocabulary is not None:
-        return CLIPTokenizer(vocabulary, config.context_length, pad_tokens)
+    if bpe is not None:
+        return CLIPTokenizer(bpe, config.context_length, pad_tokens)
     return find_tokenizer(file.parent, config, pad_tokens)
 
 

@@ -12,14 +12,14 @@ from unspeckle.atomic import replace_file
 from unspeckle.errors import InputError
 from unspeckle.scoring.composition.detector import Detector, DetectorConfig
 
-METADATA_KEY = "unspeckle detector"
+DETECTOR_METADATA_KEY = "unspeckle detector"
 
 
 def save_detector(detector: Detector, path: Path) -> None:
     """Write the detector atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
     with replace_file(path) as temporary_path:
-        save_file(tensors, temporary_path, {METADATA_KEY: json.dumps(configuration.to_json(detector.config))})
+        save_file(tensors, temporary_path, {DETECTOR_METADATA_KEY: json.dumps(configuration.to_json(detector.config))})
 
 
 def load_detector(path: Path) -> Detector:
@@ -30,7 +30,7 @@ def load_detector(path: Path) -> Detector:
     hint = "delete it, and it will be trained again"
     try:
         with safe_open(path, framework="pt") as file:
-            config_json = (file.metadata() or {}).get(METADATA_KEY)
+            config_json = (file.metadata() or {}).get(DETECTOR_METADATA_KEY)
             tensors = {
                 old_names.rename_tensor("detector", name): file.get_tensor(name)
                 for name in file.keys()  # noqa: SIM118
