@@ -10,89 +10,20 @@ from typing import NamedTuple
 
 from unspeckle.corpus.english import indefinite_article
 
-_ARTICLES = ("a", "an", "the")
-_DETERMINERS = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "this",
-        "that",
-        "these",
-        "those",
-        "my",
-        "your",
-        "his",
-        "her",
-        "its",
-        "our",
-        "their",
-        "some",
-        "any",
-        "no",
-        "each",
-        "every",
-        "another",
-        "both",
-        "several",
-        "many",
-        "few",
-        "all",
-        "half",
-    ]
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_ARTICLES = _words("a an the")
+_DETERMINERS = _ARTICLES | _words(
+    "one two three four five six seven eight nine ten this that these those my your his her its our their some any no "
+    "each every another both several many few all half"
 )
 # Words after which a new noun phrase starts
-_BEFORE_A_PHRASE = frozenset(
-    [
-        "and",
-        "or",
-        "but",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "by",
-        "with",
-        "without",
-        "for",
-        "from",
-        "as",
-        "like",
-        "into",
-        "onto",
-        "over",
-        "under",
-        "above",
-        "below",
-        "beneath",
-        "behind",
-        "between",
-        "near",
-        "around",
-        "beside",
-        "inside",
-        "outside",
-        "through",
-        "across",
-        "along",
-        "against",
-        "is",
-        "are",
-        "wearing",
-        "holding",
-        "riding",
-    ]
+_BEFORE_A_PHRASE = _words(
+    "and or but of in on at to by with without for from as like into onto over under above below beneath behind between "
+    "near around beside inside outside through across along against is are wearing holding riding"
 )
 _WORD = re.compile(r"[^\W_][\w'’-]*|[^\s\w]|\n")  # a word, a punctuation mark, or the end of a line
 
