@@ -84,7 +84,7 @@ def make_request(request: Request | str, options: Mapping[str, object]) -> Reque
 
 
 def _nearest(name: str, names: list[str]) -> str:
-    """The most similar of the names: that which version 0.1 called so, one that contains it, or the nearest spelling."""
+    """The most similar of the names: that which version 0.1 called so, one that contains it, or nearest in spelling."""
     if name in IMAGE_METADATA:
         return IMAGE_METADATA[name]
     containing = [one for one in names if name in one or one in name]
