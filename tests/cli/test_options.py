@@ -17,6 +17,7 @@ import unspeckle
 from unspeckle.cli import main
 from unspeckle.cli.app import app
 from unspeckle.cli.command import NEEDED_OPTIONS, RENAMED_OPTIONS, option_names
+from unspeckle.corpus.emoji.nouns import CURATED_NOUNS, all_nouns
 from unspeckle.errors import InputError, option_name
 from unspeckle.presets import PRESETS
 from unspeckle.samplers import SAMPLERS
@@ -80,6 +81,8 @@ def test_help(name: str, columns: int, capsys: pytest.CaptureFixture[str], monke
     assert main([*(["make-corpus"] if name == "emoji" else []), *([name] if name else []), "--help"]) == 0
     text = capsys.readouterr().out
     assert all(len(line) <= columns for line in text.splitlines())
+    # No name is broken at a hyphen.
+    assert not [line for line in text.splitlines() if re.search(r"\w-$", line)]
     # Every option's text begins with a capital letter, and is a phrase of at least two words.
     for param in all_commands()[name].params if name else ():
         help_text = getattr(param, "help", None)
@@ -89,13 +92,26 @@ def test_help(name: str, columns: int, capsys: pytest.CaptureFixture[str], monke
 def test_help_has_groups(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["draw", "--help"]) == 0
     text = capsys.readouterr().out
-    groups = [
-        text.index(f"\n{group}:") for group in ("Options", "Guidance", "Starting from an image", "Stable Diffusion")
-    ]
+    titles = ("Options", "Guidance", "Starting from an image", "Variations and high resolution", "Stable Diffusion")
+    groups = [text.index(f"\n{title}:") for title in titles]
     assert groups == sorted(groups)
     assert groups[3] > text.index("--mask FILE") > groups[2] > text.index("--guidance-rescale") > groups[1]
+    assert groups[4] > text.index("--upscaler lanczos") > text.index("--variation-seed N") > groups[3]
     assert main(["train", "--help"]) == 0
     assert "\nLoRA training:" in capsys.readouterr().out
+
+
+def test_help_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n    {code:<3}  " in text for code in (0, 1, 2, 130))
+    assert main(["convert", "--help"]) == 0
+    assert "convert [OPTIONS] [MODEL] OUT\n" in capsys.readouterr().out
+
+
+def test_help_counts_the_curated_nouns() -> None:
+    nouns = next(param.help for param in all_commands()["emoji"].params if param.name == "nouns")
+    assert f"curated list of {len(CURATED_NOUNS)} nouns" in nouns and len(all_nouns()) > 600
 
 
 def test_help_without_a_command_says_how_to_begin(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,10 +30,22 @@ To train a model of your own on a folder of captioned images:
     unspeckle draw "a frog on stilts" --model my-run
 """
 
+EPILOG = """For the options of a command, see `unspeckle COMMAND --help`.
+
+Exit codes:
+
+\b
+  0    done
+  1    replay or convert found a difference, check found problems, or training
+       failed
+  2    bad input; one line on standard error says what would be right
+  130  stopped by Ctrl-C
+"""
+
 app = typer.Typer(
     name="unspeckle",
     help=HELP,
-    epilog="For the options of a command, see `unspeckle COMMAND --help`.",
+    epilog=EPILOG,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -42,8 +54,8 @@ app = typer.Typer(
 corpus_app = typer.Typer(help=make_corpus.HELP, rich_markup_mode=None)
 EPILOGS: dict[Callable[..., int], str] = {
     draw.draw: draw.EPILOG,
-    replay.replay: "Exit code: 0 if all pixels are the same, 1 if not.",
-    convert.convert: "Exit code: 0 if the new files compute the same as the model, 1 if not.",
+    replay.replay: replay.EPILOG,
+    convert.convert: convert.EPILOG,
     train.train: "Example: unspeckle train photographs --out my-run --for 30m",
     distil.distil: "Example: unspeckle distil my-run --for 30m",
     check.check: "Exit code: 0 if there are no problems, 1 if there are some.",

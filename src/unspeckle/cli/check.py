@@ -23,7 +23,7 @@ def check(
     """Look for problems in a folder of captioned images.
 
     Use it before training. It reports images that cannot be read, are too small or occur twice, missing and
-    repeated captions, and more.
+    repeated captions, and more. Nothing is changed.
     """
     parsed_size = quantities.parse_size(size)
     from unspeckle.cli.run_check import CheckOptions, run_check

@@ -8,6 +8,9 @@ from typer.core import TyperCommand
 
 from unspeckle.errors import InputError
 
+# Stands for a hyphen while lines are wrapped, which would break words at hyphens
+_NON_BREAKING_HYPHEN = "\N{NON-BREAKING HYPHEN}"
+
 # Options of version 0.1 by the names that they have now
 RENAMED_OPTIONS: Mapping[str, str] = {
     "--batch": "--batch-size",
@@ -40,6 +43,9 @@ NEEDED_OPTIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "--variation-strength": ("--variation-seed",),
         "--upscaler": ("--hires-size",),
     },
+    "train": dict.fromkeys(
+        ("--rank", "--train-text-encoder", "--layout", "--prediction", "--trust-pickle"), ("--lora",)
+    ),
     "score": {"--captions": ("--corpus",), "--caption": ("--corpus",), "--template": ("--corpus",)},
 }
 
@@ -48,15 +54,21 @@ class Command(TyperCommand):
     """A command that lists its options under the names of typer.Option(rich_help_panel=…), those without one first, and
     whose errors name its options as they are typed."""
 
+    def get_help(self, ctx: Any) -> str:
+        """The text of --help, without names such as --batch-size that are broken at a hyphen."""
+        return super().get_help(ctx).replace(_NON_BREAKING_HYPHEN, "-")
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for param in self.get_params(ctx):
             if (record := param.get_help_record(ctx)) is None:
                 continue
+            text = record[1].replace("-", _NON_BREAKING_HYPHEN)
             if is_argument(param):
-                groups["Arguments"].append((argument_name(param), record[1]))
+                groups["Arguments"].append((argument_name(param), text))
             else:
-                groups.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
+                panel = getattr(param, "rich_help_panel", None) or "Options"
+                groups.setdefault(panel, []).append((record[0], text))
         for name, records in groups.items():
             if records:
                 with formatter.section(name):

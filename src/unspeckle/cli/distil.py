@@ -12,16 +12,17 @@ from unspeckle.errors import InputError
 MODEL_HELP = "The model to distil (the teacher): a RUN folder of `train`, or a file."
 OUT_HELP = (
     "The RUN folder, for the model (model.safetensors), the plan (plan.json), the log (log.jsonl), checkpoints and "
-    "samples.  [default: the name of MODEL with -few]"
+    "samples. If it holds an unfinished run, the same command resumes that.  [default: MODEL-few, next to MODEL]"
 )
-IMAGES_HELP = "Train on this many images that the teacher draws, instead of a time: 5k."
-STEPS_HELP = "Train for this many steps instead of a time: 5000, 20k."
+IMAGES_HELP = "Train on this many images that the teacher draws, instead of --for: 5000 or 5k."
+STEPS_HELP = "Train for this many steps, instead of --for: 5000 or 20k."
 CORPUS_HELP = (
     "Folder of captioned images, whose captions are used as prompts.  [default: the captions in the teacher's RUN "
     "folder]"
 )
 GUIDANCE_SCALE_HELP = (
-    "Guidance scale with which the student will draw; it cannot be changed later.  [default: the teacher's]"
+    "Guidance scale that the student learns; it cannot draw with another one later.  [default: the value stored with "
+    "the teacher]"
 )
 BATCH_SIZE_HELP = "Number of images that the teacher draws for one step.  [default: 4 on a CPU, 32 on a GPU]"
 
@@ -44,9 +45,9 @@ def distil(
 ) -> int:
     """Train a student that draws in 1, 2 or 4 steps.
 
-    It learns to draw what the model draws in many steps. Give one of --for, --images and --steps. The new file
-    contains both: `draw --steps 4` uses the student, other numbers of steps the full model. Ctrl-C saves a
-    checkpoint and stops, and the same command continues from there.
+    The student learns to draw what the model draws in many steps. Give one of --for, --images and --steps. The new
+    model file contains both: with --steps 1, 2 or 4, `unspeckle draw` then uses the student, with any other number
+    the full model. Ctrl-C saves a checkpoint and stops, and the same command resumes from there.
     """
     shared.refuse_hidden_plan(plan, json, quiet)
     from unspeckle.training.options import DistilOptions

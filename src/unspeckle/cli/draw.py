@@ -8,65 +8,72 @@ import typer
 
 from unspeckle import quantities
 from unspeckle.cli import options as shared
-from unspeckle.cli.options import GUIDANCE, STABLE_DIFFUSION, STARTING_IMAGE, ModelOptions
+from unspeckle.cli.options import GUIDANCE, STABLE_DIFFUSION, STARTING_IMAGE, VARIATIONS, ModelOptions
 from unspeckle.errors import InputError
 
 SEED_HELP = "Seed of the noise: with the same seed, model and options, a prompt gives the same image.  [default: 0]"
 PROMPT_HELP = (
-    "Text that describes the image. Quotes are optional. If it is left out, the PNG file given by --image must hold a "
-    "prompt, from `unspeckle draw` or AUTOMATIC1111; its negative prompt, seed, steps, sampler and guidance scale are "
-    "then used too, unless options give others."
+    "Text that describes the image. It needs quotes only if it contains characters to which your shell gives a "
+    "meaning, such as ( ) [ ] < | ! or '. If it is left out, the PNG file given by --image must hold a prompt, from "
+    "`unspeckle draw` or AUTOMATIC1111; its negative prompt, seed, steps, sampler and guidance scale are then used "
+    "too, unless options give others."
 )
 COUNT_HELP = "Number of images. Their seeds are SEED, SEED + 1, SEED + 2, and so on."
 BATCH_SIZE_HELP = (
     "How many images are drawn at the same time. Fewer need less memory.  [default: chosen by the size of the images]"
 )
 NEGATIVE_PROMPT_HELP = "What the image should not show. Has an effect where guidance is on.  [default: nothing]"
-SIZE_HELP = "Width and height in pixels, such as 64 or 96x64.  [default: the size of --image, or the model's]"
+SIZE_HELP = (
+    "Width and height in pixels, such as 64 or 96x64.  [default: the size of --image, or the value stored with the "
+    "model]"
+)
 OUT_HELP = "Folder for the PNG files. It is created if it does not exist.  [default: the current folder]"
 FILM_STRIP_HELP = (
-    "Save a second image beside each one, which shows the noisy image, the predicted noise and the denoised image at "
-    "up to 8 of the steps."
+    "Save a second image next to each one, which shows the noisy image, the predicted noise and the denoised image "
+    "at up to 8 of the steps."
 )
 GUIDANCE_METHOD_HELP = (
     "How the predictions with and without the prompt are combined: cfg (classifier-free guidance) or apg (adaptive "
     "projected guidance, which oversaturates less at high scales)."
 )
 GUIDANCE_RESCALE_HELP = (
-    "How far the contrast that guidance adds is taken back, from 0 (not at all) to 1 (fully).  [default: 0]"
+    "How much of the contrast that guidance adds is removed again, from 0 (none) to 1 (all); as guidance_rescale in "
+    "diffusers.  [default: 0]"
 )
 GUIDANCE_INTERVAL_HELP = (
     "Guide only at times from LOW to HIGH, where 1 is pure noise and 0 the finished image, such as 0.1,0.8.  "
     "[default: at all times]"
 )
 DYNAMIC_THRESHOLD_HELP = (
-    "Scale each denoised image so that this share of its values, such as 0.995, stays in range (dynamic "
+    "Scale each denoised image so that this fraction of its values, such as 0.995, stays in range (dynamic "
     "thresholding). For models that denoise pixels.  [default: values out of range are clamped]"
 )
 GUIDE_MODEL_HELP = (
-    "Guide by a weaker model of the same kind (autoguidance), in place of the negative prompt: a file or a RUN folder."
+    "Guide away from a weaker model of the same kind instead of the negative prompt (autoguidance): a file or a RUN "
+    "folder.  [default: none]"
 )
 IMAGE_HELP = "Image file to start from (img2img).  [default: start from noise]"
 STRENGTH_HELP = (
-    "How much of the image is changed, above 0 (nothing) to 1 (everything).  "
-    "[default: 0.8; with --mask 1, with --hires-size 0.5]"
+    "How much the image is changed, from just above 0 (hardly) to 1 (completely): this fraction of the steps is "
+    "taken.  [default: 0.8, or 1 if --mask is given, or 0.5 if --hires-size is given]"
 )
 MASK_HELP = "Image file that is white where --image is to be redrawn (inpainting) and black where it stays."
 PASTE_ORIGINAL_HELP = "Whether the original pixels of --image are put back where the mask is black."
 VARIATION_SEED_HELP = (
-    "Make a variation of the image of --seed: its noise is turned toward the noise of this second seed. With --count, "
-    "this seed counts up, and --seed stays the same."
+    "Make a variation of the image of --seed, by mixing the noise of --seed with the noise of this second seed "
+    "(spherical interpolation). With --count, this seed counts up, and --seed stays the same.  [default: no variation]"
 )
 VARIATION_STRENGTH_HELP = (
-    "How far the noise is turned toward that of --variation-seed, from 0 (not at all) to 1 (fully)."
+    "How different the variation is: 0 gives the image of --seed, and 1 the image of --variation-seed."
 )
 HIRES_SIZE_HELP = (
-    "Draw at --size, enlarge the image to this size in pixels, and continue from there.  [default: draw once]"
+    "Draw at --size, enlarge the image to this width and height in pixels, and draw it again from there with "
+    "--strength (hires fix).  [default: draw once]"
 )
 UPSCALER_HELP = "How the image is enlarged to --hires-size: lanczos (its pixels) or latent (its latents)."
 PREVIEW_HELP = (
-    "Tiny autoencoder (TAESD) that decodes what the terminal shows while the image is drawn. The result is decoded by "
-    "the model's own.  [default: a fast approximation]"
+    "Tiny autoencoder (TAESD) that decodes what the terminal shows while the image is drawn. The saved image is still "
+    "decoded by the model's own autoencoder.  [default: a fast approximation]"
 )
 CLIP_SKIP_HELP = (
     "Which layer of the CLIP text encoder the prompt is read from, counted from the end as A1111 does: 2 leaves out "
@@ -77,18 +84,20 @@ TILE_SIZE_HELP = (
     "[default: 0, the whole image at once]"
 )
 
-EPILOG = """Some forms have a meaning in a prompt:
+EPILOG = """In a prompt, these forms have a special meaning (put the prompt in quotes):
 
 \b
   (frog:1.3)            more weight for the word, or less: (frog:0.7)
   [frog:rabbit:0.4]     a frog for the first 0.4 of the steps, then a rabbit
-  [frog|rabbit]         a frog and a rabbit by turns, step by step
+  [frog|rabbit]         a frog and a rabbit in alternate steps
   a frog AND a hat      both descriptions, predicted separately
   a forest NOT trees    away from what follows NOT
   a frog BREAK a hat    two parts of text that are read separately
   hybrid(frog, rabbit)  one subject that is both
-  <lora:ink:0.8>        the LoRA file ink.safetensors, with strength 0.8
-  \\( \\) \\[ \\]           brackets that are ordinary characters
+  <lora:ink:0.8>        the LoRA ink.safetensors with strength 0.8; give
+                        --lora FOLDER, the folder that holds it, unless it is
+                        next to the model
+  \\( \\) \\[ \\]           brackets without a special meaning
 
 They are described in docs/prompts.md.
 
@@ -117,20 +126,20 @@ def draw(
     ] = "cfg",
     guidance_rescale: Annotated[
         float,
-        typer.Option(metavar="SHARE", help=GUIDANCE_RESCALE_HELP, show_default=False, rich_help_panel=GUIDANCE),
+        typer.Option(metavar="FRACTION", help=GUIDANCE_RESCALE_HELP, show_default=False, rich_help_panel=GUIDANCE),
     ] = 0.0,
     guidance_interval: Annotated[
         str | None, typer.Option(metavar="LOW,HIGH", help=GUIDANCE_INTERVAL_HELP, rich_help_panel=GUIDANCE)
     ] = None,
     dynamic_threshold: Annotated[
-        float | None, typer.Option(metavar="SHARE", help=DYNAMIC_THRESHOLD_HELP, rich_help_panel=GUIDANCE)
+        float | None, typer.Option(metavar="FRACTION", help=DYNAMIC_THRESHOLD_HELP, rich_help_panel=GUIDANCE)
     ] = None,
     guide_model: Annotated[
         Path | None, typer.Option(metavar="MODEL", help=GUIDE_MODEL_HELP, rich_help_panel=GUIDANCE)
     ] = None,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help=IMAGE_HELP, rich_help_panel=STARTING_IMAGE)] = None,
     strength: Annotated[
-        float | None, typer.Option(metavar="SHARE", help=STRENGTH_HELP, rich_help_panel=STARTING_IMAGE)
+        float | None, typer.Option(metavar="FRACTION", help=STRENGTH_HELP, rich_help_panel=STARTING_IMAGE)
     ] = None,
     mask: Annotated[Path | None, typer.Option(metavar="FILE", help=MASK_HELP, rich_help_panel=STARTING_IMAGE)] = None,
     paste_original: Annotated[
@@ -138,16 +147,16 @@ def draw(
         typer.Option("--paste-original/--no-paste-original", help=PASTE_ORIGINAL_HELP, rich_help_panel=STARTING_IMAGE),
     ] = True,
     variation_seed: Annotated[
-        int | None, typer.Option(metavar="N", help=VARIATION_SEED_HELP, rich_help_panel=STARTING_IMAGE)
+        int | None, typer.Option(metavar="N", help=VARIATION_SEED_HELP, rich_help_panel=VARIATIONS)
     ] = None,
     variation_strength: Annotated[
-        float, typer.Option(metavar="SHARE", help=VARIATION_STRENGTH_HELP, rich_help_panel=STARTING_IMAGE)
+        float, typer.Option(metavar="FRACTION", help=VARIATION_STRENGTH_HELP, rich_help_panel=VARIATIONS)
     ] = 0.2,
     hires_size: Annotated[
-        str | None, typer.Option(metavar="N|WxH", help=HIRES_SIZE_HELP, rich_help_panel=STARTING_IMAGE)
+        str | None, typer.Option(metavar="N|WxH", help=HIRES_SIZE_HELP, rich_help_panel=VARIATIONS)
     ] = None,
     upscaler: Annotated[
-        str, typer.Option(metavar="lanczos|latent", help=UPSCALER_HELP, rich_help_panel=STARTING_IMAGE)
+        str, typer.Option(metavar="lanczos|latent", help=UPSCALER_HELP, rich_help_panel=VARIATIONS)
     ] = "lanczos",
     prediction: shared.Prediction = None,
     trust_pickle: shared.TrustPickle = False,
@@ -167,7 +176,7 @@ def draw(
 ) -> int:
     """Draw images of a prompt and save them as PNG files.
 
-    The terminal shows how they emerge from noise.
+    The terminal shows how the images emerge from noise, and then the paths of the files.
     """
     parsed_size = None if size is None else quantities.parse_size(size)
     parsed_hires_size = None if hires_size is None else quantities.parse_size(hires_size, "--hires-size")

@@ -13,6 +13,7 @@ from unspeckle.old_names import SAMPLERS as RENAMED_SAMPLERS
 # Groups of options in the help
 GUIDANCE = "Guidance"
 STARTING_IMAGE = "Starting from an image"
+VARIATIONS = "Variations and high resolution"
 STABLE_DIFFUSION = "Stable Diffusion"
 LORA_TRAINING = "LoRA training"
 
@@ -24,30 +25,38 @@ PREDICTION_HELP = (
     "What the network of a Stable Diffusion checkpoint predicts: eps or v.  [default: as the checkpoint says]"
 )
 TRUST_PICKLE_HELP = (
-    "Read a checkpoint in pickle format, such as .ckpt. Only its tensors are read, and no code in it is run."
+    "Read a checkpoint in pickle format, such as .ckpt; without this option, such files are refused. A pickle can be "
+    "made to run any code on the machine that loads it. Only tensors are read here, by PyTorch's restricted loader "
+    "(weights_only), but use it only for files from people whom you trust."
 )
 LORA_HELP = (
-    "Add a LoRA file with this strength, such as ink.safetensors:0.8 (without a number, 1). A folder is searched for "
-    "the files that the prompt names by <lora:NAME:STRENGTH>. May be given several times."
+    "Add a LoRA file with this strength, such as ink.safetensors:0.8 (without a number, 1). In a folder, the files "
+    "are found that the prompt names by <lora:NAME:STRENGTH>. May be given several times."
 )
 EMBEDDING_HELP = (
-    "Add a textual inversion, a file with a new word for the prompt: the word that the file names, else the name of "
-    "the file. May be given several times."
+    "Add a textual inversion, a file with the embedding of a new word. To use it, write this word in the prompt: the "
+    "token that is stored in the file or, if there is none, the name of the file. May be given several times."
 )
-VAE_HELP = "Encode and decode images by this autoencoder, such as a TAESD.  [default: the one in the checkpoint]"
+VAE_HELP = (
+    "Encode and decode images with this autoencoder (VAE or TAESD) instead.  [default: the one in the checkpoint]"
+)
 STEPS_HELP = (
-    "Number of sampling steps, 1 to 1000; more take longer and make finer images. A distilled model needs only 1, 2 or "
-    "4.  [default: the model's]"
+    "Number of sampling steps, 1 to 1000: more take longer and usually make finer images. In a model that holds a "
+    "few-step student (see `distil`), --steps 1, 2 or 4 are drawn by the student, and any other number by the full "
+    "model, as is everything that the student did not learn, such as a negative prompt or another sampler.  "
+    "[default: the value stored with the model]"
 )
 SAMPLER_HELP = (
     "Sampling method: ddpm, ddim, euler, euler_ancestral, heun, lms, plms, dpmpp_2m, dpmpp_2m_sde, dpmpp_sde, unipc "
-    "or lcm.  [default: the model's]"
+    "or lcm.  [default: the value stored with the model]"
 )
 TIMESTEP_SPACING_HELP = (
     "How the times of the steps are spaced: uniform, leading, trailing, linspace, karras, exponential or shifted.  "
-    "[default: the model's]"
+    "[default: the value stored with the model]"
 )
-GUIDANCE_SCALE_HELP = "How strongly the image follows the prompt; 1 disables guidance.  [default: the model's]"
+GUIDANCE_SCALE_HELP = (
+    "How strongly the image follows the prompt; 1 disables guidance.  [default: the value stored with the model]"
+)
 PRECISION_HELP = (
     "Number format in which the model computes: float32, bfloat16, float16, int8 (fastest on many CPUs, but less "
     "exact), or auto, which is bfloat16 for Stable Diffusion on hardware that is faster with it, and otherwise float32."
@@ -55,16 +64,23 @@ PRECISION_HELP = (
 TRAINING_PRECISION_HELP = (
     "Number format in which the network computes: float32 or bfloat16.  [default: whichever is faster on this machine]"
 )
-DURATION_HELP = "Train for so long, including all preparation: 90s, 30m, 1h30m or 2d."
+DURATION_HELP = (
+    "Train for about this time, which includes all preparation: 90s, 30m, 1h30m or 2d (the unit is needed). The number "
+    "of steps that fit into it is planned from the measured speed; after the last one, the model is saved."
+)
 PLAN_HELP = "Print the plan (sizes, steps, times, memory) and exit without training."
 PLAN_JSON_HELP = "With --plan: print the plan to standard output as JSON."
 CAPTIONS_HELP = (
-    "Where the captions are: txt (in a .txt file beside each image), metadata (in a metadata.jsonl or .csv file), "
-    "folders (the names of the folders), names (the file names), or auto, which takes metadata, else txt, "
-    "else folders."
+    "Where the captions are: txt (in a .txt file next to each image), metadata (in a metadata.jsonl or metadata.csv "
+    "file), folders (the names of the folders), names (the names of the image files), or auto, which takes for each "
+    "image the first of metadata, txt and folders that it finds."
 )
-CAPTION_HELP = "One caption for all images, in place of --captions.  [default: none]"
-TEMPLATE_HELP = "Caption made of the name of a folder or file, where that is used.  [default: a photo of a {name}]"
+CAPTION_HELP = "One caption for all images, instead of --captions.  [default: none]"
+TEMPLATE_HELP = (
+    "For images whose captions are the names of folders or files: the caption, in which {name} stands for the name. "
+    'With "a sketch of a {name}", images in the folder red_fox get the caption "a sketch of a red fox".  '
+    "[default: a photo of a {name}]"
+)
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and results.")]
 Device = Annotated[
@@ -95,7 +111,7 @@ GuidanceScale = Annotated[float | None, typer.Option(metavar="SCALE", help=GUIDA
 Precision = Annotated[str, typer.Option(metavar="NAME", help=PRECISION_HELP)]
 TrainingPrecision = Annotated[str | None, typer.Option(metavar="NAME", help=TRAINING_PRECISION_HELP)]
 TrainingSeed = Annotated[
-    int | None, typer.Option(metavar="N", help="Seed of everything that is random in training.  [default: 0]")
+    int | None, typer.Option(metavar="N", help="Seed of all random numbers in training.  [default: 0]")
 ]
 Duration = Annotated[str | None, typer.Option("--for", metavar="TIME", help=DURATION_HELP)]
 PlanOnly = Annotated[bool, typer.Option("--plan", help=PLAN_HELP)]

@@ -8,20 +8,23 @@ import typer
 from unspeckle.cli import options as shared
 from unspeckle.cli.options import ModelOptions
 
-GUIDE_MODEL_HELP = "The weaker model that guided the drawing (autoguidance), if one did: a file or a RUN folder."
+IMAGE_HELP = "A PNG file saved by `unspeckle draw`, or by AUTOMATIC1111 (then the pixels are only similar)."
+EPILOG = """Example: unspeckle replay frog.png --model my-run
+
+Exit code: 0 if all pixels are the same, 1 if not.
+"""
+GUIDE_MODEL_HELP = "The file or RUN folder that was given by --guide-model, if one was."
 
 
 def replay(
-    image_file: Annotated[
-        Path, typer.Argument(metavar="IMAGE", help="A PNG file that `unspeckle draw` saved.", show_default=False)
-    ],
+    image_file: Annotated[Path, typer.Argument(metavar="IMAGE", help=IMAGE_HELP, show_default=False)],
     model: shared.ModelPath = None,
     guide_model: Annotated[Path | None, typer.Option(metavar="MODEL", help=GUIDE_MODEL_HELP)] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The image that the drawing started from, if it did.")
+        Path | None, typer.Option(metavar="FILE", help="The image that was given by --image, if one was.")
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The mask of the part that was redrawn, if there was one.")
+        Path | None, typer.Option(metavar="FILE", help="The mask that was given by --mask, if one was.")
     ] = None,
     lora: shared.Loras = None,
     embedding: shared.Embeddings = None,
@@ -33,8 +36,9 @@ def replay(
 ) -> int:
     """Draw an image again and compare the pixels.
 
-    The options are read from the PNG file, and the largest difference of any pixel is printed, from 0 to 255.
-    The file names the model and the images that were used, but does not contain them: give the same ones again.
+    The PNG file records the prompt, the seed, all other options of the drawing, and the hash of the model. It does not
+    contain the files that were used, so give these again: the model, and what was added by --lora, --embedding, --vae,
+    --guide-model, --image or --mask. The largest difference between two pixels is printed, from 0 (the same) to 255.
     """
     shared.limit_thread_spinning()
     from unspeckle.cli.run_replay import ReplayOptions, run_replay

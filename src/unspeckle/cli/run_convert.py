@@ -45,7 +45,9 @@ def run_convert(options: ConvertOptions) -> int:
     if options.to is not None:
         return _write_graphs(options, options.to)
     if options.source is None:
-        raise InputError("convert: give both A and B; the model inside the package needs --to onnx or --to openvino")
+        raise InputError(
+            "MODEL: is missing; without it, the model inside the package is written with --to onnx or openvino"
+        )
     source, target = open_source(options), options.target
     if isinstance(source, Model):
         difference = unet_folder.write_unet_folder(source, options.source, target)

@@ -8,30 +8,35 @@ import typer
 from unspeckle.cli import options as shared
 
 CORPUS_HELP = (
-    "The folder of captioned images that the model was trained on. Its validation images are what drawn images are "
-    "compared with.  [default: none; only what needs no images is measured]"
+    "The folder of captioned images that the model was trained on. Drawn images are compared with its validation "
+    "images: those that training held out.  [default: none; only what needs no images is measured]"
 )
-OUT_HELP = "The HTML report. The numbers are saved next to it as .json.  [default: NAME-score.html]"
+OUT_HELP = (
+    "The HTML report. The numbers are saved next to it as .json.  [default: NAME-score.html in the current folder, "
+    "after the name of the model]"
+)
 FEATURES_HELP = (
-    "Features by which images are compared: scattering (computed, nothing is downloaded), inception, dinov2 or clip "
-    "(downloaded; NAME:PATH takes your own copy)."
+    "Features by which images are compared with those of --corpus: scattering (needs no download), or inception, "
+    "dinov2 or clip, whose weights are downloaded unless you give your own copy as NAME:PATH."
 )
-IMAGES_HELP = "Number of images drawn for each seed."
+IMAGES_HELP = "Number of images in each set that is drawn; --seeds is the number of sets."
 SEEDS_HELP = (
-    "With --corpus: how many times all images are drawn, each time from other seeds, to estimate the confidence of the "
-    "numbers.  [default: 4]"
+    "With --corpus: how many sets of images are drawn, each with other seeds. The confidence intervals are computed "
+    "from the differences between the sets.  [default: 4]"
 )
 PROMPTS_HELP = (
-    "For corpora made by `make-corpus emoji`: number of test prompts of each category, for hybrids a third as many "
-    "pairs. The benchmark's number is 100; 0 skips this test.  [default: 25]"
+    "If --corpus was made by `make-corpus emoji`: number of prompts in each category of the composition test (for "
+    "hybrids, a third as many pairs of nouns). More give narrower confidence intervals; 0 skips the test.  "
+    "[default: 25]"
 )
 CAPTIONS_HELP = (
     "Where the captions of --corpus are: auto, txt, metadata, folders or names, as for `train`.  "
     "[default: as the model was trained, else auto]"
 )
-CAPTION_HELP = "One caption for all images of --corpus, in place of --captions.  [default: as the model was trained]"
+CAPTION_HELP = "One caption for all images of --corpus, instead of --captions.  [default: as the model was trained]"
 TEMPLATE_HELP = (
-    'Caption made of the name of a folder or file of --corpus, such as "a photo of a {name}".  '
+    "For images of --corpus whose captions are the names of folders or files: the caption, in which {name} stands for "
+    'the name, such as "a photo of a {name}".  '
     "[default: as the model was trained]"
 )
 

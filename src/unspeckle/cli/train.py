@@ -1,7 +1,8 @@
 """`unspeckle train`: its options, for a model of its own and for a LoRA."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,45 +13,51 @@ from unspeckle.errors import InputError
 
 OUT_HELP = (
     "The RUN folder, for the model (model.safetensors), the plan (plan.json), the log (log.jsonl), checkpoints and "
-    "samples. The same command on the same folder continues the run."
+    "samples. If it holds an unfinished run, the same command resumes that; to train a finished model further, use "
+    "--from and another RUN folder."
 )
-IMAGES_HELP = "Train for this many images instead of a time, counting repetitions: 150k, 2M."
-STEPS_HELP = "Train for this many steps instead of a time: 5000, 20k."
+IMAGES_HELP = "Train for this many images, counting repetitions, instead of --for: 150k or 2M."
+STEPS_HELP = "Train for this many steps, instead of --for: 5000 or 20k."
 SIZE_HELP = (
-    "Width and height of the images in pixels, such as 64 or 96x64.  [default: the size of --from, else 128 on a GPU "
-    "and 64 on a CPU]"
+    "Width and height of the images in pixels, such as 64 or 96x64.  [default: the size of --from, else 128 with a "
+    "CUDA GPU and 64 without]"
 )
 PRESET_HELP = (
     "Size of the network: nano, micro, tiny, small, base, large or huge; or t-nano, t-tiny or t-small, which are "
-    "transformers.  [default: the largest that can be trained in the time]"
+    "transformers.  [default: the largest for which there is enough training]"
 )
 SPACE_HELP = (
-    "What is denoised: pixels, or the latents of an autoencoder that is trained first.  [default: latents for long "
-    "training at 64 pixels or more]"
+    "What is denoised: pixels, or the latents of an autoencoder that is trained first.  [default: latents for images "
+    "of 64 pixels or more, trained for 10 minutes or 100k images or longer; otherwise pixels]"
 )
 FROM_HELP = (
-    "Continue training this model: a file or a RUN folder. With --lora, the Stable Diffusion checkpoint that the LoRA "
-    "is for.  [default: a new model]"
+    "Begin a new run with the weights of this model (fine-tuning): a file or a RUN folder, which stays as it is. To "
+    "resume a run that was stopped, repeat its command instead. With --lora, the Stable Diffusion checkpoint that "
+    "the LoRA is for.  [default: random weights]"
 )
 OPTIMIZER_HELP = "Optimizer: muon or adamw.  [default: muon with bfloat16, otherwise adamw]"
 LEARNING_RATE_HELP = "Highest learning rate.  [default: muon 4e-3, adamw 1e-3, with --lora 1e-4]"
 BATCH_SIZE_HELP = "Number of images in a step.  [default: 32 on a CPU, 256 on a GPU, 4 with --lora]"
 COMPILE_HELP = (
-    "Whether torch.compile is used, which makes steps faster but takes time first.  [default: if training is long]"
+    "Whether torch.compile is used, which makes steps faster but takes time first.  [default: used if training takes "
+    "10 minutes or longer, on a CPU an hour, and steps then measure faster]"
 )
 FLIP_HELP = (
-    "Whether images are mirrored, left to right, half of the times that they are used.  [default: if each is used "
-    "often]"
+    "Whether images are mirrored, left to right, half of the times that they are used, except those whose captions "
+    "say left or right.  [default: mirrored if each image is used 4 times or more]"
 )
 BALANCE_HELP = (
-    "How far rare captions are shown more often, from 0 (each image equally often) to 1 (each caption equally often).  "
-    "[default: 0.5 for names of folders, otherwise 0]"
+    "How much more often images with a rare caption are used, from 0 (each image equally often) to 1 (each caption "
+    "equally often).  [default: 0.5 if all captions are names of folders, otherwise 0]"
 )
 LICENSE_HELP = "License of the model, which is recorded in its file, such as CC0-1.0.  [default: none]"
-LORA_HELP = "Train a LoRA, a small file that changes the Stable Diffusion checkpoint of --from."
-RANK_HELP = "Rank of the LoRA's matrices: a higher one can learn more and makes a larger file.  [default: 8]"
+LORA_HELP = (
+    "Train a LoRA for the Stable Diffusion checkpoint that --from names. The checkpoint itself is not changed; the "
+    "result is RUN/lora.safetensors."
+)
+RANK_HELP = "Rank of the LoRA's matrices: a higher one can learn more and makes a larger file."
 TEXT_ENCODER_HELP = "Train the text encoders as well as the network."
-LAYOUT_HELP = "Layout of the LoRA file: kohya or peft.  [default: kohya]"
+LAYOUT_HELP = "Layout of the LoRA file: kohya or peft."
 
 
 def train(
@@ -74,16 +81,16 @@ def train(
     precision: shared.TrainingPrecision = None,
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help=COMPILE_HELP)] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help=FLIP_HELP)] = None,
-    balance: Annotated[float | None, typer.Option(metavar="SHARE", help=BALANCE_HELP)] = None,
+    balance: Annotated[float | None, typer.Option(metavar="FRACTION", help=BALANCE_HELP)] = None,
     license: Annotated[str | None, typer.Option(metavar="NAME", help=LICENSE_HELP)] = None,
     lora: Annotated[bool, typer.Option("--lora", help=LORA_HELP, rich_help_panel=LORA_TRAINING)] = False,
-    rank: Annotated[int | None, typer.Option(metavar="N", help=RANK_HELP, rich_help_panel=LORA_TRAINING)] = None,
+    rank: Annotated[int, typer.Option(metavar="N", help=RANK_HELP, rich_help_panel=LORA_TRAINING)] = 8,
     train_text_encoder: Annotated[
         bool, typer.Option("--train-text-encoder", help=TEXT_ENCODER_HELP, rich_help_panel=LORA_TRAINING)
     ] = False,
     layout: Annotated[
-        str | None, typer.Option(metavar="kohya|peft", help=LAYOUT_HELP, rich_help_panel=LORA_TRAINING)
-    ] = None,
+        str, typer.Option(metavar="kohya|peft", help=LAYOUT_HELP, rich_help_panel=LORA_TRAINING)
+    ] = "kohya",
     prediction: Annotated[
         str | None, typer.Option(metavar="eps|v", help=shared.PREDICTION_HELP, rich_help_panel=LORA_TRAINING)
     ] = None,
@@ -97,66 +104,91 @@ def train(
     """Train a model on a folder of captioned images.
 
     Give one of --for, --images and --steps; the rest is chosen for your machine. Ctrl-C saves a checkpoint and
-    stops, and the same command continues from there with the same result as without the stop.
+    stops, and the same command resumes from there; the result is the same as without the stop.
     """
-    common: dict[str, Any] = {
-        "folder": folder,
-        "out": out,
-        "seconds": None if duration is None else quantities.parse_duration(duration),
-        "images": None if images is None else quantities.parse_count(images, "--images"),
-        "steps": None if steps is None else quantities.parse_count(steps, "--steps"),
-        "size": size,
-        "captions": captions,
-        "caption": caption,
-        "template": template,
-        "from_model": from_model,
-        "learning_rate": learning_rate,
-        "license": license,
-        "seed": seed,
-        "batch_size": batch_size,
-        "device": device,
-        "precision": precision,
-        "plan_only": plan,
-        "json": json,
-        "quiet": quiet,
-    }
-    model_only: dict[str, Any] = {
-        "preset": preset,
-        "space": space,
-        "optimizer": optimizer,
-        "compile": compile,
-        "flip": flip,
-        "balance": balance,
-    }
-    lora_only: dict[str, Any] = {
-        "rank": rank,
-        "train_text_encoder": train_text_encoder or None,
-        "layout": layout,
-        "prediction": prediction,
-        "trust_pickle": trust_pickle or None,
-    }
     shared.refuse_hidden_plan(plan, json, quiet)
-    _check_kind_of_training(lora, from_model, model_only, lora_only)
+    seconds = None if duration is None else quantities.parse_duration(duration)
+    image_count = None if images is None else quantities.parse_count(images, "--images")
+    step_count = None if steps is None else quantities.parse_count(steps, "--steps")
     if lora:
+        model_only = {
+            "preset": preset,
+            "space": space,
+            "optimizer": optimizer,
+            "compile": compile,
+            "flip": flip,
+            "balance": balance,
+        }
+        _refuse_options_of_models(model_only)
+        if from_model is None:
+            raise InputError("--lora: needs the Stable Diffusion checkpoint that the LoRA is for; name it with --from")
         from unspeckle.training.lora_command import run_lora_training
         from unspeckle.training.options import LoraOptions
 
         return run_lora_training(
-            LoraOptions(**common, **{name: value for name, value in lora_only.items() if value is not None})
+            LoraOptions(
+                folder=folder,
+                out=out,
+                seconds=seconds,
+                images=image_count,
+                steps=step_count,
+                size=size,
+                captions=captions,
+                caption=caption,
+                template=template,
+                from_model=from_model,
+                learning_rate=learning_rate,
+                license=license,
+                seed=seed,
+                batch_size=batch_size,
+                device=device,
+                precision=precision,
+                plan_only=plan,
+                json=json,
+                quiet=quiet,
+                rank=rank,
+                train_text_encoder=train_text_encoder,
+                layout=layout,
+                prediction=prediction,
+                trust_pickle=trust_pickle,
+            )
         )
     from unspeckle.training.options import TrainOptions
     from unspeckle.training.train_command import run_training
 
-    return run_training(TrainOptions(**common, **model_only))
+    return run_training(
+        TrainOptions(
+            folder=folder,
+            out=out,
+            seconds=seconds,
+            images=image_count,
+            steps=step_count,
+            size=size,
+            captions=captions,
+            caption=caption,
+            template=template,
+            from_model=from_model,
+            learning_rate=learning_rate,
+            license=license,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            plan_only=plan,
+            json=json,
+            quiet=quiet,
+            preset=preset,
+            space=space,
+            optimizer=optimizer,
+            compile=compile,
+            flip=flip,
+            balance=balance,
+        )
+    )
 
 
-def _check_kind_of_training(
-    lora: bool, from_model: Path | None, model_only: dict[str, Any], lora_only: dict[str, Any]
-) -> None:
-    """InputError where an option is for the other kind of training, or --lora has no checkpoint."""
-    for name, value in (model_only if lora else lora_only).items():
+def _refuse_options_of_models(options: Mapping[str, object]) -> None:
+    """InputError for the first option that has a value: those that do not go with --lora."""
+    for name, value in options.items():
         if value is not None:
-            reason = "does not go with --lora" if lora else "has an effect only with --lora"
-            raise InputError(f": {reason}; leave it out", name)
-    if lora and from_model is None:
-        raise InputError("--lora: needs the Stable Diffusion checkpoint that the LoRA is for; name it with --from")
+            raise InputError(": does not go with --lora; leave it out", name)
