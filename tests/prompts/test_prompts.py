@@ -299,6 +299,7 @@ def test_hybrids_by_their_methods():
         ("a hat and hybrid(frog, rabbit)", "a hat and a frog-rabbit hybrid"),
         ("a picture of hybrid(frog, rabbit)", "a picture of a frog-rabbit hybrid"),
         ("red, hybrid(frog, rabbit)", "red, a frog-rabbit hybrid"),
+        ("a hat behind hybrid(frog, rabbit)", "a hat behind a frog-rabbit hybrid"),
         ("hybrid(frog, rabbit), the hybrid(owl, bee)", "a frog-rabbit hybrid, an owl-bee hybrid"),
         ("x BREAK hybrid(frog, rabbit)", "x BREAK a frog-rabbit hybrid"),
         ("[a|hybrid(frog, rabbit)]", "a"),

@@ -22,7 +22,7 @@ _DETERMINERS = _ARTICLES | _words(
 )
 # Words after which a new noun phrase starts
 _BEFORE_A_PHRASE = _words(
-    "and or but of in on at to by with without for from as like into onto over under above below beneath behind"
+    "and or but of in on at to by with without for from as like into onto over under above below beneath behind "
     "between near around beside inside outside through across along against is are wearing holding riding"
 )
 _WORD = re.compile(r"[^\W_][\w'’-]*|[^\s\w]|\n")  # a word, a punctuation mark, or the end of a line
