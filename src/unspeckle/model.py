@@ -22,7 +22,7 @@ from unspeckle.prompts import LoraTag
 from unspeckle.rng import NoiseFunction, noise_from_seeds
 from unspeckle.schedule import SCHEDULES
 from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
-from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.text.tokenizer import CaptionTokenizer, Tokenizer
 from unspeckle.timesteps import timesteps
 
 # By the name in model files: (configuration, module)
@@ -68,7 +68,7 @@ class Model:
     """All that a drawing needs."""
 
     denoiser: Denoiser
-    tokenizer: Tokenizer  # text to token ids
+    tokenizer: CaptionTokenizer  # text to token ids
     text_encoder: nn.Module  # token ids to a Conditioning
     autoencoder: Autoencoder  # images to latents x and back
     card: ModelCard
@@ -165,7 +165,7 @@ class Model:
             "prediction": denoiser.prediction,
             "time_conditioning": denoiser.time_conditioning,
             "text": _describe_module(self.text_encoder, TEXT_ENCODERS),
-            "tokenizer": self.tokenizer.to_json(),
+            "tokenizer": _describe_tokenizer(self.tokenizer),
             "autoencoder": _describe_module(self.autoencoder, AUTOENCODERS),
             "card": configuration.to_json(self.card),
         }
@@ -211,6 +211,12 @@ class Model:
 def _hashed_name(name: str) -> str:
     part, _, rest = name.partition(".")
     return f"{part}.{rename_tensor(part, rest, to_old=True)}"
+
+
+def _describe_tokenizer(tokenizer: CaptionTokenizer) -> str:
+    if not isinstance(tokenizer, Tokenizer):
+        raise InputError(f"{type(tokenizer).__name__} is a tokenizer that cannot be stored; only a Tokenizer can")
+    return tokenizer.to_json()
 
 
 def _describe_module(module: Any, kinds: Kinds) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import unspeckle
 from conftest import SDFolder
 from unspeckle.errors import InputError
+from unspeckle.formats.stable_diffusion.diffusers_folder import UNET_COMPONENTS
 from unspeckle.model_io import hub
 
 constants = pytest.importorskip("huggingface_hub.constants")
@@ -90,6 +92,7 @@ def test_an_incomplete_snapshot_is_refused(
 
 
 def test_of_each_component_one_precision_is_downloaded() -> None:
+    needed_files = partial(hub.files_to_download, components=UNET_COMPONENTS)
     plain, half, shard = "unet/a.safetensors", "unet/a.fp16.safetensors", "unet/a{}-0000{}-of-00002{}.safetensors"
     shards = [shard.format("", n, "") for n in (1, 2)]
     for half_shards in (
@@ -97,15 +100,15 @@ def test_of_each_component_one_precision_is_downloaded() -> None:
         [shard.format("", n, ".fp16") for n in (1, 2)],
     ):
         half_shards += ["unet/a.safetensors.index.fp16.json"]
-        assert hub.files_to_download(["unet/config.json", *half_shards]) == ["unet/config.json", *half_shards]
-        assert hub.files_to_download([*half_shards, *shards, "unet/a.safetensors.index.json"]) == [
+        assert needed_files(["unet/config.json", *half_shards]) == ["unet/config.json", *half_shards]
+        assert needed_files([*half_shards, *shards, "unet/a.safetensors.index.json"]) == [
             *shards, "unet/a.safetensors.index.json"
         ]  # fmt: skip
-    assert hub.files_to_download([half, plain, "unet/a.bf16.safetensors"]) == [plain]
-    assert hub.files_to_download(["unet/a.bf16.safetensors", half, "unet/a.non_ema.safetensors"]) == [half]
-    assert hub.files_to_download([plain, "vae/b.fp16.safetensors"]) == [plain, "vae/b.fp16.safetensors"]
-    assert hub.files_to_download([f"{part}/x.safetensors" for part in ("safety_checker", "vae_1_0", "unet/onnx")]) == []
-    assert hub.files_to_download(["model_index.json", "whole.safetensors", "config.json"]) == ["model_index.json"]
+    assert needed_files([half, plain, "unet/a.bf16.safetensors"]) == [plain]
+    assert needed_files(["unet/a.bf16.safetensors", half, "unet/a.non_ema.safetensors"]) == [half]
+    assert needed_files([plain, "vae/b.fp16.safetensors"]) == [plain, "vae/b.fp16.safetensors"]
+    assert needed_files([f"{part}/x.safetensors" for part in ("safety_checker", "vae_1_0", "unet/onnx")]) == []
+    assert needed_files(["model_index.json", "whole.safetensors", "config.json"]) == ["model_index.json"]
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 import glob
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from unspeckle.errors import InputError
-from unspeckle.formats.stable_diffusion.detect import find_folder_reader
+from unspeckle.formats.stable_diffusion.detect import find_folder_reader, match_folder_reader
 from unspeckle.formats.stable_diffusion.diffusers_folder import MODEL_INDEX, find_tensor_files, read_json_object
 
-_COMPONENTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 _VOCABULARIES = (("vocab.json", "merges.txt"), ("tokenizer.json",))
 _VARIANTS = ("", "fp32", "fp16", "bf16")  # of a component's tensors, by the precision in their names; the best first
 
@@ -52,20 +51,22 @@ def _download(name: str) -> Path:
     """The folder of the model, downloaded. Raises InputError where it is not supported, and the client's errors."""
     from huggingface_hub import HfApi, snapshot_download
 
-    files = files_to_download(HfApi().list_repo_files(name))
-    if MODEL_INDEX not in files:
+    repository_files = HfApi().list_repo_files(name)
+    if MODEL_INDEX not in repository_files:
         raise InputError(f"{name}: has no {MODEL_INDEX} on the hub; only diffusers folders are read from there")
     # recognized before the rest is downloaded, which is gigabytes
-    find_folder_reader(Path(snapshot_download(name, allow_patterns=[MODEL_INDEX])))
+    reader, _ = find_folder_reader(Path(snapshot_download(name, allow_patterns=[MODEL_INDEX])))
+    files = files_to_download(repository_files, reader.components)
     return Path(snapshot_download(name, allow_patterns=[glob.escape(file) for file in files]))
 
 
-def files_to_download(files: Iterable[str]) -> list[str]:
-    """Those of a repository's files that a model is read from: each component's tensors in one precision, the best."""
+def files_to_download(files: Iterable[str], components: Collection[str]) -> list[str]:
+    """Those of a repository's files that a model with these components is read from: each component's tensors in one
+    precision, the best."""
     files_by_component: dict[str, list[str]] = {}
     for file in files:
         component = file.rpartition("/")[0]
-        is_needed = component in _COMPONENTS and re.search(r"\.(json|txt|safetensors)$", file) and "non_ema" not in file
+        is_needed = component in components and re.search(r"\.(json|txt|safetensors)$", file) and "non_ema" not in file
         if file == MODEL_INDEX or is_needed:
             files_by_component.setdefault(component, []).append(file)
     return [file for component in files_by_component.values() for file in best_precision_files(component)]
@@ -87,10 +88,12 @@ def file_variant(file: str) -> str:
 
 
 def missing_component(folder: Path) -> str:
-    """What a snapshot lacks first of the components that its model_index.json names; "" if it has all."""
+    """What a snapshot lacks first of the components that its model_index.json names; "" if it has all, or is of no
+    kind that is read here."""
     try:
         index = read_json_object(folder / MODEL_INDEX)
-        for component in _COMPONENTS:
+        reader = match_folder_reader(index)
+        for component in reader.components if reader is not None else ():
             if index.get(component) in (None, [None, None]):
                 continue
             if component == "scheduler":

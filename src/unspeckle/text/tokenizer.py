@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -23,6 +24,22 @@ WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 def split_words(caption: str) -> list[str]:
     """The words of a caption in order, in lower case."""
     return WORD_PATTERN.findall(caption.lower())
+
+
+class CaptionTokenizer(Protocol):
+    """What drawing needs of the tokenizer of any model: a `Tokenizer`, CLIP's, or that of another text encoder."""
+
+    # Ids of a caption, or of one chunk of it.
+    context_length: int
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Ids int64 as the model's text encoder takes them, a row for each caption."""
+
+    def character_spans(self, caption: str) -> list[tuple[int, int]]:
+        """For each id of the encoded caption, the characters that it stands for as (start, end); (0, 0) for none."""
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of the prompt that no caption contained, as far as that is known."""
 
 
 class Tokenizer:

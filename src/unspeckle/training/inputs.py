@@ -65,6 +65,7 @@ def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None
         tokenizer = _load_tokenizer(options.out)
         autoencoder = _build_autoencoder(plan) if base_model is None else base_model.autoencoder
     elif base_model is not None:
+        assert isinstance(base_model.tokenizer, Tokenizer)
         tokenizer, autoencoder = base_model.tokenizer, base_model.autoencoder
     else:
         use_latents = choose_space(options, corpus.training.size) == "latents"

@@ -13,7 +13,7 @@ from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import FlowSchedule, Schedule
-from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.text.tokenizer import CaptionTokenizer
 
 # Times at which the error is measured
 NOISE_LEVELS = 8
@@ -98,7 +98,7 @@ class ValidationLoss:
     def __init__(
         self,
         split: Split,
-        tokenizer: Tokenizer,
+        tokenizer: CaptionTokenizer,
         autoencoder: Autoencoder,
         objective: Objective,
         *,

@@ -16,6 +16,7 @@ from unspeckle.formats.stable_diffusion import writing
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
 from unspeckle.formats.stable_diffusion.diffusers_json import component_jsons, model_index_json
 from unspeckle.model import Model
+from unspeckle.text.tokenizer import Tokenizer
 
 # Describes a model of ours to the program that runs its graphs
 DESCRIPTION_FILE = "unspeckle.json"
@@ -55,6 +56,7 @@ def _write_descriptions(source: StableDiffusionCheckpoint | Model, folder: Path,
         writing.write_pipeline_files(source, folder, onnx_pipeline_index(index) if runtime.name == "onnx" else index)
         return graphs
     graphs = model_graphs.build_model_graphs(source)
+    assert isinstance(source.tokenizer, Tokenizer)
     (folder / "tokenizer").mkdir()
     source.tokenizer.bpe.save(str(folder / "tokenizer" / "tokenizer.json"))
     writing.write_json_file(folder / DESCRIPTION_FILE, model_graphs.describe_for_runtime(source))

@@ -11,6 +11,7 @@ from unspeckle.errors import InputError
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
 from unspeckle.formats.stable_diffusion.diffusers_folder import (
     MODEL_INDEX,
+    UNET_COMPONENTS,
     is_unet_pipeline,
     read_json_object,
     read_unet_folder,
@@ -23,6 +24,8 @@ class FolderReader(NamedTuple):
 
     # whether the pipeline class that its model_index.json names is of this kind
     accepts: Callable[[str], bool]
+    # the folders in it that are read, as far as its model_index.json names them; the rest is not downloaded
+    components: tuple[str, ...]
     # the checkpoint from the folder, its model_index.json and the prediction ("eps", "v" or None)
     read: Callable[[Path, dict[str, Any], str | None], StableDiffusionCheckpoint]
 
@@ -36,17 +39,22 @@ class FileReader(NamedTuple):
     read: Callable[[Mapping[str, Tensor], Mapping[str, str], Path, str | None, BPE | None], StableDiffusionCheckpoint]
 
 
-FOLDER_READERS = [FolderReader(is_unet_pipeline, read_unet_folder)]
+FOLDER_READERS = [FolderReader(is_unet_pipeline, UNET_COMPONENTS, read_unet_folder)]
 FILE_READERS = [FileReader(has_unet, read_single_file)]
+
+
+def match_folder_reader(model_index: Mapping[str, Any]) -> FolderReader | None:
+    """The reader of diffusers folders with that model_index.json; None where no reader accepts them."""
+    pipeline_class = str(model_index.get("_class_name"))
+    return next((reader for reader in FOLDER_READERS if reader.accepts(pipeline_class)), None)
 
 
 def find_folder_reader(folder: Path) -> tuple[FolderReader, dict[str, Any]]:
     """The reader of a diffusers folder, and its model_index.json. InputError where no reader accepts it."""
     model_index = read_json_object(folder / MODEL_INDEX)
-    pipeline_class = str(model_index.get("_class_name"))
-    for reader in FOLDER_READERS:
-        if reader.accepts(pipeline_class):
-            return reader, model_index
+    if (reader := match_folder_reader(model_index)) is not None:
+        return reader, model_index
+    pipeline_class = model_index.get("_class_name")
     raise InputError(f"{folder / MODEL_INDEX}: is a {pipeline_class}; only Stable Diffusion 1, 2 and XL are supported")
 
 

@@ -25,6 +25,7 @@ from unspeckle.text.clip_tokenizer import CLIPTokenizer, read_pad_token
 
 MODEL_INDEX = "model_index.json"
 TEXT_ENCODER_FOLDERS = ("text_encoder", "text_encoder_2")
+UNET_COMPONENTS = ("unet", "vae", *TEXT_ENCODER_FOLDERS, "tokenizer", "tokenizer_2", "scheduler")
 
 
 def is_unet_pipeline(pipeline_class: str) -> bool:

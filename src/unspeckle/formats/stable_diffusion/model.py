@@ -203,7 +203,7 @@ def build_stable_diffusion_model(
         denoiser=Denoiser(
             cast(Network, modules["network"]), defaults.schedule, defaults.prediction, defaults.time_conditioning
         ),
-        tokenizer=checkpoint.tokenizer,  # type: ignore[arg-type]
+        tokenizer=checkpoint.tokenizer,
         text_encoder=modules["text"],
         autoencoder=cast(Autoencoder, modules["autoencoder"]),
         card=_default_card(checkpoint),
