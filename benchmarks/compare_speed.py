@@ -114,7 +114,7 @@ def sd_step() -> Any:
 
     try:
         from unspeckle.denoiser import Conditioning
-        from unspeckle.kernels.packed_layers import cast_for_inference
+        from unspeckle.kernels.inference import cast_for_inference
         from unspeckle.networks import build_network
 
         config = presets.STABLE_DIFFUSION_CONFIGS["1.5"]

@@ -6,7 +6,7 @@
 
 An answer that depended on nothing would prove nothing: the peer's root mean square is printed too, and by how much of
 it other words, another time and other sizes move it. One part of one program is in memory at a time; of drawings, one
-program. Exit code 1 over 1e-4, of latents over 1e-3, of pictures over 1/255.
+program. Exit code 1 over 1e-4, of latents over 1e-3, of images over 1/255.
 """
 
 import argparse
@@ -108,15 +108,15 @@ def networks(folder: Path, checkpoint: StableDiffusionCheckpoint, side: int) -> 
 def autoencoders(folder: Path, checkpoint: StableDiffusionCheckpoint, side: int) -> float:
     generator, scale = torch.Generator().manual_seed(0), checkpoint.parts["autoencoder"].config.scaling_factor
     z = torch.randn(1, checkpoint.parts["autoencoder"].config.latent_channels, side, side, generator=generator)
-    picture = torch.rand(1, 3, 8 * side, 8 * side, generator=generator) * 2 - 1
+    image = torch.rand(1, 3, 8 * side, 8 * side, generator=generator) * 2 - 1
 
     def peer() -> Answers:
         vae = theirs(folder, "vae", "AutoencoderKL")
-        return {"decoded": vae.decode(z / scale).sample, "encoded": vae.encode(picture).latent_dist.mean * scale}
+        return {"decoded": vae.decode(z / scale).sample, "encoded": vae.encode(image).latent_dist.mean * scale}
 
     def mine() -> Answers:
         vae = ours(checkpoint, "autoencoder")
-        return {"decoded": vae.decode(z), "encoded": vae.encode(picture)}
+        return {"decoded": vae.decode(z), "encoded": vae.encode(image)}
 
     return compared("autoencoder", peer, mine)
 
@@ -145,7 +145,7 @@ def readers(folder: Path, checkpoint: StableDiffusionCheckpoint) -> float:
 
 
 def drawings(folder: Path, samplers: list[str], size: int, steps: int) -> bool:
-    """Whether latents and pictures from the same seed are those of diffusers' pipeline, by each sampler."""
+    """Whether latents and images from the same seed are those of diffusers' pipeline, by each sampler."""
     import diffusers
 
     plain = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
@@ -171,13 +171,11 @@ def drawings(folder: Path, samplers: list[str], size: int, steps: int) -> bool:
     for name in samplers:
         ask = Request(**WORDS, seed=7, steps=steps, size=size, guidance_scale=4.0, sampler=name)
         *_, last = drawn(model, ask)
-        latents, picture = expected[name]
+        latents, image = expected[name]
         error = float((last.x - latents).norm() / latents.norm())
-        one, other = (np.asarray(p, np.float64) for p in (decode_to_images(model, last.x)[0], picture))
+        one, other = (np.asarray(p, np.float64) for p in (decode_to_images(model, last.x)[0], image))
         apart = float(np.abs(one - other).mean())
-        print(
-            f"{name}: latents' error {error:.1e}; pictures apart {apart:.3f} of 255, their deviation {other.std():.0f}"
-        )
+        print(f"{name}: latents' error {error:.1e}; images apart {apart:.3f} of 255, their deviation {other.std():.0f}")
         right &= error <= MOST_OF_LATENTS and apart <= 1
     return right
 
@@ -186,7 +184,7 @@ def drawings(folder: Path, samplers: list[str], size: int, steps: int) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--size", type=int, default=512, help="of the picture")
+    parser.add_argument("--size", type=int, default=512, help="of the image")
     parser.add_argument("--drawn", default="", metavar="SAMPLERS", help="whole drawings by these: " + ", ".join(PEERS))
     parser.add_argument("--steps", type=int, default=20)
     asked = parser.parse_args()

@@ -1,9 +1,9 @@
-"""A whole picture by a Stable Diffusion, from process start to PNG: ours, diffusers in bfloat16 and OpenVINO.
+"""A whole image by a Stable Diffusion, from process start to PNG: ours, diffusers in bfloat16 and OpenVINO.
 
     python benchmarks/sd_picture.py make FOLDER --family 1      # or xl; full size, random weights in float16
     python benchmarks/sd_picture.py run FOLDER --steps 20 --rows ours,diffusers,openvino
     python benchmarks/sd_picture.py decode FOLDER               # the autoencoder alone, in turns, and its error
-    python benchmarks/sd_picture.py precision FOLDER --size 512 # the same picture in our precisions: seconds, decibels
+    python benchmarks/sd_picture.py precision FOLDER --size 512 # the same image in our precisions: seconds, decibels
 
 Each row is a process of its own, in turns; seconds, and the peak of its anonymous memory (what is not a file's), read
 twenty times a second. OpenVINO's models are converted, and its cache is filled, before it is timed.
@@ -148,8 +148,8 @@ def openvino(folder: Path, steps: int) -> None:
             given = scheduler.scale_model_input(x, t).repeat(2, 1, 1, 1)
             eps = torch.from_numpy(unet([given.numpy(), t.float().repeat(2).numpy(), words])[0])
             x = scheduler.step(eps[:1] + 7.5 * (eps[1:] - eps[:1]), t, x).prev_sample
-        picture = torch.from_numpy(decoder([(x / 0.18215).numpy()])[0])[0]
-    data = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        image = torch.from_numpy(decoder([(x / 0.18215).numpy()])[0])[0]
+    data = ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(data).save(folder / "openvino.png")
 
 
@@ -208,7 +208,7 @@ def decode(folder: Path, rounds: int) -> None:
 
 
 def precisions(folder: Path, steps: int, size: int) -> None:
-    """One seed's picture in each precision: seconds of the processor, and how near float32's it is."""
+    """One seed's image in each precision: seconds of the processor, and how near float32's it is."""
     import numpy as np
 
     import unspeckle

@@ -66,7 +66,7 @@ def in_int8(state: Mapping[str, Tensor]) -> Call:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", type=int, default=512, help="of the picture, in pixels")
+    parser.add_argument("--size", type=int, default=512, help="of the image, in pixels")
     parser.add_argument("--rows", default="plain,packed,int8")
     asked = parser.parse_args()
     keep_freed_memory()
