@@ -56,7 +56,8 @@ def measure_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planners time two steps of each kind instead of some seconds of them."""
     from unspeckle.training import measurement
 
-    for name in ("STEPS_SECONDS", "TEXT_STAGE_SECONDS", "AUTOENCODER_SECONDS", "PEAK_FLOPS_SECONDS"):
+    kinds = ("STEPS", "CACHED_LATENTS", "TEXT_STAGE", "AUTOENCODER", "PEAK_FLOPS")
+    for name in (f"{kind}_SECONDS" for kind in kinds):
         monkeypatch.setattr(measurement, name, 0.0)
 
 

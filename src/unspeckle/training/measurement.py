@@ -29,6 +29,7 @@ from unspeckle.training.updater import Updater
 
 # For how many seconds a planner times each of these
 STEPS_SECONDS = 4.0
+CACHED_LATENTS_SECONDS = 3.0
 TEXT_STAGE_SECONDS = 2.0
 AUTOENCODER_SECONDS = 3.0
 PEAK_FLOPS_SECONDS = 0.5

@@ -187,7 +187,7 @@ class TrainPlanner:
             return uncached_plan
         encode_seconds, encoded_split = measurement.measure_encoding(plan, training, autoencoder)
         encoded_batches = batches(encoded_split, plan.work.batch_size, seed=plan.work.seed, flip=False)
-        cached_throughput = self._measure(plan, 3.0, encoded_batches)
+        cached_throughput = self._measure(plan, measurement.CACHED_LATENTS_SECONDS, encoded_batches)
         cached_cost = self._measure_image_cost(plan, cached_throughput, encoded_batches)
         saved_seconds = cost.network_seconds - cached_cost.network_seconds
         total_images = uncached_plan.work.total_images
