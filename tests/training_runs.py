@@ -1,5 +1,6 @@
 """Short trainings for tests, and what they leave."""
 
+import json
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from unspeckle.old_names import plan_to_old, rename_checkpoint_counters, rename_checkpoint_tensor
 from unspeckle.training import checkpoint
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.plan import Plan
+from unspeckle.training.plan_file import PLAN_FILE
 from unspeckle.training.text_to_image_updater import TextToImageUpdater
 from unspeckle.training.updater import Updater
 
@@ -88,3 +92,20 @@ def final_tensors(run: Path, output_file: str = "model.safetensors") -> dict[str
 def tensors_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether both have the same tensors, bit for bit."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rewrite_as_version_0_1(run: Path, part: str = "") -> None:
+    """Rewrite the plan and the checkpoints of a RUN, or of the folder of a part of it, as version 0.1 wrote them."""
+    plan_path = run / PLAN_FILE
+    if plan_path.exists():
+        plan_path.write_text(json.dumps(plan_to_old(json.loads(plan_path.read_text()))))
+    for path in (run / "checkpoints").glob("step-*"):
+        with safe_open(path, framework="pt") as file:
+            values = json.loads(file.metadata()["unspeckle-checkpoint"])
+            tensors = {
+                rename_checkpoint_tensor(name, part, to_old=True): file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118
+            }
+        counters = rename_checkpoint_counters(values["counters"], to_old=True)
+        metadata = {"unspeckle-checkpoint": json.dumps({"step": values["step"], "counters": counters})}
+        save_file(tensors, path, metadata)

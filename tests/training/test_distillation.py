@@ -1,33 +1,32 @@
-"""Distilling: targets that are right by construction, and runs that keep the contract of `train`."""
+"""Distillation: targets that are right by construction, and runs that can be continued like those of `train`."""
 
 import json
-import os
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from test_training import equal, final
 from torch import Tensor, nn
-from unspeckle.commands import distil as command
 
 from oracle import GaussianMixture, one_gaussian, two_gaussians
-from tiny_models import CAPTIONS, gray_model, random_model
-from unspeckle.denoiser import Conditioning
+from tiny_models import CAPTIONS, gray_model, make_student_plan, random_model
+from training_runs import final_tensors, interrupt_at, rewrite_as_version_0_1, tensors_equal
+from unspeckle.denoiser import AnyConditioning, Conditioning, PreparedConditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
+from unspeckle.model import Model
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import save
-from unspeckle.schedule import CosineSchedule, FlowSchedule, VESchedule
+from unspeckle.schedule import CosineSchedule, FlowSchedule, Schedule, VESchedule
 from unspeckle.timesteps import timesteps
-from unspeckle.training import command as train_command
-from unspeckle.training import plan as plans
-from unspeckle.training.distillation_task import StudentUpdater
+from unspeckle.training.distil_command import run_distillation, split_captions
 from unspeckle.training.options import DistilOptions, TrainOptions
-from unspeckle.training.plan import DistilPlan
+from unspeckle.training.plan import DistillationPlan, DistillationSettings
+from unspeckle.training.plan_file import PLAN_FILE, load_plan, save_plan
+from unspeckle.training.run_folder import CAPTIONS_FILE
+from unspeckle.training.student_updater import StudentUpdater
 from unspeckle.training.teacher_trajectories import (
     DISTILLATION_TIMESTEP_SPACING,
     draw_student_images,
@@ -37,262 +36,259 @@ from unspeckle.training.teacher_trajectories import (
     list_segments,
     segment_target,
 )
+from unspeckle.training.train_command import run_training
 
 
-@pytest.fixture(autouse=True)
-def own_signals() -> Iterator[None]:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    yield
-    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-        signal.signal(number, handler)
+def student_times(schedule: Schedule, steps: int) -> Tensor:
+    """The times at which a student of that many steps, or the teacher, evaluates its network."""
+    return timesteps(DISTILLATION_TIMESTEP_SPACING, schedule, steps)
 
 
-def plan(**changes: object) -> DistilPlan:
-    model = random_model()
-    made = DistilPlan(
-        options={}, corpus_fingerprint="", size=(16, 16), preset="", network_config=model.network.config, text_config=model.text_encoder.config, steps=1,
-        batch_size=4, seed=0, device="cpu", precision="float32", compile=False, threads=1, parameter_count=0, images_per_second=0, total_seconds=0,
-        memory_bytes=0, disk_bytes=0, autoencoder_config=model.autoencoder.config,
-    )  # fmt: skip
-    return replace(made, **changes)
+class OptimalNetwork(nn.Module):
+    """Predicts x as the optimal denoiser of a mixture does."""
 
-
-class Knows(nn.Module):
-    """A network that predicts x as the mixture's best denoiser does; with `ahead`, as its best student does."""
-
-    def __init__(self, mixture: GaussianMixture, schedule: object) -> None:
+    def __init__(self, mixture: GaussianMixture, schedule: Schedule) -> None:
         super().__init__()
         self.mixture, self.schedule, self.one = mixture, schedule, nn.Parameter(torch.ones(()))
 
-    def prepare(self, given: Conditioning) -> Conditioning:
-        return given._replace(prepared=True)
+    def prepare(self, conditioning: Conditioning) -> PreparedConditioning:
+        return PreparedConditioning(conditioning.tokens, conditioning.mask, conditioning.vector)
 
-    def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
-        return self.mixture.denoiser(self.schedule)(x, clock)
+    def forward(self, x: Tensor, c_noise: Tensor, conditioning: AnyConditioning) -> Tensor:
+        return self.mixture.denoiser(self.schedule)(x, c_noise)
 
 
-class Foresees(Knows):
-    """The best student of one Gaussian: where x_t = α m + r (…), r² = α² d² + σ², the ODE keeps (x_t - α m) / r."""
+class OptimalStudent(OptimalNetwork):
+    """The best student of a single Gaussian with mean m and standard deviation d: the ODE keeps (x_t - alpha m) / r,
+    where r² = alpha² d² + sigma². Its last value of the vector is log2 of the number of steps."""
 
-    def forward(self, x: Tensor, clock: Tensor, given: Conditioning) -> Tensor:
-        grid = [timesteps(DISTILLATION_TIMESTEP_SPACING, self.schedule, int(2**k)) for k in given.vector[:, -1]]
-        begins = [int((way - t).abs().argmin()) for way, t in zip(grid, clock.double(), strict=True)]
-        t = torch.stack([way[i] for way, i in zip(grid, begins, strict=True)]).view(-1, 1, 1, 1)
-        s = torch.stack([way[i + 1] for way, i in zip(grid, begins, strict=True)]).view(-1, 1, 1, 1)
+    def forward(self, x: Tensor, c_noise: Tensor, conditioning: AnyConditioning) -> Tensor:
+        assert conditioning.vector is not None
+        times = [student_times(self.schedule, int(2**k)) for k in conditioning.vector[:, -1]]
+        starts = [int((row - t).abs().argmin()) for row, t in zip(times, c_noise.double(), strict=True)]
+        t = torch.stack([row[i] for row, i in zip(times, starts, strict=True)]).view(-1, 1, 1, 1)
+        s = torch.stack([row[i + 1] for row, i in zip(times, starts, strict=True)]).view(-1, 1, 1, 1)
         (alpha, sigma), (alpha_s, sigma_s) = self.schedule(t), self.schedule(s)
-        mean, deviation = float(self.mixture.means[0, 0]), float(self.mixture.stds[0])
-        wide, wide_s = (((a * deviation) ** 2 + b**2).sqrt() for a, b in ((alpha, sigma), (alpha_s, sigma_s)))
-        landed = alpha_s * mean + wide_s / wide * (x.double() - alpha * mean)
-        kept = sigma_s / sigma
-        return ((landed - kept * x) / (alpha_s - kept * alpha)).to(x.dtype)
+        mean, std = float(self.mixture.means[0, 0]), float(self.mixture.stds[0])
+        r, r_s = (((a * std) ** 2 + b**2).sqrt() for a, b in ((alpha, sigma), (alpha_s, sigma_s)))
+        x_s = alpha_s * mean + r_s / r * (x.double() - alpha * mean)
+        ratio = sigma_s / sigma
+        return ((x_s - ratio * x) / (alpha_s - ratio * alpha)).to(x.dtype)
 
 
-def knowing(kind: type[Knows], mixture: GaussianMixture, schedule: object):
+def model_of(network_class: type[OptimalNetwork], mixture: GaussianMixture, schedule: Schedule) -> Model:
+    """A model of such a network, whose predictions are not clamped."""
     model = gray_model()
-    model.denoiser.schedule, model.card = schedule, replace(model.card, clamp=False)
-    return model.with_network(kind(mixture, schedule), model.card)
+    model.denoiser.schedule, model.card = schedule, replace(model.card, clamp_denoised=False)
+    return model.with_network(network_class(mixture, schedule), model.card)
+
+
+def empty_conditioning(count: int) -> Conditioning:
+    return Conditioning(torch.zeros(count, 1, 1))
 
 
 @pytest.mark.parametrize(
     "schedule", [FlowSchedule(), CosineSchedule(), VESchedule(sigma_max=20.0)], ids=["flow", "cosine", "ve"]
 )
-def test_one_step_towards_a_target_lands_where_the_teacher_does(schedule: object) -> None:
-    teacher = knowing(Knows, two_gaussians(), schedule)
+def test_one_step_with_the_target_arrives_where_the_teacher_does(schedule: Schedule) -> None:
+    teacher = model_of(OptimalNetwork, two_gaussians(), schedule)
     x = torch.randn(5, 2, 1, 1, dtype=torch.float64)
-    points = draw_trajectory(teacher, [Conditioning(torch.zeros(5, 1, 1))], x, 12, 1.0)
-    grid = timesteps(DISTILLATION_TIMESTEP_SPACING, schedule, 12)
-    made = plan(counts=(1, 2, 3, 4))
-    assert len(list_segments(made)) == 10
-    for stretch in list_segments(made):
-        wanted = segment_target(points, schedule, grid, stretch)
-        (alpha, sigma), (alpha_s, sigma_s) = (schedule(grid[i]) for i in (stretch.start, stretch.end))
-        landed = alpha_s * wanted + sigma_s / sigma * (points[stretch.start] - alpha * wanted)
-        torch.testing.assert_close(landed, points[stretch.end], rtol=1e-9, atol=1e-9)
+    points, times = draw_trajectory(teacher, [empty_conditioning(5)], x, 12, 1.0), student_times(schedule, 12)
+    segments = list_segments(DistillationSettings("", step_counts=(1, 2, 3, 4)))
+    assert len(segments) == 10
+    for segment in segments:
+        target = segment_target(points, schedule, times, segment)
+        (alpha, sigma), (alpha_s, sigma_s) = (schedule(times[i]) for i in (segment.start, segment.end))
+        x_s = alpha_s * target + sigma_s / sigma * (points[segment.start] - alpha * target)
+        torch.testing.assert_close(x_s, points[segment.end], rtol=1e-9, atol=1e-9)
 
 
-def test_a_grids_stretches_are_the_students_own_grids() -> None:
+def test_segments_of_the_teacher_s_times_are_the_student_s_times() -> None:
+    schedule = FlowSchedule()
     for n in (1, 2, 3, 4, 6):
-        torch.testing.assert_close(
-            timesteps(DISTILLATION_TIMESTEP_SPACING, FlowSchedule(), 12)[:: 12 // n],
-            timesteps(DISTILLATION_TIMESTEP_SPACING, FlowSchedule(), n),
-            rtol=1e-15,
-            atol=0,
-        )
-    torch.testing.assert_close(
-        timesteps(DISTILLATION_TIMESTEP_SPACING, FlowSchedule(), 4),
-        torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64),
-    )
+        every_nth = student_times(schedule, 12)[:: 12 // n]
+        torch.testing.assert_close(every_nth, student_times(schedule, n), rtol=1e-15, atol=0)
+    expected = torch.tensor([1, 0.9, 0.75, 0.5, 0], dtype=torch.float64)
+    torch.testing.assert_close(student_times(schedule, 4), expected)
 
 
 @pytest.mark.parametrize("schedule", [FlowSchedule(), CosineSchedule()], ids=["flow", "cosine"])
-def test_the_best_student_of_a_gaussian_draws_its_ode_in_any_number_of_steps(schedule: object) -> None:
-    lump = one_gaussian(mean=0.5, std=0.4)
-    student = knowing(Foresees, lump, schedule)
+def test_the_best_student_of_a_gaussian_solves_its_ode_in_any_number_of_steps(schedule: Schedule) -> None:
+    student = model_of(OptimalStudent, one_gaussian(mean=0.5, std=0.4), schedule)
     x = torch.randn(6, 2, 1, 1)
-    exact = 0.5 + 0.4 * x  # at t = 1 all is noise of variance 1
+    # At t = 1 all is noise of variance 1.
+    exact = 0.5 + 0.4 * x
     for steps in (1, 2, 4):
-        found = draw_student_images(student, Conditioning(torch.zeros(6, 1, 1)), x, steps)
-        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
+        images = draw_student_images(student, empty_conditioning(6), x, steps)
+        torch.testing.assert_close(images, exact, rtol=1e-4, atol=1e-4)
 
 
-def test_targets_of_many_moves_are_those_of_the_best_student() -> None:
-    lump, schedule = one_gaussian(), FlowSchedule()
-    teacher, student = knowing(Knows, lump, schedule), Foresees(lump, schedule)
+def test_targets_of_a_teacher_of_many_steps_are_those_of_the_best_student() -> None:
+    gaussian, schedule, steps = one_gaussian(), FlowSchedule(), 800
+    teacher, student = model_of(OptimalNetwork, gaussian, schedule), OptimalStudent(gaussian, schedule)
     x = torch.randn(4, 2, 1, 1)
-    points, grid, made = (
-        draw_trajectory(teacher, [Conditioning(torch.zeros(4, 1, 1))], x, 800, 1.0),
-        timesteps(DISTILLATION_TIMESTEP_SPACING, schedule, 800),
-        plan(moves=800),
-    )
-    for stretch in list_segments(made):
-        given = Conditioning(torch.zeros(4, 1, 1), vector=torch.full((4, 1), float(stretch.step_count)).log2())
-        best = student(points[stretch.start], grid[stretch.start].expand(4), given)
-        torch.testing.assert_close(segment_target(points, schedule, grid, stretch), best, rtol=0, atol=0.01)
-
-
-def test_guidance_is_baked_in_and_bounded() -> None:
-    """A teacher that says the number of its caption, at scale 3, teaches three times that, white at most."""
-    teacher, made = gray_model(), plan(scale=3.0, moves=12)
-    ids = teacher.tokenizer.encode(["0.2", "0.9"])
-    points = draw_teacher_trajectories(teacher, ids, torch.randn(2, 3, 16, 16), made).points
-    for stretch in list_segments(made):
-        wanted = segment_target(
-            points, FlowSchedule(), timesteps(DISTILLATION_TIMESTEP_SPACING, FlowSchedule(), 12), stretch
+    points = draw_trajectory(teacher, [empty_conditioning(4)], x, steps, 1.0)
+    times = student_times(schedule, steps)
+    for segment in list_segments(DistillationSettings("", teacher_steps=steps)):
+        vector = torch.full((4, 1), float(segment.step_count)).log2()
+        best = student(
+            points[segment.start], times[segment.start].expand(4), empty_conditioning(4)._replace(vector=vector)
         )
-        torch.testing.assert_close(wanted[0], torch.full((3, 16, 16), 0.6), rtol=0, atol=1e-4)
-        torch.testing.assert_close(wanted[1], torch.full((3, 16, 16), 2.0), rtol=0, atol=1e-4)
+        target = segment_target(points, schedule, times, segment)
+        torch.testing.assert_close(target, best, rtol=0, atol=0.01)
 
 
-def test_lessons_hang_on_their_number_alone() -> None:
+def test_guidance_is_part_of_the_targets_and_these_are_clamped() -> None:
+    """A teacher that predicts the number of its caption gives three times that with guidance scale 3, white at most."""
+    teacher, plan, schedule = gray_model(), make_student_plan(guidance_scale=3.0, teacher_steps=12), FlowSchedule()
+    ids = teacher.tokenizer.encode(["0.2", "0.9"])
+    points = draw_teacher_trajectories(teacher, ids, torch.randn(2, 3, 16, 16), plan).points
+    for segment in list_segments(plan.distillation):
+        target = segment_target(points, schedule, student_times(schedule, 12), segment)
+        torch.testing.assert_close(target[0], torch.full((3, 16, 16), 0.6), rtol=0, atol=1e-4)
+        torch.testing.assert_close(target[1], torch.full((3, 16, 16), 2.0), rtol=0, atol=1e-4)
+
+
+def test_a_trajectory_depends_on_its_number_alone() -> None:
     teacher, ids = random_model(), random_model().tokenizer.encode(CAPTIONS)
-    many = generate_teacher_trajectories(teacher, ids, plan(batch=3), 0)
-    first, second = next(many), next(many)
-    again = next(generate_teacher_trajectories(teacher, ids, plan(batch=3), 3))
-    assert torch.equal(second.points, again.points) and torch.equal(
-        second.conditioning.tokens, again.conditioning.tokens
-    )
+    plan = make_student_plan().with_changes(work={"batch_size": 3})
+    trajectories = generate_teacher_trajectories(teacher, ids, plan, 0)
+    first, second = next(trajectories), next(trajectories)
+    again = next(generate_teacher_trajectories(teacher, ids, plan, 3))
+    assert torch.equal(second.points, again.points)
+    assert torch.equal(second.conditioning.tokens, again.conditioning.tokens)
     assert not torch.equal(first.points[0], second.points[0])
-    alone = next(generate_teacher_trajectories(teacher, ids, plan(batch=1), 4))
+    alone = next(generate_teacher_trajectories(teacher, ids, plan.with_changes(work={"batch_size": 1}), 4))
     torch.testing.assert_close(alone.points, second.points[:, 1:2], rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A RUN of train, as it were."""
-    out = tmp_path_factory.mktemp("teacher") / "frogs"
-    out.mkdir()
-    save(random_model(), out / "model.safetensors")
-    (out / train_command.CAPTIONS_FILE).write_text("".join(f"{caption}\n" for caption in CAPTIONS))
-    return out
+def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A RUN of `train`, as it were."""
+    run = tmp_path_factory.mktemp("teacher") / "frogs"
+    run.mkdir()
+    save(random_model(), run / "model.safetensors")
+    (run / CAPTIONS_FILE).write_text("".join(f"{caption}\n" for caption in CAPTIONS))
+    return run
 
 
-def options(run: Path, out: Path, **changes: object) -> DistilOptions:
-    asked = DistilOptions(run, out, steps=10, guidance_scale=1.5, batch_size=2, quiet=True, precision="float32")
-    return replace(asked, **changes)
+def distil_options(teacher: Path, out: Path, **changes: Any) -> DistilOptions:
+    options = DistilOptions(
+        teacher, out, steps=10, guidance_scale=1.5, batch_size=2, quiet=True, precision="float32"
+    )
+    return replace(options, **changes)
+
+
+def last_record(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    return record
 
 
 @pytest.fixture(scope="module")
-def whole(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nobody interrupted."""
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    assert command.run_distillation(options(run, out)) == 0
-    return out
+def student_run(teacher_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A RUN of `distil` that nobody interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "student"
+    assert run_distillation(distil_options(teacher_run, run)) == 0
+    return run
 
 
-def test_stopped_and_resumed_is_bit_for_bit_the_same(
-    run: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_run_gives_the_same_weights(
+    teacher_run: Path, student_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = StudentUpdater.step
-
-    def step(self: StudentUpdater, batch: object, number: int) -> object:
-        if number == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(self, batch, number)
-
-    out = tmp_path / "run"
+    """Also if version 0.1 began it."""
+    run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(StudentUpdater, "step", step)
-        assert command.run_distillation(options(run, out)) == 130
-    assert not (out / "model.safetensors").exists()
-    assert command.run_distillation(options(run, out)) == 0
-    assert equal(final(out), final(whole))
+        interrupt_at(patch, 4, StudentUpdater)
+        assert run_distillation(distil_options(teacher_run, run)) == 130
+    assert not (run / "model.safetensors").exists()
+    plan = load_plan(run, DistillationPlan)
+    rewrite_as_version_0_1(run)
+    assert load_plan(run, DistillationPlan) == plan
+    assert run_distillation(distil_options(teacher_run, run)) == 0
+    assert tensors_equal(final_tensors(run), final_tensors(student_run))
 
 
-def test_the_file_carries_the_teacher_as_it_was(run: Path, whole: Path) -> None:
-    both, teacher = load(whole), load(run)
-    assert all(torch.equal(tensor, both.state_dict()[name]) for name, tensor in teacher.state_dict().items())
-    ask = Request("a frog", seed=2)
-    assert draw(both, ask)[0].tobytes() == draw(teacher, ask)[0].tobytes()
+def test_the_file_contains_the_teacher_as_it_was(teacher_run: Path, student_run: Path) -> None:
+    both, teacher = load(student_run), load(teacher_run)
+    state = both.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in teacher.state_dict().items())
+    request = Request("a frog", seed=2)
+    assert draw(both, request)[0].tobytes() == draw(teacher, request)[0].tobytes()
+    assert both.student is not None
     card = both.student.card
-    assert (card.step_counts, card.steps, card.guidance_scale, card.sampler, card.timestep_spacing) == (
-        (1, 2, 4),
-        4,
-        1.0,
-        "ddim",
-        "shifted",
-    )
-    assert card.corpus["teacher"] == teacher.hash and card.corpus["scale"] == 1.5
-    assert str(run) not in json.dumps(card.corpus) + card.recipe
-    lines = [json.loads(line) for line in (whole / "log.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 10 and set(lines[-1]["held_out_shares"]) == {"1", "2", "4"}
+    assert (card.step_counts, card.steps, card.guidance_scale) == ((1, 2, 4), 4, 1.0)
+    assert (card.sampler, card.timestep_spacing) == ("ddim", "shifted")
+    assert card.corpus["teacher"] == teacher.hash and card.corpus["guidance_scale"] == 1.5
+    assert str(teacher_run) not in json.dumps(card.corpus) + card.recipe
+    record = last_record(student_run)
+    assert record["step"] == 10 and set(record["validation_errors"]) == {"1", "2", "4"}
 
 
-def test_a_student_comes_nearer_to_its_teacher(run: Path, whole: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    assert command.run_distillation(options(run, out, steps=40, batch=4)) == 0
-
-    def held(where: Path) -> dict[str, float]:
-        return [json.loads(line) for line in (where / "log.jsonl").read_text().splitlines()][-1]["held_out_shares"]
-
-    assert all(held(out)[steps] < 0.98 * held(whole)[steps] for steps in ("1", "2", "4"))
+def test_a_student_comes_nearer_to_its_teacher(teacher_run: Path, student_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert run_distillation(distil_options(teacher_run, run, steps=40, batch_size=4)) == 0
+    longer, shorter = last_record(run)["validation_errors"], last_record(student_run)["validation_errors"]
+    assert all(longer[steps] < 0.98 * shorter[steps] for steps in ("1", "2", "4"))
 
 
-def test_what_cannot_be_distilled_is_named_with_its_mend(run: Path, whole: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_distilled_is_refused_with_advice(
+    teacher_run: Path, student_run: Path, tmp_path: Path
+) -> None:
     file, out = tmp_path / "frogs.safetensors", tmp_path / "run"
     save(random_model(), file)
-    with pytest.raises(InputError, match="--corpus"):
-        command.run_distillation(options(file, out))
-    with pytest.raises(InputError, match="exactly one"):
-        command.run_distillation(options(run, out, steps=None))
-    with pytest.raises(InputError, match="--precision int3"):
-        command.run_distillation(options(run, out, precision="int3"))
-    with pytest.raises(InputError, match="no such file"):
-        command.run_distillation(options(tmp_path / "none", out))
-    save(load(whole).student, tmp_path / "student.safetensors")
-    (tmp_path / train_command.CAPTIONS_FILE).write_text("a frog\n")
-    with pytest.raises(InputError, match="nothing to teach"):
-        command.run_distillation(options(tmp_path / "student.safetensors", out))
+    student = load(student_run).student
+    assert student is not None
+    save(student, tmp_path / "student.safetensors")
+    for teacher, changes, message in (
+        (file, {}, "--corpus"),
+        (teacher_run, {"steps": None}, "exactly one"),
+        (teacher_run, {"precision": "int3"}, "precision int3"),
+        (teacher_run, {"guidance_scale": float("inf")}, "guidance_scale inf: must be a number"),
+        (tmp_path / "none", {}, "no such file"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_distillation(distil_options(teacher, out, **changes))
+    (tmp_path / CAPTIONS_FILE).write_text("a frog\n")
+    with pytest.raises(InputError, match="is a student"):
+        run_distillation(distil_options(tmp_path / "student.safetensors", out))
     assert not out.exists()
 
 
-def test_a_run_is_kept_to_what_it_began_with(
-    run: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_keeps_to_what_it_began_with(
+    teacher_run: Path, student_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.run_distillation(options(run, whole, quiet=False)) == 0
+    assert run_distillation(distil_options(teacher_run, student_run, quiet=False)) == 0
     assert "finished" in capsys.readouterr().err
-    with pytest.raises(InputError, match=r"--scale 1.5, not with --scale 2"):
-        command.run_distillation(options(run, whole, scale=2.0))
+    with pytest.raises(InputError, match=r"--guidance-scale 1.5, not with --guidance-scale 2"):
+        run_distillation(distil_options(teacher_run, student_run, guidance_scale=2.0))
     with pytest.raises(InputError, match="plan of a run of `distil`"):
-        train_command.run_training(TrainOptions(tmp_path, whole, steps=1))
-    assert command.run_distillation(options(run, whole, plan_only=True, json=True)) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((whole / plans.PLAN_FILE).read_text())
-    half = tmp_path / "half"
-    assert command.run_distillation(options(run, half, plan_only=True)) == 0 and not half.exists()
-    plans.load_plan(whole, DistilPlan).save(half)
-    with (tmp_path / "others").open("w"):
-        pass
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / train_command.CAPTIONS_FILE).write_text("two pizzas\n")
-    save(random_model(), other / "model.safetensors")
-    with pytest.raises(InputError, match="captions changed"):
-        command.run_distillation(options(other, half))
+        run_training(TrainOptions(tmp_path, student_run, steps=1))
+    assert run_distillation(distil_options(teacher_run, student_run, plan_only=True, json=True)) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((student_run / PLAN_FILE).read_text())
 
 
-def test_a_tenth_of_a_folders_captions(tmp_path: Path) -> None:
+def test_a_plan_alone_makes_no_folder(teacher_run: Path, tmp_path: Path) -> None:
+    assert run_distillation(distil_options(teacher_run, tmp_path / "run", plan_only=True)) == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_captions_are_refused(student_run: Path, tmp_path: Path) -> None:
+    run, other_teacher = tmp_path / "run", tmp_path / "other"
+    plan = load_plan(student_run, DistillationPlan)
+    assert plan is not None
+    save_plan(plan, run)
+    other_teacher.mkdir()
+    (other_teacher / CAPTIONS_FILE).write_text("two pizzas\n")
+    save(random_model(), other_teacher / "model.safetensors")
+    with pytest.raises(InputError, match="captions have changed"):
+        run_distillation(distil_options(other_teacher, run))
+
+
+def test_captions_are_held_out_if_there_are_many() -> None:
     captions = [f"caption {i % 400}" for i in range(1000)]
-    taught, held_out = command._split_captions(captions)
-    assert len(held_out) == 32 and not set(held_out) & set(taught)
-    assert set(taught) | set(held_out) == {*captions, ""} and 0.015 < taught.count("") / len(taught) < 0.025
-    taught, held_out = command._split_captions(["a", "b", "a"])
-    assert (set(taught), set(held_out)) == ({"a", "b", ""}, {"a", "b"})
+    training, validation = split_captions(captions)
+    assert len(validation) == 32 and not set(validation) & set(training)
+    assert set(training) | set(validation) == {*captions, ""}
+    assert 0.015 < training.count("") / len(training) < 0.025
+    training, validation = split_captions(["a", "b", "a"])
+    assert (set(training), set(validation)) == ({"a", "b", ""}, {"a", "b"})

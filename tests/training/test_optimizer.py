@@ -1,114 +1,125 @@
-"""Optimiser: Muon turns what it should and nothing else, and its state can be put down and taken up."""
+"""The optimizer: Muon and AdamW are torch's own, Muon's updates are nearly orthogonal, and state survives a checkpoint."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tiny_models import make_plan
-from unspeckle.training.optimizer import Optimizer
-from unspeckle.training.plan import Plan
+from unspeckle.training.optimizer import Optimizer, learning_rate_factor
+from unspeckle.training.plan import OptimizerPlan
+
+FINITE = torch.tensor(True)
 
 
-class Mixed(nn.Module):
+class MixedModule(nn.Module):
+    """Parameters of every kind."""
+
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(8, 24, 3)
         self.linear = nn.Linear(24, 16)
-        self.words = nn.Embedding(10, 24)
-        self.place = nn.Parameter(torch.randn(3, 24))
+        self.embedding = nn.Embedding(10, 24)
+        self.position = nn.Parameter(torch.randn(3, 24))
 
-    def loss(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.conv(x).mean((2, 3)) + self.words.weight.sum(0) + self.place.sum(0)
-        return self.linear(h).square().mean()
-
-
-def plan(optimizer: str) -> Plan:
-    return replace(make_plan("nano"), steps=100, warmup=1, optimizer=optimizer, weight_decay=0.0)
+    def loss(self, x: Tensor) -> Tensor:
+        h = self.conv(x).mean((2, 3)) + self.embedding.weight.sum(0) + self.position.sum(0)
+        loss: Tensor = self.linear(h).square().mean()
+        return loss
 
 
-def mixed() -> Mixed:
+def make_module() -> MixedModule:
     torch.manual_seed(0)
-    return Mixed().to(memory_format=torch.channels_last)
+    return MixedModule().to(memory_format=torch.channels_last)
 
 
-def moved(module: Mixed, optimizer: Optimizer, steps: int = 1) -> dict[str, torch.Tensor]:
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    for step in range(1, steps + 1):
+def optimizer_plan(name: str, weight_decay: float = 0.0) -> OptimizerPlan:
+    return OptimizerPlan(name=name, weight_decay=weight_decay)
+
+
+def train(module: MixedModule, optimizer: Optimizer, steps: range) -> None:
+    for step in steps:
         module.loss(torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(step))).backward()
-        optimizer.step(step)
-    return {name: before[name] - p.detach() for name, p in module.named_parameters()}
+        optimizer.step(1.0, FINITE)
 
 
-def test_muon_moves_matrices_and_kernels_by_nearly_orthogonal_steps() -> None:
-    module, chosen = mixed(), plan("muon")
-    optimizer, before = Optimizer(module, chosen), {n: p.detach().clone() for n, p in module.named_parameters()}
+def test_muon_updates_matrices_and_kernels_by_nearly_orthogonal_matrices() -> None:
+    module, plan = make_module(), optimizer_plan("muon")
+    optimizer, before = Optimizer(module, plan), {n: p.detach().clone() for n, p in module.named_parameters()}
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
-    optimizer.step(1)
-    moves = {name: before[name] - p.detach() for name, p in module.named_parameters()}
-    for matrix in (moves["conv.weight"].permute(0, 2, 3, 1).flatten(1), moves["linear.weight"]):  # (24, 72), (16, 24)
-        values = torch.linalg.svdvals(matrix) / (chosen.muon_learning_rate * 0.2 * max(matrix.shape) ** 0.5)
-        assert float(values.min()) > 0.6  # Jordan's quintic leaves 0.7 to 1.2
-        assert float(values.max()) < 1.3
-    for name in ("words.weight", "place", "conv.bias", "linear.bias"):  # Adam's first step has the rate's size
-        assert moves[name].abs().max() == pytest.approx(chosen.learning_rate, rel=1e-3)
+    optimizer.step(1.0, FINITE)
+    updates = {name: before[name] - p.detach() for name, p in module.named_parameters()}
+    # (24, 72) and (16, 24)
+    for matrix in (updates["conv.weight"].permute(0, 2, 3, 1).flatten(1), updates["linear.weight"]):
+        values = torch.linalg.svdvals(matrix) / (plan.muon_learning_rate * 0.2 * max(matrix.shape) ** 0.5)
+        # Jordan's quintic leaves 0.7 to 1.2.
+        assert 0.6 < float(values.min()) and float(values.max()) < 1.3
+    for name in ("embedding.weight", "position", "conv.bias", "linear.bias"):
+        # The first update of Adam has the size of the learning rate.
+        assert updates[name].abs().max() == pytest.approx(plan.learning_rate, rel=1e-3)
 
 
 def test_muon_is_torch_s_own_on_matrices() -> None:
     torch.manual_seed(1)
     ours = nn.Sequential(nn.Linear(24, 48, bias=False), nn.Linear(48, 24, bias=False), nn.Linear(24, 48, bias=False))
-    theirs, chosen = copy.deepcopy(ours), replace(plan("muon"), weight_decay=0.1)
+    theirs, plan = copy.deepcopy(ours), optimizer_plan("muon", weight_decay=0.1)
     reference = torch.optim.Muon(
-        theirs.parameters(), lr=chosen.muon_learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+        theirs.parameters(), lr=plan.muon_learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
     )
-    optimizer, first = Optimizer(ours, chosen), [p.detach().clone() for p in ours.parameters()]
-    for step in (1, 2, 3):
+    optimizer, initial = Optimizer(ours, plan), [p.detach().clone() for p in ours.parameters()]
+    for _ in range(3):
         for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
             a.grad = torch.randn_like(a)
             b.grad = a.grad.clone()
-        optimizer.step(step)
+        optimizer.step(1.0, FINITE)
         reference.step()
-    for a, b, start in zip(ours.parameters(), theirs.parameters(), first, strict=True):
-        assert (a - b).norm() < 0.02 * (b - start).norm()  # both round to bfloat16, not at the same places
+    for a, b, start in zip(ours.parameters(), theirs.parameters(), initial, strict=True):
+        # Both round to bfloat16, not at the same places.
+        assert (a - b).norm() < 0.02 * (b - start).norm()
 
 
 def test_adamw_is_torch_s_own() -> None:
-    ours, theirs, chosen = mixed(), mixed(), plan("adamw")
-    reference = torch.optim.AdamW(theirs.parameters(), lr=chosen.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    optimizer = Optimizer(ours, chosen)
+    ours, theirs, plan = make_module(), make_module(), optimizer_plan("adamw")
+    reference = torch.optim.AdamW(theirs.parameters(), lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    optimizer = Optimizer(ours, plan)
     for step in (1, 2, 3):
-        for module in (ours, theirs):
-            module.loss(torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(step))).backward()
-        optimizer.step(step)
+        train(ours, optimizer, range(step, step + 1))
+        theirs.loss(torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(step))).backward()
         reference.step()
         reference.zero_grad()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["muon", "adamw"])
-def test_state_put_down_and_taken_up_goes_on_as_before(kind: str) -> None:
-    whole = mixed()
-    moved(whole, Optimizer(whole, plan(kind)), steps=6)
-    first = mixed()
-    optimizer = Optimizer(first, plan(kind))
-    moved(first, optimizer, steps=3)
-    held = {name: tensor.clone() for name, tensor in optimizer.state_tensors().items()}
-    second = mixed()
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_restored_state_continues_as_before(name: str) -> None:
+    uninterrupted, first, second = make_module(), make_module(), make_module()
+    train(uninterrupted, Optimizer(uninterrupted, optimizer_plan(name)), range(1, 7))
+    optimizer = Optimizer(first, optimizer_plan(name))
+    train(first, optimizer, range(1, 4))
     second.load_state_dict(first.state_dict())
-    fresh = Optimizer(second, plan(kind))
-    for name, tensor in fresh.state_tensors().items():
-        tensor.copy_(held[name])
-    for step in (4, 5, 6):
-        second.loss(torch.randn(4, 8, 6, 6, generator=torch.Generator().manual_seed(step))).backward()
-        fresh.step(step)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+    restored = Optimizer(second, optimizer_plan(name))
+    state = {name: tensor.clone() for name, tensor in optimizer.state_dict().items()}
+    for key, tensor in restored.state_dict().items():
+        tensor.copy_(state[key])
+    train(second, restored, range(4, 7))
+    assert all(torch.equal(a, b) for a, b in zip(uninterrupted.parameters(), second.parameters(), strict=True))
 
 
-def test_kernels_out_of_channels_last_memory_are_refused() -> None:
+def test_kernels_that_are_not_channels_last_are_refused() -> None:
     torch.manual_seed(0)
     with pytest.raises(RuntimeError, match="view"):
-        Optimizer(Mixed(), plan("muon"))
+        Optimizer(MixedModule(), optimizer_plan("muon"))
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
+    plan = make_plan().with_changes(work={"steps": 1000}, optimizer={"warmup_steps": 100, "decay_fraction": 0.4})
+    factors = [learning_rate_factor(step, plan) for step in range(1, 1001)]
+    assert factors[0] == 0.01 and factors[99:600] == [1.0] * 501
+    assert factors[799] == pytest.approx(0.5, abs=0.01) and factors[999] == 1 / 400
+    # After the text stage it rises again.
+    plan = plan.with_changes(work={"text_steps": 300})
+    again = [learning_rate_factor(step, plan) for step in range(1, 1001)]
+    assert again[:300] == factors[:300] and again[300:] == [*factors[:100], *factors[400:]]

@@ -99,8 +99,8 @@ def test_another_learning_rate_gives_other_weights_and_is_kept(
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("objective", {"loss_weighting": "heavy"}, "'heavy' is unknown"),
-        ("objective", {"time_distribution": "zipf"}, "'zipf' is unknown"),
+        ("objective", {"loss_weighting": "heavy"}, "'heavy' is not an option of the objective"),
+        ("objective", {"time_distribution": "zipf"}, "'zipf' is not an option of the objective"),
         ("optimizer", {"name": "sgd"}, "field 'optimizer.name' must be muon or adamw, not 'sgd'"),
     ],
 )

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from training_runs import TYPED_OPTIONS, final_tensors, interrupt_at, tensors_equal, train_options
+from training_runs import (
+    TYPED_OPTIONS,
+    final_tensors,
+    interrupt_at,
+    rewrite_as_version_0_1,
+    tensors_equal,
+    train_options,
+)
 from unspeckle.cli import main
 from unspeckle.errors import InputError
-from unspeckle.old_names import plan_to_old, rename_checkpoint_counters, rename_checkpoint_tensor
 from unspeckle.training import checkpoint
 from unspeckle.training.plan import Plan
 from unspeckle.training.plan_file import PLAN_FILE, load_plan
@@ -108,23 +113,6 @@ def test_a_run_without_memory_for_a_step_can_be_continued(
     assert "step 5: no memory left" in error and "--batch-size 4" in error and len(error.splitlines()) == 1
     assert run_training(train_options(color_folder, run)) == 0
     assert tensors_equal(final_tensors(run), final_tensors(finished_run))
-
-
-def rewrite_as_version_0_1(run: Path, part: str = "") -> None:
-    """Rewrite the plan and the checkpoints of a RUN, or of the folder of a part of it, as version 0.1 wrote them."""
-    plan_path = run / PLAN_FILE
-    if plan_path.exists():
-        plan_path.write_text(json.dumps(plan_to_old(json.loads(plan_path.read_text()))))
-    for path in (run / "checkpoints").glob("step-*"):
-        with safe_open(path, framework="pt") as file:
-            values = json.loads(file.metadata()["unspeckle-checkpoint"])
-            tensors = {
-                rename_checkpoint_tensor(name, part, to_old=True): file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118
-            }
-        counters = rename_checkpoint_counters(values["counters"], to_old=True)
-        metadata = {"unspeckle-checkpoint": json.dumps({"step": values["step"], "counters": counters})}
-        safetensors.torch.save_file(tensors, path, metadata)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
