@@ -4,16 +4,14 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-import test_training
 import torch
 from corpus_images import write_noise
-from test_training import equal, final, options
 
+from training_runs import final_tensors, tensors_equal, train_options
 from unspeckle.corpus import Corpus, batches, device_images, open_corpus, read_folder
 from unspeckle.corpus.device_images import DeviceSplit, move_training_images_to_device
-from unspeckle.training import command, memory
-
-folder, whole, own_cache = test_training.folder, test_training.whole, test_training.own_cache  # fixtures
+from unspeckle.training import memory
+from unspeckle.training.train_command import run_training
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +63,9 @@ def test_images_are_moved_to_a_device_with_room_for_them(corpus: Corpus, monkeyp
     assert devices == ["cuda:0"]
 
 
+@pytest.mark.usefixtures("training_environment")
 def test_a_model_is_the_same_with_images_on_host_and_device(
-    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    color_folder: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices = []
 
@@ -75,5 +74,5 @@ def test_a_model_is_the_same_with_images_on_host_and_device(
         return move_training_images_to_device(corpus, device)
 
     monkeypatch.setattr(memory, "corpus_to_device", move_to_device)
-    assert command.run_training(options(folder, tmp_path / "run")) == 0
-    assert devices == ["cpu"] and equal(final(tmp_path / "run"), final(whole))
+    assert run_training(train_options(color_folder, tmp_path / "run")) == 0
+    assert devices == ["cpu"] and tensors_equal(final_tensors(tmp_path / "run"), final_tensors(finished_run))

@@ -173,9 +173,7 @@ def teacher_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def distil_options(teacher: Path, out: Path, **changes: Any) -> DistilOptions:
-    options = DistilOptions(
-        teacher, out, steps=10, guidance_scale=1.5, batch_size=2, quiet=True, precision="float32"
-    )
+    options = DistilOptions(teacher, out, steps=10, guidance_scale=1.5, batch_size=2, quiet=True, precision="float32")
     return replace(options, **changes)
 
 
@@ -231,9 +229,7 @@ def test_a_student_comes_nearer_to_its_teacher(teacher_run: Path, student_run: P
     assert all(longer[steps] < 0.98 * shorter[steps] for steps in ("1", "2", "4"))
 
 
-def test_what_cannot_be_distilled_is_refused_with_advice(
-    teacher_run: Path, student_run: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_distilled_is_refused_with_advice(teacher_run: Path, student_run: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "frogs.safetensors", tmp_path / "run"
     save(random_model(), file)
     student = load(student_run).student

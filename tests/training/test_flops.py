@@ -54,9 +54,7 @@ def test_the_peak_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0.6 <= clock[0] < 0.62
 
 
-def test_the_plan_shows_what_is_reached(
-    color_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_shows_what_is_reached(color_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_training(train_options(color_folder, tmp_path / "run", plan_only=True, json=True, quiet=False)) == 0
     output = capsys.readouterr()
     measured = json.loads(output.out)["measured"]
