@@ -22,8 +22,8 @@ class Conditioning(NamedTuple):
 class PreparedConditioning(NamedTuple):
     """A Conditioning after `Network.prepare`, which computes once a drawing what does not depend on the time."""
 
-    # (B, L, Σ 2·C), the keys and values of all layers that attend to the text, side by side; a network whose text tokens
-    # change with the time, as in an MMDiT, puts the tokens themselves here
+    # (B, L, Σ 2·C), the keys and values of all layers that attend to the text, side by side; a network whose text
+    # tokens change with the time, as in an MMDiT, puts the tokens themselves here
     keys_values: Tensor
     mask: Tensor | None = None  # (B, L) bool
     vector: Tensor | None = None  # (B, P)

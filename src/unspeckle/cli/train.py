@@ -1,8 +1,8 @@
 """`unspeckle train`: its options, for a model of its own and for a LoRA."""
 
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from unspeckle import quantities
 from unspeckle.cli import options as shared
 from unspeckle.cli.options import LORA_TRAINING
 from unspeckle.errors import InputError
+
+if TYPE_CHECKING:
+    from unspeckle.training.options import TrainOptions
 
 OUT_HELP = (
     "The RUN folder, for the model (model.safetensors), the plan (plan.json), the log (log.jsonl), checkpoints and "
@@ -110,85 +113,59 @@ def train(
     seconds = None if duration is None else quantities.parse_duration(duration)
     image_count = None if images is None else quantities.parse_count(images, "--images")
     step_count = None if steps is None else quantities.parse_count(steps, "--steps")
-    if lora:
-        model_only = {
-            "preset": preset,
-            "space": space,
-            "optimizer": optimizer,
-            "compile": compile,
-            "flip": flip,
-            "balance": balance,
-        }
-        _refuse_options_of_models(model_only)
-        if from_model is None:
-            raise InputError("--lora: needs the Stable Diffusion checkpoint that the LoRA is for; name it with --from")
-        from unspeckle.training.lora_command import run_lora_training
-        from unspeckle.training.options import LoraOptions
+    from unspeckle.training.options import LoraOptions, TrainOptions
 
-        return run_lora_training(
-            LoraOptions(
-                folder=folder,
-                out=out,
-                seconds=seconds,
-                images=image_count,
-                steps=step_count,
-                size=size,
-                captions=captions,
-                caption=caption,
-                template=template,
-                from_model=from_model,
-                learning_rate=learning_rate,
-                license=license,
-                seed=seed,
-                batch_size=batch_size,
-                device=device,
-                precision=precision,
-                plan_only=plan,
-                json=json,
-                quiet=quiet,
-                rank=rank,
-                train_text_encoder=train_text_encoder,
-                layout=layout,
-                prediction=prediction,
-                trust_pickle=trust_pickle,
-            )
-        )
-    from unspeckle.training.options import TrainOptions
-    from unspeckle.training.train_command import run_training
+    options = TrainOptions(
+        folder=folder,
+        out=out,
+        seconds=seconds,
+        images=image_count,
+        steps=step_count,
+        size=size,
+        preset=preset,
+        space=space,
+        captions=captions,
+        caption=caption,
+        template=template,
+        from_model=from_model,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        seed=seed,
+        batch_size=batch_size,
+        device=device,
+        precision=precision,
+        compile=compile,
+        flip=flip,
+        balance=balance,
+        license=license,
+        plan_only=plan,
+        json=json,
+        quiet=quiet,
+    )
+    if not lora:
+        from unspeckle.training.train_command import run_training
 
-    return run_training(
-        TrainOptions(
-            folder=folder,
-            out=out,
-            seconds=seconds,
-            images=image_count,
-            steps=step_count,
-            size=size,
-            captions=captions,
-            caption=caption,
-            template=template,
-            from_model=from_model,
-            learning_rate=learning_rate,
-            license=license,
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            plan_only=plan,
-            json=json,
-            quiet=quiet,
-            preset=preset,
-            space=space,
-            optimizer=optimizer,
-            compile=compile,
-            flip=flip,
-            balance=balance,
+        return run_training(options)
+    _check_lora_options(options)
+    from unspeckle.training.lora_command import run_lora_training
+
+    common: dict[str, Any] = {f.name: getattr(options, f.name) for f in fields(LoraOptions) if hasattr(options, f.name)}
+    return run_lora_training(
+        LoraOptions(
+            **common,
+            rank=rank,
+            train_text_encoder=train_text_encoder,
+            layout=layout,
+            prediction=prediction,
+            trust_pickle=trust_pickle,
         )
     )
 
 
-def _refuse_options_of_models(options: Mapping[str, object]) -> None:
-    """InputError for the first option that has a value: those that do not go with --lora."""
-    for name, value in options.items():
-        if value is not None:
+def _check_lora_options(options: "TrainOptions") -> None:
+    """InputError for options that do not go with --lora, and if the checkpoint is missing."""
+    for name in ("preset", "space", "optimizer", "compile", "flip", "balance"):
+        if getattr(options, name) is not None:
             raise InputError(": does not go with --lora; leave it out", name)
+    if options.from_model is None:
+        raise InputError("--lora: needs the Stable Diffusion checkpoint that the LoRA is for; name it with --from")
