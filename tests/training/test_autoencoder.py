@@ -21,7 +21,7 @@ from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import load
 from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig, PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.presets import PRESETS, UNET_PRESETS
-from unspeckle.training import checkpoint, measurement, progress, train_command
+from unspeckle.training import checkpoint, progress, train_command
 from unspeckle.training.autoencoder_task import AUTOENCODER_FOLDER, AutoencoderTask, init_autoencoder
 from unspeckle.training.autoencoder_updater import AutoencoderUpdater
 from unspeckle.training.optimizer import learning_rate_factor
@@ -53,14 +53,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, pixels in enumerate(make_discs(0)):
         Image.fromarray(pixels).save(root / f"{i}.png")
     return root
-
-
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How fast steps are does not matter here."""
-    for name in ("measure_training", "measure_autoencoder_training"):
-        measure = getattr(measurement, name)
-        monkeypatch.setattr(measurement, name, lambda *args, measure=measure: measure(*args[:-1], 0.0))
 
 
 def disc_options(folder: Path, out: Path, **changes: Any) -> TrainOptions:

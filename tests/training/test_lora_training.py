@@ -28,7 +28,7 @@ from unspeckle.generation.pipeline import steps
 from unspeckle.generation.request import Request
 from unspeckle.model_io.model_file import LORA_FILE
 from unspeckle.rng import ExampleRNG
-from unspeckle.training import cached_latents, lora_planner, lora_task
+from unspeckle.training import cached_latents, lora_task
 from unspeckle.training.lora_command import run_lora_training
 from unspeckle.training.lora_updater import LoraUpdater
 from unspeckle.training.options import LoraOptions, TrainOptions
@@ -45,8 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How fast steps are does not matter here, nor how good samples are."""
-    monkeypatch.setattr(lora_planner, "MEASURE_SECONDS", 0.0)
+    """How good samples are does not matter here."""
     monkeypatch.setattr(lora_task, "SAMPLE_STEPS", 2)
 
 
