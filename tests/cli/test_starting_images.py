@@ -35,6 +35,17 @@ def draw(folder: Path, out: Path, options: str) -> int:
     return main(["draw", "frog", "-m", str(folder / "tiny.safetensors"), "-q", "-o", str(out), *words])
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_the_embedded_model_starts_from_an_image_in_every_precision(
+    folder: Path, tmp_path: Path, capsys: Capture, precision: str
+) -> None:
+    words = ["draw", "a frog", "--image", str(folder / "photo.png"), "--size", "64", "--steps", "4", "-q"]
+    assert main([*words, "--precision", "float32", "-o", str(tmp_path / "float32")]) == 0
+    assert main([*words, "--precision", precision, "-o", str(tmp_path / precision)]) == 0
+    expected, image = (np.asarray(read_png(Path(path)), float) for path in capsys.readouterr().out.split())
+    assert np.abs(image - expected).mean() < 10
+
+
 def test_options_reach_the_image(folder: Path, tmp_path: Path, capsys: Capture) -> None:
     options = "--image FOLDER/photo.png --mask FOLDER/mask.png --strength 0.75 --no-paste-original"
     options += " --variation-seed 9 --variation-strength 0.5 --count 2"

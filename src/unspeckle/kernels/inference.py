@@ -45,7 +45,8 @@ _RESIDUAL_MODULES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 
 def cast_for_inference(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert the module for inference in that dtype, in place, and return it. Its weights may lie in the memory map of
-    a file, in any dtype: each is read, cast and released on its own, so that there is never a second copy of all."""
+    a file, in any dtype: each is read, cast and released on its own, so that there is never a second copy of all.
+    Statistics of batch normalizations are float32 in every dtype, as their input is."""
     if dtype == torch.bfloat16:
         if can_pack() and all(parameter.device.type == "cpu" for parameter in module.parameters()):
             _pack_children(module, dtype)
@@ -54,9 +55,10 @@ def cast_for_inference(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         for name, parameter in list(submodule.named_parameters(recurse=False)):
             if parameter.is_floating_point():
                 setattr(submodule, name, nn.Parameter(_cast_copy(parameter, dtype), requires_grad=False))
+        buffer_dtype = torch.float32 if isinstance(submodule, nn.BatchNorm2d) else dtype
         for name, buffer in list(submodule.named_buffers(recurse=False)):
             if buffer.is_floating_point():
-                setattr(submodule, name, _cast_copy(buffer, dtype))
+                setattr(submodule, name, _cast_copy(buffer, buffer_dtype))
     return module.eval()
 
 
