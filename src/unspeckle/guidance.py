@@ -1,7 +1,7 @@
 """Classifier-free guidance and its relatives: rules that combine predictions, and wrappers that bound the result.
 
-A rule sees only `predict`: predict(1) is x̂ with the prompt, predict(2) adds x̂ with the negative or empty prompt. So
-rules compose, and samplers see nothing of them."""
+A rule sees only `predict`: predict(n) gives the first n predictions, stacked: x̂ with the prompt, then x̂ with the
+negative or empty prompt. So rules compose, and samplers see nothing of them."""
 
 from collections.abc import Callable, Sequence
 from functools import cache

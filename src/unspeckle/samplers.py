@@ -69,7 +69,7 @@ def predicted_noise(x: Tensor, denoised: Tensor, t: NoiseLevel) -> Tensor:
 
 
 def ratio_change(t: NoiseLevel, s: NoiseLevel) -> Tensor:
-    """The length of a step in sigma / alpha, scaled to x at s: x_s = (alpha_s / alpha_t) x_t + step_length · eps."""
+    """The length of a step in sigma / alpha, scaled to x at s: x_s = (alpha_s / alpha_t) x_t + ratio_change · eps."""
     return s.sigma - s.alpha / t.alpha * t.sigma
 
 

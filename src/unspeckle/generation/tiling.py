@@ -11,20 +11,23 @@ OVERLAP = 4
 MARGIN = 4
 
 
-def map_tiles(code: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in: int, scale_out: int) -> Tensor:
-    """code(x), evaluated on square tiles and blended by linear ramps; on all of x at once where tile is 0 or covers it.
+def map_tiles(
+    encode_or_decode: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in: int, scale_out: int
+) -> Tensor:
+    """encode_or_decode(x), evaluated on square tiles and blended by linear ramps; on all of x at once where tile is 0 or
+    covers it.
 
-    code: encodes or decodes. x is (B, C, h · scale_in, w · scale_in), the result (B, C', h · scale_out, w · scale_out).
-    tile: the side of a tile, in units of h and w. The result differs a little from code(x), as normalization and
-    attention see a tile's values only; the ramps make the difference smooth."""
+    x is (B, C, h · scale_in, w · scale_in), the result (B, C', h · scale_out, w · scale_out). tile: the side of a tile,
+    in units of h and w. The result differs a little from that of all of x, as normalization and attention see a tile's
+    values only; the ramps make the difference smooth."""
     high, wide = x.shape[2] // scale_in, x.shape[3] // scale_in
     if not tile or (tile >= high and tile >= wide):
-        return code(x)
+        return encode_or_decode(x)
     out, weights = None, None
     for top in tile_positions(high, tile):
         for left in tile_positions(wide, tile):
             rows, columns = slice(top, min(top + tile, high)), slice(left, min(left + tile, wide))
-            part = code(x[:, :, scale_slice(rows, scale_in), scale_slice(columns, scale_in)])
+            part = encode_or_decode(x[:, :, scale_slice(rows, scale_in), scale_slice(columns, scale_in)])
             weight = tile_weights(rows, high, tile, scale_out)[:, None] * tile_weights(columns, wide, tile, scale_out)
             weight = weight.to(part.device)
             if out is None or weights is None:

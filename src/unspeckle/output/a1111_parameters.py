@@ -174,7 +174,7 @@ def request_options(parameters: A1111Parameters, names: Collection[str] | None =
     return options
 
 
-def _number(name: str, kind: Callable[[str], Any]) -> Callable[[A1111Parameters], Any]:
+def _read_setting(name: str, kind: Callable[[str], Any]) -> Callable[[A1111Parameters], Any]:
     return lambda parameters: kind(parameters.settings[name])
 
 
@@ -235,16 +235,16 @@ def _read_hires(parameters: A1111Parameters, size: tuple[int, int]) -> dict[str,
 _READERS: dict[str, tuple[tuple[str, ...], Callable[[A1111Parameters], Any]]] = {
     "prompt": (("prompt",), lambda parameters: parameters.prompt),
     "negative_prompt": (("negative_prompt",), lambda parameters: parameters.negative_prompt),
-    "steps": (("Steps",), _number("Steps", int)),
+    "steps": (("Steps",), _read_setting("Steps", int)),
     "sampler": (("Sampler",), lambda parameters: _split_sampler(parameters)[0]),
     "timestep_spacing": (("Sampler",), _read_timestep_spacing),
-    "guidance_scale": (("CFG scale",), _number("CFG scale", float)),
-    "seed": (("Seed",), _number("Seed", int)),
-    "size": (("Size",), _number("Size", _read_size)),
-    "strength": (("Denoising strength",), _number("Denoising strength", float)),
-    "clip_skip": (("Clip skip",), _number("Clip skip", int)),
-    "variation_seed": (("Variation seed",), _number("Variation seed", int)),
-    "variation_strength": (("Variation seed strength",), _number("Variation seed strength", float)),
+    "guidance_scale": (("CFG scale",), _read_setting("CFG scale", float)),
+    "seed": (("Seed",), _read_setting("Seed", int)),
+    "size": (("Size",), _read_setting("Size", _read_size)),
+    "strength": (("Denoising strength",), _read_setting("Denoising strength", float)),
+    "clip_skip": (("Clip skip",), _read_setting("Clip skip", int)),
+    "variation_seed": (("Variation seed",), _read_setting("Variation seed", int)),
+    "variation_strength": (("Variation seed strength",), _read_setting("Variation seed strength", float)),
 }
 _REQUIRED = ("steps", "sampler", "guidance_scale", "seed", "size")
 _KNOWN_SETTINGS = {
