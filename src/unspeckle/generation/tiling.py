@@ -14,8 +14,8 @@ MARGIN = 4
 def map_tiles(
     encode_or_decode: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale_in: int, scale_out: int
 ) -> Tensor:
-    """encode_or_decode(x), evaluated on square tiles and blended by linear ramps; on all of x at once where tile is 0 or
-    covers it.
+    """encode_or_decode(x), evaluated on square tiles and blended by linear ramps; on all of x at once where tile is 0
+    or covers it.
 
     x is (B, C, h · scale_in, w · scale_in), the result (B, C', h · scale_out, w · scale_out). tile: the side of a tile,
     in units of h and w. The result differs a little from that of all of x, as normalization and attention see a tile's
