@@ -143,7 +143,7 @@ class ValidationLoss:
                 errors[i] += _sum_squared_errors(denoiser(x_t, t, conditioning), x)
         errors /= len(self.x)
         mean_image_error = float(self.x.square().mean())
-        weights = self.objective.loss_weight(self.times, denoiser.schedule, denoiser.prediction).double().cpu()
+        weights = self.objective.loss_weight(self.times, denoiser.schedule, denoiser.prediction).cpu().double()
         return DenoisingResult(
             float((errors * weights).mean()), tuple(self.times.tolist()), tuple((errors / mean_image_error).tolist())
         )
