@@ -140,7 +140,9 @@ def sd_step() -> Any:
 
 def training_step() -> Any:
     """A step of the version's own benchmarks/training_step.py, on its own batches."""
-    import training_step as bench  # of the version: see `environment`
+    # Python looks into this script's own folder first, which has today's benchmark; `environment` names the version's.
+    sys.path.append(sys.path.pop(0))
+    import training_step as bench
 
     from unspeckle.corpus import batches
     from unspeckle.text.tokenizer import Tokenizer
