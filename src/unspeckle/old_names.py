@@ -193,7 +193,8 @@ def _pattern(part: str, to_old: bool) -> tuple[re.Pattern[str], list[str]]:
         pairs.append((start, new, old) if to_old else (start, old, new))
     pairs.sort(key=lambda pair: (pair[1].count("."), pair[0] == r"\A", len(pair[1])), reverse=True)
     pieces = "|".join(rf"({start}{re.escape(piece)}(?![^.]))" for start, piece, _ in pairs)
-    return re.compile(pieces), [replacement for _, _, replacement in pairs]
+    # The lookbehind before all of them again: it passes over most places of a name at once.
+    return re.compile(rf"(?<![^.])(?:{pieces})"), [replacement for _, _, replacement in pairs]
 
 
 def old_repr(value: Any) -> str:
