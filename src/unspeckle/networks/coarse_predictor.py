@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unspeckle.denoiser import Conditioning
+from unspeckle.denoiser import Conditioning, PreparedConditioning
 from unspeckle.networks.layers import Attention, GatedFeedForward, SelfAttention
 
 COARSE_SIZE = 8  # height and width of the prediction
@@ -57,12 +57,16 @@ class CoarseImagePredictor(nn.Module):
         return (coarse_images.float() - F.adaptive_avg_pool2d(x, COARSE_SIZE)).square().mean((1, 2, 3))
 
 
-def concat_coarse_image(x: Tensor, coarse_image: Tensor) -> Tensor:
-    """x (B, C, H, W) and the prediction (B, C, 8, 8), upsampled, as (B, 2·C, H, W). The denoising loss has no gradient
-    with respect to the prediction, which must stay the mean image."""
-    size = (x.shape[2], x.shape[3])
-    upsampled = F.interpolate(coarse_image.detach().to(x.dtype), size, mode="bilinear", align_corners=False)
-    return torch.cat([x, upsampled], dim=1)
+def concat_images(x: Tensor, conditioning: PreparedConditioning) -> Tensor:
+    """x (B, C, H, W) and the images of the conditioning, along the channels: the predicted coarse image, upsampled, or
+    what the caller gave to be concatenated; x alone if there is neither. The denoising loss has no gradient with
+    respect to the prediction, which must stay the mean image."""
+    if conditioning.coarse_image is not None:
+        coarse_image, size = conditioning.coarse_image.detach().to(x.dtype), (x.shape[2], x.shape[3])
+        return torch.cat([x, F.interpolate(coarse_image, size, mode="bilinear", align_corners=False)], dim=1)
+    if conditioning.concat is not None:
+        return torch.cat([x, conditioning.concat.to(x.dtype)], dim=1)
+    return x
 
 
 def init_output_projections(module: nn.Module) -> None:

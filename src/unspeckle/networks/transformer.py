@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.denoiser import AnyConditioning, Conditioning, PreparedConditioning
-from unspeckle.networks.coarse_predictor import CoarseImagePredictor, concat_coarse_image
+from unspeckle.networks.coarse_predictor import CoarseImagePredictor, concat_images
 from unspeckle.networks.joint_attention import AttentionContext, JointAttention, rotary_cos_sin
 from unspeckle.networks.layers import sinusoidal_embedding, zero_init
 
@@ -184,11 +184,9 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, conditioning: AnyConditioning) -> Tensor:
         prepared = self.prepare(conditioning) if isinstance(conditioning, Conditioning) else conditioning
-        if prepared.coarse_image is not None:
-            x = concat_coarse_image(x, prepared.coarse_image)
-        elif prepared.concat is not None:
-            x = torch.cat([x, prepared.concat.to(x.dtype)], dim=1)
-        return self.trunk(x, self.embed_time(c_noise, prepared), prepared.keys_values, prepared.mask)
+        return self.trunk(
+            concat_images(x, prepared), self.embed_time(c_noise, prepared), prepared.keys_values, prepared.mask
+        )
 
     def trunk(self, x: Tensor, time_embed: Tensor, keys_values: Tensor, mask: Tensor | None) -> Tensor:
         """The network without its embeddings; training may compile it.
