@@ -1,6 +1,6 @@
 """A full-size Stable Diffusion, part by part in float32, against diffusers and transformers: relative errors.
 
-    python benchmarks/sd_picture.py make FOLDER --family 1      # or xl; full size, random weights in float16
+    python benchmarks/sd_image.py make FOLDER --family 1      # or xl; full size, random weights in float16
     python benchmarks/sd_parity.py FOLDER --size 512
     python benchmarks/sd_parity.py FOLDER --size 256 --drawn ddim,euler,dpmpp_2m   # whole drawings in 20 steps
 

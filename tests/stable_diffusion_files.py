@@ -17,6 +17,16 @@ from unspeckle.text.clip_tokenizer import END_TOKEN, CLIPTokenizer, openai_bpe
 BPE_MERGES = [("o", "g</w>"), ("r", "og</w>"), ("f", "rog</w>"), ("s", "t"), ("o", "n</w>"), ("i", "l"), ("st", "il")]
 VOCAB_SIZE = 512 + len(BPE_MERGES) + 2
 POOLED_WIDTH = 64
+# What the model of each family predicts, as schedulers of diffusers name it.
+PREDICTIONS = {
+    "1": "epsilon",
+    "1-inpaint": "epsilon",
+    "1-lcm": "epsilon",
+    "2": "v_prediction",
+    "xl": "epsilon",
+    "xl-inpaint": "epsilon",
+    "xl-refiner": "epsilon",
+}
 SIZE_WIDTH = 8  # of the sinusoidal embedding of each size
 _CROSS_ATTENTION_BLOCKS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PLAIN_BLOCKS = ("DownBlock2D", "UpBlock2D")

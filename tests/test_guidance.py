@@ -229,7 +229,7 @@ def test_clamp():
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (-2.0, 3.0)])
 def test_dynamic_threshold_is_imagens_rule(low, high):
-    """Saharia et al. 2022, section 2.3, picture by picture; a picture within bounds is left alone."""
+    """Saharia et al. 2022, section 2.3, image by image; an image within bounds is left alone."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(SHAPE, generator=generator, dtype=torch.float64) * torch.tensor([4.0, 0.1]).view(2, 1, 1, 1)
     found = dynamic_threshold(lambda x_t, t: x_t, low, high, 0.9)(x, T)

@@ -11,7 +11,7 @@ from typing import Any
 
 Names = Mapping[str, str]  # old to new
 
-# Tensors: pieces of dotted names, ^ where a name begins. Longer pieces are tried first.
+# Tensors: pieces of dotted names, of one or two segments, ^ where a name begins. Longer pieces are tried first.
 _ATTENTION = {
     "itself": "self_attn", "words": "cross_attn", "feed.enter": "feed_forward.proj_in",
     "feed.out": "feed_forward.proj_out", "feed": "feed_forward", "query": "to_q", "key": "to_k", "value": "to_v",
@@ -180,21 +180,26 @@ LATENTS_METADATA = {"corpus": "corpus_fingerprint", "origin": "base_hash"}
 def rename_tensor(part: str, name: str, *, to_old: bool = False) -> str:
     """The name of today of a tensor of that part of a model ("network", "text", "autoencoder", "student"), without the
     part's name before it; or with to_old the name of version 0.1."""
-    pattern, replacements = _pattern(part, to_old)
-    return pattern.sub(lambda found: replacements[(found.lastindex or 0) - 1], name)
+    pieces, inner_pieces = _pieces(part, to_old)
+    segments, renamed, i = name.split("."), [], 0
+    while i < len(segments):
+        for end in (i + 2, i + 1):  # of the longest piece first
+            if (piece := pieces.get(".".join(segments[i:end]))) is not None:
+                break
+        renamed.append(segments[i] if piece is None else piece)
+        pieces, i = inner_pieces, end
+    return ".".join(renamed)
 
 
 @cache
-def _pattern(part: str, to_old: bool) -> tuple[re.Pattern[str], list[str]]:
-    """One group for each piece, the longest pieces first, and what takes the place of each."""
-    pairs = []
+def _pieces(part: str, to_old: bool) -> tuple[Names, Names]:
+    """Pieces of names, of one or two segments, and what takes their places: where a name begins, and within it."""
+    start: dict[str, str] = {}
+    inner: dict[str, str] = {}
     for old, new in _TENSORS[part].items():
-        start, old = (r"\A", old[1:]) if old.startswith("^") else (r"(?<![^.])", old)
-        pairs.append((start, new, old) if to_old else (start, old, new))
-    pairs.sort(key=lambda pair: (pair[1].count("."), pair[0] == r"\A", len(pair[1])), reverse=True)
-    pieces = "|".join(rf"({start}{re.escape(piece)}(?![^.]))" for start, piece, _ in pairs)
-    # The lookbehind before all of them again: it passes over most places of a name at once.
-    return re.compile(rf"(?<![^.])(?:{pieces})"), [replacement for _, _, replacement in pairs]
+        pieces, old = (start, old[1:]) if old.startswith("^") else (inner, old)
+        pieces.update({new: old} if to_old else {old: new})
+    return inner | start, inner
 
 
 def old_repr(value: Any) -> str:

@@ -25,21 +25,11 @@ from unspeckle.model_io.loading import open_checkpoint
 from unspeckle.networks.lora import init_adapters
 from unspeckle.networks.tiny_autoencoder import TinyAutoencoder, TinyAutoencoderConfig
 
-PREDICTIONS = {
-    "1": "epsilon",
-    "1-inpaint": "epsilon",
-    "1-lcm": "epsilon",
-    "2": "v_prediction",
-    "xl": "epsilon",
-    "xl-inpaint": "epsilon",
-    "xl-refiner": "epsilon",
-}
-
 
 @pytest.fixture
 def folder(sd_folder: SDFolder) -> Callable[[str], Path]:
     """A function from a family to the folder that its pipeline saved, in half precision."""
-    return lambda family: sd_folder(family, PREDICTIONS[family], half=True)
+    return lambda family: sd_folder(family, half=True)
 
 
 @pytest.fixture
@@ -90,7 +80,7 @@ def test_a_single_file_is_compared_where_there_is_no_vocabulary(
         open_checkpoint(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("family", PREDICTIONS)
+@pytest.mark.parametrize("family", stable_diffusion_files.PREDICTIONS)
 def test_folder_to_single_file_to_folder(family: str, folder: Any, tmp_path: Path, capsys: Any) -> None:
     source = folder(family)
     target = convert_both_ways(family, source, {"": tmp_path})

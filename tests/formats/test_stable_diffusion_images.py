@@ -95,7 +95,7 @@ def test_xl(sampler: str, negative_prompt: str, tmp_path_factory: Any) -> None:
 
 
 def test_xl_refiner(tmp_path_factory: Any) -> None:
-    """From pure noise, which its pipeline makes of an empty picture."""
+    """From pure noise, which its pipeline makes of an empty image."""
     pipe, model = pipeline_and_model("xl-refiner", tmp_path_factory, timestep_spacing="trailing")
     pipe.scheduler = peers.EulerDiscreteScheduler.from_config(pipe.settings)
     expected = pipe(
@@ -121,7 +121,7 @@ def test_lcm(guidance_scale: float, tmp_path_factory: Any) -> None:
     assert_same(pipe, model, our_latents(model, "lcm", steps=4, guidance_scale=guidance_scale), expected)
 
 
-def test_each_picture_of_a_batch_has_its_own_generator(tmp_path_factory: Any) -> None:
+def test_each_image_of_a_batch_has_its_own_generator(tmp_path_factory: Any) -> None:
     pipe, model = pipeline_and_model("1", tmp_path_factory)
     generators = [torch.Generator().manual_seed(SEED + i) for i in range(2)]
     expected = their_latents(pipe, "euler_ancestral", num_images_per_prompt=2, generator=generators, guidance_scale=1.0)

@@ -43,7 +43,7 @@ def test_tiles_of_convolutions_within_the_margin_are_the_whole(high: int, wide: 
 
 
 def test_tiles_of_the_embedded_autoencoder() -> None:
-    """What `docs/stable-diffusion.md` says of them: under half a level of 255 where the picture is smooth."""
+    """What `docs/stable-diffusion.md` says of them: under half a level of 255 where the image is smooth."""
     model, pixels = load(), image_to_tensor(make_image(256, 192))
     smooth = F.avg_pool2d(F.pad(pixels, (4, 4, 4, 4), "replicate"), 9, 1)
     x, tiled = encode_images(model, smooth, list), encode_images(model, smooth, list, 128)

@@ -122,9 +122,9 @@ def test_a_teacher_that_draws_in_its_students_steps_says_why(
 
 def test_a_students_image_is_replayed_by_its_student() -> None:
     model = model_with_student()
-    picture = draw(model, Request("a frog", seed=5, count=2, steps=2))[1]
-    again, place = request_from_metadata(image_metadata(picture))
-    assert max_pixel_difference(draw(model, again)[place], picture) == 0
+    image = draw(model, Request("a frog", seed=5, count=2, steps=2))[1]
+    again, place = request_from_metadata(image_metadata(image))
+    assert max_pixel_difference(draw(model, again)[place], image) == 0
     assert resolve(model, again) == resolve(model, Request("a frog", seed=5, count=2, steps=2))
 
 

@@ -116,21 +116,15 @@ def test_each_image_of_a_batch_starts_by_its_own_generator(tmp_path_factory: Any
     assert_same(pipe, model, found, expected)
 
 
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-@pytest.mark.parametrize("sampler", [name for name in SCHEDULERS if name not in ("lcm", "euler_ancestral")])
-def test_a_mask_with_any_model(sampler: str, strength: float, tmp_path_factory: Any) -> None:
-    pipe, model = pipeline_and_model("1", tmp_path_factory)
-    painted = {"mask_image": make_mask(), "strength": strength, "height": SIZE, "width": SIZE}
-    expected = their_latents_from_image(pipe, "StableDiffusionInpaintPipeline", sampler, **painted)
-    options = {"image": make_image(), "mask": make_mask(), "strength": strength}
-    found = our_latents(model, sampler, negative_prompt=NEGATIVE_PROMPT, guidance_scale=4.0, **options)
-    assert_same(pipe, model, found, expected)
+ANY_MODEL = [("1", name) for name in SCHEDULERS if name not in ("lcm", "euler_ancestral")]
+TAKES_MASKS = [("1-inpaint", name) for name in ("ddim", "euler_ancestral", "dpmpp_2m", "unipc")]
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "dpmpp_2m", "unipc"])
-def test_a_mask_with_models_that_take_masks(sampler: str, strength: float, tmp_path_factory: Any) -> None:
-    pipe, model = pipeline_and_model("1-inpaint", tmp_path_factory)
+@pytest.mark.parametrize(("family", "sampler"), [*ANY_MODEL, *TAKES_MASKS])
+def test_a_mask(family: str, sampler: str, strength: float, tmp_path_factory: Any) -> None:
+    """With any model, and with those that take the mask as an input."""
+    pipe, model = pipeline_and_model(family, tmp_path_factory)
     painted = {"mask_image": make_mask(), "strength": strength, "height": SIZE, "width": SIZE}
     expected = their_latents_from_image(pipe, "StableDiffusionInpaintPipeline", sampler, **painted)
     options = {"image": make_image(), "mask": make_mask(), "strength": strength}

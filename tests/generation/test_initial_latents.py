@@ -1,4 +1,4 @@
-"""Drawings that start later than at noise: from an picture, under a mask, toward another seed, at a larger size."""
+"""Drawings that start later than at noise: from an image, under a mask, toward another seed, at a larger size."""
 
 import math
 from dataclasses import replace
@@ -72,8 +72,8 @@ def test_a_later_start_is_the_image_with_its_noise(schedule: str) -> None:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_a_mask_bounds_what_is_painted(sampler: str, strength: float) -> None:
-    """A denoiser that always says one gray: that gray under the mask, elsewhere the picture, exactly; and the network
-    sees the rest of the picture with one and the same noise at all_steps time."""
+    """A denoiser that always says one gray: that gray under the mask, elsewhere the image, exactly; and the network
+    sees the rest of the image with one and the same noise at all steps."""
     model, image, seen = gray_model(), make_image(), []
     network = model.denoiser.network
     real = network.forward

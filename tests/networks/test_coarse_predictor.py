@@ -6,35 +6,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny_networks import randomize
+import tiny_networks
+from tiny_networks import OWN_UNET, randomize
 from unspeckle.denoiser import Conditioning, Denoiser
 from unspeckle.networks import NetworkConfig, build_network
 from unspeckle.networks.coarse_predictor import COARSE_SIZE, CoarseImagePredictor
-from unspeckle.networks.transformer import Transformer, TransformerConfig
-from unspeckle.networks.unet import UNet, UNetConfig
+from unspeckle.networks.transformer import Transformer
+from unspeckle.networks.unet import UNet
 from unspeckle.objective import Objective
 from unspeckle.rng import ExampleRNG
 from unspeckle.schedule import FlowSchedule
 from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 
-UNET = UNetConfig(
-    channels=2,
-    base_channels=16,
-    blocks_per_level=1,
-    transformer_depths=(1, 1),
-    self_attention=(False, True),
-    head_width=8,
-    text_width=32,
-    vector_width=32,
-    norm_groups=0,
-    coarse_predictor_layers=1,
-)
-TRANSFORMER = TransformerConfig(
+UNET = replace(OWN_UNET, channels=2, patch_size=1, text_width=32, vector_width=32, coarse_predictor_layers=1)
+TRANSFORMER = replace(
+    tiny_networks.TRANSFORMER,
     channels=2,
     patch_size=1,
     widths=(8, 16),
     depths=(1, 1),
-    head_width=8,
     text_width=32,
     vector_width=32,
     coarse_predictor_layers=1,
@@ -62,9 +52,9 @@ def test_it_learns_the_order_of_the_words() -> None:
     torch.manual_seed(0)
     text_encoder, predictor = TextEncoder(TEXT_CONFIG), CoarseImagePredictor(2, 32, 1, 16)
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW([*text_encoder.parameters(), *predictor.parameters()], 2e-3)
-    for _ in range(500):
-        ids, x = random_scenes(generator, 64)
+    optimizer = torch.optim.AdamW([*text_encoder.parameters(), *predictor.parameters()], 4e-3)
+    for _ in range(300):
+        ids, x = random_scenes(generator, 32)
         optimizer.zero_grad()
         predictor.loss(predictor(text_encoder(ids)), x).mean().backward()
         optimizer.step()
@@ -73,7 +63,7 @@ def test_it_learns_the_order_of_the_words() -> None:
         loss = float(predictor.loss(predictor(text_encoder(ids)), x).mean())
         loss_of_swapped_nouns = float(predictor.loss(predictor(text_encoder(ids.flip(1))), x).mean())
     least_loss = NOISE_STD**2 * COARSE_SIZE**2 / 16**2  # the variance of the noise's mean over a part of the image
-    assert loss < 2 * least_loss and loss_of_swapped_nouns > 20 * loss
+    assert loss < 1.5 * least_loss and loss_of_swapped_nouns > 20 * loss
 
 
 def test_the_best_prediction_is_the_mean_image() -> None:

@@ -118,30 +118,6 @@ def test_an_untrained_feed_forward_layer_does_not_see_neighbors() -> None:
     torch.testing.assert_close(layer(x), layer.proj_out(nn.functional.silu(gate) * value))
 
 
-def test_preparing_the_conditioning_changes_nothing() -> None:
-    network, conditioning = random_network(), random_conditioning()
-    x = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        prepared = network.prepare(conditioning)
-        assert torch.equal(network(x, C_NOISE, conditioning), network(x, C_NOISE, prepared))
-        assert Denoiser(network, FlowSchedule(), "v").prepare(prepared) is prepared
-
-
-def test_the_output_depends_on_time_vector_and_unmasked_tokens_only() -> None:
-    network, conditioning = random_network(), random_conditioning()
-    x = torch.randn(2, 3, 16, 16)
-    masked, unmasked = conditioning.tokens.clone(), conditioning.tokens.clone()
-    masked[0, 3] += 5
-    unmasked[0, 2] += 5
-    with torch.no_grad():
-        out = network(x, C_NOISE, conditioning)
-        assert torch.equal(out, network(x, C_NOISE, conditioning._replace(tokens=masked)))
-        assert (out[0] - network(x, C_NOISE, conditioning._replace(tokens=unmasked))[0]).abs().max() > 1e-4
-        assert (out - network(x, C_NOISE + 0.1, conditioning)).abs().max() > 1e-4
-        other_vector = conditioning._replace(vector=conditioning.vector + 1)
-        assert (out - network(x, C_NOISE, other_vector)).abs().max() > 1e-4
-
-
 @pytest.mark.parametrize("num_tokens", [1, 4, 32, 33])
 def test_no_mask_means_that_all_tokens_are_attended_to(num_tokens: int) -> None:
     network, x = random_network(), torch.randn(2, 3, 16, 16)
@@ -156,20 +132,6 @@ def test_tokens_are_padded_to_a_multiple_of_32_and_the_padding_is_masked() -> No
     padded = pad_tokens(conditioning)
     assert padded.tokens.shape == (2, 32, 12) and padded.mask.sum(1).tolist() == [3, 1]
     assert torch.equal(padded.tokens[:, :4], conditioning.tokens) and pad_tokens(padded) is padded
-
-
-def test_images_of_a_batch_are_independent() -> None:
-    network, (tokens, mask, vector, _) = random_network(), random_conditioning()
-    x = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        both = network(x, C_NOISE, Conditioning(tokens, mask, vector))
-        alone = network(x[1:], C_NOISE[1:], Conditioning(tokens[1:], mask[1:], vector[1:]))
-    torch.testing.assert_close(both[1:], alone)
-
-
-def test_the_output_of_an_untrained_network_is_zero() -> None:
-    torch.manual_seed(0)
-    assert Transformer(TRANSFORMER)(torch.randn(2, 3, 16, 16), C_NOISE, random_conditioning()).abs().max() == 0
 
 
 @pytest.mark.parametrize("widths", [(16,), (12, 16), (8, 12, 16)])

@@ -36,48 +36,6 @@ def test_presets_have_the_number_of_parameters_that_they_state(name: str) -> Non
     assert millions == pytest.approx(PRESETS[name].million_parameters, rel=0.1)
 
 
-def test_preparing_the_conditioning_changes_nothing() -> None:
-    network, conditioning = randomize(UNet(OWN_UNET)), random_conditioning()
-    x = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        prepared = network.prepare(conditioning)
-        assert torch.equal(network(x, C_NOISE, conditioning), network(x, C_NOISE, prepared))
-
-
-def test_the_output_depends_on_time_vector_and_unmasked_tokens_only() -> None:
-    network, conditioning = randomize(UNet(OWN_UNET)), random_conditioning()
-    x = torch.randn(2, 3, 16, 16)
-    masked, unmasked = conditioning.tokens.clone(), conditioning.tokens.clone()
-    masked[0, 3] += 5
-    unmasked[0, 2] += 5
-    with torch.no_grad():
-        out = network(x, C_NOISE, conditioning)
-        assert torch.equal(out, network(x, C_NOISE, conditioning._replace(tokens=masked)))
-        assert (out[0] - network(x, C_NOISE, conditioning._replace(tokens=unmasked))[0]).abs().max() > 1e-4
-        assert (out - network(x, C_NOISE + 0.1, conditioning)).abs().max() > 1e-4
-        other_vector = conditioning._replace(vector=conditioning.vector + 1)
-        assert (out - network(x, C_NOISE, other_vector)).abs().max() > 1e-4
-
-
-def test_a_missing_vector_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"needs a conditioning.vector of 6 values per image"):
-        UNet(OWN_UNET)(torch.randn(2, 3, 16, 16), C_NOISE, random_conditioning()._replace(vector=None))
-
-
-def test_images_of_a_batch_are_independent() -> None:
-    network, (tokens, mask, vector, _) = randomize(UNet(OWN_UNET)), random_conditioning()
-    x = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        both = network(x, C_NOISE, Conditioning(tokens, mask, vector))
-        alone = network(x[1:], C_NOISE[1:], Conditioning(tokens[1:], mask[1:], vector[1:]))
-    torch.testing.assert_close(both[1:], alone)
-
-
-def test_the_output_of_an_untrained_network_is_zero() -> None:
-    torch.manual_seed(0)
-    assert UNet(OWN_UNET)(torch.randn(2, 3, 16, 16), torch.rand(2), random_conditioning()).abs().max() == 0
-
-
 @pytest.mark.parametrize("patch_size", [1, 2, 4])
 def test_the_output_depends_most_on_the_pixel_at_its_position(patch_size: int) -> None:
     network = randomize(UNet(replace(OWN_UNET, patch_size=patch_size)))

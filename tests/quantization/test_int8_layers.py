@@ -1,6 +1,5 @@
 """Layers, networks and models with products of 8-bit integers: nearly what the exact ones compute."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.generation.metadata import image_metadata
 from unspeckle.generation.request import Request
-from unspeckle.kernels import quantize
 from unspeckle.kernels.inference import cast_for_inference
 from unspeckle.model import Model
 from unspeckle.model_io.model_file import save
@@ -44,16 +42,6 @@ C_NOISE = torch.tensor([3.0, 800.0])
 # Peak signal-to-noise ratios of images by 8-bit products: similar to the exact ones, but not the same.
 MIN_PSNR, MAX_PSNR = 25, 60
 pytestmark = pytest.mark.skipif(not can_quantize(), reason="needs AVX-512 VNNI, and oneDNN in PyTorch")
-
-
-@pytest.fixture(params=["kernel", "PyTorch"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """By the kernels, and without them."""
-    if request.param == "PyTorch":
-        monkeypatch.setattr(quantize, "_load_kernel", lambda: None)
-    elif quantize._load_kernel() is None:
-        pytest.skip("needs a C++ compiler and a processor with bfloat16")
-    yield
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """Quantization to uint8 and back is exact within rounding, by the kernels and by PyTorch."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,14 +11,7 @@ from unspeckle.kernels import quantize
 BF16 = torch.bfloat16
 
 
-@pytest.fixture(autouse=True, params=["kernel", "PyTorch"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """By the kernels, and without them."""
-    if request.param == "PyTorch":
-        monkeypatch.setattr(quantize, "_load_kernel", lambda: None)
-    elif quantize._load_kernel() is None:
-        pytest.skip("needs a C++ compiler and a processor with bfloat16")
-    yield
+pytestmark = pytest.mark.usefixtures("implementation")
 
 
 def dequantize(rows: quantize.QuantizedRows) -> Tensor:

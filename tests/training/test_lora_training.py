@@ -49,10 +49,6 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lora_task, "SAMPLE_STEPS", 2)
 
 
-def base_folder(sd_folder: SDFolder, family: str) -> Path:
-    return sd_folder(family, "v_prediction" if family == "2" else "epsilon")
-
-
 def lora_options(folder: Path, out: Path, base: Path, **changes: Any) -> LoraOptions:
     options = LoraOptions(folder, out, base, steps=6, size="16", batch_size=4, quiet=True, precision="float32", rank=4)
     return replace(options, **changes)
@@ -71,7 +67,7 @@ def test_an_interrupted_run_gives_the_same_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Also if version 0.1 began it."""
-    base, uninterrupted, run = base_folder(sd_folder, family), tmp_path / "uninterrupted", tmp_path / "run"
+    base, uninterrupted, run = sd_folder(family), tmp_path / "uninterrupted", tmp_path / "run"
     assert run_lora_training(lora_options(folder, uninterrupted, base, **changes)) == 0
     with monkeypatch.context() as patch:
         interrupt_at(patch, 3, LoraUpdater)
@@ -94,7 +90,7 @@ def test_diffusers_draws_the_same_with_it(
     family: str, layout: str, folder: Path, sd_folder: SDFolder, tmp_path: Path
 ) -> None:
     pytest.importorskip("peft", reason="peft is not installed: no peer to draw with the LoRA")
-    base, run = base_folder(sd_folder, family), tmp_path / "run"
+    base, run = sd_folder(family), tmp_path / "run"
     options = lora_options(folder, run, base, layout=layout, learning_rate=0.02, steps=12)
     assert run_lora_training(options) == 0
     pipeline, model = stable_diffusion_files.load_pipeline(base), unspeckle.load(base)
@@ -145,7 +141,7 @@ def make_lora_plan(model: Any) -> LoraPlan:
 def test_the_loss_is_that_of_diffusers(sd_folder: SDFolder) -> None:
     """The error of eps, or of v, at the entry of the table that the time stands for."""
     for family, prediction in (("1", "eps"), ("2", "v")):
-        base = base_folder(sd_folder, family)
+        base = sd_folder(family)
         model, pipeline = unspeckle.load(base), stable_diffusion_files.load_pipeline(base)
         plan = make_lora_plan(model)
         x, captions = torch.randn(4, 4, 8, 8), ["a frog", "red", "", "blue frog"]

@@ -52,7 +52,7 @@ def validation_loss(inputs: TrainingInputs, plan: Plan) -> ValidationLoss:
 
 def test_the_model_learns_which_color_a_word_means(color_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert run_training(train_options(color_folder, run, steps=250, batch_size=32, precision=None)) == 0
+    assert run_training(train_options(color_folder, run, steps=100, batch_size=16, precision=None)) == 0
     model = load(run)
     for name in COLORS:
         image = draw(model, Request(f"a photo of {name}", steps=12, guidance_scale=2.0))[0]

@@ -38,9 +38,18 @@ FROM_HELP = (
     "resume a run that was stopped, repeat its command instead. With --lora, the Stable Diffusion checkpoint that "
     "the LoRA is for.  [default: random weights]"
 )
-OPTIMIZER_HELP = "Optimizer: muon or adamw.  [default: muon with bfloat16, otherwise adamw]"
-LEARNING_RATE_HELP = "Highest learning rate.  [default: muon 4e-3, adamw 1e-3, with --lora 1e-4]"
-BATCH_SIZE_HELP = "Number of images in a step.  [default: 32 on a CPU, 256 on a GPU, 4 with --lora]"
+OPTIMIZER_HELP = (
+    "Optimizer: adamw, or muon, which needs fewer steps (it updates the matrices; all other weights are updated by "
+    "adamw).  [default: muon with bfloat16, otherwise adamw]"
+)
+LEARNING_RATE_HELP = (
+    "Learning rate between the warm-up, in which it rises to this value, and the last part of the run, in which it "
+    "falls to 0.  [default: muon 4e-3, adamw 1e-3, with --lora 1e-4]"
+)
+BATCH_SIZE_HELP = (
+    "Number of images in each training step. More need more memory.  [default: 32 on a CPU, 256 on a GPU, 4 with "
+    "--lora]"
+)
 COMPILE_HELP = (
     "Whether torch.compile is used, which makes steps faster but takes time first.  [default: used if training takes "
     "10 minutes or longer, on a CPU an hour, and steps then measure faster]"
@@ -60,7 +69,7 @@ LORA_HELP = (
 )
 RANK_HELP = "Rank of the LoRA's matrices: a higher one can learn more and makes a larger file."
 TEXT_ENCODER_HELP = "Train the text encoders as well as the network."
-LAYOUT_HELP = "Layout of the LoRA file: kohya or peft."
+LAYOUT_HELP = "Names of the tensors in the LoRA file: kohya, which most programs read, or peft, those of diffusers."
 
 
 def train(

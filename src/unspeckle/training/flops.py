@@ -1,5 +1,7 @@
 """The floating-point operations of a training step, counted on the meta device."""
 
+from functools import cache
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -8,6 +10,7 @@ from unspeckle.networks import NetworkConfig, build_network
 from unspeckle.training.plan import DistillationPlan, Plan
 
 
+@cache
 def count_training_flops(config: NetworkConfig, input_size: tuple[int, int], token_count: int) -> float:
     """Floating-point operations of a network for one training image: three times those of the forward pass.
 

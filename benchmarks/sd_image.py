@@ -1,9 +1,9 @@
 """A whole image by a Stable Diffusion, from process start to PNG: ours, diffusers in bfloat16 and OpenVINO.
 
-    python benchmarks/sd_picture.py make FOLDER --family 1      # or xl; full size, random weights in float16
-    python benchmarks/sd_picture.py run FOLDER --steps 20 --rows ours,diffusers,openvino
-    python benchmarks/sd_picture.py decode FOLDER               # the autoencoder alone, in turns, and its error
-    python benchmarks/sd_picture.py precision FOLDER --size 512 # the same image in our precisions: seconds, decibels
+    python benchmarks/sd_image.py make FOLDER --family 1      # or xl; full size, random weights in float16
+    python benchmarks/sd_image.py run FOLDER --steps 20 --rows ours,diffusers,openvino
+    python benchmarks/sd_image.py decode FOLDER               # the autoencoder alone, in turns, and its error
+    python benchmarks/sd_image.py precision FOLDER --size 512 # the same image in our precisions: seconds, decibels
 
 Each row is a process of its own, in turns; seconds, and the peak of its anonymous memory (what is not a file's), read
 twenty times a second. OpenVINO's models are converted, and its cache is filled, before it is timed.
@@ -164,14 +164,14 @@ def _convert(folder: Path, place: Path) -> None:
         def forward(self, x: Any, t: Any, words: Any) -> Any:
             return unet(x, t, words, return_dict=False)[0]
 
-    class Picture(torch.nn.Module):
+    class ImageDecoder(torch.nn.Module):
         def forward(self, z: Any) -> Any:
             return vae.decode(z, return_dict=False)[0]
 
     unet.requires_grad_(False), vae.requires_grad_(False)
     asked = {
         "unet": (Eps(), (torch.randn(2, 4, 64, 64), torch.full((2,), 500.0), torch.randn(2, 77, 768))),
-        "decoder": (Picture(), (torch.randn(1, 4, 64, 64),)),
+        "decoder": (ImageDecoder(), (torch.randn(1, 4, 64, 64),)),
     }
     for name, (module, given) in asked.items():
         with torch.no_grad():
