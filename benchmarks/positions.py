@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 import unspeckle
-from unspeckle.corpus import open_corpus, read_folder
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import open_corpus
 from unspeckle.rng import ExampleRNG
 from unspeckle.training.inputs import image_cache_folder
 

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 from training_step import plan_for
 
-from unspeckle.corpus import batches, open_corpus, read_folder
+from unspeckle.corpus.batches import batches
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import open_corpus
 from unspeckle.model import Model, ModelCard
 from unspeckle.model_io.model_file import save
 from unspeckle.networks.autoencoder import Autoencoder

@@ -25,7 +25,9 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from unspeckle.corpus import Batch, Corpus, batches, open_corpus, read_folder
+from unspeckle.corpus.batches import Batch, batches
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import Corpus, open_corpus
 from unspeckle.denoiser import Conditioning
 from unspeckle.networks.autoencoder import Autoencoder, PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.networks.unet import UNet, UNetConfig

@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from unspeckle.corpus import Split, batches, open_corpus, read_folder
+from unspeckle.corpus.batches import batches
+from unspeckle.corpus.captions import read_folder
 from unspeckle.corpus.epoch_order import epoch_permutation, sampling_probabilities, weighted_epoch_order
 from unspeckle.corpus.random_bits import random_bits, random_integers, splitmix64
+from unspeckle.corpus.splits import Split, open_corpus
 from unspeckle.errors import InputError
 
 IMAGE_COUNT = 30

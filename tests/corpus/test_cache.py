@@ -14,7 +14,9 @@ import pytest
 from corpus_images import write_noise
 from PIL import Image
 
-from unspeckle.corpus import Corpus, cache, decoding, image_store, open_corpus, read_folder
+from unspeckle.corpus import cache, decoding, image_store
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import Corpus, open_corpus
 from unspeckle.errors import InputError
 
 
@@ -94,7 +96,8 @@ def test_a_damaged_cache_is_made_again(tmp_path: Path) -> None:
 def test_a_process_killed_at_any_moment_leaves_a_usable_cache(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "in", 12)
     code = (
-        "import os, signal, sys\nfrom unspeckle.corpus import cache, open_corpus, read_folder\n"
+        "import os, signal, sys\nfrom unspeckle.corpus import cache\n"
+        "from unspeckle.corpus.captions import read_folder\nfrom unspeckle.corpus.splits import open_corpus\n"
         "moment = int(sys.argv[3])\n"
         "def kill(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
         "if moment == 13: cache.os.fsync = kill\n"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tiny_models import random_model
 from unspeckle.cli import main
-from unspeckle.corpus import read_folder
+from unspeckle.corpus.captions import read_folder
 from unspeckle.corpus.names_to_captions import (
     MAX_CAPTION_LENGTH,
     class_from_folders,

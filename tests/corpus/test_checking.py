@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from corpus_images import write_noise
 
-from unspeckle.corpus import check_corpus, checking, read_folder
+from unspeckle.corpus import checking
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.checking import check_corpus
 
 
 def write_captioned(path: Path, width: int, height: int, seed: int) -> None:

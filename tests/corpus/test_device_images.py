@@ -8,8 +8,11 @@ import torch
 from corpus_images import write_noise
 
 from training_runs import final_tensors, tensors_equal, train_options
-from unspeckle.corpus import Corpus, batches, device_images, open_corpus, read_folder
+from unspeckle.corpus import device_images
+from unspeckle.corpus.batches import batches
+from unspeckle.corpus.captions import read_folder
 from unspeckle.corpus.device_images import DeviceSplit, move_training_images_to_device
+from unspeckle.corpus.splits import Corpus, open_corpus
 from unspeckle.training import memory
 from unspeckle.training.train_command import run_training
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unspeckle.corpus import Corpus, open_corpus, read_folder
-from unspeckle.corpus.splits import SIDE_WORDS, validation_mask
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import SIDE_WORDS, Corpus, open_corpus, validation_mask
 
 
 def write_folder(folder: Path, colors: list[int], names: list[str] | None = None) -> Path:

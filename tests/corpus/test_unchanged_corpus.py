@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from unspeckle.corpus import Corpus, batches, open_corpus, read_folder
+from unspeckle.corpus.batches import batches
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import Corpus, open_corpus
 
 
 def hash_hex(raw: bytes) -> str:

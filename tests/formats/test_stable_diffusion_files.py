@@ -269,7 +269,7 @@ HASHES = {
     "1": "da53dae1e35e",
     "1-inpaint": "0380a5b620db",
     "1-lcm": "ec53c78d09dd",
-    "2": "44f2f5e289da",
+    "2": "474c8827c769",
     "xl": "1c94ed18479b",
     "xl-inpaint": "ad64d4778c8a",
     "xl-refiner": "88955e08a82d",

@@ -11,7 +11,8 @@ import torch
 
 import unspeckle
 from tiny_models import model_with_student, random_model
-from unspeckle.corpus import open_corpus, read_folder
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import open_corpus
 from unspeckle.generation.conditioning import build_prompt_denoise
 from unspeckle.generation.few_step import select_network
 from unspeckle.generation.request import Request

@@ -10,7 +10,8 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.nn import functional as F
 
-from unspeckle.corpus import Split, open_corpus, read_folder
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import Split, open_corpus
 from unspeckle.scoring import memorization
 from unspeckle.scoring.memorization import NearestImages, find_nearest_images, make_thumbnails, measure_memorization
 

@@ -18,7 +18,8 @@ from tiny_models import make_plan, make_student_plan, model_with_student, random
 from unspeckle import configuration
 from unspeckle.cli import main
 from unspeckle.cli.score_options import check_report_path
-from unspeckle.corpus import open_corpus, read_folder
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import open_corpus
 from unspeckle.errors import InputError
 from unspeckle.model_io.model_file import save
 from unspeckle.scoring.scores import Scores

@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from tiny_models import make_plan
-from unspeckle.corpus import Corpus, batches, open_corpus, read_folder
+from unspeckle.corpus.batches import batches
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import Corpus, open_corpus
 from unspeckle.networks import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.training import encoded_corpus, memory
 

@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tiny_models import make_plan
-from unspeckle.corpus import Batch
+from unspeckle.corpus.batches import Batch
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.networks import build_network

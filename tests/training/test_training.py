@@ -13,7 +13,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from training_runs import COLORS, train_options
-from unspeckle.corpus import read_folder
+from unspeckle.corpus.captions import read_folder
 from unspeckle.generation.pipeline import draw
 from unspeckle.generation.request import Request
 from unspeckle.model import ModelCard

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from tiny_models import CAPTIONS, make_plan
-from unspeckle.corpus import Batch
+from unspeckle.corpus.batches import Batch
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.rng import ExampleRNG
 from unspeckle.text.tokenizer import Tokenizer

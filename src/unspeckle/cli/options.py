@@ -55,8 +55,8 @@ TIMESTEP_SPACING_HELP = (
     "[default: the value stored with the model]"
 )
 GUIDANCE_SCALE_HELP = (
-    "How strongly the image follows the prompt: usually 2 to 10. High values make images more alike and more glaring; 1 "
-    "disables guidance.  [default: the value stored with the model]"
+    "How strongly the image follows the prompt: usually 2 to 10. High values make images more alike, and "
+    "glaring; 1 disables guidance.  [default: the value stored with the model]"
 )
 PRECISION_HELP = (
     "Number format in which the model computes: float32, bfloat16, float16, int8 (fastest on many CPUs, but less "

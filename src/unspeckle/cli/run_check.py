@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
-from unspeckle.corpus import check_corpus, read_folder
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.checking import check_corpus
 
 EXIT_OK, EXIT_ISSUES_FOUND = 0, 1
 

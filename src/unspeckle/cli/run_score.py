@@ -9,7 +9,8 @@ from rich.console import Console
 
 from unspeckle import atomic, configuration
 from unspeckle.cli.score_options import ScoreOptions, check_options, check_report_path, command_line, is_emoji_corpus
-from unspeckle.corpus import Corpus, open_corpus, read_folder
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import Corpus, open_corpus
 from unspeckle.errors import InputError
 from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model

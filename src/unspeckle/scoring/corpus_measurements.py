@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from unspeckle import guidance
-from unspeckle.corpus import Corpus, Split
+from unspeckle.corpus.splits import Corpus, Split
 from unspeckle.denoiser import Denoise
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import PixelAutoencoder

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from unspeckle.corpus import Corpus
+from unspeckle.corpus.splits import Corpus
 from unspeckle.generation.few_step import select_network
 from unspeckle.generation.resolve import ResolvedRequest, resolve
 from unspeckle.model import Model

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from unspeckle.corpus import Split
+from unspeckle.corpus.splits import Split
 
 THUMBNAIL_SIDE = 16  # pixels
 BATCH_SIZE = 512  # training images compared at once

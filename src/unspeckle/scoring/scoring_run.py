@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unspeckle.corpus import Split
+from unspeckle.corpus.splits import Split
 from unspeckle.denoiser import PreparedConditioning
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import ResolvedRequest

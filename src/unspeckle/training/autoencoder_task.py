@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from unspeckle import atomic
-from unspeckle.corpus import Batch, Corpus, batches
+from unspeckle.corpus.batches import Batch, batches
+from unspeckle.corpus.splits import Corpus
 from unspeckle.errors import InputError
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.training import checkpoint

@@ -4,7 +4,7 @@ from typing import cast
 
 from torch import Tensor
 
-from unspeckle.corpus import Batch
+from unspeckle.corpus.batches import Batch
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder
 from unspeckle.rng import ExampleRNG
 from unspeckle.training.master_weights import MasterWeights

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unspeckle.atomic import replace_file
-from unspeckle.corpus import Corpus, Split
 from unspeckle.corpus.batches import select_captions
 from unspeckle.corpus.epoch_order import epoch_permutation, select_images
+from unspeckle.corpus.splits import Corpus, Split
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.old_names import LATENTS_METADATA, LATENTS_TENSORS, rename_fields
 from unspeckle.training.plan import LoraPlan

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 
-from unspeckle.corpus import read_folder
+from unspeckle.corpus.captions import read_folder
 from unspeckle.errors import InputError
 from unspeckle.training.check_options import check_common_options
 from unspeckle.training.command import TrainingCommand

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unspeckle.corpus import Split
+from unspeckle.corpus.splits import Split
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.training import memory
 from unspeckle.training.plan import Plan

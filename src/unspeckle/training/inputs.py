@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unspeckle import quantities
-from unspeckle.corpus import Corpus, FolderListing, open_corpus
+from unspeckle.corpus.folder_listing import FolderListing
+from unspeckle.corpus.splits import Corpus, open_corpus
 from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.model import Model
 from unspeckle.model_io.loading import load

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from unspeckle import quantities
-from unspeckle.corpus import read_folder
+from unspeckle.corpus.captions import read_folder
 from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.formats.lora.layer_names import LORA_LAYOUTS
 from unspeckle.formats.stable_diffusion.add_ons import require_stable_diffusion

@@ -5,7 +5,7 @@ from itertools import repeat
 
 import torch
 
-from unspeckle.corpus import Corpus
+from unspeckle.corpus.splits import Corpus
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.networks.vae import VAE

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unspeckle.corpus import Corpus
+from unspeckle.corpus.splits import Corpus
 from unspeckle.denoiser import PreparedConditioning
 from unspeckle.formats.lora import lora_file
 from unspeckle.formats.stable_diffusion.model import StableDiffusionModel

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from unspeckle.corpus import Batch, Split
+from unspeckle.corpus.batches import Batch
+from unspeckle.corpus.splits import Split
 from unspeckle.model_io.device import resolve_device
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig

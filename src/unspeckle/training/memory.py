@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unspeckle.corpus import Corpus
 from unspeckle.corpus.device_images import move_training_images_to_device
+from unspeckle.corpus.splits import Corpus
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from unspeckle.corpus import Corpus
+from unspeckle.corpus.splits import Corpus
 from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
 
 MAX_IMAGES = 1024

@@ -8,7 +8,7 @@ from typing import cast
 
 from torch import Tensor
 
-from unspeckle.corpus import Batch, batches
+from unspeckle.corpus.batches import Batch, batches
 from unspeckle.denoiser import Network
 from unspeckle.generation.request import Request
 from unspeckle.model import Model, ModelCard

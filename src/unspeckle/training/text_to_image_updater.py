@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unspeckle.corpus import Batch
+from unspeckle.corpus.batches import Batch
 from unspeckle.denoiser import Network, SomeConditioning, map_fields
 from unspeckle.networks import build_network
 from unspeckle.networks.autoencoder import Autoencoder

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from unspeckle import atomic
-from unspeckle.corpus import Corpus, read_folder
+from unspeckle.corpus.captions import read_folder
+from unspeckle.corpus.splits import Corpus
 from unspeckle.errors import InputError
 from unspeckle.model import ModelCard
 from unspeckle.model_io.device import resolve_device

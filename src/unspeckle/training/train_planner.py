@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from unspeckle.configuration import kind_to_json
-from unspeckle.corpus import Batch, Corpus, batches
+from unspeckle.corpus.batches import Batch, batches
+from unspeckle.corpus.splits import Corpus
 from unspeckle.model import Model
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder
 from unspeckle.presets import PRESETS, get_preset

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from unspeckle.corpus import Corpus, Split
+from unspeckle.corpus.splits import Corpus, Split
 from unspeckle.denoiser import Denoiser, PreparedConditioning
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.objective import Objective
