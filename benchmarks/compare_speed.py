@@ -23,8 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 LOADING = (
-    "import time, torch; "
-    "t = time.perf_counter(); import unspeckle; unspeckle.load(); print(time.perf_counter() - t)"
+    "import time, torch; t = time.perf_counter(); import unspeckle; unspeckle.load(); print(time.perf_counter() - t)"
 )
 COLD_DRAW = ["-m", "unspeckle", "draw", "a frog on stilts", "--quiet", "--out"]
 
