@@ -38,6 +38,9 @@ def test_a_student_costs_its_segments_and_its_teacher_s_steps() -> None:
     assert guided - unguided == pytest.approx(6 * forward)
     one_segment = count_flops_per_image(plan.with_changes(distillation={"guidance_scale": 1.0, "step_counts": (1,)}))
     assert unguided - 6 * forward == pytest.approx(3 * (one_segment - 6 * forward))
+    # A segment costs what an image costs in the training of the same network.
+    trained = count_flops_per_image(make_plan("nano").with_changes(model={"size": plan.model.size}))
+    assert one_segment - 6 * forward == pytest.approx(trained)
 
 
 def test_the_peak_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
