@@ -21,10 +21,11 @@ from rich.progress import Progress
 from unspeckle import configuration
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import load
+from unspeckle.scoring.composition.composition_test import CompositionTest, read_composition_test
 from unspeckle.scoring.composition.detector import Detection, Detector
 from unspeckle.scoring.composition.detector_file import load_detector
 from unspeckle.scoring.composition.detector_limits import measure_detector_limits
-from unspeckle.scoring.composition.prompts import CATEGORIES, CompositionTest, read_composition_test
+from unspeckle.scoring.composition.prompts import CATEGORIES
 from unspeckle.scoring.composition.score import (
     CategoryScore,
     CompositionScore,

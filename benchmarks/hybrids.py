@@ -21,6 +21,7 @@ from torch import Tensor
 from unspeckle.generation.request import Request
 from unspeckle.model_io.loading import load
 from unspeckle.prompts import HYBRID_METHODS
+from unspeckle.scoring.composition.composition_test import read_composition_test
 from unspeckle.scoring.composition.hybrids import (
     AND_METHOD,
     SECOND_NOUN_SHARE,
@@ -29,7 +30,6 @@ from unspeckle.scoring.composition.hybrids import (
     generate_hybrids,
     judge_hybrids,
 )
-from unspeckle.scoring.composition.prompts import read_composition_test
 from unspeckle.scoring.composition.train_detector import load_or_train_detector
 
 PAIRS = "frog-rabbit,dog-lion,cat-panda,fox-pig"

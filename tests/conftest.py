@@ -66,7 +66,7 @@ def _brief_measurements() -> Iterator[None]:
     from unspeckle.training import measurement
 
     with pytest.MonkeyPatch.context() as monkeypatch:
-        for kind in ("STEPS", "CACHED_LATENTS", "TEXT_STAGE", "AUTOENCODER", "PEAK_FLOPS"):
+        for kind in ("STEPS", "CAPTIONS", "CACHED_LATENTS", "TEXT_STAGE", "AUTOENCODER", "PEAK_FLOPS"):
             monkeypatch.setattr(measurement, f"{kind}_SECONDS", 0.0)
         yield
 

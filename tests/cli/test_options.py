@@ -34,7 +34,8 @@ EXPECTED = {
     "paste-original no-paste-original variation-seed variation-strength hires-size upscaler prediction trust-pickle "
     "lora embedding vae preview clip-skip tile-size precision device quiet",
     "train": "out for images steps size preset space captions caption template from optimizer learning-rate seed "
-    "batch-size device precision compile no-compile flip no-flip balance license lora rank train-text-encoder layout "
+    "batch-size device precision compile no-compile flip no-flip balance caption-augmentation "
+    "no-caption-augmentation license lora rank train-text-encoder layout "
     "prediction trust-pickle plan json quiet",
     "distil": "out for images steps corpus guidance-scale seed batch-size device precision plan json quiet",
     "score": "corpus out features images seeds prompts steps sampler timestep-spacing guidance-scale captions caption "

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,12 @@ def test_boxes_contain_exactly_what_is_painted(sprite_folder: Path, tmp_path: Pa
                 assert all(edge.any() for edge in edges), truth
 
 
+def enclosing_box(boxes: Iterable[list[int]]) -> list[int]:
+    """The box around all of them."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return [min(x0), min(y0), max(x1), max(y1)]
+
+
 def test_relations_are_true_of_the_boxes(sprite_folder: Path, tmp_path: Path) -> None:
     make_emoji_corpus(tmp_path / "out", scenes=600, seed=2, sprites=sprite_folder)
     relations = set()
@@ -85,7 +92,13 @@ def test_relations_are_true_of_the_boxes(sprite_folder: Path, tmp_path: Path) ->
         if truth["relation"] is None:
             continue
         relations.add(truth["relation"])
-        a, b = (obj["box"] for obj in truth["objects"])
+        if truth["kind"] == "trio":  # the third object above or below the first two
+            (*others, a) = (obj["box"] for obj in truth["objects"])
+            assert others[0][2] <= others[1][0], truth
+            b = (0, min(box[1] for box in others), 0, max(box[3] for box in others))
+        else:
+            nouns = list(dict.fromkeys(obj["noun"] for obj in truth["objects"]))
+            a, b = (enclosing_box(obj["box"] for obj in truth["objects"] if obj["noun"] == noun) for noun in nouns)
         is_true = {"left of": a[2] <= b[0], "right of": b[2] <= a[0], "above": a[3] <= b[1], "below": b[3] <= a[1]}
         assert is_true.get(truth["relation"], is_true["left of"] or is_true["right of"]), truth
         boxes = {obj["size"]: obj["box"] for obj in truth["objects"]}

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from detections import CAR, FROG, LEFT, LOW, RIGHT, TOP, TREE, detect
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,11 +26,13 @@ from unspeckle.generation.request import Request
 from unspeckle.model import Model, ModelCard
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, UNetConfig
 from unspeckle.schedule import FlowSchedule
+from unspeckle.scoring.composition.composition_test import read_composition_test
 from unspeckle.scoring.composition.degradation import degrade_images
 from unspeckle.scoring.composition.detector import Detection, Detector, box_iou
 from unspeckle.scoring.composition.detector_examples import ExamplePainter, paint_blocks
 from unspeckle.scoring.composition.detector_file import DETECTOR_METADATA_KEY, load_detector, save_detector
 from unspeckle.scoring.composition.detector_limits import measure_detector_limits
+from unspeckle.scoring.composition.free_wording import FREE_CATEGORIES, GRAMMAR_CATEGORY, HAND_CATEGORY
 from unspeckle.scoring.composition.prompt_scenes import (
     _render_seed,
     make_hard_negative,
@@ -41,7 +45,6 @@ from unspeckle.scoring.composition.prompts import (
     CompositionPrompt,
     open_corpus_sprites,
     read_composition_prompts,
-    read_composition_test,
 )
 from unspeckle.scoring.composition.score import generate_and_judge, score_composition
 from unspeckle.scoring.composition.train_detector import train_detector
@@ -66,26 +69,10 @@ def detector(corpus: Path) -> Detector:
     return train_detector(*open_corpus_sprites(corpus), image_count=5120, workers=0)
 
 
-def detect(
-    *nouns: str,
-    at: Sequence[float] = (0.5, 0.5),
-    side: float = 0.3,
-    score: float = 0.9,
-    tint: str = "",
-    wearing: str = "",
-) -> Detection:
-    box = (at[0] - side / 2, at[1] - side / 2, at[0] + side / 2, at[1] + side / 2)
-    return Detection(nouns, box, tint=tint, wearing=wearing, score=score)
-
-
 def render_prompts(corpus: Path, prompts: Sequence[CompositionPrompt]) -> list[Tensor]:
     library, size = open_corpus_sprites(corpus)
     vocabulary, painter = build_vocabulary(library), ScenePainter(library, size)
     return [render_prompt(prompt, 2, vocabulary, painter) for prompt in prompts]
-
-
-FROG, CAR, TREE = detect("frog"), detect("car"), detect("tree")
-LEFT, RIGHT, TOP, LOW = (0.2, 0.5), (0.8, 0.5), (0.5, 0.2), (0.5, 0.8)
 
 
 @pytest.mark.parametrize(
@@ -313,12 +300,16 @@ def test_examples_depend_on_the_seed_and_on_their_index_alone(corpus: Path) -> N
 
 def test_a_detector_of_some_seconds_tells_real_renders_from_others(corpus: Path, detector: Detector) -> None:
     completed: list[int] = []
-    limits = measure_detector_limits(read_composition_test(corpus, 8), detector, 4, completed.append)
-    assert completed == [*range(1, 8 * len(CATEGORIES) + 1)]
+    test = read_composition_test(corpus, 8)
+    limits = measure_detector_limits(test, detector, 4, completed.append)
+    assert completed == [*range(1, len(test.prompts) + 1)] and set(limits) == {*CATEGORIES, *FREE_CATEGORIES}
     for category in ("one object", "two objects", "counting", "position"):
         assert limits[category].ceiling >= 0.7, limits
         assert limits[category].render_count == 32
-    fooled = {name: limit for name, limit in limits.items() if limit.floor > 0.05 or limit.hard_negative_rate > 0.45}
+    assert limits[GRAMMAR_CATEGORY].ceiling >= 0.45 > 5 * limits[GRAMMAR_CATEGORY].floor
+    assert limits[HAND_CATEGORY].ceiling > 2 * limits[HAND_CATEGORY].floor
+    fixed = {name: limit for name, limit in limits.items() if name in CATEGORIES}
+    fooled = {name: limit for name, limit in fixed.items() if limit.floor > 0.05 or limit.hard_negative_rate > 0.45}
     assert not fooled
 
 
@@ -391,7 +382,9 @@ class PromptNumberTokenizer:
 
 
 def test_a_model_that_draws_real_renders_has_the_score_of_the_ceiling(corpus: Path, detector: Detector) -> None:
-    prompts = read_composition_prompts(corpus, 1)
+    test = read_composition_test(corpus, 1)
+    prompts = [prompt for prompt in test.prompts if "(" not in prompt.text]  # which would mean emphasis
+    test = replace(test, prompts=prompts)
     renders = render_prompts(corpus, prompts)
     network = RenderNetwork([images.float() / 127.5 - 1 for images in renders])
     model = Model(
@@ -407,13 +400,12 @@ def test_a_model_that_draws_real_renders_has_the_score_of_the_ceiling(corpus: Pa
         assert torch.equal(item.images, images)
         assert item.verdicts == judge_images(images, item.prompt, detector)
     reports: list[tuple[int, int]] = []
-    score = score_composition(
-        model, read_composition_test(corpus, 1), detector, seed_count=2, progress=lambda *at: reports.append(at)
-    )
-    assert reports == [(i + 1, 18) for i in range(18)]  # nine prompts for the detector, and nine for the model
-    assert [c.name for c in score.categories] == list(CATEGORIES)
-    assert all(c.accuracy == c.ceiling and c.image_count == c.render_count == 2 for c in score.categories)
-    assert all(c.prompt_count == 1 for c in score.categories)
+    score = score_composition(model, test, detector, seed_count=2, progress=lambda *at: reports.append(at))
+    total = 2 * len(prompts)  # each prompt for the detector, and each for the model
+    assert reports == [(i + 1, total) for i in range(total)]
+    assert [c.name for c in score.categories] == [*CATEGORIES, *FREE_CATEGORIES]
+    assert all(c.accuracy == c.ceiling and c.image_count == c.render_count for c in score.categories)
+    assert all((c.prompt_count, c.image_count) == (1, 2) for c in score.categories if c.name in CATEGORIES)
     assert score.mean == score.ceiling and score.low <= score.mean <= score.high
     values = json.loads(json.dumps(configuration.to_json(score)))
     assert configuration.from_json(type(score), values, "score") == score

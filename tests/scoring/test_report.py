@@ -110,7 +110,7 @@ def test_composition_has_its_table() -> None:
     html = render_report(replace(example_scores(), composition=example_composition()), example_report_images(), "x")
     reader = read(html)
     assert "two <objects>" in reader.text and "42 % (30 to 50)" in reader.text and "(37 to 47)" in reader.text
-    assert "25 prompts of each category, 2 images of each; a published score has 100 prompts" in reader.text
+    assert "25 prompts of each category, of free wording up to three times as many, 2 images of each; a" in reader.text
     assert 'style="width:42.0%"' in html and 'style="left:97.0%"' in html
 
 

@@ -13,6 +13,7 @@ from unspeckle.cli import main
 from unspeckle.corpus.emoji.make_corpus import make_emoji_corpus
 from unspeckle.prompts import HYBRID_METHODS
 from unspeckle.scoring.composition import train_detector
+from unspeckle.scoring.composition.free_wording import FREE_CATEGORIES
 from unspeckle.scoring.composition.prompts import CATEGORIES, open_corpus_sprites
 from unspeckle.scoring.scores import Scores
 
@@ -59,9 +60,11 @@ def test_composition_and_hybrids_are_in_the_report(
     categories = scores["composition"]["categories"]
     kinds = {json.loads(line)["kind"] for line in (scenes / "held-out.jsonl").read_text().splitlines()}
     names = [name for name, (kind, _) in CATEGORIES.items() if kind in kinds]
-    assert [c["name"] for c in categories] == names and {"one object", "position", "hybrids"} < set(names)
-    assert all((c["prompt_count"], c["image_count"], c["render_count"]) == (3, 6, 6) for c in categories)
-    assert "3 prompts of each category, 2 images of each; a published score has 100 prompts and 4 images" in html
+    assert [c["name"] for c in categories] == [*names, *FREE_CATEGORIES]
+    assert {"one object", "position", "hybrids"} < set(names)
+    assert all((c["prompt_count"], c["image_count"], c["render_count"]) == (3, 6, 6) for c in categories[: len(names)])
+    assert all(c["prompt_count"] <= 9 and c["image_count"] == 2 * c["prompt_count"] for c in categories[len(names) :])
+    assert "3 prompts of each category, of free wording up to three times as many, 2 images of each; a" in html
     hybrids = scores["hybrids"]
     assert hybrids["held_out_count"] >= 1 and len(hybrids["pairs"]) == 1 and hybrids["seed_count"] == 2
     assert [method["method"] for method in hybrids["methods"]] == [*HYBRID_METHODS, "AND"]

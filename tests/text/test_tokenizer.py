@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unspeckle.errors import InputError
-from unspeckle.text.tokenizer import PAD_ID, START_ID, UNKNOWN_ID, Tokenizer
+from unspeckle.text.tokenizer import PAD_ID, START_ID, UNKNOWN_ID, WORD_BREAK, Tokenizer
 
 CAPTIONS = ["a frog on stilts", "two rabbits left of a frog", "Ein größerer Hase", "a frog wearing a hat", "12 cats"]
 
@@ -95,3 +95,17 @@ def test_an_empty_caption_is_a_start_token(tokenizer: Tokenizer) -> None:
 def test_no_captions_are_an_input_error() -> None:
     with pytest.raises(InputError, match="--caption"):
         Tokenizer.train([])
+
+
+def test_no_id_reaches_over_a_word_break() -> None:
+    tokenizer = Tokenizer.train(CAPTIONS)
+    whole, broken = tokenizer.encode(["a frog on stilts", f"a fr{WORD_BREAK}og on stilts"])
+    assert (broken != PAD_ID).sum() >= (whole != PAD_ID).sum() and not torch.equal(whole, broken)
+    text = tokenizer.bpe.decode([int(i) for i in broken if i > UNKNOWN_ID])
+    assert text == "a frog on stilts"
+
+
+def test_wordings_lengthen_captions_and_are_no_known_words() -> None:
+    plain, loose = (Tokenizer.train(CAPTIONS, wordings=w) for w in ([], [f"please draw {c}, 4k" for c in CAPTIONS]))
+    assert loose.context_length > plain.context_length and loose.known_words == plain.known_words
+    assert not loose.are_truncated([f"please draw {caption}, 4k" for caption in CAPTIONS])[0]

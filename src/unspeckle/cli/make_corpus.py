@@ -12,7 +12,7 @@ from unspeckle.errors import InputError
 HELP = "Make a folder of captioned images to train on."
 NOUNS_HELP = (
     "What the images show: names with commas between them, such as frog,rabbit,pizza, or all for more than 600 emoji.  "
-    "[default: a curated list of 90 nouns; with --sprites, all images in that folder]"
+    "[default: a curated list of 128 nouns; with --sprites, all images in that folder]"
 )
 SPRITES_HELP = (
     "Folder of RGBA images named after what they show, such as frog.png, which are used instead of emoji.  "

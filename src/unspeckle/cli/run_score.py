@@ -17,8 +17,8 @@ from unspeckle.model import Model
 from unspeckle.model_io.device import resolve_device
 from unspeckle.model_io.loading import load
 from unspeckle.output.png import file_stem
+from unspeckle.scoring.composition.composition_test import CompositionTest, read_composition_test
 from unspeckle.scoring.composition.hybrids import SCORED_METHODS, score_hybrids
-from unspeckle.scoring.composition.prompts import CompositionTest, read_composition_test
 from unspeckle.scoring.composition.score import score_composition
 from unspeckle.scoring.composition.train_detector import load_or_train_detector
 from unspeckle.scoring.measure import count_network_calls, measure_scores

@@ -69,6 +69,11 @@ LORA_HELP = (
 )
 RANK_HELP = "Rank of the LoRA's matrices: a higher one can learn more and makes a larger file."
 TEXT_ENCODER_HELP = "Train the text encoders as well as the network."
+CAPTION_AUGMENTATION_HELP = (
+    "Whether each caption is read in many wordings (without articles, with typing errors, with words around it that "
+    "say nothing), so that the model understands prompts as people type them.  [default: used if the captions have at "
+    "most 3000 different words]"
+)
 LAYOUT_HELP = "Names of the tensors in the LoRA file: kohya, which most programs read, or peft, those of diffusers."
 
 
@@ -94,6 +99,9 @@ def train(
     compile: Annotated[bool | None, typer.Option("--compile/--no-compile", help=COMPILE_HELP)] = None,
     flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help=FLIP_HELP)] = None,
     balance: Annotated[float | None, typer.Option(metavar="FRACTION", help=BALANCE_HELP)] = None,
+    caption_augmentation: Annotated[
+        bool | None, typer.Option("--caption-augmentation/--no-caption-augmentation", help=CAPTION_AUGMENTATION_HELP)
+    ] = None,
     license: Annotated[str | None, typer.Option(metavar="NAME", help=LICENSE_HELP)] = None,
     lora: Annotated[bool, typer.Option("--lora", help=LORA_HELP, rich_help_panel=LORA_TRAINING)] = False,
     rank: Annotated[int, typer.Option(metavar="N", help=RANK_HELP, rich_help_panel=LORA_TRAINING)] = 8,
@@ -146,6 +154,7 @@ def train(
         compile=compile,
         flip=flip,
         balance=balance,
+        caption_augmentation=caption_augmentation,
         license=license,
         plan_only=plan,
         json=json,
@@ -173,7 +182,7 @@ def train(
 
 def _check_lora_options(options: "TrainOptions") -> None:
     """InputError for options that do not go with --lora, and if the checkpoint is missing."""
-    for name in ("preset", "space", "optimizer", "compile", "flip", "balance"):
+    for name in ("preset", "space", "optimizer", "compile", "flip", "balance", "caption_augmentation"):
         if getattr(options, name) is not None:
             raise InputError(": does not go with --lora; leave it out", name)
     if options.from_model is None:

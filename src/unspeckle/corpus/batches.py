@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unspeckle.corpus.caption_augmentation import WORDINGS, CaptionAugmenter
 from unspeckle.corpus.epoch_order import (
     epoch_permutation,
     sampling_probabilities,
@@ -37,16 +38,24 @@ class Batch(NamedTuple):
 
 
 def batches(
-    split: Split, batch_size: int, *, seed: int, start: int = 0, flip: bool = True, balance: float = 0.0
+    split: Split,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int = 0,
+    flip: bool = True,
+    balance: float = 0.0,
+    augmenter: CaptionAugmenter | None = None,
 ) -> Iterator[Batch]:
     """Endless batches of `batch_size` examples.
 
-    seed: the image, caption, crop and flip of an example depend only on the seed and its global index, not on
+    seed: the image, caption, wording, crop and flip of an example depend only on the seed and its global index, not on
         `batch_size` or `start`.
     start: the global index of the first example, which is the number of examples already seen.
     flip: flip half of the images horizontally, but never one that has a caption with left, right or half.
     balance: 0 shows each image once an epoch; up to 1, images with rare captions are shown more often and those with
         frequent ones less often: see `sampling_probabilities`.
+    augmenter: gives captions in different wordings; None gives them as they are.
 
     Raises InputError if the split is empty or a number is out of range.
     """
@@ -58,11 +67,18 @@ def batches(
         raise InputError(f" {start}: must be at least 0", "start")
     if not 0 <= balance <= 1:
         raise InputError(f" {balance}: must be between 0 and 1", "balance")
-    return _generate_batches(split, batch_size, seed, start, flip, balance)
+    return _generate_batches(split, batch_size, seed=seed, start=start, flip=flip, balance=balance, augmenter=augmenter)
 
 
 def _generate_batches(
-    split: Split, batch_size: int, seed: int, start: int, flip: bool, balance: float
+    split: Split,
+    batch_size: int,
+    *,
+    seed: int,
+    start: int,
+    flip: bool,
+    balance: float,
+    augmenter: CaptionAugmenter | None,
 ) -> Iterator[Batch]:
     import torch
 
@@ -88,6 +104,10 @@ def _generate_batches(
             flip=is_flippable[image_indices] & is_flipped,
         )
         captions = select_captions(split, seed, example_indices, image_indices)
+        if augmenter is not None:
+            wording_count = np.full(batch_size, WORDINGS, np.int64)
+            numbers = random_integers(wording_count, seed, Purpose.WORDING, example_indices).tolist()
+            captions = [augmenter.reword(caption, n) for caption, n in zip(captions, numbers, strict=True)]
         yield Batch(images, captions, torch.from_numpy(example_indices))
         start += batch_size
 

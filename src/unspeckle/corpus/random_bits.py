@@ -19,6 +19,7 @@ class Purpose(IntEnum):
     FLIP = 5
     EPOCH_OFFSET = 6
     RESHUFFLE = 7
+    WORDING = 8
 
 
 def random_bits(seed: int, purpose: int, counters: NDArray[np.int64]) -> NDArray[np.uint64]:

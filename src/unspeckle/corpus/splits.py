@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspeckle.corpus.cache import open_image_store
+from unspeckle.corpus.caption_augmentation import words_of
 from unspeckle.corpus.display import summarize_names
 from unspeckle.corpus.folder_listing import FolderListing
 from unspeckle.corpus.image_store import ImageStore
@@ -110,6 +112,11 @@ class Corpus:
     def training_captions(self) -> Iterator[str]:
         """Every caption of every training image."""
         return (caption for captions in self.training.captions for caption in captions)
+
+    @cached_property
+    def training_words(self) -> frozenset[str]:
+        """Every word of these captions, in lower case."""
+        return words_of(self.training_captions())
 
     def describe(self) -> list[str]:
         """A summary for a person, one string a line."""

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from unspeckle.scoring import bits_per_dim, charts, memorization, plots
+from unspeckle.scoring.composition.free_wording import FREE_CATEGORIES
 from unspeckle.scoring.composition.prompts import PROTOCOL_PROMPTS
 from unspeckle.scoring.html_images import encode_image, encode_image_strip
 from unspeckle.scoring.intervals import ConfidenceInterval
@@ -144,6 +145,9 @@ def _key_figures(scores: Scores) -> list[KeyFigure]:
     if (c := scores.composition) is not None:
         note = f"of images show what the prompt says ({100 * c.low:.0f} to {100 * c.high:.0f})"
         figures.append(KeyFigure("composition", _format_percent(c.mean), note))
+        if free := [category.accuracy for category in c.categories if category.name in FREE_CATEGORIES]:
+            note = "of images show what prompts say that are worded as people write them"
+            figures.append(KeyFigure("free wording", _format_percent(sum(free) / len(free)), note))
     for name, decimals in (("kid", 1), ("precision", 2), ("recall", 2)):
         if (distance := scores.find_distance(name)) is not None:
             text = DISTANCE_TEXTS[name]

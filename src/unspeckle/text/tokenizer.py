@@ -18,6 +18,7 @@ SPECIAL_TOKENS = ("<pad>", "<start>", "<unknown>")  # by their ids
 MAX_CONTEXT_LENGTH = 64  # ids of a caption; longer ones are cut
 MAX_ALPHABET = 4000  # characters with a token of their own
 MAX_KNOWN_WORDS = 20_000
+WORD_BREAK = "\ue000"  # in a wording of a caption: the word is split here (see corpus/caption_augmentation.py)
 WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 
 
@@ -52,15 +53,17 @@ class Tokenizer:
         self.bpe, self.context_length, self.known_words = bpe, context_length, frozenset(known_words)
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocab_size: int = 2048) -> "Tokenizer":
+    def train(cls, captions: Iterable[str], vocab_size: int = 2048, *, wordings: Iterable[str] = ()) -> "Tokenizer":
         """A tokenizer with about vocab_size ids, and more if the captions have many different characters. The longest
         caption decides its context_length, up to MAX_CONTEXT_LENGTH. It does not depend on the order of the captions.
-        InputError without captions."""
+
+        wordings: other forms in which the captions will be read; their words are not known words. InputError without
+        captions."""
         caption_counts = Counter(captions)
         if not caption_counts:
             raise InputError("no captions to train the tokenizer on: give the images captions, or use --caption")
         bpe = _untrained_bpe()
-        texts = sorted(caption_counts)
+        texts = sorted({*caption_counts, *(wording.replace(WORD_BREAK, "") for wording in wordings)})
         alphabet = _most_frequent_characters(texts, bpe.normalizer)
         trainer = trainers.BpeTrainer(
             vocab_size=max(vocab_size, 2 * len(alphabet) + 1024),
@@ -86,14 +89,28 @@ class Tokenizer:
         """Ids (B, L) int64: a start token, so that no row is empty, the caption, cut at L, and padding."""
         padded_ids = torch.full((len(captions), self.context_length), PAD_ID, dtype=torch.int64)
         padded_ids[:, 0] = START_ID
-        for row, encoding in zip(padded_ids, self.bpe.encode_batch(list(captions)), strict=True):
-            ids = encoding.ids[: self.context_length - 1]
+        for row, caption_ids in zip(padded_ids, self._encode_captions(captions), strict=True):
+            ids = caption_ids[: self.context_length - 1]
             row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return padded_ids
 
+    def _encode_captions(self, captions: Sequence[str]) -> list[list[int]]:
+        """The ids of each caption, all of them."""
+        encodings = self.bpe.encode_batch([caption.replace(WORD_BREAK, "") for caption in captions])
+        return [
+            self._encode_broken_words(caption) if WORD_BREAK in caption else encoding.ids
+            for caption, encoding in zip(captions, encodings, strict=True)
+        ]
+
+    def _encode_broken_words(self, caption: str) -> list[int]:
+        """The ids of a caption in which no id reaches over a WORD_BREAK."""
+        pieces = self.bpe.pre_tokenizer.pre_tokenize_str(self.bpe.normalizer.normalize_str(caption))
+        parts = (part for piece, _ in pieces for part in piece.split(WORD_BREAK) if part)
+        return [token.id for part in parts for token in self.bpe.model.tokenize(part)]
+
     def are_truncated(self, captions: Sequence[str]) -> list[bool]:
         """Which captions are too long, and lose words at their end."""
-        return [len(encoding.ids) > self.context_length - 1 for encoding in self.bpe.encode_batch(list(captions))]
+        return [len(ids) > self.context_length - 1 for ids in self._encode_captions(captions)]
 
     def character_spans(self, caption: str) -> list[tuple[int, int]]:
         """For each id of the encoded caption, the characters that it stands for as (start, end); (0, 0) for none."""

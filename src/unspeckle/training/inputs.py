@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unspeckle import quantities
+from unspeckle.corpus.caption_augmentation import CaptionAugmenter, are_alike
 from unspeckle.corpus.folder_listing import FolderListing
 from unspeckle.corpus.splits import Corpus, open_corpus
 from unspeckle.errors import InputError, prefix_with_option
@@ -28,6 +29,8 @@ from unspeckle.training.preset_choice import choose_space
 
 # In a RUN
 TOKENIZER_FILE = "tokenizer.json"
+# Wordings of a caption that a tokenizer is trained on, and of all captions together
+TOKENIZER_WORDINGS, MAX_TOKENIZER_TEXTS = 8, 100_000
 # Width and height of the images if nobody says, on a CPU and on a GPU
 CPU_SIZE, CUDA_SIZE = (64, 64), (128, 128)
 
@@ -40,6 +43,14 @@ class TrainingInputs(NamedTuple):
     autoencoder: Autoencoder
     # The model whose training is continued with other images
     base_model: Model | None = None
+
+    def make_augmenter(self, seed: int) -> CaptionAugmenter:
+        """What gives captions in different wordings, none of which is cut by the tokenizer."""
+
+        def fits(text: str) -> bool:
+            return not self.tokenizer.are_truncated([text])[0]
+
+        return CaptionAugmenter(self.corpus.training_words, seed, fits)
 
 
 def load_trainable_model(path: Path) -> Model:
@@ -70,12 +81,30 @@ def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None
         tokenizer, autoencoder = base_model.tokenizer, base_model.autoencoder
     else:
         use_latents = choose_space(options, corpus.training.size) == "latents"
-        tokenizer = Tokenizer.train(corpus.training_captions())
+        tokenizer = _train_tokenizer(corpus, options)
         autoencoder = init_autoencoder(options.seed or 0) if use_latents else fit_pixel_autoencoder(corpus)
     if plan is None:
         print_lines(console, corpus.describe())
         _warn_truncated_captions(corpus, tokenizer, console)
     return TrainingInputs(corpus, tokenizer, autoencoder, base_model)
+
+
+def augments_captions(corpus: Corpus, options: TrainOptions) -> bool:
+    """Whether captions are read in different wordings: as the options say, or where they are alike."""
+    if options.caption_augmentation is not None:
+        return options.caption_augmentation
+    return are_alike(corpus.training_words)
+
+
+def _train_tokenizer(corpus: Corpus, options: TrainOptions) -> Tokenizer:
+    """A tokenizer of the corpus's captions, and of some of their wordings if these are read."""
+    captions = sorted(set(corpus.training_captions()))
+    if not augments_captions(corpus, options):
+        return Tokenizer.train(corpus.training_captions())
+    augmenter = CaptionAugmenter(corpus.training_words, options.seed or 0)
+    sample = captions[:: max(1, len(captions) * TOKENIZER_WORDINGS // MAX_TOKENIZER_TEXTS)]
+    wordings = (augmenter.reword(caption, n) for caption in sample for n in range(1, 1 + TOKENIZER_WORDINGS))
+    return Tokenizer.train(corpus.training_captions(), wordings=wordings)
 
 
 def print_lines(console: Console, lines: list[str]) -> None:

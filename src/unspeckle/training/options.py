@@ -41,6 +41,8 @@ class TrainOptions:
     flip: bool | None = None
     # How far rare captions are shown more often, 0 to 1
     balance: float | None = None
+    # Whether captions are read in different wordings
+    caption_augmentation: bool | None = None
     # Of the model, for its card
     license: str | None = None
     # Only print the plan

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from rich.table import Table
 from rich.text import Text
 
+from unspeckle.corpus.caption_augmentation import WORDINGS
 from unspeckle.networks.autoencoder import PixelAutoencoderConfig
 from unspeckle.training.plan import DistillationPlan, LoraPlan, Plan
 
@@ -22,6 +23,7 @@ def plan_table(plan: Plan, steps_done: int) -> Table:
         "network": _describe_network(plan),
         "denoises": _describe_space(plan),
         "images": _describe_images(plan),
+        **({"captions": _describe_captions(plan)} if work.augment_captions else {}),
         "optimizer": _describe_optimizer(plan),
         "memory": f"{measured.memory_bytes / 2**30:.1f} GiB at the peak",
         "disk": f"{measured.disk_bytes / 2**20:,.0f} MiB in the run's folder",
@@ -93,6 +95,14 @@ def _describe_images(plan: Plan) -> str:
     if work.flip and not isinstance(plan, LoraPlan | DistillationPlan):
         text += ", half of them mirrored"
     return text + (", those of rare captions more often" if work.balance else "")
+
+
+def _describe_captions(plan: Plan) -> str:
+    cost = plan.measured.caption_cost
+    return (
+        f"each in up to {WORDINGS} wordings, as people type them; steps take {cost:.0%} longer for it "
+        "(--no-caption-augmentation: as they are)"
+    )
 
 
 def _describe_optimizer(plan: Plan) -> str:

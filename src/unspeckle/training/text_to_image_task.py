@@ -54,7 +54,15 @@ class TextToImageTask(ModelTask):
         if work.cache_latents:
             split = encode_split(split, self.updater.autoencoder_in_precision)
         first_index = start * work.batch_size
-        return batches(split, work.batch_size, seed=work.seed, start=first_index, flip=work.flip, balance=work.balance)
+        return batches(
+            split,
+            work.batch_size,
+            seed=work.seed,
+            start=first_index,
+            flip=work.flip,
+            balance=work.balance,
+            augmenter=self.inputs.make_augmenter(work.seed) if work.augment_captions else None,
+        )
 
     def create_validator(self) -> Validator:
         validation_loss = ValidationLoss(

@@ -10,7 +10,7 @@ import torch
 
 from unspeckle.configuration import kind_to_json
 from unspeckle.corpus.batches import Batch, batches
-from unspeckle.corpus.splits import Corpus
+from unspeckle.corpus.splits import Corpus, Split
 from unspeckle.model import Model
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder
 from unspeckle.presets import PRESETS, get_preset
@@ -21,7 +21,7 @@ from unspeckle.training.budget import finalize_plan
 from unspeckle.training.check_options import check_image_size
 from unspeckle.training.compile_choice import should_compile, try_compile
 from unspeckle.training.cost import ImageCost, count_text_steps
-from unspeckle.training.inputs import TrainingInputs
+from unspeckle.training.inputs import TrainingInputs, augments_captions
 from unspeckle.training.measurement import PrintLine, Throughput
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.plan import (
@@ -69,6 +69,7 @@ class TrainPlanner:
             measure = partial(self._measure, seconds=measurement.STEPS_SECONDS)
             force = self.options.compile is True
             plan, throughput = try_compile(plan, throughput, measure, force=force, print_line=self.print_line)
+        plan = self._with_caption_cost(plan, throughput)
         cost = self._measure_image_cost(plan, throughput, self._batches(plan))
         if self.trains_autoencoder:
             autoencoder_throughput = measurement.measure_autoencoder_training(
@@ -122,6 +123,7 @@ class TrainPlanner:
                 batch_size=self._batch_size(compute),
                 seed=0 if options.seed is None else options.seed,
                 autoencoder_steps=int(self.trains_autoencoder),
+                augment_captions=augments_captions(corpus, options),
             ),
             compute=compute,
             objective=LATENT_OBJECTIVE if isinstance(self.inputs.autoencoder, LatentAutoencoder) else PIXEL_OBJECTIVE,
@@ -153,8 +155,12 @@ class TrainPlanner:
             **({} if base is None else inherit_prediction(base)),
         )
 
-    def _batches(self, plan: Plan) -> Iterator[Batch]:
-        return batches(self.inputs.corpus.training, plan.work.batch_size, seed=plan.work.seed)
+    def _batches(self, plan: Plan, split: Split | None = None) -> Iterator[Batch]:
+        """Batches to measure by: of training images, or of their latents."""
+        work = plan.work
+        augmenter = self.inputs.make_augmenter(work.seed) if work.augment_captions else None
+        split = self.inputs.corpus.training if split is None else split
+        return batches(split, work.batch_size, seed=work.seed, flip=False, augmenter=augmenter)
 
     def _measure(self, plan: Plan, seconds: float, training_batches: Iterator[Batch] | None = None) -> Throughput:
         """How fast the plan's steps are."""
@@ -162,6 +168,15 @@ class TrainPlanner:
         return measurement.measure_training(
             plan, training_batches, self.inputs.tokenizer, self.inputs.autoencoder, seconds
         )
+
+    def _with_caption_cost(self, plan: Plan, throughput: Throughput) -> Plan:
+        """The plan with what the wordings of captions cost, as measured."""
+        if not plan.work.augment_captions:
+            return plan
+        plain_plan = plan.with_changes(work={"augment_captions": False})
+        plain = self._measure(plain_plan, measurement.CAPTIONS_SECONDS)
+        cost = max(0.0, plain.images_per_second / throughput.images_per_second - 1)
+        return plan.with_changes(measured={"caption_cost": cost})
 
     def _has_text_stage(self, plan: Plan) -> bool:
         """Whether the text encoder is trained alone at first."""
@@ -187,7 +202,7 @@ class TrainPlanner:
         if not encoded_corpus.latent_cache_fits(uncached_plan, distinct_images, cache_bytes):
             return uncached_plan
         encode_seconds, encoded_split = measurement.measure_encoding(plan, training, autoencoder)
-        encoded_batches = batches(encoded_split, plan.work.batch_size, seed=plan.work.seed, flip=False)
+        encoded_batches = self._batches(plan, encoded_split)
         cached_throughput = self._measure(plan, measurement.CACHED_LATENTS_SECONDS, encoded_batches)
         cached_cost = self._measure_image_cost(plan, cached_throughput, encoded_batches)
         saved_seconds = cost.network_seconds - cached_cost.network_seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from itertools import combinations, permutations
@@ -52,8 +53,9 @@ def scene_combinations(scene: Scene) -> Iterator[Combination]:
     nouns = [obj.noun for obj in scene.objects if obj.hybrid_of is None]
     for first, second in combinations(sorted(set(nouns)), 2):
         yield ("pair", first, second)
-    if len(nouns) > 1 and len(set(nouns)) == 1:
-        yield ("count", nouns[0], str(len(nouns)))
+    for noun, count in Counter(nouns).items():
+        if count > 1:
+            yield ("count", noun, str(count))
     for obj in scene.objects:
         if obj.hybrid_of is not None:
             yield ("hybrid", *sorted(obj.hybrid_of))
@@ -65,9 +67,19 @@ def scene_combinations(scene: Scene) -> Iterator[Combination]:
             yield ("stilts", obj.noun)
         if obj.wearing:
             yield ("wearing", obj.noun, obj.wearing)
-    if scene.relation:
-        first_object, second_object = scene.objects
-        yield from _relation_combinations(first_object, second_object, scene.relation)
+    for first_object, relation, second_object in _relations(scene):
+        yield from _relation_combinations(first_object, second_object, relation)
+
+
+def _relations(scene: Scene) -> Iterator[tuple[SceneObject, str, SceneObject]]:
+    """Which object has which relation to which, once for two nouns."""
+    objects = scene.objects
+    if scene.kind == "trio":
+        yield objects[0], "left of", objects[1]
+        for other in objects[:2]:
+            yield objects[2], scene.relation, other
+    elif scene.relation:
+        yield objects[0], scene.relation, objects[-1]
 
 
 def _relation_combinations(first: SceneObject, second: SceneObject, relation: str) -> Iterator[Combination]:

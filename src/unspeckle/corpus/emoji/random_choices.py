@@ -3,6 +3,9 @@ depend on their sequence."""
 
 from collections.abc import Mapping, Sequence
 from random import Random
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def choose_weighted(rng: Random, weights: Mapping[str, float]) -> str:
@@ -15,12 +18,12 @@ def choose_weighted(rng: Random, weights: Mapping[str, float]) -> str:
     return next(iter(weights))
 
 
-def choose_one(rng: Random, options: Sequence[str]) -> str:
+def choose_one(rng: Random, options: Sequence[T]) -> T:
     """One of the options, each with the same probability."""
     return options[int(rng.random() * len(options))]
 
 
-def choose_distinct(rng: Random, options: Sequence[str], count: int) -> list[str]:
+def choose_distinct(rng: Random, options: Sequence[T], count: int) -> list[T]:
     """`count` different options in random order, or all of them if they are fewer."""
     remaining = list(options)
     return [remaining.pop(int(rng.random() * len(remaining))) for _ in range(min(count, len(remaining)))]

@@ -11,13 +11,15 @@ from unspeckle.corpus.emoji.scene_kinds import SCENE_MAKERS
 from unspeckle.corpus.emoji.scenes import Scene, SceneObject, SceneVocabulary
 
 SCENE_KIND_WEIGHTS = {
-    "single": 0.23,
-    "two": 0.38,
+    "single": 0.21,
+    "two": 0.27,
     "group": 0.02,
-    "count": 0.12,
-    "stilts": 0.06,
-    "wearing": 0.06,
-    "hybrid": 0.13,
+    "count": 0.11,
+    "counts": 0.08,
+    "trio": 0.02,
+    "stilts": 0.09,
+    "wearing": 0.08,
+    "hybrid": 0.12,
 }
 """The share of each kind of scene."""
 TINT_PROBABILITIES = {
@@ -25,8 +27,10 @@ TINT_PROBABILITIES = {
     "two": 0.45,
     "group": 0.1,
     "count": 0.3,
+    "counts": 0.25,
+    "trio": 0.2,
     "stilts": 0.3,
-    "wearing": 0.2,
+    "wearing": 0.3,
     "hybrid": 0.0,
 }
 """The probability that an object of a scene of each kind is tinted."""
@@ -41,7 +45,7 @@ def sample_scene(rng: Random, vocabulary: SceneVocabulary, is_allowed: Callable[
     kind = choose_weighted(rng, SCENE_KIND_WEIGHTS)
     for attempt in range(200):
         scene = SCENE_MAKERS[kind if attempt < 100 else "single"](rng, vocabulary)
-        scene = _choose_background(rng, vocabulary, _assign_tints(rng, vocabulary, scene))
+        scene = choose_background(rng, vocabulary, _assign_tints(rng, vocabulary, scene))
         if _fits_in_image(scene) and is_allowed(scene):
             return scene
     return Scene("single", (SceneObject(choose_one(rng, vocabulary.nouns)),))
@@ -51,8 +55,9 @@ def _assign_tints(rng: Random, vocabulary: SceneVocabulary, scene: Scene) -> Sce
     """The scene with some objects tinted; several of one noun all get the same tint."""
     objects: list[SceneObject] = []
     for obj in scene.objects:
-        if scene.kind == "count" and objects:
-            tint = objects[0].tint
+        same = next((other for other in objects if other.noun == obj.noun), None)
+        if same is not None:
+            tint = same.tint
         else:
             options = vocabulary.tints.get(obj.noun, [])
             tint = choose_one(rng, options) if options and rng.random() < TINT_PROBABILITIES[scene.kind] else ""
@@ -60,7 +65,7 @@ def _assign_tints(rng: Random, vocabulary: SceneVocabulary, scene: Scene) -> Sce
     return replace(scene, objects=tuple(objects))
 
 
-def _choose_background(rng: Random, vocabulary: SceneVocabulary, scene: Scene) -> Scene:
+def choose_background(rng: Random, vocabulary: SceneVocabulary, scene: Scene) -> Scene:
     """The scene with a background that has the color of none of its objects."""
     used_tints = {obj.tint for obj in scene.objects}
     allowed_backgrounds = [
@@ -84,4 +89,9 @@ def _component_nouns(obj: SceneObject) -> tuple[str, ...]:
 
 
 def _fits_in_image(scene: Scene) -> bool:
-    return all(obj.x - obj.side / 2 >= 0 and obj.x + obj.side / 2 <= 1 for obj in scene.objects)
+    """Objects on stilts are about half as wide as they are high."""
+    half_widths = [obj.side / (4 if obj.on_stilts else 2) for obj in scene.objects]
+    return all(
+        obj.x - half_width >= -0.01 and obj.x + half_width <= 1.01
+        for obj, half_width in zip(scene.objects, half_widths, strict=True)
+    )

@@ -61,6 +61,7 @@ class Scene:
     objects: tuple[SceneObject, ...]
     background: str = "white"
     relation: str = ""
-    """One of RELATIONS, of the first object to the second."""
+    """One of RELATIONS, of the objects of the first noun to those of the second; in a trio, of the third object to the
+    first two, the first of which is left of the second."""
     background_variation: tuple[float, float] = (0.0, 0.0)
     """How the brightness of a colored background varies: overall, and from top to bottom; each from -1 to 1."""

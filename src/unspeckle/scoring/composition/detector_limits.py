@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from unspeckle.corpus.emoji.make_corpus import build_vocabulary
 from unspeckle.corpus.emoji.painter import ScenePainter
+from unspeckle.scoring.composition.composition_test import CompositionTest
 from unspeckle.scoring.composition.detector import Detector
 from unspeckle.scoring.composition.prompt_scenes import make_hard_negative, render_prompt
-from unspeckle.scoring.composition.prompts import CATEGORIES, CompositionPrompt, CompositionTest
+from unspeckle.scoring.composition.prompts import CompositionPrompt
 from unspeckle.scoring.composition.verdicts import judge_images
 
 
@@ -40,7 +41,7 @@ def measure_detector_limits(
         images = render_prompt(rendered_prompt, renders_per_prompt, vocabulary, painter)
         return [sum(verdict.is_correct for verdict in judge_images(images, p, detector)) for p in judged_prompts]
 
-    for category in CATEGORIES:
+    for category in dict.fromkeys(prompt.category for prompt in test.prompts):
         category_prompts = [prompt for prompt in test.prompts if prompt.category == category]
         correct_count = false_positive_count = fooled_count = 0
         for index, prompt in enumerate(category_prompts):

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from unspeckle.corpus.emoji.painter import ScenePainter
-from unspeckle.corpus.emoji.scene_sampling import sample_scene
-from unspeckle.corpus.emoji.scenes import Scene, SceneVocabulary
+from unspeckle.corpus.emoji.scene_kinds import arrange_groups, arrange_on_stilts, hybrid_scene, single_scene
+from unspeckle.corpus.emoji.scene_sampling import choose_background, sample_scene
+from unspeckle.corpus.emoji.scenes import Scene, SceneObject, SceneVocabulary
 from unspeckle.errors import InputError
-from unspeckle.scoring.composition.prompts import CATEGORIES, CompositionPrompt
+from unspeckle.scoring.composition.prompts import CATEGORIES, CompositionPrompt, WantedObject
 
 MAX_ATTEMPTS = 20_000  # scenes that are sampled until one matches
+PLURAL_COUNT = 2  # objects of a plural without a number
 _OLD_CATEGORIES = {"colors": "colours", "color binding": "colour binding"}  # their names in version 0.1
 
 
@@ -26,12 +28,15 @@ def render_prompt(prompt: CompositionPrompt, count: int, vocabulary: SceneVocabu
     They depend on the prompt alone. InputError if the corpus has no such scene.
     """
     rng = Random(_render_seed(prompt))
-    pixels = [painter.paint(sample_matching_scene(prompt, rng, vocabulary))[0] for _ in range(count)]
+    sample = compose_scene if prompt.objects or prompt.is_hybrid else sample_matching_scene
+    pixels = [painter.paint(sample(prompt, rng, vocabulary))[0] for _ in range(count)]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
 
 
 def _render_seed(prompt: CompositionPrompt) -> str:
     """The seed of a prompt's scenes: the text that version 0.1 used, so that scores can be compared with its own."""
+    if prompt.objects or prompt.is_hybrid:
+        return f"unspeckle render {prompt.text!r} {prompt.repetition}"
     return (
         f"unspeckle render Question(category={_OLD_CATEGORIES.get(prompt.category, prompt.category)!r}, "
         f"prompt={prompt.text!r}, nouns={prompt.nouns!r}, tints={prompt.tints!r}, count={prompt.object_count!r}, "
@@ -62,6 +67,36 @@ def sample_matching_scene(prompt: CompositionPrompt, rng: Random, vocabulary: Sc
     raise InputError(f"{prompt.text!r}: the corpus has no such scene; make it again with this version of unspeckle")
 
 
+def compose_scene(prompt: CompositionPrompt, rng: Random, vocabulary: SceneVocabulary) -> Scene:
+    """A scene that shows what a prompt of free wording says; what it leaves open is as plain as can be."""
+    restricted = replace(vocabulary, nouns=list(prompt.nouns), hybrid_nouns=list(prompt.nouns))
+    names = [wanted.noun for wanted in prompt.objects for _ in range(wanted.count or PLURAL_COUNT)]
+    for _ in range(MAX_ATTEMPTS):
+        if prompt.is_hybrid:
+            scene = hybrid_scene(rng, restricted)
+        elif any(wanted.on_stilts for wanted in prompt.objects):
+            scene = Scene("free", arrange_on_stilts(rng, names))
+        elif len(names) == 1:
+            scene = single_scene(rng, restricted)
+        else:
+            groups = [(wanted.noun, wanted.count or PLURAL_COUNT) for wanted in prompt.objects]
+            scene = Scene("free", arrange_groups(rng, groups, prompt.relation))
+        wanted_by_noun = {wanted.noun: wanted for wanted in prompt.objects}
+        objects = tuple(_as_wanted(one, wanted_by_noun.get(one.noun)) for one in scene.objects)
+        scene = choose_background(rng, vocabulary, replace(scene, objects=objects))
+        if prompt.background:  # even one that the corpus would not put behind these nouns
+            scene = replace(scene, background=prompt.background)
+        if not any(one.size_word for one in objects):
+            return scene
+    raise InputError(f"{prompt.text!r}: no such scene can be painted")
+
+
+def _as_wanted(one: SceneObject, wanted: WantedObject | None) -> SceneObject:
+    if wanted is None:
+        return one
+    return replace(one, tint=wanted.tint, wearing=wanted.wearing, on_stilts=wanted.on_stilts)
+
+
 def make_hard_negative(prompt: CompositionPrompt, vocabulary: SceneVocabulary) -> CompositionPrompt:
     """What is most similar to a prompt but contradicts it.
 
@@ -73,6 +108,10 @@ def make_hard_negative(prompt: CompositionPrompt, vocabulary: SceneVocabulary) -
         return next((option for option in options if option != excluded), "")
 
     first = prompt.nouns[0]
+    if prompt.is_hybrid:
+        return replace(prompt, is_hybrid=False, objects=tuple(WantedObject(noun, 1) for noun in prompt.nouns))
+    if prompt.objects:
+        return replace(prompt, objects=(_contradict(prompt, vocabulary), *prompt.objects[1:]))
     match prompt.category:
         case "counting":
             return replace(prompt, object_count=prompt.object_count + 1 if prompt.object_count < 4 else 3)
@@ -92,6 +131,21 @@ def make_hard_negative(prompt: CompositionPrompt, vocabulary: SceneVocabulary) -
             return replace(prompt, category="two objects")
         case _:
             return CompositionPrompt("one object", "", (first,))
+
+
+def _contradict(prompt: CompositionPrompt, vocabulary: SceneVocabulary) -> WantedObject:
+    """The first object with one thing otherwise: no stilts, another garment or color, or one more or less of it."""
+    wanted = prompt.objects[0]
+    if wanted.on_stilts:
+        return replace(wanted, on_stilts=False)
+    if wanted.wearing:
+        return replace(wanted, wearing=next(name for name in vocabulary.garments if name != wanted.wearing))
+    if wanted.tint:
+        other_tints = [tint for tint in vocabulary.tints[wanted.noun] if tint != wanted.tint]
+        return replace(wanted, tint=next((tint for tint in other_tints if tint != prompt.background), ""))
+    total = sum(one.count or PLURAL_COUNT for one in prompt.objects)
+    count = wanted.count or PLURAL_COUNT
+    return replace(wanted, count=count + 1 if total < 4 else max(1, count - 1))
 
 
 def scene_matches(scene: Scene, prompt: CompositionPrompt) -> bool:

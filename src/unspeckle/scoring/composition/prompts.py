@@ -30,44 +30,36 @@ HELD_OUT_FILE, CORPUS_FILE = "held-out.jsonl", "about.json"  # what `unspeckle m
 
 
 @dataclass(frozen=True)
+class WantedObject:
+    """One or more objects of a noun, and what a prompt says of them."""
+
+    noun: str
+    count: int = 0  # exactly so many; 0 means at least one
+    tint: str = ""  # of each of them, and so are the next two
+    wearing: str = ""
+    on_stilts: bool = False
+
+
+@dataclass(frozen=True)
 class CompositionPrompt:
     """A prompt, and everything it says that can be true or false of an image."""
 
-    category: str  # a key of CATEGORIES
+    category: str  # a key of CATEGORIES, or one of FREE_CATEGORIES
     text: str  # the prompt itself
     nouns: tuple[str, ...]
     tints: tuple[str, ...] = ()  # one for each noun, or none
     object_count: int = 0  # how many objects of the first noun; 0 if the prompt does not say
-    relation: str = ""  # "left of" or "above": where the first noun is as seen from the second
+    relation: str = ""  # where the first noun is as seen from the second: "left of", "right of", "above" or "below"
     wearing: str = ""  # a garment
     background: str = ""  # the name of a color
     repetition: int = 0  # a prompt that is repeated gets other seeds each time
+    objects: tuple[WantedObject, ...] = ()  # of free wording: all that is wanted, in place of tints, count and garment
+    is_hybrid: bool = False  # of free wording: one object that is both nouns
 
-
-@dataclass(frozen=True)
-class CompositionTest:
-    """The composition test of a corpus, and what the detector is trained on."""
-
-    prompts: list[CompositionPrompt]
-    hybrid_pairs: list[tuple[str, str]]  # pairs of nouns whose hybrid training never showed
-    library: SpriteLibrary  # the sprites that the corpus was made of
-    image_size: int  # of the corpus's images, pixels a side
-
-
-def read_composition_test(corpus: Path, prompts_per_category: int = PROTOCOL_PROMPTS) -> CompositionTest:
-    """The test of a folder that `unspeckle make-corpus emoji` made.
-
-    InputError if the folder is not such a corpus or its sprites cannot be opened.
-    """
-    every_prompt = read_composition_prompts(corpus, 10_000)
-    hybrid_nouns = {prompt.nouns for prompt in every_prompt if prompt.category == "hybrids"}
-    library, image_size = open_corpus_sprites(corpus)
-    return CompositionTest(
-        prompts=read_composition_prompts(corpus, prompts_per_category),
-        hybrid_pairs=sorted((first, second) for first, second in hybrid_nouns),
-        library=library,
-        image_size=image_size,
-    )
+    @property
+    def wants_hybrid(self) -> bool:
+        """Whether it asks for one object that is both nouns."""
+        return self.is_hybrid or self.category == "hybrids"
 
 
 def read_composition_prompts(corpus: Path, prompts_per_category: int = PROTOCOL_PROMPTS) -> list[CompositionPrompt]:
@@ -78,7 +70,7 @@ def read_composition_prompts(corpus: Path, prompts_per_category: int = PROTOCOL_
     """
     if prompts_per_category < 1:
         raise InputError(f" {prompts_per_category}: must be at least 1", "prompts_per_category")
-    rows = [_parse_object(line) for line in _read_text(corpus, HELD_OUT_FILE).splitlines()]
+    rows = read_held_out_rows(corpus)
     prompts: list[CompositionPrompt] = []
     for category, (kind, _) in CATEGORIES.items():
         candidates = [
@@ -92,6 +84,11 @@ def read_composition_prompts(corpus: Path, prompts_per_category: int = PROTOCOL_
                 repetition, index = divmod(i, count)
             prompts.append(replace(candidates[index], repetition=repetition))
     return prompts
+
+
+def read_held_out_rows(corpus: Path) -> list[dict[str, Any]]:
+    """The rows of the corpus's held-out.jsonl. InputError if the folder has none."""
+    return [_parse_object(line) for line in _read_text(corpus, HELD_OUT_FILE).splitlines()]
 
 
 def _row_kind(row: Mapping[str, Any]) -> str:

@@ -21,9 +21,10 @@ from unspeckle.generation.pipeline import sample_steps
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
+from unspeckle.scoring.composition.composition_test import CompositionTest
 from unspeckle.scoring.composition.detector import Detector
 from unspeckle.scoring.composition.detector_limits import DetectorLimits, measure_detector_limits
-from unspeckle.scoring.composition.prompts import GENEVAL_CATEGORIES, CompositionPrompt, CompositionTest
+from unspeckle.scoring.composition.prompts import GENEVAL_CATEGORIES, CompositionPrompt
 from unspeckle.scoring.composition.verdicts import Verdict, judge_images
 from unspeckle.scoring.intervals import wilson_interval
 

@@ -38,27 +38,56 @@ def judge_images(images: Tensor, prompt: CompositionPrompt, detector: Detector) 
 
 def judge_detections(prompt: CompositionPrompt, detections: Sequence[Detection], background: str) -> Verdict:
     """Compare the prompt with what was found, the highest score first, and with the name of the background's color."""
-    if prompt.category == "hybrids":
-        return _judge_hybrid(prompt, detections)
+    if prompt.wants_hybrid:
+        return _judge_hybrid(prompt, detections, background)
     detections_by_noun = {
         noun: [detection for detection in detections if detection.nouns == (noun,)] for noun in prompt.nouns
     }
     missing_nouns = tuple(noun for noun, noun_detections in detections_by_noun.items() if not noun_detections)
     if missing_nouns:
         reason = f"no {' and no '.join(missing_nouns)}"
+    elif prompt.objects:
+        reason = _find_fault_in_objects(prompt, detections_by_noun, background)
     else:
         reason = _find_fault(prompt, detections_by_noun, background)
     extra_count = len(detections) - sum(map(len, detections_by_noun.values()))
     return Verdict(not reason, reason, missing_nouns, extra_count, tuple(detections))
 
 
-def _judge_hybrid(prompt: CompositionPrompt, detections: Sequence[Detection]) -> Verdict:
+def _judge_hybrid(prompt: CompositionPrompt, detections: Sequence[Detection], background: str) -> Verdict:
     """Whether there is one object that is both nouns."""
     hybrids = [detection for detection in detections if sorted(detection.nouns) == sorted(prompt.nouns)]
     detected_nouns = {noun for detection in detections for noun in detection.nouns}
     missing_nouns = () if hybrids else tuple(noun for noun in prompt.nouns if noun not in detected_nouns)
-    reason = "" if hybrids else "no hybrid of both"
+    reason = _find_wrong_background(prompt, background) if hybrids else "no hybrid of both"
     return Verdict(not reason, reason, missing_nouns, len(detections) - len(hybrids), tuple(detections))
+
+
+def _find_wrong_background(prompt: CompositionPrompt, background: str) -> str:
+    is_wrong = bool(prompt.background) and background != prompt.background
+    return f"the background is {background or 'of no known color'}" if is_wrong else ""
+
+
+def _find_fault_in_objects(
+    prompt: CompositionPrompt, detections_by_noun: dict[str, list[Detection]], background: str
+) -> str:
+    """What is wrong although every noun was found. Every object of a noun must be as the prompt says."""
+    for wanted in prompt.objects:
+        detections = detections_by_noun[wanted.noun]
+        if wanted.count and len(detections) != wanted.count:
+            return f"{len(detections)} of {wanted.noun}, not {wanted.count}"
+        for one in detections:
+            if wanted.tint and one.tint != wanted.tint:
+                return f"a {wanted.noun} is {one.tint or 'not tinted'}"
+            if wanted.wearing and one.wearing != wanted.wearing:
+                return f"a {wanted.noun} wears {one.wearing or 'nothing'}"
+            if wanted.on_stilts and not one.on_stilts:
+                return f"a {wanted.noun} is not on stilts"
+    if prompt.relation:
+        first, second = (detections_by_noun[wanted.noun] for wanted in prompt.objects[:2])
+        if not all(prompt.relation in find_directions(one, other) for one in first for other in second):
+            return f"not {prompt.relation}"
+    return _find_wrong_background(prompt, background)
 
 
 def _find_fault(prompt: CompositionPrompt, detections_by_noun: dict[str, list[Detection]], background: str) -> str:
@@ -67,8 +96,8 @@ def _find_fault(prompt: CompositionPrompt, detections_by_noun: dict[str, list[De
     first, first_count = detections[0], len(detections_by_noun[prompt.nouns[0]])
     if prompt.object_count and first_count != prompt.object_count:
         return f"{first_count}, not {prompt.object_count}"
-    if prompt.background and background != prompt.background:
-        return f"the background is {background or 'of no known color'}"
+    if wrong_background := _find_wrong_background(prompt, background):
+        return wrong_background
     for detection, tint in zip(detections, prompt.tints, strict=False):
         if detection.tint != tint:
             return f"the {detection.nouns[0]} is {detection.tint or 'not tinted'}"
