@@ -1,6 +1,7 @@
 """The tokenizer that is trained on a corpus's captions."""
 
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from unspeckle.errors import InputError
-from unspeckle.text.tokenizer import PAD_ID, START_ID, UNKNOWN_ID, WORD_BREAK, Tokenizer
+from unspeckle.text.tokenizer import PAD_ID, START_ID, UNKNOWN_ID, WORD_BREAK, Tokenizer, UnknownWord
 
 CAPTIONS = ["a frog on stilts", "two rabbits left of a frog", "Ein größerer Hase", "a frog wearing a hat", "12 cats"]
 
@@ -69,7 +70,7 @@ def test_a_tokenizer_survives_its_json(tokenizer: Tokenizer) -> None:
     restored = Tokenizer.from_json(tokenizer.to_json())
     prompts = [*CAPTIONS, "", "zebra 🦓 \u0000"]
     assert torch.equal(restored.encode(prompts), tokenizer.encode(prompts))
-    assert restored.unknown_words("a zebra frog") == ["zebra"]
+    assert restored.unknown_words("a zebra frog") == [UnknownWord("zebra")]
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"bpe": 1, "length": 3, "known": []}', '{"bpe": {}, "length": "x"}'])
@@ -85,7 +86,21 @@ def test_the_longest_caption_fits_and_a_longer_one_is_truncated(tokenizer: Token
 
 
 def test_unknown_words_are_listed_once_in_order(tokenizer: Tokenizer) -> None:
-    assert tokenizer.unknown_words("A zebra on Stilts, zebra and yak's") == ["zebra", "and", "yak's"]
+    words = [word for word, _ in tokenizer.unknown_words("A zebra on Stilts, zebra and yak's")]
+    assert words == ["zebra", "and", "yak's"]
+
+
+def test_unknown_words_come_with_the_nearest_known_one() -> None:
+    """By meaning where the corpus brought keywords, else by spelling; words without meaning are not unknown."""
+    tokenizer = Tokenizer.train(CAPTIONS)
+    tokenizer.related_words, tokenizer.meaningless_words = {"toad": "frog", "hare": "rabbits"}, frozenset({"please"})
+    restored = Tokenizer.from_json(tokenizer.to_json())
+    for each in (tokenizer, restored):
+        words = each.unknown_words("please a froog, two toads and a hare on stlits, xylophone")
+        assert dict(words) == {
+            "froog": "frog", "toads": "frog", "and": "", "hare": "rabbits", "stlits": "stilts", "xylophone": "",
+        }  # fmt: skip
+    assert "related" not in json.loads(Tokenizer.train(CAPTIONS).to_json())
 
 
 def test_an_empty_caption_is_a_start_token(tokenizer: Tokenizer) -> None:

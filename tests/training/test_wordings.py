@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 
 from training_runs import final_tensors, interrupt_at, tensors_equal, train_options, write_color_folder
+from unspeckle.cli import main
 from unspeckle.corpus.captions import read_folder
+from unspeckle.errors import InputError
 from unspeckle.training.inputs import load_inputs
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.text_to_image_task import TextToImageTask
@@ -68,4 +70,21 @@ def test_batches_hold_wordings_that_the_tokenizer_reads_to_their_end(color_folde
     batches = TextToImageTask(plan, tmp_path / "run", inputs, ModelCard()).batches(0)
     captions = [caption for _ in range(20) for caption in next(batches).captions]
     assert len(set(captions)) > 30 and not any(inputs.tokenizer.are_truncated(captions))
+    assert {"please", "digital"} <= inputs.tokenizer.meaningless_words
     assert set(inputs.tokenizer.known_words) == {"a", "photo", "of", "red", "green", "blue"}
+
+
+def test_keywords_of_a_folder_reach_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "colors").mkdir()
+    folder = write_color_folder(tmp_path / "colors")
+    (folder / "keywords.json").write_text('{"Crimson": "red"}')
+    assert run_training(train_options(folder, tmp_path / "run", steps=1)) == 0
+    capsys.readouterr()
+    assert main(["draw", "crimson grean please", "-m", str(tmp_path / "run"), "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().err
+    assert "note: crimson: not known; nearest: red" in printed and "note: grean: not known; nearest: green" in printed
+    assert "please" not in printed
+    for text in ("[]", '{"a": 1}', "{"):
+        (folder / "keywords.json").write_text(text)
+        with pytest.raises(InputError, match=r"keywords\.json: .* mend or remove it"):
+            run_training(train_options(folder, tmp_path / "other"))

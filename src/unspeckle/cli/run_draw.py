@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from unspeckle.output.png import save_new_png
 from unspeckle.output.terminal import TerminalView
 from unspeckle.prompts import parse_prompt, plain_text
 from unspeckle.samplers import Step
+from unspeckle.text.tokenizer import UnknownWord
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,17 @@ def run_draw(options: DrawOptions) -> int:
     return 0
 
 
+def unknown_word_notes(words: Sequence[UnknownWord]) -> list[str]:
+    """Which words the model does not know: with the nearest known one, a line each, and the others in one line."""
+    lines = [f"{word}: not known; nearest: {nearest}" for word, nearest in words if nearest]
+    others = [word for word, nearest in words if not nearest]
+    return lines + ([f"the model does not know these words: {', '.join(others)}"] if others else [])
+
+
 def notes(resolved: ResolvedRequest, request: Request, options: DrawOptions, view: TerminalView) -> list[str]:
     """What the user should know before the drawing starts: unknown words, and options that have no effect."""
     model, lines = resolved.model, []
-    if words := model.tokenizer.unknown_words(plain_text(resolved.parsed_prompt)):
-        lines.append(f"the model does not know these words: {', '.join(words)}")
+    lines += unknown_word_notes(model.tokenizer.unknown_words(plain_text(resolved.parsed_prompt)))
     if reason := why_not_student(model, request):
         name, value = reason
         lines.append(

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
 from unspeckle.errors import InputError
+from unspeckle.text.tokenizer import UnknownWord
 
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
 # A chunk that is full is broken after its last comma if fewer tokens than this follow it, as A1111 does.
@@ -118,7 +119,7 @@ class CLIPTokenizer:
         if not word.strip() or self.bpe.token_to_id(word) is not None:
             raise InputError(f"{word!r}: is blank, or a token already; rename the embedding's file")
 
-    def unknown_words(self, prompt: str) -> list[str]:
+    def unknown_words(self, prompt: str) -> list[UnknownWord]:
         """None: every word has tokens, and it is not known which words the captions contained."""
         return []
 

@@ -1,10 +1,11 @@
 """Captions to token ids: byte-pair encoding that is trained on the corpus's own captions (Sennrich et al. 2016)."""
 
+import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -18,6 +19,7 @@ SPECIAL_TOKENS = ("<pad>", "<start>", "<unknown>")  # by their ids
 MAX_CONTEXT_LENGTH = 64  # ids of a caption; longer ones are cut
 MAX_ALPHABET = 4000  # characters with a token of their own
 MAX_KNOWN_WORDS = 20_000
+MIN_SPELLING_SIMILARITY = 0.7  # of difflib, from 0 to 1: "rabit" and "rabbit" have .91
 WORD_BREAK = "\ue000"  # in a wording of a caption: the word is split here (see corpus/caption_augmentation.py)
 WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 
@@ -25,6 +27,14 @@ WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 def split_words(caption: str) -> list[str]:
     """The words of a caption in order, in lower case."""
     return WORD_PATTERN.findall(caption.lower())
+
+
+class UnknownWord(NamedTuple):
+    """A word of a prompt that no caption contained."""
+
+    word: str
+    # The known word that is nearest, by meaning or else by spelling; "" if none is near
+    nearest: str = ""
 
 
 class CaptionTokenizer(Protocol):
@@ -39,7 +49,7 @@ class CaptionTokenizer(Protocol):
     def character_spans(self, caption: str) -> list[tuple[int, int]]:
         """For each id of the encoded caption, the characters that it stands for as (start, end); (0, 0) for none."""
 
-    def unknown_words(self, prompt: str) -> list[str]:
+    def unknown_words(self, prompt: str) -> list[UnknownWord]:
         """The words of the prompt that no caption contained, as far as that is known."""
 
 
@@ -47,10 +57,21 @@ class Tokenizer:
     """A byte-pair encoding.
 
     context_length: ids of every caption, L. known_words: the words that the captions contain on which it was trained.
+    related_words: by an unknown word, the known one of nearly the same meaning. meaningless_words: with which the
+    captions were surrounded in training, so that they say nothing.
     """
 
-    def __init__(self, bpe: BPE, context_length: int, known_words: Iterable[str]) -> None:
+    def __init__(
+        self,
+        bpe: BPE,
+        context_length: int,
+        known_words: Iterable[str],
+        *,
+        related_words: Mapping[str, str] | None = None,
+        meaningless_words: Iterable[str] = (),
+    ) -> None:
         self.bpe, self.context_length, self.known_words = bpe, context_length, frozenset(known_words)
+        self.related_words, self.meaningless_words = dict(related_words or {}), frozenset(meaningless_words)
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 2048, *, wordings: Iterable[str] = ()) -> "Tokenizer":
@@ -117,14 +138,30 @@ class Tokenizer:
         spans: list[tuple[int, int]] = [(0, 0), *self.bpe.encode(caption).offsets][: self.context_length]
         return spans + [(0, 0)] * (self.context_length - len(spans))
 
-    def unknown_words(self, prompt: str) -> list[str]:
-        """The words of the prompt that no caption contained, in order, each once."""
-        return list(dict.fromkeys(word for word in split_words(prompt) if word not in self.known_words))
+    def unknown_words(self, prompt: str) -> list[UnknownWord]:
+        """The words of the prompt that no caption contained, but for those without meaning, in order, each once."""
+        familiar = self.known_words | self.meaningless_words
+        words = dict.fromkeys(word for word in split_words(prompt) if word not in familiar)
+        return [UnknownWord(word, self._nearest_word(word)) for word in words]
+
+    def _nearest_word(self, word: str) -> str:
+        """The known word that is nearest by meaning, where the corpus brought keywords, or else by spelling; "" if none
+        is near."""
+        singular = word.removesuffix("s")
+        if related := self.related_words.get(word) or self.related_words.get(singular):
+            return related
+        near = difflib.get_close_matches(word, sorted(self.known_words), n=1, cutoff=MIN_SPELLING_SIMILARITY)
+        return near[0] if near and len(word) > 2 else ""
 
     def to_json(self) -> str:
         """As text, for a model file. The names of its fields are those of version 0.1."""
         bpe = json.loads(self.bpe.to_str())
-        return json.dumps({"length": self.context_length, "known": sorted(self.known_words), "bpe": bpe})
+        values = {"length": self.context_length, "known": sorted(self.known_words), "bpe": bpe}
+        if self.related_words:
+            values["related"] = self.related_words
+        if self.meaningless_words:
+            values["meaningless"] = sorted(self.meaningless_words)
+        return json.dumps(values)
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
@@ -133,7 +170,13 @@ class Tokenizer:
             values = json.loads(text)
             bpe = BPE.from_str(json.dumps(values["bpe"]))
             bpe.encode_special_tokens = True
-            return cls(bpe, int(values["length"]), [str(word) for word in values["known"]])
+            return cls(
+                bpe,
+                int(values["length"]),
+                [str(word) for word in values["known"]],
+                related_words={str(word): str(known) for word, known in values.get("related", {}).items()},
+                meaningless_words=[str(word) for word in values.get("meaningless", [])],
+            )
         except Exception as error:  # tokenizers raises bare Exceptions
             raise InputError(
                 f"the tokenizer cannot be read ({error}): the file is damaged or of another program"

@@ -12,6 +12,7 @@ from rich.progress import Progress
 from unspeckle import quantities
 from unspeckle.corpus.caption_augmentation import CaptionAugmenter, are_alike
 from unspeckle.corpus.folder_listing import FolderListing
+from unspeckle.corpus.keywords import read_keywords
 from unspeckle.corpus.splits import Corpus, open_corpus
 from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.model import Model
@@ -79,9 +80,13 @@ def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None
     elif base_model is not None:
         assert isinstance(base_model.tokenizer, Tokenizer)
         tokenizer, autoencoder = base_model.tokenizer, base_model.autoencoder
+        if augments_captions(corpus, options):
+            augmenter = CaptionAugmenter(corpus.training_words, options.seed or 0)
+            tokenizer.meaningless_words |= augmenter.meaningless_words
     else:
         use_latents = choose_space(options, corpus.training.size) == "latents"
         tokenizer = _train_tokenizer(corpus, options)
+        tokenizer.related_words = read_keywords(listing.folder)
         autoencoder = init_autoencoder(options.seed or 0) if use_latents else fit_pixel_autoencoder(corpus)
     if plan is None:
         print_lines(console, corpus.describe())
@@ -104,7 +109,9 @@ def _train_tokenizer(corpus: Corpus, options: TrainOptions) -> Tokenizer:
     augmenter = CaptionAugmenter(corpus.training_words, options.seed or 0)
     sample = captions[:: max(1, len(captions) * TOKENIZER_WORDINGS // MAX_TOKENIZER_TEXTS)]
     wordings = (augmenter.reword(caption, n) for caption in sample for n in range(1, 1 + TOKENIZER_WORDINGS))
-    return Tokenizer.train(corpus.training_captions(), wordings=wordings)
+    tokenizer = Tokenizer.train(corpus.training_captions(), wordings=wordings)
+    tokenizer.meaningless_words = augmenter.meaningless_words
+    return tokenizer
 
 
 def print_lines(console: Console, lines: list[str]) -> None:

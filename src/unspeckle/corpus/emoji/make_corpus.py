@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from unspeckle.corpus.emoji.held_out import held_out_rows, is_allowed_in_training
-from unspeckle.corpus.emoji.nouns import plural_name
+from unspeckle.corpus.emoji.nouns import plural_name, related_words
 from unspeckle.corpus.emoji.painter import Box, ScenePainter
 from unspeckle.corpus.emoji.scene_captions import make_captions
 from unspeckle.corpus.emoji.scene_sampling import SCENE_KIND_WEIGHTS, sample_scene
 from unspeckle.corpus.emoji.scenes import Scene, SceneVocabulary
 from unspeckle.corpus.emoji.sprites import SpriteLibrary, open_sprite_library
 from unspeckle.corpus.emoji.tints import BACKGROUNDS, TINTS
+from unspeckle.corpus.keywords import write_keywords
 from unspeckle.corpus.parallel import ProgressCallback
 from unspeckle.errors import InputError
 
@@ -57,8 +58,8 @@ def make_emoji_corpus(
         calls this function needs the usual `if __name__ == "__main__"`.
 
     The folder also gets metadata.jsonl (file_name, text), truth.jsonl (objects, relation, background), held-out.jsonl
-    (combinations that never occur, with prompts) and about.json. It appears complete or not at all. Raises InputError
-    if an option is out of range or the folder is not empty.
+    (combinations that never occur, with prompts), keywords.json (words of nearly the same meaning) and about.json. It
+    appears complete or not at all. Raises InputError if an option is out of range or the folder is not empty.
     """
     output_folder = Path(output_folder)
     if scenes < 1:
@@ -75,6 +76,7 @@ def make_emoji_corpus(
         block_rows = _paint_blocks(_divide_into_blocks(partial_folder, scenes, seed), sprite_library, size, workers)
         kind_counts = _write_scene_rows(partial_folder, block_rows, scenes, progress)
         held_out_count = _write_held_out_rows(partial_folder, build_vocabulary(sprite_library))
+        write_keywords(partial_folder, related_words(sprite_library.nouns))
         summary = {
             "kind": "emoji scenes",
             "scenes": scenes,

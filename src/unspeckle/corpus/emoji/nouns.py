@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -301,3 +302,9 @@ def all_nouns() -> tuple[Noun, ...]:
 def plural_name(noun: Noun) -> str:
     """The plural of the noun's name."""
     return noun.plural or pluralize(noun.name)
+
+
+def related_words(nouns: Iterable[str]) -> dict[str, str]:
+    """By a single word that captions do not use, the noun of nearly the same meaning, such as "frog" by "toad"."""
+    words = {word: noun for noun in nouns for word in KEYWORDS.get(noun, "").split(", ") if word and " " not in word}
+    return dict(sorted(words.items()))
