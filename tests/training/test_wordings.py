@@ -82,8 +82,8 @@ def test_keywords_of_a_folder_reach_the_model(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert main(["draw", "crimson grean please", "-m", str(tmp_path / "run"), "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().err
-    assert "note: crimson: not known; nearest: red" in printed and "note: grean: not known; nearest: green" in printed
-    assert "please" not in printed
+    assert "crimson: not known; nearest: red\n" in printed and "grean: not known; nearest: green\n" in printed
+    assert "please: not known" not in printed and "does not know" not in printed
     for text in ("[]", '{"a": 1}', "{"):
         (folder / "keywords.json").write_text(text)
         with pytest.raises(InputError, match=r"keywords\.json: .* mend or remove it"):

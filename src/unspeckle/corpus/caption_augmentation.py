@@ -47,6 +47,11 @@ def are_alike(words: Collection[str]) -> bool:
     return len(words) <= MAX_GRAMMAR_WORDS
 
 
+def without_opening(caption: str) -> str:
+    """What a caption names: "red skirt" of "a photo of a red skirt"."""
+    return _ARTICLE.sub("", _OPENING.sub("", caption), count=1)
+
+
 class CaptionAugmenter:
     """Makes wordings of captions.
 

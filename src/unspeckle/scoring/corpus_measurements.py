@@ -12,8 +12,9 @@ from unspeckle.corpus.splits import Corpus, Split
 from unspeckle.denoiser import Denoise
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import PixelAutoencoder
-from unspeckle.scoring import bits_per_dim
+from unspeckle.scoring import bits_per_dim, class_wording
 from unspeckle.scoring.bits_per_dim import BitsPerDim, measure_bits_per_dim
+from unspeckle.scoring.class_wording import measure_class_wording
 from unspeckle.scoring.distances import cmmd, compute_prdc, frechet_distance, kid
 from unspeckle.scoring.features import FeatureExtractor, ScatteringFeatures, WhitenedFeatures
 from unspeckle.scoring.intervals import confidence_interval
@@ -57,7 +58,8 @@ def has_enough_images(corpus: Corpus | None) -> TypeGuard[Corpus]:
 def count_corpus_network_calls(model: Model, corpus: Corpus, settings: ScoreSettings, setup: SweepSetup) -> int:
     """All units of work that measure_with_corpus reports to its progress."""
     validation_count = len(corpus.validation)
-    total = settings.images_per_seed * settings.seed_count * setup.network_calls_per_image
+    drawn_count = settings.images_per_seed * settings.seed_count + class_wording.count_images(corpus)
+    total = drawn_count * setup.network_calls_per_image
     if not model.card.step_counts:
         total += 2 * NOISE_LEVELS * min(LOSS_IMAGES, validation_count)
         if isinstance(model.autoencoder, PixelAutoencoder):
@@ -83,6 +85,7 @@ def measure_with_corpus(scores: Scores, run: ScoringRun, corpus: Corpus) -> tupl
         images_per_floor=len(floor_indices[0]),
         distances=_measure_distances(run, reference, generated_sets, corpus.training, floor_indices),
         memorization=_measure_memorization(run, generated_sets, validation_images, corpus.training),
+        class_wording=measure_class_wording(run, corpus, extractor),
     )
     if run.model.card.step_counts:
         reason = "a distilled student is not a denoiser: loss and bits per dimension are not measured"

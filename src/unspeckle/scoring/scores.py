@@ -60,6 +60,28 @@ class CorpusInfo:
 
 
 @dataclass(frozen=True)
+class ClassAccuracy:
+    """How often images of a class are seen as that class."""
+
+    caption: str
+    fixed: float  # drawn by the caption itself
+    loose: float  # drawn by other wordings of it
+    real: float  # real validation images
+
+
+@dataclass(frozen=True)
+class ClassWordingScore:
+    """Means over all classes, and each of them, the one that suffers most first."""
+
+    fixed: float
+    loose: float
+    real: float
+    wordings: tuple[str, ...]  # those of one class, as examples
+    images_per_class: int  # drawn by the caption, and as many by other wordings
+    classes: tuple[ClassAccuracy, ...]
+
+
+@dataclass(frozen=True)
 class FeatureInfo:
     """The features that distances were measured in."""
 
@@ -98,6 +120,7 @@ class Scores:
     by_guidance_scale: tuple[SweepPoint, ...] = ()
     # How well images hold what their prompts say, if the corpus is of emoji scenes.
     composition: CompositionScore | None = None
+    class_wording: ClassWordingScore | None = None  # how classes suffer when they are asked for loosely
     hybrids: HybridsScore | None = None  # one subject out of two nouns, if that corpus holds hybrids out of training
     missing: tuple[str, ...] = ()  # what was not measured, and why
     warnings: tuple[str, ...] = ()  # why some numbers mean less than they seem to
