@@ -20,8 +20,10 @@ from unspeckle.model import Model
 from unspeckle.model_io.loading import load
 from unspeckle.model_io.model_file import save
 from unspeckle.schedule import CosineSchedule, FlowSchedule, Schedule, VESchedule
+from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.timesteps import timesteps
 from unspeckle.training.distil_command import run_distillation, split_captions
+from unspeckle.training.distillation_task import DistillationTask
 from unspeckle.training.options import DistilOptions, TrainOptions
 from unspeckle.training.plan import DistillationPlan, DistillationSettings
 from unspeckle.training.plan_file import PLAN_FILE, load_plan, save_plan
@@ -288,3 +290,41 @@ def test_captions_are_held_out_if_there_are_many() -> None:
     assert 0.015 < training.count("") / len(training) < 0.025
     training, validation = split_captions(["a", "b", "a"])
     assert (set(training), set(validation)) == ({"a", "b", ""}, {"a", "b"})
+
+
+def test_the_student_of_a_teacher_that_reads_wordings_reads_them_too(
+    teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is the same if it is interrupted; an old teacher's captions are given as they are."""
+    assert not distillation_plan(teacher_run, tmp_path / "old").work.augment_captions
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    model = random_model()
+    assert isinstance(model.tokenizer, Tokenizer)
+    model.tokenizer.meaningless_words = frozenset({"please"})
+    save(model, teacher / "model.safetensors")
+    (teacher / CAPTIONS_FILE).write_text("".join(f"{caption}\n" for caption in CAPTIONS * 40))
+    seen: list[str] = []
+
+    def encode(self: DistillationTask, captions: tuple[str, ...]) -> Any:
+        seen.extend(captions)
+        return encode_captions(self, captions)
+
+    encode_captions = DistillationTask._encode_captions
+    monkeypatch.setattr(DistillationTask, "_encode_captions", encode)
+    uninterrupted, run = tmp_path / "uninterrupted", tmp_path / "run"
+    assert run_distillation(distil_options(teacher, uninterrupted)) == 0
+    assert len(set(seen)) > len(CAPTIONS) + 3 and "" in seen
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 4, StudentUpdater)
+        assert run_distillation(distil_options(teacher, run)) == 130
+    assert run_distillation(distil_options(teacher, run)) == 0
+    assert tensors_equal(final_tensors(run), final_tensors(uninterrupted))
+
+
+def distillation_plan(teacher: Path, run: Path) -> DistillationPlan:
+    """The plan of a short run, which it leaves behind."""
+    assert run_distillation(distil_options(teacher, run, steps=1)) == 0
+    plan = load_plan(run, DistillationPlan)
+    assert plan is not None
+    return plan

@@ -3,9 +3,12 @@
 import hashlib
 import math
 from collections.abc import Iterator
+from random import Random
 
+from unspeckle.corpus.caption_augmentation import WORDINGS, CaptionAugmenter, words_of
 from unspeckle.corpus.captions import read_folder
 from unspeckle.errors import InputError
+from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.check_options import check_common_options
 from unspeckle.training.command import TrainingCommand
 from unspeckle.training.distillation_planner import make_distillation_plan
@@ -74,11 +77,25 @@ class DistilCommand(TrainingCommand[DistilOptions, DistillationPlan]):
             plan,
             self.options.out,
             self.teacher,
-            captions=self.captions,
+            captions=self.reword(self.captions, plan) if plan.work.augment_captions else self.captions,
             validation_captions=self.validation_captions,
             card=student_card(
                 self.teacher, plan, format_command_line("unspeckle distil MODEL --out RUN", plan.options)
             ),
+        )
+
+    def reword(self, captions: tuple[str, ...], plan: DistillationPlan) -> tuple[str, ...]:
+        """Each caption in one of its wordings, which is a pure function of the caption, its place and the seed."""
+        tokenizer, seed = self.teacher.tokenizer, plan.work.seed
+
+        def fits(text: str) -> bool:
+            assert isinstance(tokenizer, Tokenizer)
+            return not tokenizer.are_truncated([text])[0]
+
+        augmenter = CaptionAugmenter(words_of(self.captions), seed, fits)
+        numbers = Random(f"wordings {seed}").choices(range(WORDINGS), k=len(captions))
+        return tuple(
+            augmenter.reword(caption, n) if caption else "" for caption, n in zip(captions, numbers, strict=True)
         )
 
     def advice_when_finished(self) -> str:

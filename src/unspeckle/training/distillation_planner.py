@@ -1,6 +1,7 @@
 """The plan of `distil`: what the options leave open is decided by measuring training steps on this machine."""
 
 from unspeckle.model import Model
+from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import measurement, memory
 from unspeckle.training.budget import finalize_plan
 from unspeckle.training.distillation_task import copy_teacher_in_precision
@@ -74,6 +75,8 @@ def _plan_student(options: DistilOptions, teacher: Model, compute: ComputePlan, 
             steps=_MANY_STEPS,
             batch_size=options.batch_size or default_batch_size,
             seed=0 if options.seed is None else options.seed,
+            # The student is to understand what the teacher does.
+            augment_captions=isinstance(teacher.tokenizer, Tokenizer) and bool(teacher.tokenizer.meaningless_words),
         ),
         compute=compute,
         optimizer=OptimizerPlan(

@@ -98,6 +98,8 @@ def _describe_images(plan: Plan) -> str:
 
 
 def _describe_captions(plan: Plan) -> str:
+    if isinstance(plan, DistillationPlan):
+        return "each in one of many wordings, as people type them"
     cost = plan.measured.caption_cost
     return (
         f"each in up to {WORDINGS} wordings, as people type them; steps take {cost:.0%} longer for it "
