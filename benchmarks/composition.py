@@ -41,18 +41,19 @@ WORST_NOUNS = 12  # nouns that are printed
 
 def table(score: CompositionScore) -> list[str]:
     """The score as lines of text."""
-    header = ("correct", "95 %", "of", "ceiling", "floor", "hard neg.", "extra")
-    lines = ["{:15s} {:>7s}  {:11s} {:>5s}  {:>7s} {:>6s} {:>9s} {:>6s}".format("", *header)]
+    header = ("correct", "95 %", "of", "ceiling", "floor", "hard neg.", "extra", "variety")
+    lines = ["{:21s} {:>7s}  {:11s} {:>5s}  {:>7s} {:>6s} {:>9s} {:>6s} {:>8s}".format("", *header)]
     lines += [_category_line(category) for category in score.categories]
     mean = f"{score.mean:7.3f}  {score.low:.3f}–{score.high:.3f} {'':5s}"
-    lines.append(f"{'mean of six':15s} {mean}  {score.ceiling:7.3f} {score.floor:6.3f} {score.hard_negative_rate:9.3f}")
+    lines.append(f"{'mean of six':21s} {mean}  {score.ceiling:7.3f} {score.floor:6.3f} {score.hard_negative_rate:9.3f}")
     return lines
 
 
 def _category_line(c: CategoryScore) -> str:
     accuracy = f"{c.accuracy:7.3f}  {c.low:.3f}–{c.high:.3f} {c.image_count:5d}"
     limits = f"{c.ceiling:7.3f} {c.floor:6.3f} {c.hard_negative_rate:9.3f}"
-    return f"{c.name:15s} {accuracy}  {limits} {c.extra_object_rate:6.3f}"
+    variety = f"{c.spread / c.render_spread:8.2f}" if c.render_spread else ""
+    return f"{c.name:21s} {accuracy}  {limits} {c.extra_object_rate:6.3f} {variety}"
 
 
 def save_sheet(judged: list[JudgedImages], path: Path) -> None:

@@ -31,7 +31,7 @@ from unspeckle.scoring.composition.degradation import degrade_images
 from unspeckle.scoring.composition.detector import Detection, Detector, box_iou
 from unspeckle.scoring.composition.detector_examples import ExamplePainter, paint_blocks
 from unspeckle.scoring.composition.detector_file import DETECTOR_METADATA_KEY, load_detector, save_detector
-from unspeckle.scoring.composition.detector_limits import measure_detector_limits
+from unspeckle.scoring.composition.detector_limits import measure_detector_limits, seed_spread
 from unspeckle.scoring.composition.free_wording import FREE_CATEGORIES, GRAMMAR_CATEGORY, HAND_CATEGORY
 from unspeckle.scoring.composition.prompt_scenes import (
     _render_seed,
@@ -313,6 +313,14 @@ def test_a_detector_of_some_seconds_tells_real_renders_from_others(corpus: Path,
     assert not fooled
 
 
+def test_the_spread_of_images_is_the_mean_difference_of_pairs() -> None:
+    images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    images[1] += 60
+    images[2] += 120
+    assert seed_spread(images) == pytest.approx((60 + 120 + 60) / 3)
+    assert seed_spread(images[:1]) == seed_spread(images[:1].expand(4, -1, -1, -1)) == 0
+
+
 def test_a_detectors_file_gives_the_same_detector_and_is_read_strictly(
     corpus: Path, detector: Detector, tmp_path: Path
 ) -> None:
@@ -405,6 +413,7 @@ def test_a_model_that_draws_real_renders_has_the_score_of_the_ceiling(corpus: Pa
     assert reports == [(i + 1, total) for i in range(total)]
     assert [c.name for c in score.categories] == [*CATEGORIES, *FREE_CATEGORIES]
     assert all(c.accuracy == c.ceiling and c.image_count == c.render_count for c in score.categories)
+    assert all(c.spread == pytest.approx(c.render_spread) and c.spread > 5 for c in score.categories)
     assert all((c.prompt_count, c.image_count) == (1, 2) for c in score.categories if c.name in CATEGORIES)
     assert score.mean == score.ceiling and score.low <= score.mean <= score.high
     values = json.loads(json.dumps(configuration.to_json(score)))

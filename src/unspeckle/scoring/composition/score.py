@@ -23,7 +23,7 @@ from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
 from unspeckle.scoring.composition.composition_test import CompositionTest
 from unspeckle.scoring.composition.detector import Detector
-from unspeckle.scoring.composition.detector_limits import DetectorLimits, measure_detector_limits
+from unspeckle.scoring.composition.detector_limits import DetectorLimits, measure_detector_limits, seed_spread
 from unspeckle.scoring.composition.prompts import GENEVAL_CATEGORIES, CompositionPrompt
 from unspeckle.scoring.composition.verdicts import Verdict, judge_images
 from unspeckle.scoring.intervals import wilson_interval
@@ -55,6 +55,8 @@ class CategoryScore:
     hard_negative_rate: float
     render_count: int  # real renders that the ceiling was measured on
     extra_object_rate: float  # fraction of the images with objects that the prompt does not name
+    spread: float = 0.0  # how different the images of one prompt are with different seeds: see seed_spread
+    render_spread: float = 0.0  # how different real renders of one prompt are
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,11 @@ def tally_scores(
 ) -> tuple[list[CategoryScore], list[NounScore]]:
     """The scores of every category and every noun that the prompts have."""
     prompt_counts, image_counts, correct_counts, extra_counts = (Counter[str]() for _ in range(4))
+    spreads = dict[str, float]()
     noun_counts, missing_counts, wrong_counts = (Counter[str]() for _ in range(3))
-    for prompt, _, verdicts in judged:
+    for prompt, images, verdicts in judged:
         prompt_counts[prompt.category] += 1
+        spreads[prompt.category] = spreads.get(prompt.category, 0.0) + seed_spread(images)
         for verdict in verdicts:
             image_counts[prompt.category] += 1
             correct_counts[prompt.category] += verdict.is_correct
@@ -191,6 +195,7 @@ def tally_scores(
                 high=high,
                 **limits_by_category[name]._asdict(),
                 extra_object_rate=extra_counts[name] / count,
+                spread=spreads[name] / prompt_counts[name],
             )
         )
     worst_nouns = sorted(noun_counts, key=lambda noun: -(missing_counts[noun] + wrong_counts[noun]) / noun_counts[noun])
