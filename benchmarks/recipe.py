@@ -34,6 +34,7 @@ from unspeckle.training.cost import count_text_steps
 from unspeckle.training.inputs import image_cache_folder
 from unspeckle.training.pixel_statistics import fit_pixel_autoencoder
 from unspeckle.training.plan import LATENT_OBJECTIVE, PIXEL_OBJECTIVE, Plan
+from unspeckle.training.preset_choice import autoencoder_config_for
 from unspeckle.training.text_to_image_updater import TextToImageUpdater, init_modules
 from unspeckle.training.train_planner import AUTOENCODER_STEP_FRACTION
 from unspeckle.training.trainer import fit, training_step
@@ -92,7 +93,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     corpus = open_corpus(read_folder(args.folder), args.size, cache_dir=image_cache_folder())
     tokenizer = Tokenizer.train(corpus.training_captions())
-    autoencoder = fit_pixel_autoencoder(corpus) if args.space == "pixels" else init_autoencoder(args.seed)
+    if args.space == "pixels":
+        autoencoder: Autoencoder = fit_pixel_autoencoder(corpus)
+    else:
+        autoencoder = init_autoencoder(args.seed, autoencoder_config_for(corpus.training.size))
     usual, plan = make_plan(args, tokenizer, autoencoder)
     if isinstance(autoencoder, LatentAutoencoder):
         with tempfile.TemporaryDirectory() as run:

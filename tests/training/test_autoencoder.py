@@ -28,7 +28,7 @@ from unspeckle.training.optimizer import learning_rate_factor
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.plan import Plan
 from unspeckle.training.plan_file import PLAN_FILE, load_plan
-from unspeckle.training.preset_choice import choose_space, network_config_for
+from unspeckle.training.preset_choice import autoencoder_config_for, choose_space, network_config_for
 from unspeckle.training.reconstruction_loss import laplacian_pyramid_loss
 from unspeckle.training.text_to_image_updater import TextToImageUpdater
 from unspeckle.training.train_command import run_training
@@ -269,6 +269,12 @@ def test_a_model_that_changed_before_the_first_step_is_refused(
         run_training(options)
 
 
+def test_images_of_128_pixels_make_as_many_latents_as_those_of_64() -> None:
+    small, large = (autoencoder_config_for(size) for size in ((64, 96), (128, 192)))
+    assert 64 // small.downsampling_factor == 128 // large.downsampling_factor == 16
+    assert small == LatentAutoencoderConfig() and large.latent_channels == 4 * small.latent_channels
+
+
 @pytest.mark.parametrize(
     ("size", "preset", "space"),
     [
@@ -288,7 +294,7 @@ def test_latents_are_the_default_only_if_a_network_fits_them(
 ) -> None:
     options = disc_options(folder, Path("run"), space=None, preset=preset, steps=None, seconds=3600.0)
     assert choose_space(options, size) == space
-    latents, pixels = LatentAutoencoder(LatentAutoencoderConfig()), PixelAutoencoder(PixelAutoencoderConfig())
+    latents, pixels = LatentAutoencoder(autoencoder_config_for(size)), PixelAutoencoder(PixelAutoencoderConfig())
     autoencoder = latents if space == "latents" else pixels
     names = [preset] if preset else UNET_PRESETS
     networks = [network_config_for(PRESETS[name], size, autoencoder) for name in names]

@@ -26,7 +26,7 @@ from unspeckle.training.autoencoder_task import init_autoencoder
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.pixel_statistics import fit_pixel_autoencoder
 from unspeckle.training.plan import Plan
-from unspeckle.training.preset_choice import choose_space
+from unspeckle.training.preset_choice import autoencoder_config_for, choose_space
 
 # In a RUN
 TOKENIZER_FILE = "tokenizer.json"
@@ -87,7 +87,10 @@ def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None
         use_latents = choose_space(options, corpus.training.size) == "latents"
         tokenizer = _train_tokenizer(corpus, options)
         tokenizer.related_words = read_keywords(listing.folder)
-        autoencoder = init_autoencoder(options.seed or 0) if use_latents else fit_pixel_autoencoder(corpus)
+        if use_latents:
+            autoencoder = init_autoencoder(options.seed or 0, autoencoder_config_for(corpus.training.size))
+        else:
+            autoencoder = fit_pixel_autoencoder(corpus)
     if plan is None:
         print_lines(console, corpus.describe())
         _warn_truncated_captions(corpus, tokenizer, console)

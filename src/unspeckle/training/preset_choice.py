@@ -17,8 +17,17 @@ IMAGES_PER_PARAMETER = 0.02
 FLOPS_EXPONENT = 0.85
 # The network whose speed is measured to estimate that of the others
 REFERENCE_PRESET = "tiny"
+# The autoencoder of images whose shortest side has at least so many pixels
+LARGE_IMAGE_MIN_SIDE = 112
+LARGE_IMAGE_AUTOENCODER = LatentAutoencoderConfig(latent_channels=32, downsampling_factor=8, widths=(48, 80, 128))
 # Seconds or images of training from which on latents pay, and the shortest side of the images
 LATENT_SPACE_MIN_SECONDS, LATENT_SPACE_MIN_IMAGES, LATENT_SPACE_MIN_SIDE = 600.0, 100_000, 64
+
+
+def autoencoder_config_for(size: tuple[int, int]) -> LatentAutoencoderConfig:
+    """The autoencoder that is trained for images of that size (W, H): larger ones are folded further, so that they make
+    no more latents than images of half the size, with more channels each."""
+    return LARGE_IMAGE_AUTOENCODER if min(size) >= LARGE_IMAGE_MIN_SIDE else LatentAutoencoderConfig()
 
 
 def choose_space(options: TrainOptions, size: tuple[int, int]) -> str:
@@ -34,7 +43,7 @@ def choose_space(options: TrainOptions, size: tuple[int, int]) -> str:
 
 def _latent_space_fits(preset_name: str | None, size: tuple[int, int]) -> bool:
     """Whether the preset, or one of those to choose from, can denoise the latents of images of that size."""
-    factor, (width, height) = LatentAutoencoderConfig().downsampling_factor, size
+    factor, (width, height) = autoencoder_config_for(size).downsampling_factor, size
     names = [preset_name] if preset_name else UNET_PRESETS
     network_configs = [get_preset(name).for_size((width // factor, height // factor)) for name in names]
     return any(math.gcd(*size) % (factor * config.size_multiple) == 0 for config in network_configs)
