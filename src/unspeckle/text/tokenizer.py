@@ -19,7 +19,7 @@ SPECIAL_TOKENS = ("<pad>", "<start>", "<unknown>")  # by their ids
 MAX_CONTEXT_LENGTH = 64  # ids of a caption; longer ones are cut
 MAX_ALPHABET = 4000  # characters with a token of their own
 MAX_KNOWN_WORDS = 20_000
-MIN_SPELLING_SIMILARITY = 0.7  # of difflib, from 0 to 1: "rabit" and "rabbit" have .91
+MIN_SPELLING_SIMILARITY = 0.78  # of difflib, from 0 to 1: "rabit" and "rabbit" have .91, "art" and "heart" .75
 WORD_BREAK = "\ue000"  # in a wording of a caption: the word is split here (see corpus/caption_augmentation.py)
 WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 
