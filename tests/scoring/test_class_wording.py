@@ -27,9 +27,9 @@ def open_colors(folder: Path, images_per_color: int) -> Corpus:
 
 def test_wordings_name_the_class_in_other_ways() -> None:
     assert loose_wordings("a photo of a red skirt") == [
-        "red skirt", "red skirts", "RED SKIRT", "red skirt, photo", "please draw me a red skirt",
+        "red skirt", "some red skirts", "red skirt, photo", "please draw me a red skirt", "red skirts!",
     ]  # fmt: skip
-    assert loose_wordings("trousers")[:2] == ["trousers", "trousers"]
+    assert "please draw me shorts" in loose_wordings("a photo of shorts")
 
 
 def test_classes_are_captions_of_many_images_each(tmp_path: Path) -> None:

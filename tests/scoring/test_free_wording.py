@@ -21,7 +21,7 @@ from unspeckle.scoring.composition.free_wording import (
     grammar_prompts,
     read_hand_prompts,
 )
-from unspeckle.scoring.composition.prompt_scenes import compose_scene
+from unspeckle.scoring.composition.prompt_scenes import compose_scene, make_hard_negative
 from unspeckle.scoring.composition.prompts import CompositionPrompt, WantedObject
 from unspeckle.scoring.composition.verdicts import judge_detections
 
@@ -89,6 +89,25 @@ def test_the_list_by_hand_asks_for_what_can_be_painted() -> None:
                 (wanted.tint, wanted.wearing, wanted.on_stilts)
             }
         assert scene.background == (prompt.background or scene.background)
+
+
+def test_no_hard_negative_is_what_its_prompt_says() -> None:
+    """Judged by what a perfect detector would find in its scene."""
+    library = open_sprite_library_or_skip()
+    vocabulary = build_vocabulary(library)
+    prompts = read_hand_prompts(library) + grammar_prompts(list(held_out_rows(vocabulary)), vocabulary.plurals, 300)
+    for prompt in prompts:
+        negative = make_hard_negative(prompt, vocabulary)
+        scene = compose_scene(negative, Random(prompt.text), vocabulary)
+        found = [
+            Detection(
+                one.hybrid_of or (one.noun,),
+                (one.x - one.side / 4, one.y - one.side / 4, one.x + one.side / 4, one.y + one.side / 4),
+                tint=one.tint, wearing=one.wearing, on_stilts=one.on_stilts,
+            )
+            for one in scene.objects
+        ]  # fmt: skip
+        assert not judge_detections(prompt, found, scene.background).is_correct, (prompt, negative)
 
 
 def test_the_grammar_of_free_wording_shares_no_sentence_with_the_corpus() -> None:

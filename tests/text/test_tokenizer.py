@@ -114,7 +114,8 @@ def test_no_captions_are_an_input_error() -> None:
 
 def test_no_id_reaches_over_a_word_break() -> None:
     tokenizer = Tokenizer.train(CAPTIONS)
-    whole, broken = tokenizer.encode(["a frog on stilts", f"a fr{WORD_BREAK}og on stilts"])
+    whole, broken = tokenizer.encode_wordings(["a frog on stilts", f"a fr{WORD_BREAK}og on stilts"])
+    assert torch.equal(whole, tokenizer.encode(["a frog on stilts"])[0])
     assert (broken != PAD_ID).sum() >= (whole != PAD_ID).sum() and not torch.equal(whole, broken)
     text = tokenizer.bpe.decode([int(i) for i in broken if i > UNKNOWN_ID])
     assert text == "a frog on stilts"

@@ -272,6 +272,7 @@ def test_a_model_that_changed_before_the_first_step_is_refused(
 def test_images_of_128_pixels_make_as_many_latents_as_those_of_64() -> None:
     small, large = (autoencoder_config_for(size) for size in ((64, 96), (128, 192)))
     assert 64 // small.downsampling_factor == 128 // large.downsampling_factor == 16
+    assert autoencoder_config_for((120, 120)) == small  # whose sides are no multiples of 16
     assert small == LatentAutoencoderConfig() and large.latent_channels == 4 * small.latent_channels
 
 
@@ -284,6 +285,7 @@ def test_images_of_128_pixels_make_as_many_latents_as_those_of_64() -> None:
         ((200, 200), None, "pixels"),
         ((272, 272), None, "pixels"),
         ((144, 144), None, "latents"),
+        ((120, 120), None, "latents"),
         ((144, 144), "base", "pixels"),
         ((256, 256), "large", "latents"),
         ((32, 32), None, "pixels"),

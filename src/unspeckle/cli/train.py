@@ -71,8 +71,8 @@ RANK_HELP = "Rank of the LoRA's matrices: a higher one can learn more and makes 
 TEXT_ENCODER_HELP = "Train the text encoders as well as the network."
 CAPTION_AUGMENTATION_HELP = (
     "Whether each caption is read in many wordings (without articles, with typing errors, with words around it that "
-    "say nothing), so that the model understands prompts as people type them.  [default: used if the captions have at "
-    "most 3000 different words]"
+    "say nothing), so that the model understands prompts as people type them.  [default: used if the captions are "
+    "English and have at most 3000 different words]"
 )
 LAYOUT_HELP = "Names of the tensors in the LoRA file: kohya, which most programs read, or peft, those of diffusers."
 

@@ -12,7 +12,17 @@ from collections.abc import Callable, Collection, Iterable
 from random import Random
 
 from unspeckle.corpus.english import is_plural, pluralize
-from unspeckle.corpus.loose_words import ADJECTIVES, CHATTER, MEANINGFUL, OPENERS, STYLES
+from unspeckle.corpus.loose_words import (
+    ADJECTIVES,
+    CHATTER,
+    COLORS,
+    ENGLISH_WORDS,
+    MEANINGFUL,
+    NAMED_IN_OPENERS,
+    OPENERS,
+    OTHER_LANGUAGES_WORDS,
+    STYLES,
+)
 
 WORDINGS = 32
 """Wordings of a caption, the first of which is the caption itself."""
@@ -25,8 +35,10 @@ WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
 
 _MEDIUM = r"(?:photo(?:graph)?|picture|image|drawing|painting|sketch|illustration|emoji|icon|rendering|sticker)s?"
 _OPENING = re.compile(rf"^(?:(?:an?|the) )?(?P<medium>{_MEDIUM}) (?:of|showing) ", re.IGNORECASE)
-_ARTICLE = re.compile(r"\b(?:an?|the) (?=\w)", re.IGNORECASE)
-_NUMBER_WORDS = frozenset(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+# Capital letters only where a caption begins: "plan A" has no article.
+_ARTICLE = re.compile(r"(?:^(?:An?|The|a|an|the)|\b(?:a|an|the)) (?=\w)")
+_NUMBER_WORDS = frozenset(["one", "single", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+MIN_ASCII_SHARE = 0.95
 _FUNCTION_WORDS = frozenset(
     ("a", "an", "the", "of", "to", "for", "and", "or", "with", "in", "on", "at", "by", "from", "is", "are", "that")
 )  # fmt: skip
@@ -42,9 +54,16 @@ def words_of(captions: Iterable[str]) -> frozenset[str]:
     return frozenset(words)
 
 
-def are_alike(words: Collection[str]) -> bool:
-    """Whether captions of these words hold so few that a text encoder would learn their sentences and no others."""
-    return len(words) <= MAX_GRAMMAR_WORDS
+def should_reword(words: Collection[str]) -> bool:
+    """Whether captions of these words are English, and hold so few that a text encoder would learn their sentences and
+    no others."""
+    ascii_share = sum(word.isascii() for word in words) / max(1, len(words))
+    is_english = len(ENGLISH_WORDS.intersection(words)) >= len(OTHER_LANGUAGES_WORDS.intersection(words))
+    return len(words) <= MAX_GRAMMAR_WORDS and ascii_share >= MIN_ASCII_SHARE and is_english
+
+
+def _tells_much(tag: str) -> bool:
+    return any(word in MEANINGFUL or word.isdigit() for word in WORD.findall(tag.lower()))
 
 
 def without_opening(caption: str) -> str:
@@ -68,14 +87,15 @@ class CaptionAugmenter:
         )
         plurals = {pluralize(word) for word in self._words if not is_plural(word)}
         # Where captions tell one from several, a plural would say something that is not so.
-        self._tells_numbers = bool(self._words & (_NUMBER_WORDS | plurals))
+        has_digits = any(word.isdigit() for word in self._words)
+        self._tells_numbers = has_digits or bool(self._words & (_NUMBER_WORDS | plurals))
 
     @property
     def meaningless_words(self) -> frozenset[str]:
         """All words that are added and say nothing, in lower case."""
         texts = [*self._openers, *self._styles, *self._adjectives, *self._chatter]
         words = {word for text in texts for word in WORD.findall(text.replace("{}", " ").lower())}
-        return frozenset(words - self._words)
+        return frozenset(words - self._words - NAMED_IN_OPENERS)
 
     def reword(self, caption: str, number: int) -> str:
         """The wording of that number, 0 to WORDINGS - 1, of a caption; number 0 is the caption itself."""
@@ -85,8 +105,8 @@ class CaptionAugmenter:
     def _reword(self, caption: str, number: int) -> str:
         rng = Random(f"{self._seed} {number} {caption}")
         text = self._reorder(rng, self._drop_articles(rng, self._reword_opening(rng, caption)))
-        if rng.random() < 0.3:
-            return text
+        if rng.random() < 0.3 or not text.strip():
+            return text or caption
         if not self._tells_numbers and rng.random() < 0.2:
             text = self._pluralize(text)
         if rng.random() < 0.3:
@@ -117,28 +137,32 @@ class CaptionAugmenter:
         return _ARTICLE.sub(lambda found: found[0] if rng.random() < 0.5 else "", text) if choice < 0.7 else text
 
     def _reorder(self, rng: Random, text: str) -> str:
-        """Tags in another order and without some of them; a color behind its noun: "frog, blue"."""
+        """Tags in another order and without some that tell no number, color or place; a color behind its noun: "frog,
+        blue"."""
         parts = [part.strip() for part in text.split(",") if part.strip()]
         if len(parts) > 2 and all(len(part.split()) <= 4 for part in parts) and " and " not in text:
             if rng.random() < 0.5:
                 rng.shuffle(parts)
-            kept = [part for part in parts if MEANINGFUL & set(part.lower().split()) or rng.random() > 0.2]
+            kept = [part for part in parts if _tells_much(part) or rng.random() > 0.2]
             return (", " if rng.random() < 0.8 else " ").join(kept or parts)
         words = text.split()
-        if len(words) == 2 and words[0].lower() in MEANINGFUL - _FUNCTION_WORDS - _NUMBER_WORDS and rng.random() < 0.15:
+        has_color = len(words) == 2 and words[0].lower() in COLORS and len(self._words & COLORS) > 1
+        if has_color and rng.random() < 0.15:
             return rng.choice((f"{words[1]} {words[0]}", f"{words[1]}, {words[0]}"))
         return text
 
     def _pluralize(self, text: str) -> str:
         """Of a short text, its last word: "red skirts"."""
         words = text.split()
-        if not 1 <= len(words) <= 3 or not words[-1].isalpha() or is_plural(words[-1]) or _FUNCTION_WORDS & set(words):
+        last = words[-1]
+        is_noun = last.isascii() and last.isalpha() and last.islower() and not is_plural(last)
+        if not 1 <= len(words) <= 3 or not is_noun or _FUNCTION_WORDS & set(words):
             return text
         return " ".join([*words[:-1], pluralize(words[-1])])
 
     def _mistype(self, rng: Random, text: str) -> str:
         """One word with a letter missing, doubled, exchanged with the next or another one; never another known word."""
-        places = list(re.finditer(r"[^\W\d_]{4,}", text))
+        places = list(re.finditer(r"\b[A-Za-z]{4,}\b", text))
         if not places:
             return text
         found = rng.choice(places)
@@ -158,8 +182,8 @@ class CaptionAugmenter:
         if self._adjectives and rng.random() < 0.3:
             article = _ARTICLE.match(text)
             end = article.end() if article else 0
-            first = text[end:].split(maxsplit=1)[0].lower()
-            if first in _NUMBER_WORDS or first == "one":
+            first = (text[end:].split(maxsplit=1) or [""])[0].lower()
+            if first in _NUMBER_WORDS:
                 end += len(first) + 1
             adjectives = " ".join(rng.sample(self._adjectives, 1 if rng.random() < 0.8 else 2))
             text = f"{text[:end]}{adjectives} {text[end:]}"
@@ -173,7 +197,7 @@ class CaptionAugmenter:
             )
             text = f"{chatter}{rng.choice((' ', ', ', ': '))}{text}" if rng.random() < 0.5 else f"{text} {chatter}"
         if self._openers and rng.random() < 0.35:
-            text = rng.choice(self._openers).format(text)
+            text = rng.choice(self._openers).replace("{}", text)
         return text
 
     def _unknown_word(self, rng: Random) -> str:

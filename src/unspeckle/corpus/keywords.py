@@ -14,7 +14,7 @@ KEYWORDS_FILE = "keywords.json"
 
 def read_keywords(folder: Path) -> dict[str, str]:
     """By an unknown word, the known one; empty if the folder has no such file. InputError if it holds something else
-    than an object of words, {"toad": "frog"}."""
+    than an object of single words, {"toad": "frog"}."""
     path = folder / KEYWORDS_FILE
     if not path.is_file():
         return {}
@@ -22,8 +22,9 @@ def read_keywords(folder: Path) -> dict[str, str]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: cannot be read ({' '.join(str(e).split())[:100]}); mend or remove it") from e
-    if not isinstance(values, dict) or not all(isinstance(known, str) for known in values.values()):
-        raise InputError(f'{path}: must be an object of words, such as {{"toad": "frog"}}; mend or remove it')
+    is_map = isinstance(values, dict) and all(isinstance(known, str) for known in values.values())
+    if not is_map or any(len(word.split()) != 1 for word in values):
+        raise InputError(f'{path}: must be an object of single words, such as {{"toad": "frog"}}; mend or remove it')
     return {word.lower(): known for word, known in values.items()}
 
 

@@ -48,20 +48,27 @@ ADJECTIVES = (
 """Before what is to be seen."""
 
 CHATTER = (
-    "actually", "again", "alright", "also", "always", "anyway", "awesome", "because", "believe",
-    "birthday", "boss", "bring", "brother", "called", "class", "come", "congratulations", "could", "day", "dear",
-    "dream", "easy", "enjoy", "even", "ever", "every", "evening", "family", "fast", "feel", "finally", "find",
-    "friend", "fun", "game", "get", "going", "good", "guess", "hello", "help", "here", "home", "hope", "hour",
-    "idea", "important", "keep", "kind", "know", "later", "life", "like", "long", "look", "lot", "love",
-    "lunch", "many", "mean", "minute", "mom", "moment", "monday", "money", "morning", "most", "mother", "movie",
-    "much", "music", "must", "name", "need", "never mind", "night", "now", "office", "often", "okay", "party",
-    "people", "person", "place", "play", "plan", "project", "quick", "ready", "really", "room", "said", "school",
-    "see", "she", "sister", "someone", "something", "soon", "special", "still", "story", "sure", "surprise", "take",
-    "tell", "test", "that", "thing", "think", "this", "time", "today", "together", "tomorrow", "tonight", "too",
-    "try", "very", "wait", "want", "week", "weekend", "well", "what", "wish", "wonderful", "work", "world", "would",
-    "year", "yes", "yesterday", "you",
+    "actually", "again", "alright", "also", "always", "anyway", "awesome", "because", "believe", "bring", "called",
+    "come", "congratulations", "could", "dear", "easy", "enjoy", "even", "ever", "every", "fast", "feel",
+    "finally", "find", "fun", "get", "going", "good", "guess", "hello", "help", "here", "hope", "important", "keep",
+    "kind", "know", "later", "like", "long", "look", "lot", "love", "mean", "most", "much", "must", "need",
+    "never mind", "now", "often", "okay", "play", "plan", "quick", "ready", "really", "said", "see", "she",
+    "someone", "something", "soon", "special", "still", "sure", "take", "tell", "test", "that", "think", "this",
+    "today", "together", "tomorrow", "tonight", "too", "try", "very", "wait", "want", "well", "what", "wish",
+    "wonderful", "would", "yes", "yesterday", "you",
 )  # fmt: skip
 """Anywhere at the ends."""
+
+NAMED_IN_OPENERS = frozenset((
+    "cartoon", "clipart", "daughter", "emoji", "friend", "gift", "icon", "kids", "logo", "mom", "portrait",
+    "school", "shirt", "son", "sticker", "story", "t", "wall", "website",
+))  # fmt: skip
+"""Things that openers name: where a prompt names them alone, the model does not know them."""
+
+COLORS = frozenset((
+    "red", "orange", "yellow", "green", "blue", "purple", "violet", "pink", "brown", "black", "white", "grey", "gray",
+    "golden", "silver", "turquoise", "beige",
+))  # fmt: skip
 
 MEANINGFUL = frozenset((
     "no", "not", "without", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "dozen",
@@ -71,4 +78,13 @@ MEANINGFUL = frozenset((
     "red", "orange", "yellow", "green", "blue", "purple", "violet", "pink", "brown", "black", "white", "grey",
     "gray", "gold", "golden", "silver", "cyan", "magenta", "turquoise", "beige", "dark", "light",
 ))  # fmt: skip
-"""Words that say what an image shows: numbers, places, sizes, colors and what joins them. They are never left out."""
+"""Words that say what an image shows: numbers, places, sizes, colors and what joins them. They are never left out, nor
+added."""
+
+ENGLISH_WORDS = frozenset(("a", "an", "the", "of", "on", "and", "with", "in", "is", "at", "to", "for", "by", "from"))
+OTHER_LANGUAGES_WORDS = frozenset((
+    "der", "die", "das", "ein", "eine", "einer", "und", "mit", "auf", "le", "la", "les", "un", "une", "et", "avec",
+    "sur", "des", "du", "el", "los", "las", "una", "con", "il", "di", "che", "een", "het", "op", "van", "um", "uma",
+    "com", "och",
+))  # fmt: skip
+"""Common words, by which English captions are told from others."""

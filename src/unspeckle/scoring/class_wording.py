@@ -28,7 +28,8 @@ def loose_wordings(caption: str) -> list[str]:
     """The caption as people would ask for it, in five ways."""
     bare = without_opening(caption)
     several = bare if is_plural(bare) else pluralize(bare)
-    return [bare, several, bare.upper(), f"{bare}, photo", f"please draw me {with_article(bare)}"]
+    one = bare if is_plural(bare) else with_article(bare)
+    return [bare, f"some {several}", f"{bare}, photo", f"please draw me {one}", f"{several}!"]
 
 
 def find_classes(corpus: Corpus) -> list[str]:

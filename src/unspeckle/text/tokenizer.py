@@ -76,7 +76,7 @@ class Tokenizer:
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 2048, *, wordings: Iterable[str] = ()) -> "Tokenizer":
         """A tokenizer with about vocab_size ids, and more if the captions have many different characters. The longest
-        caption decides its context_length, up to MAX_CONTEXT_LENGTH. It does not depend on the order of the captions.
+        caption or wording decides its context_length, up to MAX_CONTEXT_LENGTH; the order of the captions nothing.
 
         wordings: other forms in which the captions will be read; their words are not known words. InputError without
         captions."""
@@ -110,13 +110,22 @@ class Tokenizer:
         """Ids (B, L) int64: a start token, so that no row is empty, the caption, cut at L, and padding."""
         padded_ids = torch.full((len(captions), self.context_length), PAD_ID, dtype=torch.int64)
         padded_ids[:, 0] = START_ID
-        for row, caption_ids in zip(padded_ids, self._encode_captions(captions), strict=True):
+        for row, encoding in zip(padded_ids, self.bpe.encode_batch(list(captions)), strict=True):
+            ids = encoding.ids[: self.context_length - 1]
+            row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        return padded_ids
+
+    def encode_wordings(self, wordings: Sequence[str]) -> Tensor:
+        """Ids (B, L) int64 as `encode` gives them, but no id reaches over a WORD_BREAK."""
+        padded_ids = torch.full((len(wordings), self.context_length), PAD_ID, dtype=torch.int64)
+        padded_ids[:, 0] = START_ID
+        for row, caption_ids in zip(padded_ids, self._encode_wordings(wordings), strict=True):
             ids = caption_ids[: self.context_length - 1]
             row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return padded_ids
 
-    def _encode_captions(self, captions: Sequence[str]) -> list[list[int]]:
-        """The ids of each caption, all of them."""
+    def _encode_wordings(self, captions: Sequence[str]) -> list[list[int]]:
+        """The ids of each wording, all of them."""
         encodings = self.bpe.encode_batch([caption.replace(WORD_BREAK, "") for caption in captions])
         return [
             self._encode_broken_words(caption) if WORD_BREAK in caption else encoding.ids
@@ -131,7 +140,7 @@ class Tokenizer:
 
     def are_truncated(self, captions: Sequence[str]) -> list[bool]:
         """Which captions are too long, and lose words at their end."""
-        return [len(ids) > self.context_length - 1 for ids in self._encode_captions(captions)]
+        return [len(ids) > self.context_length - 1 for ids in self._encode_wordings(captions)]
 
     def character_spans(self, caption: str) -> list[tuple[int, int]]:
         """For each id of the encoded caption, the characters that it stands for as (start, end); (0, 0) for none."""

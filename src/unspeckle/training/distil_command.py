@@ -87,12 +87,12 @@ class DistilCommand(TrainingCommand[DistilOptions, DistillationPlan]):
     def reword(self, captions: tuple[str, ...], plan: DistillationPlan) -> tuple[str, ...]:
         """Each caption in one of its wordings, which is a pure function of the caption, its place and the seed."""
         tokenizer, seed = self.teacher.tokenizer, plan.work.seed
+        assert isinstance(tokenizer, Tokenizer)
 
         def fits(text: str) -> bool:
-            assert isinstance(tokenizer, Tokenizer)
             return not tokenizer.are_truncated([text])[0]
 
-        augmenter = CaptionAugmenter(words_of(self.captions), seed, fits)
+        augmenter = CaptionAugmenter(words_of(self.captions) | tokenizer.known_words, seed, fits)
         numbers = Random(f"wordings {seed}").choices(range(WORDINGS), k=len(captions))
         return tuple(
             augmenter.reword(caption, n) if caption else "" for caption, n in zip(captions, numbers, strict=True)

@@ -18,6 +18,7 @@ from unspeckle import rng
 from unspeckle.generation.request import Request
 from unspeckle.model import Model, ModelCard
 from unspeckle.prompts import escape_prompt
+from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.model_task import ModelTask, Validator, load_for_inference
 from unspeckle.training.plan import DistillationPlan
 from unspeckle.training.student_updater import StudentUpdater, init_student
@@ -130,7 +131,9 @@ class DistillationTask(ModelTask):
         return [Request(escape_prompt(prompt), seed=i, steps=steps) for i, prompt in enumerate(prompts)]
 
     def _encode_captions(self, captions: tuple[str, ...]) -> Tensor:
-        return self.teacher.tokenizer.encode(captions).to(self.updater.device)
+        tokenizer = self.teacher.tokenizer
+        encode = tokenizer.encode_wordings if isinstance(tokenizer, Tokenizer) else tokenizer.encode
+        return encode(captions).to(self.updater.device)
 
 
 def copy_teacher_in_precision(teacher: Model, plan: DistillationPlan) -> Model:

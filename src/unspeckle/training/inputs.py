@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unspeckle import quantities
-from unspeckle.corpus.caption_augmentation import CaptionAugmenter, are_alike
+from unspeckle.corpus.caption_augmentation import CaptionAugmenter, should_reword
 from unspeckle.corpus.folder_listing import FolderListing
 from unspeckle.corpus.keywords import read_keywords
 from unspeckle.corpus.splits import Corpus, open_corpus
@@ -51,7 +51,7 @@ class TrainingInputs(NamedTuple):
         def fits(text: str) -> bool:
             return not self.tokenizer.are_truncated([text])[0]
 
-        return CaptionAugmenter(self.corpus.training_words, seed, fits)
+        return CaptionAugmenter(self.corpus.training_words | self.tokenizer.known_words, seed, fits)
 
 
 def load_trainable_model(path: Path) -> Model:
@@ -81,7 +81,8 @@ def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None
         assert isinstance(base_model.tokenizer, Tokenizer)
         tokenizer, autoencoder = base_model.tokenizer, base_model.autoencoder
         if augments_captions(corpus, options):
-            augmenter = CaptionAugmenter(corpus.training_words, options.seed or 0)
+            # What the model knows says something, even if these captions do not use it.
+            augmenter = CaptionAugmenter(corpus.training_words | tokenizer.known_words, options.seed or 0)
             tokenizer.meaningless_words |= augmenter.meaningless_words
     else:
         use_latents = choose_space(options, corpus.training.size) == "latents"
@@ -98,10 +99,10 @@ def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None
 
 
 def augments_captions(corpus: Corpus, options: TrainOptions) -> bool:
-    """Whether captions are read in different wordings: as the options say, or where they are alike."""
+    """Whether captions are read in different wordings: as the options say, or where they are English and alike."""
     if options.caption_augmentation is not None:
         return options.caption_augmentation
-    return are_alike(corpus.training_words)
+    return should_reword(corpus.training_words)
 
 
 def _train_tokenizer(corpus: Corpus, options: TrainOptions) -> Tokenizer:

@@ -25,9 +25,11 @@ LATENT_SPACE_MIN_SECONDS, LATENT_SPACE_MIN_IMAGES, LATENT_SPACE_MIN_SIDE = 600.0
 
 
 def autoencoder_config_for(size: tuple[int, int]) -> LatentAutoencoderConfig:
-    """The autoencoder that is trained for images of that size (W, H): larger ones are folded further, so that they make
-    no more latents than images of half the size, with more channels each."""
-    return LARGE_IMAGE_AUTOENCODER if min(size) >= LARGE_IMAGE_MIN_SIDE else LatentAutoencoderConfig()
+    """The autoencoder that is trained for images of that size (W, H): larger ones are folded further, if both sides
+    allow it, so that they make no more latents than images of half the size, with more channels each."""
+    multiple = 2 * LARGE_IMAGE_AUTOENCODER.downsampling_factor  # networks halve latents at least once
+    is_large = min(size) >= LARGE_IMAGE_MIN_SIDE and all(side % multiple == 0 for side in size)
+    return LARGE_IMAGE_AUTOENCODER if is_large else LatentAutoencoderConfig()
 
 
 def choose_space(options: TrainOptions, size: tuple[int, int]) -> str:

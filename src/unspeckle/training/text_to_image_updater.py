@@ -73,7 +73,7 @@ class TextToImageUpdater(Updater):
         caption_index = {caption: index for index, caption in enumerate(captions)}
         indices = torch.tensor([caption_index[caption] for caption in batch.captions], device=self.device)
         indices = torch.where(self.objective.dropped_captions(rng), 0, indices)
-        conditioning = self.compute_modules.text_encoder(self.tokenizer.encode(captions).to(self.device))
+        conditioning = self.compute_modules.text_encoder(self.tokenizer.encode_wordings(captions).to(self.device))
         x = encode_images(batch, self.autoencoder_in_precision, self.device)
         predictor: CoarseImagePredictor | None = getattr(self.compute_modules.network, "coarse_predictor", None)
         if predictor is not None and step <= self.plan.work.text_steps:

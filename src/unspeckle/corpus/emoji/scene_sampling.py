@@ -71,7 +71,8 @@ def choose_background(rng: Random, vocabulary: SceneVocabulary, scene: Scene) ->
     allowed_backgrounds = [
         set(vocabulary.backgrounds[noun]) for obj in scene.objects if not obj.tint for noun in _component_nouns(obj)
     ]
-    accessory_colors = {GARMENT_COLORS.get(obj.wearing, STILTS_COLOR if obj.on_stilts else "") for obj in scene.objects}
+    accessory_colors = {GARMENT_COLORS[obj.wearing] for obj in scene.objects if obj.wearing in GARMENT_COLORS}
+    accessory_colors |= {STILTS_COLOR for obj in scene.objects if obj.on_stilts}
     options = [
         name
         for name in vocabulary.backgrounds[""]

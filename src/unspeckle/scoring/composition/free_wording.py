@@ -15,14 +15,14 @@ from typing import Any
 from unspeckle.corpus.emoji.scene_captions import NUMBERS
 from unspeckle.corpus.emoji.sprites import SpriteLibrary
 from unspeckle.corpus.english import with_article
-from unspeckle.scoring.composition.prompts import CompositionPrompt, WantedObject
+from unspeckle.scoring.composition.prompts import CompositionPrompt, WantedObject, row_kind
 
 HAND_CATEGORY, GRAMMAR_CATEGORY = "free wording, by hand", "free wording, grammar"
 FREE_CATEGORIES = (GRAMMAR_CATEGORY, HAND_CATEGORY)
 HAND_FILE = "free_wording.jsonl"
 
 _BACKGROUNDS = (
-    "background {background}: {noun}", "{noun} in front of a {background} wall", "{background} backdrop, {noun}",
+    "background {background}: {noun}", "{noun} in front of {a_background} wall", "{background} backdrop, {noun}",
     "{a_noun}, everything behind it {background}", "put {a_noun} in front of something {background}",
     "{noun} / {background} backdrop",
 )  # fmt: skip
@@ -127,8 +127,9 @@ def grammar_prompts(
     rng = Random("unspeckle free wording")
     by_kind: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["kind"] in _WRITERS and row.get("relation") != "next to":
-            by_kind.setdefault(row["kind"], []).append(row)
+        kind = row_kind(row)
+        if kind in _WRITERS and row.get("relation") != "next to":
+            by_kind.setdefault(kind, []).append(dict(row) | {"kind": kind})
     prompts: list[CompositionPrompt] = []
     for place, (kind, kind_rows) in enumerate(by_kind.items()):
         kind_count = count * (place + 1) // len(by_kind) - count * place // len(by_kind)

@@ -14,11 +14,13 @@ from unspeckle.corpus.emoji.painter import ScenePainter
 from unspeckle.corpus.emoji.scene_kinds import arrange_groups, arrange_on_stilts, hybrid_scene, single_scene
 from unspeckle.corpus.emoji.scene_sampling import choose_background, sample_scene
 from unspeckle.corpus.emoji.scenes import Scene, SceneObject, SceneVocabulary
+from unspeckle.corpus.emoji.tints import BACKGROUNDS
 from unspeckle.errors import InputError
 from unspeckle.scoring.composition.prompts import CATEGORIES, CompositionPrompt, WantedObject
 
 MAX_ATTEMPTS = 20_000  # scenes that are sampled until one matches
 PLURAL_COUNT = 2  # objects of a plural without a number
+MAX_COUNT = 4  # objects in a scene
 _OLD_CATEGORIES = {"colors": "colours", "color binding": "colour binding"}  # their names in version 0.1
 
 
@@ -111,7 +113,7 @@ def make_hard_negative(prompt: CompositionPrompt, vocabulary: SceneVocabulary) -
     if prompt.is_hybrid:
         return replace(prompt, is_hybrid=False, objects=tuple(WantedObject(noun, 1) for noun in prompt.nouns))
     if prompt.objects:
-        return replace(prompt, objects=(_contradict(prompt, vocabulary), *prompt.objects[1:]))
+        return _contradict(prompt, vocabulary)
     match prompt.category:
         case "counting":
             return replace(prompt, object_count=prompt.object_count + 1 if prompt.object_count < 4 else 3)
@@ -133,19 +135,35 @@ def make_hard_negative(prompt: CompositionPrompt, vocabulary: SceneVocabulary) -
             return CompositionPrompt("one object", "", (first,))
 
 
-def _contradict(prompt: CompositionPrompt, vocabulary: SceneVocabulary) -> WantedObject:
-    """The first object with one thing otherwise: no stilts, another garment or color, or one more or less of it."""
-    wanted = prompt.objects[0]
+def _contradict(prompt: CompositionPrompt, vocabulary: SceneVocabulary) -> CompositionPrompt:
+    """A prompt of free wording with one thing otherwise: the relation, or of the first object that has one the stilts,
+    the garment, the color or the number; else another background, or another noun."""
+    if prompt.relation:
+        opposites = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+        return replace(prompt, relation=opposites[prompt.relation])
+    total = sum(one.count or PLURAL_COUNT for one in prompt.objects)
+    for index, wanted in enumerate(prompt.objects):
+        changed = _change_object(wanted, vocabulary, can_grow=total < MAX_COUNT)
+        if changed != wanted:
+            return replace(prompt, objects=(*prompt.objects[:index], changed, *prompt.objects[index + 1 :]))
+    if prompt.background:
+        return replace(prompt, background=next(name for name in BACKGROUNDS if name != prompt.background))
+    first = prompt.objects[0]
+    other = next(noun for noun in vocabulary.nouns if noun not in prompt.nouns)
+    return replace(prompt, nouns=(other, *prompt.nouns[1:]), objects=(replace(first, noun=other), *prompt.objects[1:]))
+
+
+def _change_object(wanted: WantedObject, vocabulary: SceneVocabulary, can_grow: bool) -> WantedObject:
+    """The object with one thing otherwise; itself if a prompt says nothing of it that can be."""
     if wanted.on_stilts:
         return replace(wanted, on_stilts=False)
     if wanted.wearing:
         return replace(wanted, wearing=next(name for name in vocabulary.garments if name != wanted.wearing))
     if wanted.tint:
-        other_tints = [tint for tint in vocabulary.tints[wanted.noun] if tint != wanted.tint]
-        return replace(wanted, tint=next((tint for tint in other_tints if tint != prompt.background), ""))
-    total = sum(one.count or PLURAL_COUNT for one in prompt.objects)
-    count = wanted.count or PLURAL_COUNT
-    return replace(wanted, count=count + 1 if total < 4 else max(1, count - 1))
+        return replace(wanted, tint=next((t for t in vocabulary.tints[wanted.noun] if t != wanted.tint), ""))
+    if wanted.count and can_grow:
+        return replace(wanted, count=wanted.count + 1)
+    return replace(wanted, count=wanted.count - 1) if wanted.count > 1 else wanted
 
 
 def scene_matches(scene: Scene, prompt: CompositionPrompt) -> bool:

@@ -73,9 +73,7 @@ def read_composition_prompts(corpus: Path, prompts_per_category: int = PROTOCOL_
     rows = read_held_out_rows(corpus)
     prompts: list[CompositionPrompt] = []
     for category, (kind, _) in CATEGORIES.items():
-        candidates = [
-            prompt for row in rows if _row_kind(row) == kind for prompt in _row_prompts(category, row, corpus)
-        ]
+        candidates = [prompt for row in rows if row_kind(row) == kind for prompt in _row_prompts(category, row, corpus)]
         count = len(candidates)
         for i in range(prompts_per_category if candidates else 0):
             if count >= prompts_per_category:
@@ -91,7 +89,8 @@ def read_held_out_rows(corpus: Path) -> list[dict[str, Any]]:
     return [_parse_object(line) for line in _read_text(corpus, HELD_OUT_FILE).splitlines()]
 
 
-def _row_kind(row: Mapping[str, Any]) -> str:
+def row_kind(row: Mapping[str, Any]) -> str:
+    """The kind of a row of held-out.jsonl, by its name of today."""
     kind = str(row.get("kind"))
     return OLD_ROW_KINDS.get(kind, kind)
 
