@@ -221,7 +221,9 @@ def trained_alike(
     files = []
     for root, version in ((before, "old"), (ROOT, "new")):
         run = work / f"run-{name.replace(', ', '-')}-{version}"
-        command = ["train", str(work / "images"), "--out", str(run), *common]
+        # The version before read captions as they are; that is an option today.
+        as_before = ["--no-caption-augmentation"] if root == ROOT and "--lora" not in options else []
+        command = ["train", str(work / "images"), "--out", str(run), *common, *as_before]
         stopped = run_in_two_parts(root, command, run)
         files.append(run / result)
     yield f"training, {name}{' (stopped and resumed)' if stopped else ''}", equal_tensors(*files)

@@ -32,8 +32,10 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.replace(WORD_BREAK, "").lower())
 
 
-def test_the_mark_in_a_word_is_the_tokenizers() -> None:
+def test_words_and_the_mark_in_them_are_the_tokenizers() -> None:
+    """corpus/ and text/ do not know each other, so each says what it means by a word."""
     assert caption_augmentation.WORD_BREAK == tokenizer.WORD_BREAK
+    assert caption_augmentation.WORD.pattern == tokenizer.WORD_PATTERN.pattern
 
 
 @pytest.mark.parametrize("captions", [SCENES, CLASSES, TAGS])

@@ -296,7 +296,7 @@ def test_the_student_of_a_teacher_that_reads_wordings_reads_them_too(
     teacher_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And is the same if it is interrupted; an old teacher's captions are given as they are."""
-    assert not distillation_plan(teacher_run, tmp_path / "old").work.augment_captions
+    assert not distillation_plan(teacher_run, tmp_path / "old").work.caption_augmentation
     teacher = tmp_path / "teacher"
     teacher.mkdir()
     model = random_model()

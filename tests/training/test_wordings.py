@@ -42,10 +42,10 @@ def test_captions_that_are_alike_are_read_in_many_wordings(
     color_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, said = planned(train_options(color_folder, tmp_path / "run"), capsys)
-    assert plan["work"]["augment_captions"] and plan["measured"]["caption_cost"] >= 0
+    assert plan["work"]["caption_augmentation"] and plan["measured"]["caption_augmentation_cost"] >= 0
     assert "each in up to 32 wordings, as people type them; steps take" in said
     plan, said = planned(train_options(color_folder, tmp_path / "run", caption_augmentation=False), capsys)
-    assert not plan["work"]["augment_captions"] and "wordings" not in said
+    assert not plan["work"]["caption_augmentation"] and "wordings" not in said
 
 
 def test_captions_of_many_words_are_read_as_they_are(
@@ -54,7 +54,7 @@ def test_captions_of_many_words_are_read_as_they_are(
     monkeypatch.setattr("unspeckle.corpus.caption_augmentation.MAX_GRAMMAR_WORDS", 5)
     (tmp_path / "colors").mkdir()
     plan, _ = planned(train_options(write_color_folder(tmp_path / "colors"), tmp_path / "run"), capsys)
-    assert not plan["work"]["augment_captions"]
+    assert not plan["work"]["caption_augmentation"]
 
 
 def test_batches_hold_wordings_that_the_tokenizer_reads_to_their_end(color_folder: Path, tmp_path: Path) -> None:

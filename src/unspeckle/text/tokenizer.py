@@ -108,20 +108,18 @@ class Tokenizer:
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """Ids (B, L) int64: a start token, so that no row is empty, the caption, cut at L, and padding."""
-        padded_ids = torch.full((len(captions), self.context_length), PAD_ID, dtype=torch.int64)
-        padded_ids[:, 0] = START_ID
-        for row, encoding in zip(padded_ids, self.bpe.encode_batch(list(captions)), strict=True):
-            ids = encoding.ids[: self.context_length - 1]
-            row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.int64)
-        return padded_ids
+        return self._pad([encoding.ids for encoding in self.bpe.encode_batch(list(captions))])
 
     def encode_wordings(self, wordings: Sequence[str]) -> Tensor:
         """Ids (B, L) int64 as `encode` gives them, but no id reaches over a WORD_BREAK."""
-        padded_ids = torch.full((len(wordings), self.context_length), PAD_ID, dtype=torch.int64)
+        return self._pad(self._encode_wordings(wordings))
+
+    def _pad(self, rows: Sequence[list[int]]) -> Tensor:
+        padded_ids = torch.full((len(rows), self.context_length), PAD_ID, dtype=torch.int64)
         padded_ids[:, 0] = START_ID
-        for row, caption_ids in zip(padded_ids, self._encode_wordings(wordings), strict=True):
-            ids = caption_ids[: self.context_length - 1]
-            row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        for padded_row, row in zip(padded_ids, rows, strict=True):
+            ids = row[: self.context_length - 1]
+            padded_row[1 : 1 + len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return padded_ids
 
     def _encode_wordings(self, captions: Sequence[str]) -> list[list[int]]:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from random import Random
 
-from unspeckle.corpus.caption_augmentation import WORDINGS, CaptionAugmenter, words_of
+from unspeckle.corpus.caption_augmentation import WORDINGS, words_of
 from unspeckle.corpus.captions import read_folder
 from unspeckle.errors import InputError
 from unspeckle.text.tokenizer import Tokenizer
@@ -13,7 +13,7 @@ from unspeckle.training.check_options import check_common_options
 from unspeckle.training.command import TrainingCommand
 from unspeckle.training.distillation_planner import make_distillation_plan
 from unspeckle.training.distillation_task import VALIDATION_IMAGES, DistillationTask, student_card
-from unspeckle.training.inputs import load_trainable_model
+from unspeckle.training.inputs import load_trainable_model, make_caption_augmenter
 from unspeckle.training.options import DistilOptions
 from unspeckle.training.plan import DistillationPlan
 from unspeckle.training.plan_file import format_command_line
@@ -77,7 +77,7 @@ class DistilCommand(TrainingCommand[DistilOptions, DistillationPlan]):
             plan,
             self.options.out,
             self.teacher,
-            captions=self.reword(self.captions, plan) if plan.work.augment_captions else self.captions,
+            captions=self.reword(self.captions, plan) if plan.work.caption_augmentation else self.captions,
             validation_captions=self.validation_captions,
             card=student_card(
                 self.teacher, plan, format_command_line("unspeckle distil MODEL --out RUN", plan.options)
@@ -88,11 +88,7 @@ class DistilCommand(TrainingCommand[DistilOptions, DistillationPlan]):
         """Each caption in one of its wordings, which is a pure function of the caption, its place and the seed."""
         tokenizer, seed = self.teacher.tokenizer, plan.work.seed
         assert isinstance(tokenizer, Tokenizer)
-
-        def fits(text: str) -> bool:
-            return not tokenizer.are_truncated([text])[0]
-
-        augmenter = CaptionAugmenter(words_of(self.captions) | tokenizer.known_words, seed, fits)
+        augmenter = make_caption_augmenter(words_of(self.captions), tokenizer, seed)
         numbers = Random(f"wordings {seed}").choices(range(WORDINGS), k=len(captions))
         return tuple(
             augmenter.reword(caption, n) if caption else "" for caption, n in zip(captions, numbers, strict=True)

@@ -76,7 +76,7 @@ def _plan_student(options: DistilOptions, teacher: Model, compute: ComputePlan, 
             batch_size=options.batch_size or default_batch_size,
             seed=0 if options.seed is None else options.seed,
             # The student is to understand what the teacher does.
-            augment_captions=isinstance(teacher.tokenizer, Tokenizer) and bool(teacher.tokenizer.meaningless_words),
+            caption_augmentation=isinstance(teacher.tokenizer, Tokenizer) and bool(teacher.tokenizer.meaningless_words),
         ),
         compute=compute,
         optimizer=OptimizerPlan(

@@ -47,11 +47,7 @@ class TrainingInputs(NamedTuple):
 
     def make_augmenter(self, seed: int) -> CaptionAugmenter:
         """What gives captions in different wordings, none of which is cut by the tokenizer."""
-
-        def fits(text: str) -> bool:
-            return not self.tokenizer.are_truncated([text])[0]
-
-        return CaptionAugmenter(self.corpus.training_words | self.tokenizer.known_words, seed, fits)
+        return make_caption_augmenter(self.corpus.training_words, self.tokenizer, seed)
 
 
 def load_trainable_model(path: Path) -> Model:
@@ -80,9 +76,8 @@ def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None
     elif base_model is not None:
         assert isinstance(base_model.tokenizer, Tokenizer)
         tokenizer, autoencoder = base_model.tokenizer, base_model.autoencoder
-        if augments_captions(corpus, options):
-            # What the model knows says something, even if these captions do not use it.
-            augmenter = CaptionAugmenter(corpus.training_words | tokenizer.known_words, options.seed or 0)
+        if uses_caption_augmentation(corpus, options):
+            augmenter = make_caption_augmenter(corpus.training_words, tokenizer, options.seed or 0)
             tokenizer.meaningless_words |= augmenter.meaningless_words
     else:
         use_latents = choose_space(options, corpus.training.size) == "latents"
@@ -98,7 +93,17 @@ def load_inputs(listing: FolderListing, options: TrainOptions, plan: Plan | None
     return TrainingInputs(corpus, tokenizer, autoencoder, base_model)
 
 
-def augments_captions(corpus: Corpus, options: TrainOptions) -> bool:
+def make_caption_augmenter(words: frozenset[str], tokenizer: Tokenizer, seed: int) -> CaptionAugmenter:
+    """What gives captions of these words in different wordings, none of which is cut by the tokenizer. What the
+    tokenizer's model knows says something, even if these captions do not use it."""
+
+    def fits(text: str) -> bool:
+        return not tokenizer.are_truncated([text])[0]
+
+    return CaptionAugmenter(words | tokenizer.known_words, seed, fits)
+
+
+def uses_caption_augmentation(corpus: Corpus, options: TrainOptions) -> bool:
     """Whether captions are read in different wordings: as the options say, or where they are English and alike."""
     if options.caption_augmentation is not None:
         return options.caption_augmentation
@@ -108,7 +113,7 @@ def augments_captions(corpus: Corpus, options: TrainOptions) -> bool:
 def _train_tokenizer(corpus: Corpus, options: TrainOptions) -> Tokenizer:
     """A tokenizer of the corpus's captions, and of some of their wordings if these are read."""
     captions = sorted(set(corpus.training_captions()))
-    if not augments_captions(corpus, options):
+    if not uses_caption_augmentation(corpus, options):
         return Tokenizer.train(corpus.training_captions())
     augmenter = CaptionAugmenter(corpus.training_words, options.seed or 0)
     sample = captions[:: max(1, len(captions) * TOKENIZER_WORDINGS // MAX_TOKENIZER_TEXTS)]

@@ -98,7 +98,7 @@ class WorkPlan:
     # Whether each image is encoded once and its latents are kept (see encoded_corpus.py)
     cache_latents: bool = False
     # Whether captions are read in different wordings (see corpus/caption_augmentation.py)
-    augment_captions: bool = False
+    caption_augmentation: bool = False
 
     @property
     def total_images(self) -> int:
@@ -140,7 +140,7 @@ class Measurements:
     # Share of peak_flops that is reached at images_per_second
     mfu: float = 0.0
     # By how much of its time a step is longer because captions are read in different wordings
-    caption_cost: float = 0.0
+    caption_augmentation_cost: float = 0.0
 
     def compute_mfu(self, images_per_second: float) -> float:
         """The share of the device's peak that so many images per second make use of (the "MFU" of Chowdhery et al.

@@ -23,7 +23,7 @@ def plan_table(plan: Plan, steps_done: int) -> Table:
         "network": _describe_network(plan),
         "denoises": _describe_space(plan),
         "images": _describe_images(plan),
-        **({"captions": _describe_captions(plan)} if work.augment_captions else {}),
+        **({"captions": _describe_captions(plan)} if work.caption_augmentation else {}),
         "optimizer": _describe_optimizer(plan),
         "memory": f"{measured.memory_bytes / 2**30:.1f} GiB at the peak",
         "disk": f"{measured.disk_bytes / 2**20:,.0f} MiB in the run's folder",
@@ -100,7 +100,7 @@ def _describe_images(plan: Plan) -> str:
 def _describe_captions(plan: Plan) -> str:
     if isinstance(plan, DistillationPlan):
         return "each in one of many wordings, as people type them"
-    cost = plan.measured.caption_cost
+    cost = plan.measured.caption_augmentation_cost
     return (
         f"each in up to {WORDINGS} wordings, as people type them; steps take {cost:.0%} longer for it "
         "(--no-caption-augmentation: as they are)"

@@ -61,7 +61,7 @@ class TextToImageTask(ModelTask):
             start=first_index,
             flip=work.flip,
             balance=work.balance,
-            augmenter=self.inputs.make_augmenter(work.seed) if work.augment_captions else None,
+            augmenter=self.inputs.make_augmenter(work.seed) if work.caption_augmentation else None,
         )
 
     def create_validator(self) -> Validator:

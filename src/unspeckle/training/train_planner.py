@@ -21,7 +21,7 @@ from unspeckle.training.budget import finalize_plan
 from unspeckle.training.check_options import check_image_size
 from unspeckle.training.compile_choice import should_compile, try_compile
 from unspeckle.training.cost import ImageCost, count_text_steps
-from unspeckle.training.inputs import TrainingInputs, augments_captions
+from unspeckle.training.inputs import TrainingInputs, uses_caption_augmentation
 from unspeckle.training.measurement import PrintLine, Throughput
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.plan import (
@@ -123,7 +123,7 @@ class TrainPlanner:
                 batch_size=self._batch_size(compute),
                 seed=0 if options.seed is None else options.seed,
                 autoencoder_steps=int(self.trains_autoencoder),
-                augment_captions=augments_captions(corpus, options),
+                caption_augmentation=uses_caption_augmentation(corpus, options),
             ),
             compute=compute,
             objective=LATENT_OBJECTIVE if isinstance(self.inputs.autoencoder, LatentAutoencoder) else PIXEL_OBJECTIVE,
@@ -158,7 +158,7 @@ class TrainPlanner:
     def _batches(self, plan: Plan, split: Split | None = None) -> Iterator[Batch]:
         """Batches to measure by: of training images, or of their latents."""
         work = plan.work
-        augmenter = self.inputs.make_augmenter(work.seed) if work.augment_captions else None
+        augmenter = self.inputs.make_augmenter(work.seed) if work.caption_augmentation else None
         split = self.inputs.corpus.training if split is None else split
         return batches(split, work.batch_size, seed=work.seed, flip=False, augmenter=augmenter)
 
@@ -171,12 +171,12 @@ class TrainPlanner:
 
     def _with_caption_cost(self, plan: Plan, throughput: Throughput) -> Plan:
         """The plan with what the wordings of captions cost, as measured."""
-        if not plan.work.augment_captions:
+        if not plan.work.caption_augmentation:
             return plan
-        plain_plan = plan.with_changes(work={"augment_captions": False})
+        plain_plan = plan.with_changes(work={"caption_augmentation": False})
         plain = self._measure(plain_plan, measurement.CAPTIONS_SECONDS)
         cost = max(0.0, plain.images_per_second / throughput.images_per_second - 1)
-        return plan.with_changes(measured={"caption_cost": cost})
+        return plan.with_changes(measured={"caption_augmentation_cost": cost})
 
     def _has_text_stage(self, plan: Plan) -> bool:
         """Whether the text encoder is trained alone at first."""
