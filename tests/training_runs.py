@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unspeckle.old_names import plan_to_old, rename_checkpoint_counters, rename_checkpoint_tensor
 from unspeckle.training import checkpoint
+from unspeckle.training.measurement import NO_LEARNING_WARMUP_STEPS
 from unspeckle.training.options import TrainOptions
 from unspeckle.training.plan import Plan
 from unspeckle.training.plan_file import PLAN_FILE
@@ -62,7 +63,7 @@ TYPED_OPTIONS = [
 
 def is_measuring(plan: Plan) -> bool:
     """Whether the plan is one of throwaway weights, by which the speed of steps is measured."""
-    return plan.optimizer.warmup_steps >= 10**9
+    return plan.optimizer.warmup_steps == NO_LEARNING_WARMUP_STEPS
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, updater_class: type[Updater] = TextToImageUpdater) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tiny_models import make_plan
+from unspeckle.training.muon import orthogonalize
 from unspeckle.training.optimizer import Optimizer, learning_rate_factor
 from unspeckle.training.plan import OptimizerPlan
 
@@ -44,9 +45,10 @@ def train(module: MixedModule, optimizer: Optimizer, steps: range) -> None:
         optimizer.step(1.0, FINITE)
 
 
-def test_muon_updates_matrices_and_kernels_by_nearly_orthogonal_matrices() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_muon_updates_matrices_and_kernels_by_nearly_orthogonal_matrices(dtype: torch.dtype) -> None:
     module, plan = make_module(), optimizer_plan("muon")
-    optimizer, before = Optimizer(module, plan), {n: p.detach().clone() for n, p in module.named_parameters()}
+    optimizer, before = Optimizer(module, plan, dtype), {n: p.detach().clone() for n, p in module.named_parameters()}
     for parameter in module.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step(1.0, FINITE)
@@ -59,6 +61,17 @@ def test_muon_updates_matrices_and_kernels_by_nearly_orthogonal_matrices() -> No
     for name in ("embedding.weight", "position", "conv.bias", "linear.bias"):
         # The first update of Adam has the size of the learning rate.
         assert updates[name].abs().max() == pytest.approx(plan.learning_rate, rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 40), (2, 40, 8)])
+def test_muon_computes_in_the_precision_it_is_given(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(2)
+    matrices = torch.randn(shape)
+    exact = orthogonalize(matrices.double(), torch.float64)
+    for dtype, error, least_error in ((torch.float32, 1e-5, 0.0), (torch.bfloat16, 3e-2, 1e-3)):
+        rounded = orthogonalize(matrices, dtype)
+        assert rounded.dtype == dtype and rounded.shape == exact.shape
+        assert least_error <= (rounded - exact).norm() / exact.norm() < error
 
 
 def test_muon_is_torch_s_own_on_matrices() -> None:

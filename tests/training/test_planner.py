@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tiny_models import make_plan
 from training_runs import TYPED_OPTIONS, final_tensors, interrupt_at, tensors_equal, train_options
@@ -57,12 +58,12 @@ def test_rare_captions_are_shown_more_often_if_they_are_names_of_folders(
 @pytest.mark.parametrize(
     ("changes", "expected", "row"),
     [
-        ({}, ("adamw", 1e-3, 4e-3), "optimizer AdamW, learning rate 1e-3 "),
+        ({}, ("muon", 1e-3, 4e-3), "optimizer Muon, learning rate 4e-3, for matrices"),
         ({"precision": "bfloat16"}, ("muon", 1e-3, 4e-3), "optimizer Muon, learning rate 4e-3, for matrices"),
-        ({"optimizer": "muon"}, ("muon", 1e-3, 4e-3), "optimizer Muon, learning rate 4e-3,"),
+        ({"optimizer": "adamw"}, ("adamw", 1e-3, 4e-3), "optimizer AdamW, learning rate 1e-3 "),
         ({"optimizer": "muon", "learning_rate": 2e-3}, ("muon", 5e-4, 2e-3), "; AdamW, learning rate 5e-4, for"),
         ({"precision": "bfloat16", "optimizer": "adamw"}, ("adamw", 1e-3, 4e-3), "optimizer AdamW, learning rate"),
-        ({"learning_rate": 2.5e-4}, ("adamw", 2.5e-4, 1e-3), "optimizer AdamW, learning rate 2.5e-4 "),
+        ({"optimizer": "adamw", "learning_rate": 2.5e-4}, ("adamw", 2.5e-4, 1e-3), "AdamW, learning rate 2.5e-4 "),
     ],
 )
 def test_the_plan_names_the_optimizer_and_its_learning_rate(
@@ -80,7 +81,7 @@ def test_another_learning_rate_gives_other_weights_and_is_kept(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     plain = ["train", str(color_folder), *TYPED_OPTIONS]
-    changed = [*plain, "--optimizer", "muon", "--learning-rate", "2e-3", "--license", "CC0-1.0"]
+    changed = [*plain, "--optimizer", "adamw", "--learning-rate", "2e-3", "--license", "CC0-1.0"]
     uninterrupted, run = tmp_path / "uninterrupted", tmp_path / "run"
     assert main([*changed, "--out", str(uninterrupted)]) == 0
     assert not tensors_equal(final_tensors(uninterrupted), final_tensors(finished_run))
@@ -88,11 +89,11 @@ def test_another_learning_rate_gives_other_weights_and_is_kept(
         interrupt_at(patch, 7)
         assert main([*changed, "--out", str(run)]) == 130
     assert main([*plain, "--out", str(run)]) == 2
-    assert "began with --optimizer muon, not with none" in capsys.readouterr().err
+    assert "began with --optimizer adamw, not with none" in capsys.readouterr().err
     assert main([*changed, "--out", str(run)]) == 0
     assert tensors_equal(final_tensors(run), final_tensors(uninterrupted))
     card = load(run).card
-    assert card.license == "CC0-1.0" and "--optimizer muon --learning-rate 0.002" in card.recipe
+    assert card.license == "CC0-1.0" and "--optimizer adamw --learning-rate 0.002" in card.recipe
     assert load(finished_run).card.license == ""
 
 
@@ -155,3 +156,13 @@ def test_the_cost_of_an_image_makes_the_cost_of_steps() -> None:
     assert ImageCost(4.0, 2.0, 1.0).to_step_cost() == StepCost(1.25, 0.5)
     assert ImageCost(4.0).to_step_cost() == StepCost(1.0, 0.0)
     assert ImageCost(2.0, 3.0).to_step_cost() == StepCost(1.0, 0.0)
+
+
+def test_training_rounds_denormal_numbers_to_zero(
+    color_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.set_flush_denormal(False)
+    denormal = torch.tensor([1e-39])
+    assert float(denormal * 1) > 0
+    make_plan_json(color_folder, tmp_path / "run", capsys)
+    assert float(denormal * 1) == 0

@@ -8,8 +8,11 @@ from tiny_models import CAPTIONS, make_plan
 from unspeckle.corpus.batches import Batch
 from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig
 from unspeckle.rng import ExampleRNG
+from unspeckle.text.text_encoder import TextEncoderConfig
 from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.training.measurement import without_learning
 from unspeckle.training.text_to_image_updater import TextToImageUpdater, gather_rows, init_modules
+from unspeckle.training.trainer import training_step
 
 
 def make_updater(caption_dropout: float) -> TextToImageUpdater:
@@ -76,3 +79,22 @@ def test_gradients_of_repeated_rows_are_summed_in_one_order(dtype: torch.dtype) 
     assert all(torch.equal(gradients[0], other) for other in gradients)
     expected = torch.zeros(tensor.shape, dtype=torch.float64).index_add(0, indices, weights.double())
     assert torch.allclose(gradients[0].double(), expected, atol=0.05 if dtype == torch.bfloat16 else 1e-5)
+
+
+def test_steps_that_are_only_timed_have_no_slow_numbers() -> None:
+    """Denormal numbers: some CPUs multiply them a hundred times as slowly, so a plan would promise a quarter of the
+    steps."""
+    torch.set_flush_denormal(False)
+    plan = without_learning(make_plan("nano"))
+    tokenizer = Tokenizer.train(CAPTIONS, vocab_size=120)
+    text_encoder = TextEncoderConfig(tokenizer.vocab_size, tokenizer.context_length, plan.model.network.text_width)
+    plan = plan.with_changes(model={"text_encoder": text_encoder})
+    autoencoder = PixelAutoencoder(PixelAutoencoderConfig())
+    updater = TextToImageUpdater(plan, init_modules(plan), tokenizer, autoencoder)
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        training_step(updater, Batch(images, (2 * CAPTIONS)[:4], torch.arange(4)), 1)
+    states = {**updater.optimizer.state_dict(), **dict(updater.weights.module.named_parameters())}
+    smallest_normal = torch.finfo(torch.float32).tiny
+    denormal = {n: int(((x != 0) & (x.abs() < smallest_normal)).sum()) for n, x in states.items()}
+    assert sum(denormal.values()) < 1e-3 * sum(x.numel() for x in states.values())

@@ -40,7 +40,7 @@ FROM_HELP = (
 )
 OPTIMIZER_HELP = (
     "Optimizer: adamw, or muon, which needs fewer steps (it updates the matrices; all other weights are updated by "
-    "adamw).  [default: muon with bfloat16, otherwise adamw]"
+    "adamw).  [default: muon; with --lora, adamw]"
 )
 LEARNING_RATE_HELP = (
     "Learning rate between the warm-up, in which it rises to this value, and the last part of the run, in which it "

@@ -90,6 +90,9 @@ class TrainingCommand(ABC, Generic[OptionsT, PlanT]):
         """Do what the options say, and return the exit code. InputError if options or inputs do not allow it."""
         options = self.options
         check_output_options(options)
+        # Squares of the first gradients, behind weights that begin at zero, are often below 1e-38. Such numbers take
+        # some CPUs a hundred times as long. Threads that torch starts later do as this one.
+        torch.set_flush_denormal(True)
         plan = load_plan(options.out, self.plan_class)
         if plan is None:
             self.check_options()

@@ -18,12 +18,12 @@ def as_matrix(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1).view(len(tensor), -1) if tensor.ndim == 4 else tensor
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """About U·Vᵀ of each of the matrices (K, R, C), where U·S·Vᵀ is its singular value decomposition: Newton–Schulz in
-    bfloat16 (Jordan et al. 2024)."""
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """About U·Vᵀ of each of the matrices (K, R, C), where U·S·Vᵀ is its singular value decomposition: Newton–Schulz
+    (Jordan et al. 2024), computed and returned in `dtype`."""
     a, b, c = NEWTON_SCHULZ_COEFFICIENTS
     is_tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if is_tall else matrices).bfloat16()
+    x = (matrices.mT if is_tall else matrices).to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.mT
@@ -37,14 +37,17 @@ class Muon:
     The updates are those of torch.optim.Muon, which works on one matrix after the other. The networks here have many
     small matrices, so those of one shape are worked on together, and kernels count as matrices.
 
-    Attributes: parameters, sorted by shape; momenta, a matrix for each of them.
+    Attributes: parameters, sorted by shape; momenta, a matrix for each of them; dtype, in which matrices are made
+    orthogonal: bfloat16 is enough, but many CPUs multiply it more slowly than float32.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], weight_decay: float, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
         self.parameters = sorted(parameters, key=lambda p: as_matrix(p).shape)
         self.matrices = [as_matrix(p.detach()) for p in self.parameters]
         self.momenta = [torch.zeros_like(matrix) for matrix in self.matrices]
-        self.weight_decay = weight_decay
+        self.weight_decay, self.dtype = weight_decay, dtype
 
     @torch.no_grad()
     def step(self, learning_rate: float, is_finite: Tensor | None = None) -> None:
@@ -64,7 +67,7 @@ class Muon:
         torch._foreach_lerp_(grads, momenta, MOMENTUM)
         for shape, pairs in groupby(zip(matrices, grads, strict=True), key=lambda pair: pair[0].shape):
             group = list(pairs)
-            updates = orthogonalize(torch.stack([grad for _, grad in group]))
+            updates = orthogonalize(torch.stack([grad for _, grad in group]), self.dtype)
             for (matrix, _), update in zip(group, updates, strict=True):
                 matrix.add_(update, alpha=-learning_rate * _update_scale(shape))
 
@@ -85,7 +88,7 @@ class Muon:
             momentum_stack = torch.stack([momentum for _, momentum, _ in group])
             grad_stack = torch.where(is_finite, torch.stack([grad for _, _, grad in group]), momentum_stack)
             momentum_stack.lerp_(grad_stack, 1 - MOMENTUM)
-            updates = orthogonalize(grad_stack.lerp_(momentum_stack, MOMENTUM))
+            updates = orthogonalize(grad_stack.lerp_(momentum_stack, MOMENTUM), self.dtype)
             updates = updates.float() * torch.where(is_finite, -learning_rate * _update_scale(shape), 0.0)
             torch._foreach_copy_([momentum for _, momentum, _ in group], list(momentum_stack))
             torch._foreach_add_([matrix for matrix, _, _ in group], list(updates))

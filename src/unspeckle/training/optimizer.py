@@ -23,18 +23,19 @@ class Optimizer:
     """Updates the parameters of a module by the optimizer of a plan.
 
     "muon": Muon for the weights of linear layers and convolutions, AdamW for all other parameters. "adamw": AdamW for
-    all. Matrices and kernels decay. For Muon, kernels must lie in channels-last memory.
+    all. Matrices and kernels decay. For Muon, kernels must lie in channels-last memory, and muon_dtype is that of its
+    products.
 
     All state exists from the beginning, so that a checkpoint can be loaded into it.
     """
 
-    def __init__(self, module: nn.Module, plan: OptimizerPlan) -> None:
+    def __init__(self, module: nn.Module, plan: OptimizerPlan, muon_dtype: torch.dtype = torch.bfloat16) -> None:
         self.plan, self.parameters = plan, dict(module.named_parameters())
         # Work on a GPU is queued, and waiting for its results would leave it idle.
         self.is_asynchronous = any(parameter.is_cuda for parameter in self.parameters.values())
         layers = (layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
         muon_weights: list[nn.Parameter] = [layer.weight for layer in layers]  # type: ignore[misc]
-        self.muon = Muon(muon_weights if plan.name == "muon" else [], plan.weight_decay)
+        self.muon = Muon(muon_weights if plan.name == "muon" else [], plan.weight_decay, muon_dtype)
         muon_ids = {id(parameter) for parameter in self.muon.parameters}
         adamw_parameters = [p for p in self.parameters.values() if id(p) not in muon_ids]
         groups = [

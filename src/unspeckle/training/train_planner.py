@@ -127,7 +127,7 @@ class TrainPlanner:
             ),
             compute=compute,
             objective=LATENT_OBJECTIVE if isinstance(self.inputs.autoencoder, LatentAutoencoder) else PIXEL_OBJECTIVE,
-            optimizer=plan_optimizer(options, compute.precision),
+            optimizer=plan_optimizer(options),
         )
         with torch.device("meta"):
             parameter_count = sum(parameter.numel() for parameter in init_modules(plan).parameters())
@@ -245,10 +245,10 @@ def default_balance(corpus: Corpus) -> float:
     return FOLDER_BALANCE if set(corpus.summary["sources"]) == {"folders"} else 0.0
 
 
-def plan_optimizer(options: TrainOptions, precision: str) -> OptimizerPlan:
-    """The optimizer of the options, or Muon in bfloat16. A learning rate that is given is Muon's if that is the
+def plan_optimizer(options: TrainOptions) -> OptimizerPlan:
+    """The optimizer of the options, or Muon. A learning rate that is given is Muon's if that is the
     optimizer; that of AdamW beside it keeps its ratio to it."""
-    usual = OptimizerPlan(name=options.optimizer or ("muon" if precision == "bfloat16" else "adamw"))
+    usual = OptimizerPlan(name=options.optimizer or "muon")
     usual_learning_rate = usual.muon_learning_rate if usual.name == "muon" else usual.learning_rate
     ratio = (options.learning_rate or usual_learning_rate) / usual_learning_rate
     return replace(

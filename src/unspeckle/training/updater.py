@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from unspeckle.training.master_weights import MasterWeights
+from unspeckle.training.master_weights import DTYPES, MasterWeights
 from unspeckle.training.optimizer import Optimizer
 from unspeckle.training.plan import Plan
 
@@ -26,7 +26,7 @@ class Updater(ABC):
 
     def __init__(self, plan: Plan, weights: MasterWeights) -> None:
         self.plan, self.weights = plan, weights
-        self.optimizer = Optimizer(weights.module, plan.optimizer)
+        self.optimizer = Optimizer(weights.module, plan.optimizer, DTYPES[plan.compute.precision])
 
     @property
     def device(self) -> torch.device:

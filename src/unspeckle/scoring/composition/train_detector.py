@@ -78,8 +78,8 @@ def train_detector(
         torch.manual_seed(seed)
         detector = Detector(config)
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    muon, adamw = _make_optimizers(detector)
     steps, use_bfloat16 = max(1, image_count // BATCH_SIZE), is_faster_in("cpu", torch.bfloat16)
+    muon, adamw = _make_optimizers(detector, torch.bfloat16 if use_bfloat16 else torch.float32)
     generator = torch.Generator().manual_seed(seed)
     hybrid_nouns = config.hybrid_nouns
     hybrid_index = torch.tensor([hybrid_nouns.index(noun) if noun in hybrid_nouns else -1 for noun in config.nouns])
@@ -111,7 +111,7 @@ def _make_config(library: SpriteLibrary, image_size: int) -> DetectorConfig:
     )
 
 
-def _make_optimizers(detector: Detector) -> tuple[Muon, torch.optim.AdamW]:
+def _make_optimizers(detector: Detector, muon_dtype: torch.dtype) -> tuple[Muon, torch.optim.AdamW]:
     """Muon for all convolutions but the last one, AdamW for the rest."""
     muon_parameters: list[nn.Parameter] = []
     adamw_parameters: list[nn.Parameter] = []
@@ -119,7 +119,7 @@ def _make_optimizers(detector: Detector) -> tuple[Muon, torch.optim.AdamW]:
         use_muon = parameter.ndim == 4 and not name.startswith("conv_out.")
         (muon_parameters if use_muon else adamw_parameters).append(parameter)
     adamw = torch.optim.AdamW(adamw_parameters, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    return Muon(muon_parameters, WEIGHT_DECAY), adamw
+    return Muon(muon_parameters, WEIGHT_DECAY, muon_dtype), adamw
 
 
 def _iterate_batches(
