@@ -14,20 +14,20 @@ from unspeckle.model_io.model_file import save
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 PYTHON_STUB = """#!/bin/sh
-# A python that only records its arguments; the second `train` and the second `distil` finish.
+# A python that only records its arguments; the second `train` and the second `distil` of a run finish.
 echo "$*" >> "$CALLS"
 case "$*" in
-    *make-corpus*) mkdir -p "$WORK/scenes" && touch "$WORK/scenes/about.json" ;;
-    *" train "*) run=run ;;
-    *" distil "*) run=few ;;
+    *make-corpus*) mkdir -p "$5" && touch "$5/about.json" && exit 0 ;;
+    *" train "* | *" distil "*) ;;
+    *) exit 0 ;;
 esac
-[ -n "$run" ] || exit 0
 [ -z "$EXIT_CODE" ] || exit "$EXIT_CODE"
 [ -z "$KILLED" ] || kill -9 $$
-mkdir -p "$WORK/$run"
-[ -f "$WORK/$run/plan.json" ] && touch "$WORK/$run/model.safetensors"
-touch "$WORK/$run/plan.json" "$WORK/$run/log.jsonl"
-[ -f "$WORK/$run/model.safetensors" ] || exit 124
+run=$(echo "$*" | sed 's/.*--out \\([^ ]*\\).*/\\1/')
+mkdir -p "$run"
+[ -f "$run/plan.json" ] && touch "$run/model.safetensors"
+touch "$run/plan.json" "$run/log.jsonl"
+[ -f "$run/model.safetensors" ] || exit 124
 """
 GpuRecipe = Callable[..., tuple[int, str, list[str]]]
 
@@ -78,6 +78,36 @@ def test_the_gpu_recipe_starts_nothing_without_time_for_it_and_reports_failures(
     for failure, expected in (({"EXIT_CODE": "2"}, 2), ({"EXIT_CODE": "130"}, 130), ({"KILLED": "yes"}, 137)):
         code, printed, calls = gpu_recipe(**failure)
         assert code == expected and "not done" not in printed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_the_recipe_of_the_embedded_model_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(PYTHON_STUB)
+    python.chmod(0o755)
+    work = tmp_path / "work"
+    environment = {"PYTHON": str(python), "CALLS": str(calls), "WORK": str(work), "OUT": str(tmp_path / "out")}
+
+    def run() -> tuple[int, list[str]]:
+        calls.write_text("")
+        process = subprocess.run(
+            ["bash", RECIPES / "embedded.sh"], env={**os.environ, **environment}, capture_output=True, text=True
+        )
+        return process.returncode, calls.read_text().replace(str(tmp_path), "").splitlines()
+
+    results = [run() for _ in range(4)]
+    # Each of the two runs of the teacher, and the student, is stopped once.
+    assert [code for code, _ in results] == [124, 124, 124, 0]
+    first, second, student, last = (lines for _, lines in results)
+    assert [line.split()[2] for line in first] == ["make-corpus", "train"]
+    assert [line.split()[2] for line in second] == ["train", "make-corpus", "train"]
+    assert [line.split()[2] for line in student] == ["train", "train", "distil"]
+    assert "--from /work/first" in second[-1] and first[-1] == second[0] == student[0] == last[0]
+    assert last[-1].startswith("recipes/embed.py /work/few ") and last[-1].endswith("--out /out")
+    times = (work / "times.txt").read_text().splitlines()
+    # Of a part that was finished before, too: its call says so, and takes seconds.
+    assert [line.split("  ")[1].split(":")[0] for line in times[:2]] == ["scenes of seed 2", "teacher, first run"]
+    assert times[1].endswith("exit 124") and times[-1].startswith("20") and "student: 0 min, exit 0" in times[-1]
 
 
 @pytest.mark.parametrize("fits_in_one_file", [True, False])
