@@ -179,12 +179,3 @@ def test_importing_the_package_and_its_help_is_light() -> None:
         "print('torch' in sys.modules)"
     )
     assert run(code) == "False\n"
-
-
-def test_names_of_the_package() -> None:
-    names = ["InputError", "Model", "ModelCard", "Request", "draw", "load", "save", "steps"]
-    assert sorted(unspeckle.__all__) == sorted(names)
-    assert set(names) <= set(dir(unspeckle))
-    assert all(hasattr(unspeckle, name) for name in names)
-    with pytest.raises(AttributeError, match="nonsense"):
-        _ = unspeckle.nonsense  # type: ignore[attr-defined]

@@ -17,17 +17,22 @@ if TYPE_CHECKING:
     from .model import Model, ModelCard
     from .model_io.loading import load
     from .model_io.model_file import save
+    from .output.film_strip import film
+    from .training.from_python import distil, train
 
-__all__ = ["InputError", "Model", "ModelCard", "Request", "draw", "load", "save", "steps"]
+__all__ = ["InputError", "Model", "ModelCard", "Request", "distil", "draw", "film", "load", "save", "steps", "train"]
 
 _HOMES = {
     "Model": "model",
     "ModelCard": "model",
     "Request": "generation.request",
+    "distil": "training.from_python",
     "draw": "generation.pipeline",
+    "film": "output.film_strip",
     "load": "model_io.loading",
     "save": "model_io.model_file",
     "steps": "generation.pipeline",
+    "train": "training.from_python",
 }
 
 

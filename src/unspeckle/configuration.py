@@ -1,7 +1,9 @@
-"""Frozen dataclasses as JSON and back, strictly: every field is checked before anything is built from it."""
+"""Frozen dataclasses as JSON and back, strictly: every field is checked before anything is built from it. And named
+values as a table for notebooks."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from html import escape
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -90,3 +92,13 @@ def to_typed(value: Any, hint: Any, where: str) -> Any:
         return value
     expected = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
     raise InputError(f"{where}: must be {expected}, not {str(value)[:40]!r}")
+
+
+def to_html(title: str, rows: Mapping[str, object]) -> str:
+    """A table of names and values below a title, for notebooks; values that are None or empty are left out."""
+    shown = {name: value for name, value in rows.items() if value not in (None, "", ())}
+    left = 'style="text-align: left"'
+    lines = "".join(
+        f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(str(value))}</td></tr>" for name, value in shown.items()
+    )
+    return f"<div><b>{escape(title)}</b></div><table>{lines}</table>"

@@ -1,5 +1,6 @@
 """The one kind of error that the user can correct."""
 
+import difflib
 import os
 import re
 from collections.abc import Collection, Iterator
@@ -43,6 +44,12 @@ class InputError(Exception):
 def option_name(argument: str) -> str:
     """The command line's name of a Python argument: "--guidance-scale" of "guidance_scale"."""
     return _OPTION_NAMES.get(argument, f"--{argument.replace('_', '-')}")
+
+
+def nearest_name(name: str, names: Collection[str]) -> str:
+    """The most similar of the names: one that contains it or that it contains, or nearest in spelling."""
+    containing = [one for one in names if name in one or one in name]
+    return max(containing or names, key=lambda one: difflib.SequenceMatcher(None, name, one).ratio())
 
 
 @contextmanager

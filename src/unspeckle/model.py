@@ -151,6 +151,21 @@ class Model:
             for name, tensor in module.state_dict().items()
         }
 
+    def _repr_html_(self) -> str:
+        """For notebooks: what the model is, and the defaults of a drawing."""
+        card, parameters = self.card, sum(p.numel() for part in self.modules().values() for p in part.parameters())
+        few_steps = () if self.student is None else self.student.card.step_counts
+        rows = {
+            "size": f"{card.size[0]} × {card.size[1]} pixels",
+            "parameters": f"{parameters / 1e6:,.1f} million, in {self.precision} on {self.device}",
+            "draws with": f"{card.sampler}, {card.steps} steps, guidance scale {card.guidance_scale:g}",
+            "student": few_steps and f"draws in {', '.join(map(str, few_steps))} steps",
+            "knows such words as": ", ".join(card.vocabulary[:40]),
+            "license": card.license,
+            "hash": self.hash,
+        }
+        return configuration.to_html(card.name, rows)
+
     def describe(self) -> dict[str, Any]:
         """All that is needed to build the model from its tensors, as JSON values: the metadata of a model file.
 

@@ -56,3 +56,18 @@ def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     if found is None:
         raise InputError(f"{option} {text!r}: is not a size; write 64, or 96x64 with the width first")
     return int(found[1]), int(found[2] or found[1])
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as people say it: 42 s, 7 min, 1 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_images_per_second(images_per_second: float) -> str:
+    """Images per second, or per minute if they are few."""
+    if images_per_second >= 2:
+        return f"{images_per_second:.0f} images/s"
+    return f"{60 * images_per_second:.1f} images/min"

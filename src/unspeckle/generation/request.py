@@ -1,12 +1,12 @@
 """What to draw: a prompt and the options of a drawing, as a user gives them."""
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from PIL import Image
 
-from unspeckle.errors import InputError
+from unspeckle import configuration
+from unspeckle.errors import InputError, nearest_name
 from unspeckle.model import Model
 from unspeckle.old_names import IMAGE_METADATA
 
@@ -69,6 +69,15 @@ class Request:
     # Number of images drawn together; None chooses it by their size and the device.
     batch_size: int | None = None
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the prompt, and the options that are not left to the model."""
+        options = {
+            one.name: getattr(self, one.name)
+            for one in fields(Request)
+            if one.repr and one.name != "prompt" and getattr(self, one.name) != one.default
+        }
+        return configuration.to_html(self.prompt or "no prompt", options)
+
 
 def make_request(request: Request | str, options: Mapping[str, object]) -> Request:
     """A Request of a prompt and options, or the Request with those options changed.
@@ -77,15 +86,8 @@ def make_request(request: Request | str, options: Mapping[str, object]) -> Reque
     names = [one.name for one in fields(Request)]
     for name in options:
         if name not in names:
-            raise InputError(f": a drawing has no such option; the nearest is `{_nearest(name, names)}`", name)
+            nearest = IMAGE_METADATA.get(name) or nearest_name(name, names)  # the names that version 0.1 had, too
+            raise InputError(f": a drawing has no such option; the nearest is `{nearest}`", name)
     if isinstance(request, str):
         request = Request(request)
     return replace(request, **options)  # type: ignore[arg-type]
-
-
-def _nearest(name: str, names: list[str]) -> str:
-    """The most similar of the names: that which version 0.1 called so, one that contains it, or nearest in spelling."""
-    if name in IMAGE_METADATA:
-        return IMAGE_METADATA[name]
-    containing = [one for one in names if name in one or one in name]
-    return max(containing or names, key=lambda one: difflib.SequenceMatcher(None, name, one).ratio())

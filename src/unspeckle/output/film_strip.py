@@ -1,12 +1,18 @@
 """The film strip of a drawing: the noisy image, the predicted noise and the denoised image at some of its steps."""
 
+import io
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from unspeckle.generation.codec import decode_to_images
+from unspeckle.generation.pipeline import sample_steps
+from unspeckle.generation.request import Request, make_request
+from unspeckle.generation.resolve import resolve
 from unspeckle.model import Model
+from unspeckle.output.inline_image import image_html
 from unspeckle.samplers import Step
 
 MAX_COLUMNS = 8
@@ -14,6 +20,8 @@ MAX_COLUMNS = 8
 MIN_FRAME_SIDE = 96
 ROW_LABELS = ("noisy image", "predicted noise", "denoised image")  # x_t, eps, x̂
 NOISE_ROW = 1
+# Of the animation
+FRAME_MILLISECONDS, LAST_FRAME_MILLISECONDS = 300, 2000
 _BACKGROUND, _TEXT, _GRAY_TEXT = (250, 250, 247), (30, 30, 34), (110, 110, 118)
 
 
@@ -39,9 +47,29 @@ class FilmStrip:
             self.recorded.append(step)
         self.step_count += 1
 
-    @torch.no_grad()
     def render(self, index: int = 0) -> Image.Image:
         """The film strip of the image at this index of the batch: three rows, and a column for each recorded step."""
+        return draw_sheet(self._rows(index), [float(step.t) for step in self.recorded])
+
+    def animation(self, index: int = 0) -> bytes:
+        """The image at this index of the batch as it comes out of the noise: an animated WebP file of the recorded
+        steps, which begins anew without end."""
+        first, *others = self._rows(index)[0]
+        durations = [FRAME_MILLISECONDS] * len(others) + [LAST_FRAME_MILLISECONDS]
+        file = io.BytesIO()
+        first.save(file, "WEBP", save_all=True, append_images=others, duration=durations, loop=0, lossless=True)
+        return file.getvalue()
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the animation, and the film strip below it."""
+        strip = io.BytesIO()
+        self.render().save(strip, "PNG")
+        animation = image_html(self.animation(), "image/webp")
+        return f"<div>{animation}</div><div>{image_html(strip.getvalue(), 'image/png')}</div>"
+
+    @torch.no_grad()
+    def _rows(self, index: int) -> list[list[Image.Image]]:
+        """The frames of each row, of the image at this index of the batch."""
         rows: list[list[Image.Image]] = [[], [], []]
         for step in self.recorded:
             alpha, sigma = (level.to(step.x) for level in self.model.denoiser.schedule(step.t))
@@ -50,7 +78,17 @@ class FilmStrip:
             scale = (alpha**2 + sigma**2) ** -0.5  # x_t of unit variance, as finished images have
             for row, latents in zip(rows, (scale * x, eps, denoised), strict=True):
                 row.extend(decode_to_images(self.model, latents))
-        return draw_sheet(rows, [float(step.t) for step in self.recorded])
+        return rows
+
+
+def film(model: Model, request: Request | str, **options: Any) -> FilmStrip:
+    """Draw the request and record its steps, to be rendered, or shown by a notebook. The arguments are those of
+    `draw`."""
+    resolved = resolve(model, make_request(request, options))
+    strip = FilmStrip(model, resolved.total_steps)
+    for step in sample_steps(resolved):
+        strip.record(step)
+    return strip
 
 
 def draw_sheet(rows: list[list[Image.Image]], times: list[float]) -> Image.Image:

@@ -4,8 +4,8 @@ import json
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -19,6 +19,7 @@ from unspeckle.training import checkpoint
 from unspeckle.training.check_options import check_output_options
 from unspeckle.training.errors import TrainingError
 from unspeckle.training.log_file import TrainingLog
+from unspeckle.training.measurement import PrintLine
 from unspeckle.training.options import Options
 from unspeckle.training.plan import PlanT
 from unspeckle.training.plan_file import check_options_unchanged, load_plan, save_plan
@@ -88,6 +89,34 @@ class TrainingCommand(ABC, Generic[OptionsT, PlanT]):
 
     def run(self) -> int:
         """Do what the options say, and return the exit code. InputError if options or inputs do not allow it."""
+        with self._open_run() as plan:
+            if plan is None:
+                return self._print_output()
+            if self.options.plan_only:
+                if self.options.json:
+                    print(json.dumps(configuration.to_json(plan)))
+                return EXIT_DONE
+            return self._train(plan)
+
+    def reports(self) -> Generator[ProgressReport]:
+        """Do the same for a program that shows the reports itself; of a run that was finished before there are none.
+
+        Ctrl-C, the stop button of a notebook and a loop that is left leave a checkpoint. InputError if options or
+        inputs do not allow it, TrainingError if training fails."""
+        with self._open_run() as plan:
+            if plan is None:
+                return
+            self._set_threads(plan)
+            with stop_on_signal() as should_stop:
+                for task in self.tasks(plan):
+                    yield from save_if_left(task, logged_reports(task, should_stop, self.print_line))
+                    if should_stop() and not self.output_path.exists():
+                        return
+
+    @contextmanager
+    def _open_run(self) -> Iterator[PlanT | None]:
+        """The plan of the run, which is locked meanwhile: of a new one or of one that is resumed; None if it is
+        finished."""
         options = self.options
         check_output_options(options)
         # Squares of the first gradients, behind weights that begin at zero, are often below 1e-38. Such numbers take
@@ -100,7 +129,8 @@ class TrainingCommand(ABC, Generic[OptionsT, PlanT]):
             check_options_unchanged(plan, options)
             if self.output_path.exists() and not options.plan_only:
                 self.print_line(f"this run is finished; {self.advice_when_finished()}")
-                return self._print_output()
+                yield None
+                return
         check_run_folder(options.out, plan)
         self.open_inputs(plan)
         with nullcontext() if options.plan_only else lock_run(options.out):
@@ -112,24 +142,25 @@ class TrainingCommand(ABC, Generic[OptionsT, PlanT]):
             else:
                 self.check_inputs_unchanged(plan)
             self.console.print(plan_table(plan, checkpoint.latest_step(options.out) if is_resumed else 0))
-            if options.plan_only:
-                if options.json:
-                    print(json.dumps(configuration.to_json(plan)))
-                return EXIT_DONE
-            if not is_resumed:
+            if not is_resumed and not options.plan_only:
                 self.write_run_files(plan)
                 save_plan(plan, options.out)
-            return self._train(plan)
+            yield plan
+
+    def _set_threads(self, plan: PlanT) -> None:
+        if plan.compute.threads != torch.get_num_threads() and plan.compute.device == "cpu":
+            torch.set_num_threads(plan.compute.threads)
 
     def _train(self, plan: PlanT) -> int:
         """Carry out the tasks of the plan, to the end or until somebody stops them."""
-        if plan.compute.threads != torch.get_num_threads() and plan.compute.device == "cpu":
-            torch.set_num_threads(plan.compute.threads)
+        self._set_threads(plan)
         last_report = None
         try:
             with stop_on_signal() as should_stop:
                 for task in self.tasks(plan):
-                    last_report = follow(task, should_stop, self.console, self.options.quiet)
+                    with ProgressView(task.plan.work.steps, self.console, self.options.quiet) as view:
+                        for last_report in logged_reports(task, should_stop, self.print_line):
+                            view.show_report(last_report)
                     if should_stop() and not self.output_path.exists():
                         break
         except TrainingError as error:
@@ -147,17 +178,24 @@ class TrainingCommand(ABC, Generic[OptionsT, PlanT]):
         return EXIT_DONE
 
 
-def follow(task: Task, should_stop: ShouldStop, console: Console, quiet: bool) -> ProgressReport | None:
-    """Train a task, showing and logging its reports; returns the last one, if there was any."""
-    report = None
+def logged_reports(task: Task, should_stop: ShouldStop, print_line: PrintLine) -> Generator[ProgressReport]:
+    """Train a task, writing its reports to RUN/log.jsonl."""
     log = TrainingLog(task.run_folder, checkpoint.latest_step(task.run_folder))
     if log.tensorboard is None:
-        console.print("no TensorBoard events without the package tensorboard; log.jsonl has the same", soft_wrap=True)
-    try:
-        with ProgressView(task.plan.work.steps, console, quiet) as view:
-            for report in fit(task, should_stop):
-                log.write_report(report, report.step * task.plan.work.batch_size)
-                view.show_report(report)
-    finally:
-        log.close()
-    return report
+        print_line("no TensorBoard events without the package tensorboard; log.jsonl has the same")
+    with closing(log):
+        for report in fit(task, should_stop):
+            log.write_report(report, report.step * task.plan.work.batch_size)
+            yield report
+
+
+def save_if_left(task: Task, reports: Generator[ProgressReport]) -> Generator[ProgressReport]:
+    """The task's reports; who leaves the loop at one that came without a checkpoint gets one."""
+    with closing(reports):
+        for report in reports:
+            try:
+                yield report
+            except GeneratorExit:
+                if report.saved_path is None:
+                    task.save_checkpoint(report.step)
+                raise

@@ -7,6 +7,7 @@ from rich.text import Text
 
 from unspeckle.corpus.caption_augmentation import WORDINGS
 from unspeckle.networks.autoencoder import PixelAutoencoderConfig
+from unspeckle.quantities import format_duration, format_images_per_second
 from unspeckle.training.plan import DistillationPlan, LoraPlan, Plan
 
 
@@ -36,21 +37,6 @@ def plan_table(plan: Plan, steps_done: int) -> Table:
     for name, value in fields.items():
         table.add_row(Text(name, style="bold"), value)
     return table
-
-
-def format_duration(seconds: float) -> str:
-    """A duration as people say it: 42 s, 7 min, 1 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def format_images_per_second(images_per_second: float) -> str:
-    """Images per second, or per minute if they are few."""
-    if images_per_second >= 2:
-        return f"{images_per_second:.0f} images/s"
-    return f"{60 * images_per_second:.1f} images/min"
 
 
 def format_small_number(value: float) -> str:

@@ -4,12 +4,15 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from unspeckle.output.inline_image import image_html
+from unspeckle.quantities import format_duration, format_images_per_second
 from unspeckle.training.errors import TrainingError
 from unspeckle.training.validation import ValidationResult
 
@@ -84,6 +87,30 @@ class ProgressReport:
     saved_path: Path | None = None
     # Share of the device's peak that is reached (see Measurements.compute_mfu)
     mfu: float = math.nan
+
+    @property
+    def status(self) -> str:
+        """How it goes, in one phrase."""
+        parts = [
+            "text encoder alone" if self.stage == "text" else "",
+            format_images_per_second(self.images_per_second),
+            f"loss {self.loss:.4f}",
+            f"{format_duration(self.seconds_left)} left",
+            f"{self.skipped_steps} steps skipped" if self.skipped_steps else "",
+        ]
+        return " · ".join(filter(None, parts))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: a bar, the status, the validation and the samples, if there are any."""
+        bar = f'<progress value="{self.step}" max="{self.steps}" style="width: 100%"></progress>'
+        # The last report, of the model that was saved, comes after all steps.
+        status = f" · {self.status}" if self.images_per_second else ""
+        parts = [bar, f"<div>step {self.step:,} of {self.steps:,}{status}</div>"]
+        if self.validation is not None:
+            parts.append(f"<div>{escape(self.validation.summary)}</div>")
+        if self.samples_path is not None and self.samples_path.is_file():
+            parts.append(image_html(self.samples_path.read_bytes(), "image/png"))
+        return "".join(parts)
 
 
 class StatsReader:

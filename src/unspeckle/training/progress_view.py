@@ -8,7 +8,6 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from unspeckle.training.plan_table import format_duration, format_images_per_second
 from unspeckle.training.progress import ProgressReport
 from unspeckle.training.validation import ValidationResult
 
@@ -54,7 +53,7 @@ class ProgressView:
             self.validation = report.validation
         if self.quiet:
             return
-        status = _describe_status(report)
+        status = report.status
         if self.live.is_started:
             self.progress.update(self.bar, completed=report.step, description=status)
             self.live.update(self._panel())
@@ -76,14 +75,3 @@ class ProgressView:
         for level, error in zip(self.validation.levels, self.validation.relative_errors, strict=True):
             table.add_row(level, f"{error:6.1%} {'█' * round(ERROR_BAR_WIDTH * min(error, 1.0))}")
         return Group(self.progress, Text(self.validation.summary), table)
-
-
-def _describe_status(report: ProgressReport) -> str:
-    parts = [
-        "text encoder alone" if report.stage == "text" else "",
-        format_images_per_second(report.images_per_second),
-        f"loss {report.loss:.4f}",
-        f"{format_duration(report.seconds_left)} left",
-        f"{report.skipped_steps} steps skipped" if report.skipped_steps else "",
-    ]
-    return " · ".join(filter(None, parts))
