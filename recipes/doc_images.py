@@ -27,19 +27,8 @@ from unspeckle.output.film_strip import FilmStrip
 FOLDER = Path(__file__).parents[1] / "docs/images"
 MAX_BYTES = 800_000  # of all six together
 
-PROMPTS = (  # with seed 7 each; held-out.jsonl says which of them training never showed
-    "a frog", "a rabbit", "a panda", "a cat", "a dog", "a bear", "a fox", "a lion",
-    "a monkey", "a pig", "a mouse", "a koala", "a cow", "an elephant", "a turtle", "a fish",
-    "an octopus", "a crab", "a penguin", "a butterfly", "a tree", "a cactus", "a sunflower", "a mushroom",
-    "an apple", "a banana", "a strawberry", "a carrot", "a pizza", "a hamburger", "a doughnut", "a car",
-    "a rocket", "a sailboat", "a house", "a balloon", "a star", "a heart", "a guitar", "a robot",
-    "a frog on stilts", "a penguin on stilts", "a frog-rabbit hybrid", "a dog-lion hybrid",
-    "a blue frog", "a red panda", "a purple elephant", "a green heart",
-    "a cat wearing a top hat", "a pig wearing sunglasses", "a bear wearing a crown", "a rabbit wearing a bow",
-    "two green apples", "three carrots", "four stars", "two foxes",
-    "an apple to the left of a banana", "a heart above a star", "a rocket above a house", "a crab next to a fish",
-    "a yellow car and a blue house", "a pizza on a blue background", "a small mouse and a big cow", "a bunny",
-)  # fmt: skip
+# As people write them, by somebody who had seen only the list of nouns; with seed 7 each
+PROMPTS = (Path(__file__).parent / "grid_prompts.txt").read_text(encoding="utf-8").splitlines()
 GRID_COLUMNS = 8
 LANGUAGE_PROMPTS = (
     "a (red:0.5) rabbit", "a (red:1.5) rabbit", "a frog on (stilts:0)", "[a dog:a lion:0.2]", "[a dog|a lion]",
