@@ -5,7 +5,7 @@ from itertools import starmap
 from typing import NamedTuple
 
 from unspeckle.errors import InputError
-from unspeckle.networks import NetworkConfig
+from unspeckle.networks import PresetConfig
 from unspeckle.networks.transformer import TransformerConfig
 from unspeckle.networks.unet import UNetConfig
 
@@ -18,11 +18,11 @@ class Preset:
     # Parameters of the network for images of 64 × 64 pixels, in millions; a test compares it with the network.
     million_parameters: float
     # The network, whose patch_size and channels are still to be decided.
-    network: NetworkConfig
+    network: PresetConfig
     # Transformer layers of the text encoder, which is as wide as network.text_width.
     text_layers: int
 
-    def for_size(self, size: tuple[int, int], channels: int = 3) -> NetworkConfig:
+    def for_size(self, size: tuple[int, int], channels: int = 3) -> PresetConfig:
         """The network for x of that size (width, height) and number of channels. Its first level has 16 × 16 pixels for
         x of 64 × 64 and of 32 × 32, and more for larger x."""
         shorter_side = min(size)

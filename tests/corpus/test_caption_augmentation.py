@@ -144,6 +144,16 @@ def test_odd_captions_have_wordings(caption: str) -> None:
     assert texts[0] == caption and not any("dogs" in text for text in texts)
 
 
+def test_a_quality_with_a_number_in_it_is_no_number() -> None:
+    """A model that has never read "4k" takes it for four of a thing."""
+    captions = ["4 red foxes", "a fox on blue", "four foxes"]
+    augmenter = CaptionAugmenter(words_of(captions), seed=0)
+    assert {"4k", "8k"} <= augmenter.meaningless_words and not {"4", "four"} & augmenter.meaningless_words
+    wordings = {augmenter.reword("a fox on blue", number) for number in range(400)}
+    assert any(re.search(r"\b4k\b", wording, re.IGNORECASE) for wording in wordings)
+    assert not any(re.search(r"\b4\b", wording) for wording in wordings)
+
+
 def test_words_that_say_something_are_on_no_list_of_meaningless_ones() -> None:
     lists = (loose_words.STYLES, loose_words.ADJECTIVES, loose_words.CHATTER)
     added = {word for texts in lists for text in texts for word in words(text)}

@@ -1,4 +1,4 @@
-"""`unspeckle train`: its options, for a model of its own and for a LoRA."""
+"""`unspeckle train`: its options, for a model of its own, a GAN and a LoRA."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from unspeckle import quantities
 from unspeckle.cli import options as shared
-from unspeckle.cli.options import LORA_TRAINING
+from unspeckle.cli.options import GAN_TRAINING, LORA_TRAINING
 from unspeckle.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,6 +67,12 @@ LORA_HELP = (
     "Train a LoRA for the Stable Diffusion checkpoint that --from names. The checkpoint itself is not changed; the "
     "result is RUN/lora.safetensors."
 )
+KIND_HELP = (
+    "What is trained: a model that denoises (diffusion), or a generative adversarial network (gan), which draws in one "
+    "step and cannot be guided."
+)
+LOSS_HELP = "Loss of the GAN: relativistic (of R3GAN) or original (of the first GANs).  [default: relativistic]"
+UNCONDITIONAL_HELP = "Train the GAN without captions: the model then draws without a prompt."
 RANK_HELP = "Rank of the LoRA's matrices: a higher one can learn more and makes a larger file."
 TEXT_ENCODER_HELP = "Train the text encoders as well as the network."
 CAPTION_AUGMENTATION_HELP = (
@@ -117,6 +123,15 @@ def train(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help=shared.TRUST_PICKLE_HELP, rich_help_panel=LORA_TRAINING)
     ] = False,
+    kind: Annotated[
+        str, typer.Option(metavar="diffusion|gan", help=KIND_HELP, rich_help_panel=GAN_TRAINING)
+    ] = "diffusion",
+    loss: Annotated[
+        str | None, typer.Option(metavar="relativistic|original", help=LOSS_HELP, rich_help_panel=GAN_TRAINING)
+    ] = None,
+    unconditional: Annotated[
+        bool, typer.Option("--unconditional", help=UNCONDITIONAL_HELP, rich_help_panel=GAN_TRAINING)
+    ] = False,
     plan: shared.PlanOnly = False,
     json: shared.PlanJson = False,
     quiet: shared.Quiet = False,
@@ -160,6 +175,11 @@ def train(
         json=json,
         quiet=quiet,
     )
+    if kind != "diffusion":
+        return _train_gan(options, kind, lora, loss, unconditional)
+    for name, value in (("loss", loss), ("unconditional", unconditional)):
+        if value:
+            raise InputError(": goes with --kind gan only; add that, or leave it out", name)
     if not lora:
         from unspeckle.training.train_command import run_training
 
@@ -178,6 +198,18 @@ def train(
             trust_pickle=trust_pickle,
         )
     )
+
+
+def _train_gan(options: "TrainOptions", kind: str, lora: bool, loss: str | None, unconditional: bool) -> int:
+    """`train --kind gan`. InputError for another kind, and with --lora."""
+    if kind != "gan":
+        raise InputError(f" {kind}: unknown; choose diffusion or gan", "kind")
+    if lora:
+        raise InputError("--lora: does not go with --kind gan; leave one of them out")
+    from unspeckle.training.gan_command import run_gan_training
+    from unspeckle.training.options import GANOptions
+
+    return run_gan_training(GANOptions(**vars(options), loss=loss or "relativistic", unconditional=unconditional))
 
 
 def _check_lora_options(options: "TrainOptions") -> None:

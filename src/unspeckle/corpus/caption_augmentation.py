@@ -31,7 +31,8 @@ WORD_BREAK = "\ue000"
 character of private use, which no caption contains."""
 MAX_GRAMMAR_WORDS = 3000
 """Captions of fewer different words are alike, as those of a grammar or of folders' names are."""
-WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
+# "4k" is one word, and not the number in it
+WORD = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
 
 _MEDIUM = r"(?:photo(?:graph)?|picture|image|drawing|painting|sketch|illustration|emoji|icon|rendering|sticker)s?"
 _OPENING = re.compile(rf"^(?:(?:an?|the) )?(?P<medium>{_MEDIUM}) (?:of|showing) ", re.IGNORECASE)

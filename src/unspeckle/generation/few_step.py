@@ -14,6 +14,7 @@ from unspeckle.denoiser import AnyConditioning, Denoiser, SomeConditioning, with
 from unspeckle.errors import InputError
 from unspeckle.generation.request import Request
 from unspeckle.model import Model, ModelCard
+from unspeckle.networks.gan import Generator
 
 # Defaults of the options that change guidance
 GUIDANCE_DEFAULTS: dict[str, object] = {
@@ -45,6 +46,9 @@ def select_network(model: Model, request: Request) -> Model:
     no negative prompt and no guidance scale, sampler or timestep spacing other than the student's; else the model.
 
     InputError where the model is a student without its teacher, and cannot draw the request."""
+    if isinstance(model.network, Generator):
+        check_one_step(request)
+        return model
     student = model if model.card.step_counts else model.student
     if student is None:
         return model
@@ -59,6 +63,21 @@ def select_network(model: Model, request: Request) -> Model:
         raise InputError(f"{value}: this model was distilled to few steps and cannot follow it; leave it out", name)
     known = ", ".join(map(str, card.step_counts))
     raise InputError(f" {steps!r}: this model was distilled to {known} steps; choose one of these", "steps")
+
+
+def check_one_step(request: Request) -> None:
+    """InputError for what a GAN cannot do: it makes an image of pure noise in one step, and predicts only once."""
+    if request.steps not in (None, 1):
+        raise InputError(f" {request.steps!r}: this model is a GAN, which draws in one step; choose 1", "steps")
+    if request.guidance_scale not in (None, 1):
+        scale = request.guidance_scale
+        raise InputError(f" {scale!r}: this model is a GAN, which is not guided; leave it out", "guidance_scale")
+    for name, default in {"negative_prompt": "", **GUIDANCE_DEFAULTS}.items():
+        if getattr(request, name) != default:
+            raise InputError(": this model is a GAN, which is not guided; leave it out", name)
+    for name in ("image", "mask", "hires_size"):
+        if getattr(request, name) is not None:
+            raise InputError(": this model is a GAN, which draws from noise and no image; leave it out", name)
 
 
 def why_not_student(model: Model, request: Request) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from unspeckle.errors import InputError
 from unspeckle.model import Model
+from unspeckle.networks.gan import Generator
 
 MAX_PIXELS = 1 << 24  # of one image
 
@@ -61,6 +62,9 @@ def check_size(model: Model, size: object, name: str = "size") -> tuple[int, int
     sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else ()
     if len(sides) != 2 or any(type(side) is not int for side in sides):
         raise InputError(f" {size!r}: must be a number of pixels or a pair of them, width first", name)
+    if isinstance(model.network, Generator) and tuple(sides) != model.card.size:
+        only = "{}x{}".format(*model.card.size)
+        raise InputError(f" {sides[0]}x{sides[1]}: this model draws {only} only; leave it out", name)
     nearest = [max(least, (side + multiple // 2) // multiple * multiple) for side in sides]
     if nearest != list(sides):
         raise InputError(

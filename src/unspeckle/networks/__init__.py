@@ -3,14 +3,20 @@
 from torch import nn
 
 from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
+from unspeckle.networks.gan import Generator, GeneratorConfig
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.networks.transformer import Transformer, TransformerConfig
 from unspeckle.networks.unet import UNet, UNetConfig
 
-NetworkConfig = UNetConfig | TransformerConfig
+PresetConfig = UNetConfig | TransformerConfig  # what presets.py has sizes of
+NetworkConfig = PresetConfig | GeneratorConfig
 
 # The classes of configuration and module for each kind that a model file names.
-NETWORKS = {"unet": (UNetConfig, UNet), "transformer": (TransformerConfig, Transformer)}
+NETWORKS = {
+    "unet": (UNetConfig, UNet),
+    "transformer": (TransformerConfig, Transformer),
+    "gan_generator": (GeneratorConfig, Generator),
+}
 AUTOENCODERS = {
     "pixels": (PixelAutoencoderConfig, PixelAutoencoder),
     "latents": (LatentAutoencoderConfig, LatentAutoencoder),
@@ -19,4 +25,6 @@ AUTOENCODERS = {
 
 def build_network(config: NetworkConfig) -> nn.Module:
     """The untrained network of that configuration."""
+    if isinstance(config, GeneratorConfig):
+        return Generator(config)
     return UNet(config) if isinstance(config, UNetConfig) else Transformer(config)

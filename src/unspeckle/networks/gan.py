@@ -44,6 +44,7 @@ class GeneratorConfig:
     vector_width: int = 64
     concat_channels: ClassVar[int] = 0
     guidance_width: ClassVar[int] = 0
+    coarse_predictor_layers: ClassVar[int] = 0
 
     @property
     def size_multiple(self) -> int:

@@ -21,7 +21,8 @@ MAX_ALPHABET = 4000  # characters with a token of their own
 MAX_KNOWN_WORDS = 20_000
 MIN_SPELLING_SIMILARITY = 0.78  # of difflib, from 0 to 1: "rabit" and "rabbit" have .91, "art" and "heart" .75
 WORD_BREAK = "\ue000"  # in a wording of a caption: the word is split here (see corpus/caption_augmentation.py)
-WORD_PATTERN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+")
+# "4k" is one word, and not the number in it
+WORD_PATTERN = re.compile(r"[^\W_]+(?:['’][^\W\d_]+)*")
 
 
 def split_words(caption: str) -> list[str]:

@@ -46,6 +46,7 @@ class TrainingLog:
         }
         metrics = {
             "loss": report.loss,
+            **{f"{name}_loss": loss for name, loss in report.other_losses.items()},
             "grad_norm": report.grad_norm,
             "images_per_second": report.images_per_second,
             "skipped_steps": float(report.skipped_steps),

@@ -10,8 +10,10 @@ from unspeckle.corpus.device_images import move_training_images_to_device
 from unspeckle.corpus.splits import Corpus
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
+from unspeckle.networks.gan import Discriminator, GeneratorConfig
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
-from unspeckle.training.plan import Plan, PlanT
+from unspeckle.training.gan_losses import gradient_penalty
+from unspeckle.training.plan import GANPlan, Plan, PlanT
 from unspeckle.training.reconstruction_loss import reconstruction_loss
 
 # Share of the free memory that a step may take
@@ -28,6 +30,8 @@ MEMINFO_FILE, CGROUP_FOLDER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 def activation_bytes(plan: Plan) -> int:
     """Bytes that the forward pass of one image through the network keeps for the backward pass, counted on the meta
     device."""
+    if isinstance(plan, GANPlan):
+        return gan_activation_bytes(plan)
     dtype = _compute_dtype(plan)
     with torch.device("meta"):
         network = plan.build_network().to(dtype)
@@ -36,6 +40,21 @@ def activation_bytes(plan: Plan) -> int:
         conditioning = Conditioning(tokens, None, torch.empty(1, config.vector_width, dtype=dtype))
         x = torch.empty(1, config.channels, height, width, dtype=dtype)
         return _saved_tensor_bytes(network, lambda: network(x, torch.empty(1), conditioning))
+
+
+def gan_activation_bytes(plan: GANPlan) -> int:
+    """The same of a GAN's discriminator, whose update keeps the most: gradients that are differentiated again."""
+    config, (width, height) = plan.model.network, plan.model.input_size
+    assert isinstance(config, GeneratorConfig)
+    with torch.device("meta"):
+        discriminator, vector = Discriminator(config), torch.empty(1, config.vector_width)
+        images = torch.empty(1, config.channels, height, width)
+
+        def penalties() -> Tensor:
+            pairs = [gradient_penalty(lambda x: discriminator(x, vector), images) for _ in ("real", "drawn")]
+            return torch.stack([value + penalty for value, penalty in pairs])
+
+        return _saved_tensor_bytes(discriminator, penalties)
 
 
 def autoencoder_activation_bytes(plan: Plan) -> int:

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from unspeckle.training.muon import Muon
 from unspeckle.training.plan import OptimizerPlan, Plan
 
-ADAMW_BETAS = (0.9, 0.99)
 ADAMW_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -42,7 +41,7 @@ class Optimizer:
             {"params": [p for p in adamw_parameters if p.ndim >= 2], "weight_decay": plan.weight_decay},
             {"params": [p for p in adamw_parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-        self.adamw = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=ADAMW_BETAS, fused=True)
+        self.adamw = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.adamw_betas, fused=True)
         for parameter in adamw_parameters:
             moments = {name: torch.zeros_like(parameter) for name in ADAMW_MOMENTS}
             self.adamw.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}

@@ -53,6 +53,16 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class GANOptions(TrainOptions):
+    """Of `train --kind gan`; images are not encoded as latents."""
+
+    # See gan_losses.py: "relativistic" or "original"
+    loss: str = "relativistic"
+    # Whether captions are left unread
+    unconditional: bool = False
+
+
+@dataclass(frozen=True)
 class DistilOptions:
     """Of `distil`. Exactly one of seconds, images and steps says how long."""
 

@@ -71,7 +71,9 @@ class OptimizerPlan:
     warmup_steps: int = 200
     # The last share of the steps, over which the learning rates fall to 0
     decay_fraction: float = 0.4
-    # Gradients are scaled down to this joint norm
+    # Decay of the averages of AdamW
+    adamw_betas: tuple[float, float] = (0.9, 0.99)
+    # Gradients are scaled down to this joint norm; 0: they are not scaled
     max_grad_norm: float = 1.0
     # Relative widths of the EMAs (see ema.py)
     ema_widths: tuple[float, ...] = (0.05, 0.1)
@@ -231,6 +233,25 @@ class LoraPlan(Plan):
         modules = {"network": network}
         init_adapters(modules, self.lora.rank, self.work.seed).attach(modules)
         return network
+
+
+@dataclass(frozen=True)
+class GANSettings:
+    """How a generator is trained against a discriminator."""
+
+    # See gan_losses.py: "relativistic" or "original"
+    loss: str = "relativistic"
+    # Half of it weighs each of the gradient penalties R1 and R2 (gamma in Huang et al. 2024)
+    penalty_weight: float = 1.0
+    # Whether captions are left unread
+    unconditional: bool = False
+
+
+@dataclass(frozen=True)
+class GANPlan(Plan):
+    """The plan of a generator; measured.parameter_count counts the discriminator too."""
+
+    gan: GANSettings = field(kw_only=True)
 
 
 PlanT = TypeVar("PlanT", bound=Plan)

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable
 
-from unspeckle.networks import NetworkConfig
+from unspeckle.networks import PresetConfig
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig
 from unspeckle.presets import PRESETS, UNET_PRESETS, Preset, get_preset
 from unspeckle.training.check_options import check_image_size
 from unspeckle.training.flops import count_training_flops
-from unspeckle.training.options import TrainOptions
+from unspeckle.training.options import GANOptions, TrainOptions
 
 # Images for each parameter, from which on a larger network pays: of few trials, see docs/recipe.md
 IMAGES_PER_PARAMETER = 0.02
@@ -34,7 +34,9 @@ def autoencoder_config_for(size: tuple[int, int]) -> LatentAutoencoderConfig:
 
 def choose_space(options: TrainOptions, size: tuple[int, int]) -> str:
     """What is denoised, "pixels" or "latents": latents if there is time to train an autoencoder, and if images of this
-    size (W, H) are large enough."""
+    size (W, H) are large enough. A GAN makes pixels."""
+    if isinstance(options, GANOptions):
+        return "pixels"
     if options.space is not None:
         return options.space
     seconds, images = options.seconds or 0, options.images or 0
@@ -51,7 +53,7 @@ def _latent_space_fits(preset_name: str | None, size: tuple[int, int]) -> bool:
     return any(math.gcd(*size) % (factor * config.size_multiple) == 0 for config in network_configs)
 
 
-def network_config_for(preset: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> NetworkConfig:
+def network_config_for(preset: Preset, size: tuple[int, int], autoencoder: Autoencoder) -> PresetConfig:
     """The preset's network for the latents of images of that size (W, H)."""
     width, height = _latent_size(size, autoencoder)
     return preset.for_size((width, height), autoencoder.latent_channels)

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +37,8 @@ class StepStats(NamedTuple):
     grad_norm: Tensor
     # Whether both were finite, so that the weights were updated
     is_updated: Tensor
+    # The losses of further updates of the step
+    other_losses: tuple[Tensor, ...] = ()
 
 
 class StepNumbers(NamedTuple):
@@ -45,21 +47,24 @@ class StepNumbers(NamedTuple):
     loss: float
     grad_norm: float
     is_updated: bool
+    other_losses: tuple[float, ...] = ()
 
 
 def merge_stats(stats: Sequence[StepStats]) -> StepStats:
-    """The statistics of a step of several updates: those of the first, whose loss is the one to watch; updated if all
-    were."""
+    """The statistics of a step of several updates: those of the first, whose loss is the one to watch, with the losses
+    of the others; updated if all were."""
     first, *others = stats
     for other in others:
-        first = first._replace(is_updated=first.is_updated & other.is_updated)
+        losses = (*first.other_losses, other.loss)
+        first = first._replace(is_updated=first.is_updated & other.is_updated, other_losses=losses)
     return first
 
 
 def read_step_stats(stats: Sequence[StepStats]) -> list[StepNumbers]:
     """The statistics of steps on one device, read at once."""
-    rows = torch.stack([torch.stack([number.float() for number in step_stats]) for step_stats in stats]).tolist()
-    return [StepNumbers(loss, grad_norm, bool(is_updated)) for loss, grad_norm, is_updated in rows]
+    flat = [(one.loss, one.grad_norm, one.is_updated, *one.other_losses) for one in stats]
+    rows = torch.stack([torch.stack([number.float() for number in numbers]) for numbers in flat]).tolist()
+    return [StepNumbers(loss, norm, bool(is_updated), tuple(others)) for loss, norm, is_updated, *others in rows]
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,8 @@ class ProgressReport:
     stage: str
     # Mean loss since the last report, NaN if there is none
     loss: float = math.nan
+    # The same of further losses, by the name of what they update
+    other_losses: dict[str, float] = field(default_factory=dict)
     # Norm of the last gradient before clipping
     grad_norm: float = math.nan
     # Images per second in this stage, since this process began
@@ -95,6 +102,7 @@ class ProgressReport:
             "text encoder alone" if self.stage == "text" else "",
             format_images_per_second(self.images_per_second),
             f"loss {self.loss:.4f}",
+            *(f"{name} {loss:.4f}" for name, loss in self.other_losses.items()),
             f"{format_duration(self.seconds_left)} left",
             f"{self.skipped_steps} steps skipped" if self.skipped_steps else "",
         ]
@@ -119,6 +127,7 @@ class StatsReader:
     def __init__(self) -> None:
         self.unread: list[StepStats] = []
         self.losses: list[float] = []
+        self.other_losses: list[tuple[float, ...]] = []
         self.consecutive_skips = 0
         self.grad_norm = math.nan
 
@@ -135,6 +144,7 @@ class StatsReader:
             self.consecutive_skips = 0 if stats.is_updated else self.consecutive_skips + 1
             skipped_steps += not stats.is_updated
             self.losses.append(stats.loss)
+            self.other_losses.append(stats.other_losses)
             self.grad_norm = stats.grad_norm
             if self.consecutive_skips >= MAX_SKIPPED_STEPS:
                 raise TrainingError(
@@ -146,9 +156,19 @@ class StatsReader:
 
     def take_mean_loss(self) -> float:
         """The mean of the finite losses since the last call, NaN if there was none."""
-        finite = [loss for loss in self.losses if math.isfinite(loss)]
-        self.losses = []
-        return sum(finite) / len(finite) if finite else math.nan
+        losses, self.losses = self.losses, []
+        return mean_of_finite(losses)
+
+    def take_other_losses(self, names: Sequence[str]) -> dict[str, float]:
+        """The same of the losses of further updates, which have these names."""
+        columns, self.other_losses = zip(*self.other_losses, strict=True), []
+        return {name: mean_of_finite(column) for name, column in zip(names, columns, strict=False)}
+
+
+def mean_of_finite(values: Sequence[float]) -> float:
+    """The mean of the values that are finite, NaN if there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
 
 
 class Clock:

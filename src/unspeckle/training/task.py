@@ -83,10 +83,12 @@ class Task(ABC):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor of a checkpoint by its name: the tensors themselves."""
-        weights, optimizer = self.updater.weights.module.state_dict(), self.updater.optimizer.state_dict()
         names = [name for name, _ in self.updater.weights.module.named_parameters()]
-        state = {f"weights.{name}": tensor for name, tensor in weights.items()}
-        state |= {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
+        state: dict[str, Tensor] = {}
+        trained = {"": (self.updater.weights, self.updater.optimizer), **self.updater.others}
+        for prefix, (weights, optimizer) in ((f"{part}." if part else "", pair) for part, pair in trained.items()):
+            state |= {f"{prefix}weights.{name}": tensor for name, tensor in weights.module.state_dict().items()}
+            state |= {f"{prefix}optimizer.{name}": tensor for name, tensor in optimizer.state_dict().items()}
         for ema in self.emas:
             averages = zip(names, ema.averaged_tensors, strict=True)
             state |= {f"ema-{ema.width}.{name}": tensor for name, tensor in averages}
@@ -100,7 +102,8 @@ class Task(ABC):
             raise KeyError(f"the checkpoint and the plan differ in {sorted(mismatched)[0]}")
         for name, tensor in target.items():
             tensor.copy_(state[name])
-        self.updater.weights.refresh_compute_module()
+        for weights in (self.updater.weights, *(weights for weights, _ in self.updater.others.values())):
+            weights.refresh_compute_module()
 
     def save_checkpoint(self, step: int) -> Path:
         """Write a checkpoint. TrainingError if it cannot be written."""

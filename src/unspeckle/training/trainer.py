@@ -25,7 +25,8 @@ def training_step(task: Task | Updater, batch: Any, step: int) -> StepStats:
         update.weights.zero_grad()
         update.loss.backward()  # type: ignore[no-untyped-call]
         update.weights.take_gradients()
-        grad_norm = torch.nn.utils.clip_grad_norm_(update.weights.parameters(), update.optimizer.plan.max_grad_norm)
+        max_grad_norm = update.optimizer.plan.max_grad_norm or math.inf
+        grad_norm = torch.nn.utils.clip_grad_norm_(update.weights.parameters(), max_grad_norm)
         is_finite = grad_norm.isfinite() & update.loss.isfinite()
         update.optimizer.step(learning_rate_factor(step, task.plan), is_finite)
         update.weights.refresh_compute_module()
@@ -66,6 +67,7 @@ def fit(task: Task, should_stop: ShouldStop = lambda: False) -> Iterator[Progres
                 steps=last_step,
                 stage=stage.name,
                 loss=stats_reader.take_mean_loss(),
+                other_losses=stats_reader.take_other_losses(task.updater.other_loss_names),
                 grad_norm=stats_reader.grad_norm,
                 images_per_second=images_per_second,
                 seconds_left=estimate_seconds_left(task, step, images_per_second),

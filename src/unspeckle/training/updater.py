@@ -32,6 +32,16 @@ class Updater(ABC):
     def device(self) -> torch.device:
         return self.weights.device
 
+    @property
+    def others(self) -> dict[str, tuple[MasterWeights, Optimizer]]:
+        """What is trained besides `weights`, by name, such as a discriminator: in checkpoints, but not in the model."""
+        return {}
+
+    @property
+    def other_loss_names(self) -> tuple[str, ...]:
+        """The names of a step's updates after the first."""
+        return ()
+
     @abstractmethod
     def loss(self, batch: Any, step: int) -> Tensor:
         """The mean loss () of a batch at step 1…steps."""

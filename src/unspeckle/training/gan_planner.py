@@ -1,0 +1,107 @@
+"""The plan of `train --kind gan`: what the options leave open is decided by measuring steps on this machine."""
+
+from dataclasses import replace
+
+from unspeckle.corpus.batches import batches
+from unspeckle.errors import InputError
+from unspeckle.networks.gan import GeneratorConfig
+from unspeckle.text.text_encoder import TextEncoderConfig
+from unspeckle.training import measurement, memory
+from unspeckle.training.budget import finalize_plan
+from unspeckle.training.check_options import check_image_size
+from unspeckle.training.gan_updater import GANUpdater, init_discriminator
+from unspeckle.training.inputs import TrainingInputs, uses_caption_augmentation
+from unspeckle.training.measurement import PrintLine
+from unspeckle.training.options import GANOptions
+from unspeckle.training.plan import ComputePlan, GANPlan, GANSettings, ModelPlan, OptimizerPlan, WorkPlan
+from unspeckle.training.plan_file import options_to_json
+from unspeckle.training.text_to_image_updater import init_modules
+from unspeckle.training.train_planner import FLIP_MIN_VIEWS, default_balance
+
+CPU_BATCH_SIZE, CUDA_BATCH_SIZE = 32, 256
+LEARNING_RATE, ADAMW_BETAS = 2e-4, (0.0, 0.99)
+TEXT_LAYERS = 1
+# Sides of the coarsest feature maps are about so many places
+COARSEST_SIDE = 4
+# Channels of the finest feature maps; each coarser one has twice as many, up to a limit
+FINEST_WIDTH, MAX_WIDTH = 32, 128
+# Forward passes after the last step, in training images
+FINAL_COST_IMAGES = 500.0
+# Stands for the number of steps until that is known
+_MANY_STEPS = 10**6
+
+
+def make_gan_plan(options: GANOptions, inputs: TrainingInputs, *, start_time: float, print_line: PrintLine) -> GANPlan:
+    """Measure, then decide all that the options leave open. start_time: the time.monotonic() from which --for counts.
+
+    Gradients of gradients are too small for bfloat16, so the networks compute in float32."""
+    if options.precision == "bfloat16":
+        raise InputError(" bfloat16: a GAN is trained in float32; leave it out", "precision")
+    compute = measurement.choose_compute(replace(options, precision="float32"), print_line)
+    plan = _plan_networks(options, inputs, compute)
+    plan = memory.fit_batch_size(plan, options.batch_size is not None, print_line)
+    work = plan.work
+    augmenter = inputs.make_augmenter(work.seed) if work.caption_augmentation else None
+    images = batches(inputs.corpus.training, work.batch_size, seed=work.seed, flip=False, augmenter=augmenter)
+    measured_plan = measurement.without_learning(plan)
+    throughput = measurement.measure_steps(
+        lambda: GANUpdater(measured_plan, inputs.tokenizer, inputs.autoencoder), images, measurement.STEPS_SECONDS
+    )
+    plan = finalize_plan(plan, throughput, options, start_time=start_time, final_cost_images=FINAL_COST_IMAGES)
+    views_per_image = plan.work.total_images / max(1, len(inputs.corpus.training))
+    balance = default_balance(inputs.corpus) if options.balance is None else options.balance
+    return plan.with_changes(
+        work={
+            "flip": views_per_image >= FLIP_MIN_VIEWS if options.flip is None else options.flip,
+            "balance": 0.0 if options.unconditional else balance,
+        }
+    )
+
+
+def _plan_networks(options: GANOptions, inputs: TrainingInputs, compute: ComputePlan) -> GANPlan:
+    """The plan, whose number of steps is not yet known."""
+    corpus, tokenizer = inputs.corpus, inputs.tokenizer
+    size, network = corpus.training.size, generator_config(corpus.training.size)
+    check_image_size(size, network, 1)
+    default_batch_size = CUDA_BATCH_SIZE if compute.device.startswith("cuda") else CPU_BATCH_SIZE
+    plan = GANPlan(
+        options=options_to_json(options),
+        corpus_fingerprint=corpus.fingerprint,
+        model=ModelPlan(
+            size=size,
+            preset="GAN",
+            network=network,
+            text_encoder=TextEncoderConfig(
+                tokenizer.vocab_size, tokenizer.context_length, network.text_width, TEXT_LAYERS
+            ),
+            autoencoder=inputs.autoencoder.config,
+            prediction="x",
+        ),
+        work=WorkPlan(
+            steps=_MANY_STEPS,
+            batch_size=options.batch_size or default_batch_size,
+            seed=options.seed or 0,
+            caption_augmentation=not options.unconditional and uses_caption_augmentation(corpus, options),
+        ),
+        compute=compute,
+        optimizer=OptimizerPlan(
+            learning_rate=options.learning_rate or LEARNING_RATE,
+            adamw_betas=ADAMW_BETAS,
+            weight_decay=0.0,
+            max_grad_norm=0.0,
+        ),
+        gan=GANSettings(loss=options.loss, unconditional=options.unconditional),
+    )
+    modules = (init_modules(plan), init_discriminator(plan))
+    parameter_count = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    return plan.with_changes(measured={"parameter_count": parameter_count})
+
+
+def generator_config(size: tuple[int, int]) -> GeneratorConfig:
+    """The generator for images of that size (W, H): each resolution has half the side of the next finer one, and the
+    coarsest about COARSEST_SIDE. Its size_multiple is what sides must be multiples of."""
+    count = 1
+    while min(size) >= COARSEST_SIDE << count:
+        count += 1
+    widths = tuple(min(MAX_WIDTH, FINEST_WIDTH << level) for level in reversed(range(count)))
+    return GeneratorConfig(size=size, widths=widths)
