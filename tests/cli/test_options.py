@@ -36,7 +36,7 @@ EXPECTED = {
     "train": "out for images steps size preset space captions caption template from optimizer learning-rate seed "
     "batch-size device precision compile no-compile flip no-flip balance caption-augmentation "
     "no-caption-augmentation license lora rank train-text-encoder layout "
-    "prediction trust-pickle plan json quiet",
+    "prediction trust-pickle kind loss unconditional plan json quiet",
     "distil": "out for images steps corpus guidance-scale seed batch-size device precision plan json quiet",
     "score": "corpus out features images seeds prompts steps sampler timestep-spacing guidance-scale captions caption "
     "template json prediction trust-pickle precision device quiet",

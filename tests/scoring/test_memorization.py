@@ -83,7 +83,7 @@ def test_a_copy_of_the_end_of_a_long_image_is_found(tmp_path: Path) -> None:
     )
     nearest = find_nearest_images(ends, split)
     assert nearest.index.tolist() == list(range(10))
-    assert float(nearest.distance.max()) < 0.1
+    assert float(nearest.distance.max()) < 1e-4
 
 
 def test_images_from_the_source_of_the_training_images_are_not_called_copies(training: Split) -> None:

@@ -42,7 +42,10 @@ def test_weights_are_the_same_and_statistics_are_read_seldom(
     color_folder: Path, finished_run: Path, tmp_path: Path, reads: list[int]
 ) -> None:
     assert run_training(train_options(color_folder, tmp_path / "run")) == 0
-    assert tensors_equal(final_tensors(tmp_path / "run"), final_tensors(finished_run)) and reads == [5, 5, 2]
+    state, expected = final_tensors(tmp_path / "run"), final_tensors(finished_run)
+    # Muon's updates are rounded elsewhere.
+    assert state.keys() == expected.keys() and reads == [5, 5, 2]
+    assert all(torch.allclose(state[name], expected[name], 1e-3, 1e-4) for name in state)
 
 
 def test_muon_updates_the_same_but_for_rounding_or_not_at_all() -> None:

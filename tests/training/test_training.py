@@ -105,8 +105,8 @@ def test_training_continues_another_model_where_it_ended(
     assert run_training(train_options(color_folder, run, steps=1, preset=None, from_model=finished_run)) == 0
     before, after = load_file(finished_run / "model.safetensors"), load_file(run / "model.safetensors")
     assert before.keys() == after.keys()
-    # One step of Adam at the beginning of the warm-up
-    assert 0 < max(float((before[name] - after[name]).abs().max()) for name in before) < 2e-3
+    # One step at the beginning of the warm-up
+    assert 0 < max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-2
 
 
 def test_the_plan_decides_how_often_rare_captions_are_shown(color_folder: Path, finished_run: Path) -> None:

@@ -175,11 +175,8 @@ def train(
         json=json,
         quiet=quiet,
     )
-    if kind != "diffusion":
+    if kind != "diffusion" or loss or unconditional:
         return _train_gan(options, kind, lora, loss, unconditional)
-    for name, value in (("loss", loss), ("unconditional", unconditional)):
-        if value:
-            raise InputError(": goes with --kind gan only; add that, or leave it out", name)
     if not lora:
         from unspeckle.training.train_command import run_training
 
@@ -202,6 +199,8 @@ def train(
 
 def _train_gan(options: "TrainOptions", kind: str, lora: bool, loss: str | None, unconditional: bool) -> int:
     """`train --kind gan`. InputError for another kind, and with --lora."""
+    if kind == "diffusion":
+        raise InputError(": goes with --kind gan only; add that, or leave it out", "loss" if loss else "unconditional")
     if kind != "gan":
         raise InputError(f" {kind}: unknown; choose diffusion or gan", "kind")
     if lora:

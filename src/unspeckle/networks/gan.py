@@ -127,7 +127,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """How real an image looks, and how well it fits its text: the mirrored generator, ending in a number."""
 
-    kernel: Tensor
+    blur: Tensor
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Discriminator(nn.Module):
         self.realness = init_weight(nn.Linear(widths[-1], 1, bias=False), gain=1.0)
         self.vector_embed = init_weight(nn.Linear(config.vector_width, widths[-1], bias=False), gain=1.0)
         row = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8  # the adjoint of bilinear upsampling, as a mean
-        self.register_buffer("kernel", torch.outer(row, row)[None, None], persistent=False)
+        self.register_buffer("blur", torch.outer(row, row)[None, None], persistent=False)
 
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
         """Images (B, C, H, W) and pooled text embeddings (B, P) -> (B,), the higher the more real.
@@ -158,8 +158,8 @@ class Discriminator(nn.Module):
 
     def downsample(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H / 2, W / 2)."""
-        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, stride=2, groups=x.shape[1])
+        blur = self.blur.to(x.dtype).expand(x.shape[1], 1, 4, 4)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), blur, stride=2, groups=x.shape[1])
 
 
 def resize_channels(in_channels: int, out_channels: int) -> nn.Module:

@@ -117,6 +117,7 @@ def find_nearest_images(images: Tensor, training: Split, advance: Callable[[int]
     count = len(images)
     queries = torch.cat((make_thumbnails(images), make_thumbnails(images.flip(3))))  # (2N, D)
     best_distance, best_index = torch.full((2 * count,), torch.inf), torch.zeros(2 * count, dtype=torch.int64)
+    best_thumbnails = torch.zeros_like(queries)
     for first in range(0, len(training), BATCH_SIZE):
         indices = np.arange(first, min(first + BATCH_SIZE, len(training)))
         for crop in _crop_images(training, indices):
@@ -127,9 +128,11 @@ def find_nearest_images(images: Tensor, training: Split, advance: Callable[[int]
             is_nearer = minimum.values < best_distance
             best_distance = torch.where(is_nearer, minimum.values, best_distance)
             best_index = torch.where(is_nearer, minimum.indices + first, best_index)
+            best_thumbnails[is_nearer] = thumbnails[minimum.indices[is_nearer]]
         if advance is not None:
             advance(len(indices))
-    distance = (best_distance + queries.square().sum(1)).clamp(min=0).div(queries.shape[1]).sqrt().view(2, count)
+    # Of the nearest ones alone, without the rounding of large squares that nearly cancel: 0 for a copy
+    distance = (queries - best_thumbnails).square().mean(1).sqrt().view(2, count)
     orientation = distance.argmin(0, keepdim=True)  # as it is, or mirrored
     return NearestImages(distance.gather(0, orientation)[0], best_index.view(2, count).gather(0, orientation)[0])
 

@@ -80,7 +80,7 @@ def _plan_student(options: DistilOptions, teacher: Model, compute: ComputePlan, 
         ),
         compute=compute,
         optimizer=OptimizerPlan(
-            name="muon",
+            name="muon" if compute.precision == "bfloat16" else "adamw",
             learning_rate=LEARNING_RATE,
             muon_learning_rate=MUON_LEARNING_RATE,
             weight_decay=0.0,
