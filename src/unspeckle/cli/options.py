@@ -61,10 +61,12 @@ GUIDANCE_SCALE_HELP = (
 )
 PRECISION_HELP = (
     "Number format in which the model computes: float32, bfloat16, float16, int8 (fastest on many CPUs, but less "
-    "exact), or auto, which is bfloat16 for Stable Diffusion on hardware that is faster with it, and otherwise float32."
+    "exact), or auto, which is for Stable Diffusion bfloat16 (or on an older GPU float16) on hardware that is faster "
+    "with it, and otherwise float32."
 )
 TRAINING_PRECISION_HELP = (
-    "Number format in which the network computes: float32 or bfloat16.  [default: whichever is faster on this machine]"
+    "Number format in which the network computes: float32, bfloat16 or float16.  [default: the fastest on this machine; "
+    "float16 only on a GPU without bfloat16, such as a T4]"
 )
 DURATION_HELP = (
     "Train for about this time, which includes all preparation: 90s, 30m, 1h30m or 2d (the unit is needed). The number "

@@ -10,7 +10,14 @@ from unspeckle.training.plan import OPTIMIZERS
 
 # The shortest side of an image, in pixels
 MIN_SIDE = 16
-PRECISIONS = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
+PRECISIONS = {
+    "float32": "float32",
+    "fp32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+}
 SPACES = ("pixels", "latents")
 
 
@@ -45,7 +52,7 @@ def check_common_options(options: Options) -> None:
     if options.seed is not None and not 0 <= options.seed < 2**64:
         raise InputError(f" {options.seed}: must be between 0 and {2**64 - 1}", "seed")
     if options.precision is not None and options.precision not in PRECISIONS:
-        raise InputError(f" {options.precision}: unknown; choose float32 or bfloat16", "precision")
+        raise InputError(f" {options.precision}: unknown; choose float32, bfloat16 or float16", "precision")
     for name in ("batch_size", "steps", "images"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -8,7 +8,7 @@ from unspeckle.networks.gan import GeneratorConfig
 from unspeckle.text.text_encoder import TextEncoderConfig
 from unspeckle.training import measurement, memory
 from unspeckle.training.budget import finalize_plan
-from unspeckle.training.check_options import check_image_size
+from unspeckle.training.check_options import PRECISIONS, check_image_size
 from unspeckle.training.gan_updater import GANUpdater, init_discriminator
 from unspeckle.training.inputs import TrainingInputs, uses_caption_augmentation
 from unspeckle.training.measurement import PrintLine
@@ -34,9 +34,9 @@ _MANY_STEPS = 10**6
 def make_gan_plan(options: GANOptions, inputs: TrainingInputs, *, start_time: float, print_line: PrintLine) -> GANPlan:
     """Measure, then decide all that the options leave open. start_time: the time.monotonic() from which --for counts.
 
-    Gradients of gradients are too small for bfloat16, so the networks compute in float32."""
-    if options.precision == "bfloat16":
-        raise InputError(" bfloat16: a GAN is trained in float32; leave it out", "precision")
+    Gradients of gradients are too small for 16 bits, so the networks compute in float32."""
+    if options.precision is not None and PRECISIONS[options.precision] != "float32":
+        raise InputError(f" {options.precision}: a GAN is trained in float32; leave it out", "precision")
     compute = measurement.choose_compute(replace(options, precision="float32"), print_line)
     plan = _plan_networks(options, inputs, compute)
     plan = memory.fit_batch_size(plan, options.batch_size is not None, print_line)

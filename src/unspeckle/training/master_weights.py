@@ -9,14 +9,40 @@ from torch import Tensor, nn
 from unspeckle.kernels.attention import use_attention_kernel
 from unspeckle.training.plan import ComputePlan
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# The first loss scale, and after how many steps in a row without overflow it is doubled
+INITIAL_LOSS_SCALE, STEPS_TO_DOUBLE = 2.0**16, 1000
+
+
+class LossScale:
+    """By what losses are multiplied before the backward pass in float16, so that small gradients do not become 0
+    (Micikevicius et al. 2018, section 3.2): halved where a gradient overflows, doubled after STEPS_TO_DOUBLE without.
+
+    Attributes, both () float32 on the device, which is never waited for: scale; finite_steps, since the last change.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.scale = torch.full((), INITIAL_LOSS_SCALE, device=device)
+        self.finite_steps = torch.zeros((), device=device)
+
+    def update(self, is_finite: Tensor) -> None:
+        """Choose the scale of the next step. is_finite: a bool (), whether this step's loss and gradients were."""
+        steps = torch.where(is_finite, self.finite_steps + 1, 0.0)
+        is_due = steps >= STEPS_TO_DOUBLE
+        self.scale *= torch.where(is_finite, torch.where(is_due, 2.0, 1.0), 0.5)
+        self.finite_steps.copy_(torch.where(is_due, 0.0, steps))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The two tensors themselves."""
+        return {"scale": self.scale, "finite_steps": self.finite_steps}
 
 
 class MasterWeights:
     """A module's float32 weights, which an optimizer updates, and a copy of the module in the precision of the plan,
     which computes. In float32 both are the same module.
 
-    Attributes: module, the one that is updated; compute_module, the one that computes; device.
+    Attributes: module, the one that is updated; compute_module, the one that computes; device; loss_scale, if it
+    computes in float16.
     """
 
     def __init__(self, module: nn.Module, device: str, precision: str) -> None:
@@ -24,6 +50,7 @@ class MasterWeights:
         self.module = module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train().requires_grad_(True)
         self.compute_module: nn.Module = self.module
+        self.loss_scale = LossScale(self.device) if precision == "float16" else None
         if precision != "float32":
             self.compute_module = copy.deepcopy(self.module).to(DTYPES[precision])
             # For validation, which has no gradients
@@ -47,11 +74,23 @@ class MasterWeights:
         self.module.zero_grad()
         self.compute_module.zero_grad()
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss as it is differentiated: in float16 multiplied by the loss scale."""
+        return loss if self.loss_scale is None else loss.float() * self.loss_scale.scale
+
     def take_gradients(self) -> None:
-        """Move the gradients from the module that computes to the master weights."""
+        """Move the gradients of a scaled loss from the module that computes to the master weights, as those of the
+        loss itself."""
         for master, compute in self._pairs():
             master.grad = None if compute.grad is None else compute.grad.float()
+            if master.grad is not None and self.loss_scale is not None:
+                master.grad /= self.loss_scale.scale
             compute.grad = None
+
+    def update_loss_scale(self, is_finite: Tensor) -> None:
+        """Choose the loss scale of the next step, if there is one. is_finite: see `LossScale.update`."""
+        if self.loss_scale is not None:
+            self.loss_scale.update(is_finite)
 
     @torch.no_grad()
     def refresh_compute_module(self) -> None:

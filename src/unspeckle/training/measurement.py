@@ -15,7 +15,7 @@ from unspeckle.corpus.splits import Split
 from unspeckle.model_io.device import resolve_device
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
-from unspeckle.quantization.precision import is_faster_in, synchronize
+from unspeckle.quantization.precision import fastest_precision, synchronize
 from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training.autoencoder_updater import AutoencoderUpdater
 from unspeckle.training.check_options import PRECISIONS
@@ -53,15 +53,15 @@ class Throughput(NamedTuple):
 
 
 def choose_compute(options: Options, print_line: PrintLine) -> ComputePlan:
-    """The device and the precision of the options; where they leave them open, the default device, and bfloat16 if the
-    hardware multiplies it faster than float32. InputError if there is no such device."""
+    """The device and the precision of the options; where they leave them open, the default device, and the precision
+    that it is fastest in. InputError if there is no such device."""
     if options.device is None or options.precision is None:
         print_line("measuring this machine …")
     device = resolve_device(options.device)
     if options.precision is not None:
         precision = PRECISIONS[options.precision]
     else:
-        precision = "bfloat16" if is_faster_in(device, torch.bfloat16) else "float32"
+        precision = fastest_precision(device)
     return ComputePlan(device=device, precision=precision, threads=torch.get_num_threads())
 
 

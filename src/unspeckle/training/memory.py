@@ -13,6 +13,7 @@ from unspeckle.errors import InputError
 from unspeckle.networks.gan import Discriminator, GeneratorConfig
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.training.gan_losses import gradient_penalty
+from unspeckle.training.master_weights import DTYPES
 from unspeckle.training.plan import GANPlan, Plan, PlanT
 from unspeckle.training.reconstruction_loss import reconstruction_loss
 
@@ -79,7 +80,7 @@ def count_autoencoder_parameters(plan: Plan) -> int:
 
 
 def _compute_dtype(plan: Plan) -> torch.dtype:
-    return torch.float32 if plan.compute.precision == "float32" else torch.bfloat16
+    return DTYPES[plan.compute.precision]
 
 
 def _saved_tensor_bytes(module: nn.Module, forward: Callable[[], Tensor]) -> int:

@@ -113,7 +113,7 @@ class ComputePlan:
     """Where the steps are computed, and how."""
 
     device: str
-    # Precision of the forward and backward passes, "bfloat16" or "float32"; the master weights are float32
+    # Precision of the forward and backward passes: bfloat16, float16 or float32; the master weights are float32
     precision: str
     # Whether the network is compiled by torch.compile
     compile: bool = False

@@ -89,6 +89,9 @@ class Task(ABC):
         for prefix, (weights, optimizer) in ((f"{part}." if part else "", pair) for part, pair in trained.items()):
             state |= {f"{prefix}weights.{name}": tensor for name, tensor in weights.module.state_dict().items()}
             state |= {f"{prefix}optimizer.{name}": tensor for name, tensor in optimizer.state_dict().items()}
+            if weights.loss_scale is not None:
+                scale_state = weights.loss_scale.state_dict()
+                state |= {f"{prefix}loss_scale.{name}": tensor for name, tensor in scale_state.items()}
         for ema in self.emas:
             averages = zip(names, ema.averaged_tensors, strict=True)
             state |= {f"ema-{ema.width}.{name}": tensor for name, tensor in averages}

@@ -23,13 +23,14 @@ def training_step(task: Task | Updater, batch: Any, step: int) -> StepStats:
     # One update for most tasks, two for a GAN: the next loss is computed with the weights that the last update left.
     for update in task.updates(batch, step):
         update.weights.zero_grad()
-        update.loss.backward()  # type: ignore[no-untyped-call]
+        update.weights.scaled(update.loss).backward()  # type: ignore[no-untyped-call]
         update.weights.take_gradients()
         max_grad_norm = update.optimizer.plan.max_grad_norm or math.inf
         grad_norm = torch.nn.utils.clip_grad_norm_(update.weights.parameters(), max_grad_norm)
         is_finite = grad_norm.isfinite() & update.loss.isfinite()
         update.optimizer.step(learning_rate_factor(step, task.plan), is_finite)
         update.weights.refresh_compute_module()
+        update.weights.update_loss_scale(is_finite)
         stats.append(StepStats(update.loss.detach(), grad_norm.detach(), is_finite))
     return merge_stats(stats)
 
