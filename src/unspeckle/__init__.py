@@ -12,24 +12,44 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .corpus.checking import check
     from .generation.pipeline import draw, steps
     from .generation.request import Request
     from .model import Model, ModelCard
     from .model_io.loading import load
     from .model_io.model_file import save
     from .output.film_strip import film
-    from .training.from_python import distil, train
+    from .training.from_python import distil, plan, train
+    from .training.machine import machine
 
-__all__ = ["InputError", "Model", "ModelCard", "Request", "distil", "draw", "film", "load", "save", "steps", "train"]
+__all__ = [
+    "InputError",
+    "Model",
+    "ModelCard",
+    "Request",
+    "check",
+    "distil",
+    "draw",
+    "film",
+    "load",
+    "machine",
+    "plan",
+    "save",
+    "steps",
+    "train",
+]
 
 _HOMES = {
     "Model": "model",
     "ModelCard": "model",
     "Request": "generation.request",
+    "check": "corpus.checking",
     "distil": "training.from_python",
     "draw": "generation.pipeline",
     "film": "output.film_strip",
     "load": "model_io.loading",
+    "machine": "training.machine",
+    "plan": "training.from_python",
     "save": "model_io.model_file",
     "steps": "generation.pipeline",
     "train": "training.from_python",

@@ -4,10 +4,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from unspeckle.corpus import decoding
+from unspeckle.corpus.captions import read_folder
 from unspeckle.corpus.display import summarize_names
 from unspeckle.corpus.folder_listing import FolderListing
 from unspeckle.corpus.parallel import ProgressCallback, map_in_order
@@ -60,6 +62,10 @@ class CorpusReport:
         ]
         return [summary, *(issue_lines or ["no problems found"])]
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the summary, each issue in a line."""
+        return "".join(f"<div>{escape(line)}</div>" for line in self.describe())
+
     def to_json(self) -> dict[str, Any]:
         """{"image_count": …, "decoded_count": …, "issues": [{"kind", "count", "description", "examples"}, …]}."""
         return asdict(self)
@@ -70,6 +76,19 @@ class _InspectedFile:
     error: str = ""  # why it cannot be decoded
     image_size: tuple[int, int] = (0, 0)
     digest: bytes = b""  # of its bytes; empty if no other file has the same length
+
+
+def check(
+    folder: str | Path,
+    size: int | tuple[int, int] = 64,
+    *,
+    captions: str = "auto",
+    caption: str | None = None,
+    template: str | None = None,
+) -> CorpusReport:
+    """Look for problems in a folder of captioned images before training with it at `size` (W, H); a notebook shows the
+    report. captions, caption, template: where the captions are, as for `train`. InputError if there are no images."""
+    return check_corpus(read_folder(Path(folder), captions, caption, template), size)
 
 
 def check_corpus(

@@ -1,6 +1,7 @@
 """From any path to a model: the file is opened once, recognized once, and built once."""
 
 import re
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from unspeckle.errors import InputError
 from unspeckle.formats.safetensors_io import is_pickle, read_safetensors
+from unspeckle.formats.stable_diffusion.add_ons import apply_add_ons
 from unspeckle.formats.stable_diffusion.checkpoint import StableDiffusionCheckpoint
 from unspeckle.formats.stable_diffusion.detect import read_checkpoint_file, read_diffusers_folder
 from unspeckle.formats.stable_diffusion.diffusers_folder import MODEL_INDEX
@@ -18,7 +20,8 @@ from unspeckle.formats.stable_diffusion.model import build_stable_diffusion_mode
 from unspeckle.model import Model
 from unspeckle.model_io.hub import download_snapshot, is_hub_name
 from unspeckle.model_io.model_file import LORA_FILE, MODEL_FILE, MODEL_METADATA_KEY, UnspeckleCheckpoint
-from unspeckle.quantization.precision import check_precision, resolve_precision
+from unspeckle.prompts import LoraTag
+from unspeckle.quantization.precision import check_precision, resolve_precision, set_precision
 
 WHAT_IS_A_MODEL = "a model is a .safetensors file, a RUN folder of `train`, or a Stable Diffusion"
 _PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -31,22 +34,45 @@ def load(
     prediction: str | None = None,
     trust_pickle: bool = False,
     precision: str = "float32",
+    loras: Sequence[str | Path] = (),
+    embeddings: Sequence[str | Path] = (),
+    autoencoder: str | Path | None = None,
+    lora_tags: Sequence[LoraTag] = (),
 ) -> Model:
     """The model at the path: a .safetensors file of ours, a RUN folder of `train`, or a Stable Diffusion (a diffusers
     folder, a single file, or its name on the hub). Without a path, the model inside the package.
 
     precision: "float32", "bfloat16", "float16", "int8" (on a CPU, lossy), or "auto", which is float32 but for a Stable
-    Diffusion on a device that is faster in bfloat16. For a Stable Diffusion: prediction, "eps" or "v", if the
-    checkpoint does not say what its network predicts; trust_pickle, to read the tensors of a .ckpt.
+    Diffusion on a device that is faster in bfloat16 or float16. For a Stable Diffusion: prediction, "eps" or "v", if
+    the checkpoint does not say what its network predicts; trust_pickle, to read the tensors of a .ckpt; and what is
+    added to it before its precision changes (see `apply_add_ons`): loras, such as ["ink.safetensors:0.8"]; embeddings,
+    files of textual inversions; autoencoder, a file of another one; lora_tags, those of a prompt.
     InputError, one line, where nothing is at the path, it is not recognized, damaged, or does not fit its
-    configuration.
+    configuration, or where a file that is to be added does not fit.
     """
     check_precision(precision, str(device))
+    if not (loras or embeddings or autoencoder is not None or lora_tags):
+        return _load_alone(path, device, prediction, trust_pickle, precision)
+    model = apply_add_ons(
+        _load_alone(path, device, prediction, trust_pickle, "float32"),
+        loras,
+        [Path(file) for file in embeddings],
+        autoencoder=None if autoencoder is None else Path(autoencoder),
+        lora_tags=lora_tags,
+        model_path=None if path is None else Path(path),
+    )
+    return set_precision(model, resolve_precision(precision, str(device)))
+
+
+def _load_alone(
+    path: str | Path | None, device: str | torch.device, prediction: str | None, trust_pickle: bool, precision: str
+) -> Model:
+    """The model without anything that is added to it."""
     if path is None:
         with as_file(files("unspeckle") / "models" / "embedded.safetensors") as embedded:
             if not embedded.is_file():
                 raise InputError("this installation has no embedded model; choose a model with `model`")
-            return load(embedded, device, prediction=prediction, precision=precision)
+            return _load_alone(embedded, device, prediction, trust_pickle, precision)
     checkpoint = open_checkpoint(path, prediction, trust_pickle)
     if isinstance(checkpoint, UnspeckleCheckpoint):
         return checkpoint.build(device, precision)

@@ -98,6 +98,13 @@ class TrainingCommand(ABC, Generic[OptionsT, PlanT]):
                 return EXIT_DONE
             return self._train(plan)
 
+    def plan(self) -> PlanT:
+        """The plan of the run, whose options are plan_only. InputError if options or inputs do not allow it, or if the
+        run is finished."""
+        with self._open_run() as plan:
+            assert plan is not None  # only of a finished run that is not plan_only
+            return plan
+
     def reports(self) -> Generator[ProgressReport]:
         """Do the same for a program that shows the reports itself; of a run that was finished before there are none.
 

@@ -8,38 +8,84 @@ from typing import Any, TypeVar
 
 from unspeckle import quantities
 from unspeckle.errors import InputError, nearest_name
+from unspeckle.training.command import TrainingCommand
 from unspeckle.training.distil_command import DistilCommand
+from unspeckle.training.gan_command import GANCommand
 from unspeckle.training.lora_command import LoraCommand
-from unspeckle.training.options import DistilOptions, LoraOptions, Options, TrainOptions
+from unspeckle.training.options import DistilOptions, GANOptions, LoraOptions, Options, TrainOptions
+from unspeckle.training.plan_table import PlanSummary
 from unspeckle.training.progress import ProgressReport
 from unspeckle.training.train_command import TrainCommand
 
 OptionsT = TypeVar("OptionsT", bound=Options)
+# By kind of model: the command, and its options
+KINDS: dict[str, tuple[type[Any], type[Any]]] = {
+    "diffusion": (TrainCommand, TrainOptions),
+    "gan": (GANCommand, GANOptions),
+}
 # What only the command line has, and what `budget` stands for
 NOT_FROM_PYTHON = ("plan_only", "json", "seconds")
 
 
 def train(
-    folder: str | Path, out: str | Path, budget: str | None = None, *, lora: bool = False, **options: Any
+    folder: str | Path,
+    out: str | Path,
+    budget: str | None = None,
+    *,
+    kind: str = "diffusion",
+    lora: bool = False,
+    **options: Any,
 ) -> Iterator[ProgressReport]:
     """Train a model on a folder of captioned images; yields a report about every second, and at validations.
 
     folder: the images, with captions as `unspeckle train` finds them. out: the RUN folder; at the end it holds
     model.safetensors, or with `lora` lora.safetensors. budget: how long, such as "30m"; or give images=N or steps=N.
-    options: those of TrainOptions, with `lora` of LoraOptions, such as size="64" or from_model="sd15.safetensors".
+    kind: "diffusion" or "gan". options: those of TrainOptions, such as size="64" or from_model="sd15.safetensors"; with
+    `lora` those of LoraOptions, for a GAN those of GANOptions.
 
     The same call resumes a run that was stopped, by Ctrl-C, the stop button of a notebook or leaving the loop, and
     yields nothing if the run is finished. InputError if folder or options do not allow it, TrainingError if training
     fails.
     """
+    return keep_latest(_training_command(folder, out, budget, kind, lora, options).reports())
+
+
+def plan(
+    folder: str | Path,
+    out: str | Path,
+    budget: str | None = None,
+    *,
+    kind: str = "diffusion",
+    lora: bool = False,
+    **options: Any,
+) -> PlanSummary:
+    """What train() would do with these arguments, measured on this machine in some seconds: network, images, steps,
+    memory and time, which a notebook shows as a table. Nothing is trained or written. Errors as those of train()."""
+    values = {"quiet": True, **options}
+    return PlanSummary(_training_command(folder, out, budget, kind, lora, values, plan_only=True).plan())
+
+
+def _training_command(
+    folder: str | Path,
+    out: str | Path,
+    budget: str | None,
+    kind: str,
+    lora: bool,
+    options: dict[str, Any],
+    plan_only: bool = False,
+) -> TrainingCommand[Any, Any]:
+    """The command that trains that kind of model. InputError where an option is unknown or does not fit."""
     values: dict[str, Any] = {"folder": Path(folder), "out": Path(out), **options}
     if values.get("from_model") is not None:
         values["from_model"] = Path(values["from_model"])
-    if lora:
-        if values.get("from_model") is None:
-            raise InputError(": a LoRA needs the Stable Diffusion checkpoint that it is for", "from_model")
-        return keep_latest(LoraCommand(make_options(LoraOptions, values, budget)).reports())
-    return keep_latest(TrainCommand(make_options(TrainOptions, values, budget)).reports())
+    if lora and values.get("from_model") is None:
+        raise InputError(": a LoRA needs the Stable Diffusion checkpoint that it is for", "from_model")
+    if kind not in KINDS or (lora and kind != "diffusion"):
+        choices = "diffusion, and leave out `lora` for others" if lora else f"one of {', '.join(KINDS)}"
+        raise InputError(f" {kind!r}: cannot be trained; choose {choices}", "kind")
+    command_class, options_class = (LoraCommand, LoraOptions) if lora else KINDS[kind]
+    made = make_options(options_class, values, budget)
+    return command_class(replace(made, plan_only=plan_only))
 
 
 def distil(model: str | Path, out: str | Path, budget: str | None = None, **options: Any) -> Iterator[ProgressReport]:

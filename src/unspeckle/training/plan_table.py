@@ -1,10 +1,12 @@
 """A plan as a person reads it, before the first step."""
 
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from rich.table import Table
 from rich.text import Text
 
+from unspeckle import configuration
 from unspeckle.corpus.caption_augmentation import WORDINGS
 from unspeckle.networks.autoencoder import PixelAutoencoderConfig
 from unspeckle.quantities import format_duration, format_images_per_second
@@ -13,6 +15,26 @@ from unspeckle.training.plan import DistillationPlan, LoraPlan, Plan
 
 def plan_table(plan: Plan, steps_done: int) -> Table:
     """The plan of a new run, or of one that continues after some steps."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in describe_plan(plan, steps_done).items():
+        table.add_row(Text(name, style="bold"), value)
+    return table
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """A plan that a notebook shows as a table."""
+
+    plan: Plan
+
+    def _repr_html_(self) -> str:
+        return configuration.to_html(
+            f"{format_duration(self.plan.measured.total_seconds)} of training", describe_plan(self.plan)
+        )
+
+
+def describe_plan(plan: Plan, steps_done: int = 0) -> dict[str, str]:
+    """What a person wants to know of a plan, by headings."""
     work, measured = plan.work, plan.measured
     # Steps of the text stage take next to no time.
     remaining_share = min(1, (work.steps - steps_done) / max(1, work.steps - work.text_steps))
@@ -33,10 +55,7 @@ def plan_table(plan: Plan, steps_done: int) -> Table:
     }
     if work.text_steps:
         fields["text"] = f"the text encoder is trained alone in the first {work.text_steps:,} steps, which are short"
-    table = Table.grid(padding=(0, 2))
-    for name, value in fields.items():
-        table.add_row(Text(name, style="bold"), value)
-    return table
+    return fields
 
 
 def format_small_number(value: float) -> str:

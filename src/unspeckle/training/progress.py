@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from unspeckle.output.inline_image import image_html
+from unspeckle.output.inline_image import image_file_html
 from unspeckle.quantities import format_duration, format_images_per_second
 from unspeckle.training.errors import TrainingError
 from unspeckle.training.validation import ValidationResult
@@ -117,7 +117,7 @@ class ProgressReport:
         if self.validation is not None:
             parts.append(f"<div>{escape(self.validation.summary)}</div>")
         if self.samples_path is not None and self.samples_path.is_file():
-            parts.append(image_html(self.samples_path.read_bytes(), "image/png"))
+            parts.append(image_file_html(self.samples_path))
         return "".join(parts)
 
 
