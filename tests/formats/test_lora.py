@@ -433,6 +433,16 @@ def test_the_precision_is_set_last(load_model: Any, tmp_path: Path) -> None:
         assert difference(attached, plain, conditionings["plain"]) < 0.05
 
 
+def test_load_adds_them_before_the_precision_changes(sd_folder: SDFolder, load_model: Any, tmp_path: Path) -> None:
+    file = tmp_path / "one.safetensors"
+    save_file(kohya_tensors(load_model(), "all"), file)
+    expected = set_precision(apply_add_ons(load_model(), [f"{file}:0.5"]), "bfloat16")
+    model = unspeckle.load(sd_folder("1"), precision="bfloat16", loras=[f"{file}:0.5"])
+    assert model.precision == "bfloat16" and model.hash == expected.hash != load_model().hash
+    with pytest.raises(InputError, match="^loras gone.safetensors: no such file"):
+        unspeckle.load(sd_folder("1"), loras=["gone.safetensors"])
+
+
 def test_200_damaged_files(load_model: Any, tmp_path: Path) -> None:
     model, rng = load_model(), random.Random(0)
     save_file(kohya_tensors(model), tmp_path / "whole.safetensors")

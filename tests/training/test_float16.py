@@ -38,6 +38,21 @@ def test_gradients_are_those_of_float32_even_where_float16_has_no_such_small_num
     assert factor == 1 or all(not gradient.half().any() for gradient in exact[:1])
 
 
+def test_gradients_in_float32_that_come_through_float16_are_scaled_too() -> None:
+    """As those of a LoRA beside a base model in float16."""
+    torch.manual_seed(0)
+    base = nn.Linear(4, 4).half().requires_grad_(False)
+    for scales_loss in (False, True):
+        weights = MasterWeights(nn.Linear(4, 4), "cpu", "float32", scales_loss=scales_loss)
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+        loss = base(weights.compute_module(x).half()).float().mean() * 1e-7
+        weights.scaled(loss).backward()
+        weights.take_gradients()
+        gradient = next(iter(weights.parameters())).grad
+        assert gradient is not None and bool(gradient.any()) == scales_loss
+        assert float(gradient.abs().max()) < 1e-6
+
+
 def test_the_loss_scale_is_halved_at_an_overflow_and_doubled_after_long_without_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

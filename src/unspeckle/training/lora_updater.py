@@ -32,7 +32,8 @@ class LoraUpdater(Updater):
         if plan.lora.train_text_encoder:
             modules["text"] = base_model.text_encoder
         adapters = init_adapters(modules, plan.lora.rank, plan.work.seed)
-        super().__init__(plan, MasterWeights(adapters, plan.compute.device, "float32"))
+        in_float16 = plan.compute.precision == "float16"
+        super().__init__(plan, MasterWeights(adapters, plan.compute.device, "float32", scales_loss=in_float16))
         adapters.attach(modules)
         self.base_model, self.modules = base_model, modules
 

@@ -41,16 +41,19 @@ class MasterWeights:
     """A module's float32 weights, which an optimizer updates, and a copy of the module in the precision of the plan,
     which computes. In float32 both are the same module.
 
-    Attributes: module, the one that is updated; compute_module, the one that computes; device; loss_scale, if it
-    computes in float16.
+    scales_loss: whether gradients pass through float16; None: if the module computes in it.
+
+    Attributes: module, the one that is updated; compute_module, the one that computes; device; loss_scale, if there
+    is one.
     """
 
-    def __init__(self, module: nn.Module, device: str, precision: str) -> None:
+    def __init__(self, module: nn.Module, device: str, precision: str, scales_loss: bool | None = None) -> None:
         self.device = torch.device(device)
         self.module = module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module.train().requires_grad_(True)
         self.compute_module: nn.Module = self.module
-        self.loss_scale = LossScale(self.device) if precision == "float16" else None
+        scales_loss = precision == "float16" if scales_loss is None else scales_loss
+        self.loss_scale = LossScale(self.device) if scales_loss else None
         if precision != "float32":
             self.compute_module = copy.deepcopy(self.module).to(DTYPES[precision])
             # For validation, which has no gradients
@@ -83,9 +86,10 @@ class MasterWeights:
         loss itself."""
         for master, compute in self._pairs():
             master.grad = None if compute.grad is None else compute.grad.float()
-            if master.grad is not None and self.loss_scale is not None:
-                master.grad /= self.loss_scale.scale
             compute.grad = None
+        if self.loss_scale is not None:
+            gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+            torch._foreach_div_(gradients, self.loss_scale.scale)
 
     def update_loss_scale(self, is_finite: Tensor) -> None:
         """Choose the loss scale of the next step, if there is one. is_finite: see `LossScale.update`."""
