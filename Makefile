@@ -8,8 +8,8 @@ draw: $(READY)
 	@$(BIN)/unspeckle draw "$$PROMPT" --out drawn
 
 test: .venv/.ready-dev
-	$(BIN)/ruff check src tests recipes benchmarks
-	$(BIN)/ruff format --check src tests recipes benchmarks
+	$(BIN)/ruff check src tests recipes benchmarks notebooks
+	$(BIN)/ruff format --check src tests recipes benchmarks notebooks
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist worksteal
 
@@ -18,8 +18,8 @@ bench: .venv/.ready-dev
 	$(BIN)/python benchmarks/training_step.py
 
 lint: .venv/.ready-dev
-	$(BIN)/ruff format src tests recipes benchmarks
-	$(BIN)/ruff check --fix src tests recipes benchmarks
+	$(BIN)/ruff format src tests recipes benchmarks notebooks
+	$(BIN)/ruff check --fix src tests recipes benchmarks notebooks
 
 wheel: .venv/.ready-dev
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .model_io.loading import load
     from .model_io.model_file import save
     from .output.film_strip import film
+    from .output.grid import grid
     from .training.from_python import distil, plan, train
     from .training.machine import machine
 
@@ -31,6 +32,7 @@ __all__ = [
     "distil",
     "draw",
     "film",
+    "grid",
     "load",
     "machine",
     "plan",
@@ -47,6 +49,7 @@ _HOMES = {
     "distil": "training.from_python",
     "draw": "generation.pipeline",
     "film": "output.film_strip",
+    "grid": "output.grid",
     "load": "model_io.loading",
     "machine": "training.machine",
     "plan": "training.from_python",

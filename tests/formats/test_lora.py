@@ -439,7 +439,7 @@ def test_load_adds_them_before_the_precision_changes(sd_folder: SDFolder, load_m
     expected = set_precision(apply_add_ons(load_model(), [f"{file}:0.5"]), "bfloat16")
     model = unspeckle.load(sd_folder("1"), precision="bfloat16", loras=[f"{file}:0.5"])
     assert model.precision == "bfloat16" and model.hash == expected.hash != load_model().hash
-    with pytest.raises(InputError, match="^loras gone.safetensors: no such file"):
+    with pytest.raises(InputError, match=r"^loras gone\.safetensors: no such file"):
         unspeckle.load(sd_folder("1"), loras=["gone.safetensors"])
 
 

@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tiny_models import make_plan
+from tiny_models import CAPTIONS, make_plan
 from unspeckle.corpus.batches import Batch
 from unspeckle.denoiser import Conditioning
 from unspeckle.errors import InputError
-from unspeckle.networks import build_network
+from unspeckle.networks import PixelAutoencoder, PixelAutoencoderConfig, build_network
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
+from unspeckle.text.tokenizer import Tokenizer
 from unspeckle.training import memory
 from unspeckle.training.autoencoder_updater import AutoencoderUpdater
 from unspeckle.training.reconstruction_loss import COARSE_LOSS_EVERY
+from unspeckle.training.text_to_image_updater import TextToImageUpdater, init_modules
+from unspeckle.training.trainer import training_step
 
 
 @pytest.mark.parametrize("name", ["nano", "micro", "t-nano"])
@@ -34,7 +37,7 @@ def test_what_is_counted_is_what_a_forward_pass_keeps(name: str) -> None:
     assert memory.activation_bytes(plan) == pytest.approx(kept_bytes / batch_size, rel=0.15)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_what_is_counted_is_what_the_largest_step_of_an_autoencoder_keeps(precision: str) -> None:
     plan = make_plan("nano", batch_size=4, precision=precision)
     plan = plan.with_changes(model={"autoencoder": LatentAutoencoderConfig()}, work={"autoencoder_steps": 8})
@@ -49,6 +52,29 @@ def test_what_is_counted_is_what_the_largest_step_of_an_autoencoder_keeps(precis
         loss.backward()
     assert memory.autoencoder_activation_bytes(plan) == pytest.approx(kept_bytes[1] / 4, rel=0.05)
     assert kept_bytes[2] < 0.9 * kept_bytes[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["tiny", "t-tiny"])
+def test_a_step_on_a_gpu_allocates_what_was_counted(name: str, precision: str) -> None:
+    plan = make_plan(name, batch_size=64, precision=precision).with_changes(compute={"device": "cuda"})
+    modules = init_modules(plan)
+    plan = plan.with_changes(measured={"parameter_count": sum(p.numel() for p in modules.parameters())})
+    updater = TextToImageUpdater(
+        plan, modules, Tokenizer.train(CAPTIONS, vocab_size=120), PixelAutoencoder(PixelAutoencoderConfig())
+    )
+    images = torch.randint(0, 256, (64, 3, *reversed(plan.model.size)), dtype=torch.uint8)
+    batch = Batch(images, [CAPTIONS[i % len(CAPTIONS)] for i in range(64)], torch.arange(64))
+    torch.cuda.reset_peak_memory_stats()
+    for step in (1, 2):
+        training_step(updater, batch, step)
+    allocated = torch.cuda.max_memory_allocated()
+    # The plan also counts the EMAs, and the libraries' memory, which is not in this figure.
+    estimate = memory.training_step_bytes(plan)
+    print(f"{name} {precision}: {allocated / 2**20:.0f} MiB allocated, {estimate / 2**20:.0f} MiB expected")
+    assert 0.6 * (estimate - memory.BASE_BYTES) < allocated < estimate
 
 
 def test_training_an_autoencoder_is_counted_if_it_takes_more() -> None:

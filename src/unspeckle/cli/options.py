@@ -65,8 +65,8 @@ PRECISION_HELP = (
     "with it, and otherwise float32."
 )
 TRAINING_PRECISION_HELP = (
-    "Number format in which the network computes: float32, bfloat16 or float16.  [default: whichever is fastest on this "
-    "machine; float16 only on a GPU without bfloat16, such as a T4]"
+    "Number format in which the network computes: float32, bfloat16 or float16.  [default: whichever is fastest on "
+    "this machine; float16 only on a GPU without bfloat16, such as a T4]"
 )
 DURATION_HELP = (
     "Train for about this time, which includes all preparation: 90s, 30m, 1h30m or 2d (the unit is needed). The number "

@@ -1,6 +1,5 @@
 """A task that ends with a model: of its weights and of their EMAs, the ones that validate best are saved."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -18,6 +16,7 @@ from unspeckle.generation.request import Request
 from unspeckle.kernels.attention import use_attention_kernel
 from unspeckle.model import Model
 from unspeckle.model_io.model_file import MODEL_FILE, save
+from unspeckle.output.grid import grid
 from unspeckle.training.errors import TrainingError
 from unspeckle.training.master_weights import DTYPES
 from unspeckle.training.progress import ProgressReport
@@ -99,14 +98,9 @@ class ModelTask(Task):
     def _save_samples(self, step: int, model: Model) -> Path:
         """The samples side by side as one PNG. Training's own randomness is not touched."""
         images = [draw(model, request)[0] for request in self.sample_requests()]
-        width, height = self.plan.model.size
-        columns = math.ceil(math.sqrt(len(images)))
-        grid = Image.new("RGB", (columns * width, math.ceil(len(images) / columns) * height))
-        for i, image in enumerate(images):
-            grid.paste(image, (i % columns * width, i // columns * height))
         path = self.run_folder / SAMPLES_FOLDER / f"step-{step:08d}.png"
         with atomic.replace_file(path) as temporary:
-            grid.save(temporary, "PNG")
+            grid(images).save(temporary, "PNG")
         return path
 
 
