@@ -1,4 +1,4 @@
-"""The Python interface: `import unspeckle` and eight names."""
+"""The Python interface: `import unspeckle` and its names."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +13,7 @@ from unspeckle.generation.codec import decode_to_images
 
 
 def test_the_names_are_these() -> None:
-    names = "InputError Model ModelCard Request distil draw film load save steps train"
+    names = "InputError Model ModelCard Request check distil draw film grid load machine plan save steps train"
     expected = names.split()
     assert sorted(unspeckle.__all__) == expected and set(expected) <= set(dir(unspeckle))
     assert all(getattr(unspeckle, name).__name__ == name for name in expected)
