@@ -16,7 +16,7 @@ STARTING_IMAGE = "Starting from an image"
 VARIATIONS = "Variations and high resolution"
 STABLE_DIFFUSION = "Stable Diffusion"
 LORA_TRAINING = "LoRA training"
-GAN_TRAINING = "GAN training"
+OTHER_KINDS = "Other kinds of models"
 
 MODEL_HELP = (
     "The model: a .safetensors file, the RUN folder of `train`, or a Stable Diffusion checkpoint (a single file, a "

@@ -8,7 +8,7 @@ import typer
 
 from unspeckle import quantities
 from unspeckle.cli import options as shared
-from unspeckle.cli.options import GAN_TRAINING, LORA_TRAINING
+from unspeckle.cli.options import LORA_TRAINING, OTHER_KINDS
 from unspeckle.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,10 +68,14 @@ LORA_HELP = (
     "result is RUN/lora.safetensors."
 )
 KIND_HELP = (
-    "What is trained: a model that denoises (diffusion), or a generative adversarial network (gan), which draws in one "
-    "step and cannot be guided."
+    "What is trained: a model that denoises (diffusion); a generative adversarial network (gan), which draws in one "
+    "step and cannot be guided; or a CLIP (clip), which draws nothing but says how well an image and a text go "
+    "together."
 )
-LOSS_HELP = "Loss of the GAN: relativistic (of R3GAN) or original (of the first GANs).  [default: relativistic]"
+LOSS_HELP = (
+    "Of a GAN: relativistic (of R3GAN) or original (of the first GANs).  [default: relativistic]  Of a CLIP: infonce "
+    "or siglip.  [default: infonce]"
+)
 UNCONDITIONAL_HELP = "Train the GAN without captions: the model then draws without a prompt."
 RANK_HELP = "Rank of the LoRA's matrices: a higher one can learn more and makes a larger file."
 TEXT_ENCODER_HELP = "Train the text encoders as well as the network."
@@ -124,13 +128,11 @@ def train(
         bool, typer.Option("--trust-pickle", help=shared.TRUST_PICKLE_HELP, rich_help_panel=LORA_TRAINING)
     ] = False,
     kind: Annotated[
-        str, typer.Option(metavar="diffusion|gan", help=KIND_HELP, rich_help_panel=GAN_TRAINING)
+        str, typer.Option(metavar="diffusion|gan|clip", help=KIND_HELP, rich_help_panel=OTHER_KINDS)
     ] = "diffusion",
-    loss: Annotated[
-        str | None, typer.Option(metavar="relativistic|original", help=LOSS_HELP, rich_help_panel=GAN_TRAINING)
-    ] = None,
+    loss: Annotated[str | None, typer.Option(metavar="NAME", help=LOSS_HELP, rich_help_panel=OTHER_KINDS)] = None,
     unconditional: Annotated[
-        bool, typer.Option("--unconditional", help=UNCONDITIONAL_HELP, rich_help_panel=GAN_TRAINING)
+        bool, typer.Option("--unconditional", help=UNCONDITIONAL_HELP, rich_help_panel=OTHER_KINDS)
     ] = False,
     plan: shared.PlanOnly = False,
     json: shared.PlanJson = False,
@@ -176,7 +178,7 @@ def train(
         quiet=quiet,
     )
     if kind != "diffusion" or loss or unconditional:
-        return _train_gan(options, kind, lora, loss, unconditional)
+        return _train_other_kind(options, kind, lora, loss, unconditional)
     if not lora:
         from unspeckle.training.train_command import run_training
 
@@ -197,18 +199,25 @@ def train(
     )
 
 
-def _train_gan(options: "TrainOptions", kind: str, lora: bool, loss: str | None, unconditional: bool) -> int:
-    """`train --kind gan`. InputError for another kind, and with --lora."""
-    if kind == "diffusion":
-        raise InputError(": goes with --kind gan only; add that, or leave it out", "loss" if loss else "unconditional")
-    if kind != "gan":
-        raise InputError(f" {kind}: unknown; choose diffusion or gan", "kind")
+def _train_other_kind(options: "TrainOptions", kind: str, lora: bool, loss: str | None, unconditional: bool) -> int:
+    """`train --kind gan` or clip. InputError for another kind, with --lora, and for options of another kind."""
+    if kind == "diffusion" and loss:
+        raise InputError(": goes with --kind gan and --kind clip only; add one, or leave it out", "loss")
+    if unconditional and kind != "gan":
+        raise InputError(": goes with --kind gan only; add that, or leave it out", "unconditional")
+    if kind not in ("gan", "clip"):
+        raise InputError(f" {kind}: unknown; choose diffusion, gan or clip", "kind")
     if lora:
-        raise InputError("--lora: does not go with --kind gan; leave one of them out")
-    from unspeckle.training.gan_command import run_gan_training
-    from unspeckle.training.options import GANOptions
+        raise InputError(f"--lora: does not go with --kind {kind}; leave one of them out")
+    from unspeckle.training.options import CLIPOptions, GANOptions
 
-    return run_gan_training(GANOptions(**vars(options), loss=loss or "relativistic", unconditional=unconditional))
+    if kind == "gan":
+        from unspeckle.training.gan_command import run_gan_training
+
+        return run_gan_training(GANOptions(**vars(options), loss=loss or "relativistic", unconditional=unconditional))
+    from unspeckle.training.clip_command import run_clip_training
+
+    return run_clip_training(CLIPOptions(**vars(options), loss=loss or "infonce"))
 
 
 def _check_lora_options(options: "TrainOptions") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,11 +30,13 @@ class Batch(NamedTuple):
     images: uint8 (B, 3, H, W), channels last in memory; of an encoded split, float32 latents (B, C, h, w).
     captions: one caption for each image.
     example_indices: int64 (B,), start, start + 1, …
+    original_captions: the captions before they were worded differently; those themselves if they were not.
     """
 
     images: Tensor
     captions: list[str]
     example_indices: Tensor
+    original_captions: Sequence[str] = ()
 
 
 def batches(
@@ -103,12 +105,12 @@ def _generate_batches(
             lefts=random_integers(extra_widths + 1, seed, Purpose.LEFT, example_indices),
             flip=is_flippable[image_indices] & is_flipped,
         )
-        captions = select_captions(split, seed, example_indices, image_indices)
+        captions = original_captions = select_captions(split, seed, example_indices, image_indices)
         if augmenter is not None:
             wording_count = np.full(batch_size, WORDINGS, np.int64)
             numbers = random_integers(wording_count, seed, Purpose.WORDING, example_indices).tolist()
             captions = [augmenter.reword(caption, n) for caption, n in zip(captions, numbers, strict=True)]
-        yield Batch(images, captions, torch.from_numpy(example_indices))
+        yield Batch(images, captions, torch.from_numpy(example_indices), original_captions)
         start += batch_size
 
 

@@ -29,6 +29,7 @@ from unspeckle.text.tokenizer import Tokenizer
 FORMAT = 2  # version 0.1 wrote format 1, by the names in old_names
 MODEL_METADATA_KEY = "unspeckle"
 MODEL_FILE = "model.safetensors"  # in a RUN folder
+IMAGE_TEXT_KIND = "image_text"  # of a file that image_text_file.py reads
 LORA_FILE = "lora.safetensors"  # in a RUN folder of train --lora
 _PARTS: dict[str, Kinds] = {"network": NETWORKS, "text": TEXT_ENCODERS, "autoencoder": AUTOENCODERS}
 _FIELDS = (*_PARTS, "schedule", "prediction", "time_conditioning", "tokenizer", "card")
@@ -78,6 +79,8 @@ class UnspeckleCheckpoint(NamedTuple):
             raise InputError(f"{file}: its metadata are damaged ({str(e)[:100]}); copy or train it again") from e
         if not isinstance(metadata, dict) or type(metadata.get("format")) is not int:
             raise InputError(f"{file}: its metadata are damaged (no format number); copy or train it again")
+        if metadata.get("kind") == IMAGE_TEXT_KIND:
+            raise InputError(f"{file}: is a CLIP, which compares images with texts and draws nothing; choose a model")
         if metadata["format"] > FORMAT:
             newer = f"was written by a newer unspeckle (format {metadata['format']})"
             raise InputError(f"{file}: {newer}; update unspeckle")

@@ -15,7 +15,7 @@ from unspeckle.errors import InputError
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.training import checkpoint
 from unspeckle.training.autoencoder_updater import AutoencoderUpdater
-from unspeckle.training.model_task import SAMPLES_FOLDER
+from unspeckle.training.best_weights_task import SAMPLES_FOLDER
 from unspeckle.training.plan import Plan
 from unspeckle.training.progress import ProgressReport
 from unspeckle.training.task import Stage, Task

@@ -19,7 +19,8 @@ from unspeckle.generation.request import Request
 from unspeckle.model import Model, ModelCard
 from unspeckle.prompts import escape_prompt
 from unspeckle.text.tokenizer import Tokenizer
-from unspeckle.training.model_task import ModelTask, Validator, load_for_inference
+from unspeckle.training.best_weights_task import load_for_inference
+from unspeckle.training.model_task import ModelTask, Validator
 from unspeckle.training.plan import DistillationPlan
 from unspeckle.training.student_updater import StudentUpdater, init_student
 from unspeckle.training.task import Stage

@@ -1,6 +1,7 @@
 """The floating-point operations of a training step, counted on the meta device."""
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unspeckle.denoiser import Conditioning
 from unspeckle.networks import NetworkConfig, build_network
 from unspeckle.networks.gan import Discriminator, Generator, GeneratorConfig
-from unspeckle.training.plan import DistillationPlan, GANPlan, Plan
+from unspeckle.training.plan import CLIPPlan, DistillationPlan, GANPlan, Plan
 
 
 @cache
@@ -28,7 +29,9 @@ def count_flops_per_image(plan: Plan) -> float:
         return count_gan_flops_per_image(plan)
     with torch.device("meta"):
         network, token_count = plan.build_network(), plan.model.text_encoder.context_length
-        inputs = _network_inputs(plan.model.network, plan.model.input_size, token_count)
+        inputs: tuple[Any, ...] = _network_inputs(plan.model.network, plan.model.input_size, token_count)
+        if isinstance(plan, CLIPPlan):
+            inputs = inputs[:1]  # an image encoder sees images alone
         with FlopCounterMode(display=False) as forward_counter:
             out = network(*inputs)
         with FlopCounterMode(display=False) as backward_counter:

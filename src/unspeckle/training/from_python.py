@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 from unspeckle import quantities
 from unspeckle.errors import InputError, nearest_name
+from unspeckle.training.clip_command import CLIPCommand
 from unspeckle.training.command import TrainingCommand
 from unspeckle.training.distil_command import DistilCommand
 from unspeckle.training.gan_command import GANCommand
 from unspeckle.training.lora_command import LoraCommand
-from unspeckle.training.options import DistilOptions, GANOptions, LoraOptions, Options, TrainOptions
+from unspeckle.training.options import CLIPOptions, DistilOptions, GANOptions, LoraOptions, Options, TrainOptions
 from unspeckle.training.plan_table import PlanSummary
 from unspeckle.training.progress import ProgressReport
 from unspeckle.training.train_command import TrainCommand
@@ -22,6 +23,7 @@ OptionsT = TypeVar("OptionsT", bound=Options)
 KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     "diffusion": (TrainCommand, TrainOptions),
     "gan": (GANCommand, GANOptions),
+    "clip": (CLIPCommand, CLIPOptions),
 }
 # What only the command line has, and what `budget` stands for
 NOT_FROM_PYTHON = ("plan_only", "json", "seconds")
@@ -40,8 +42,8 @@ def train(
 
     folder: the images, with captions as `unspeckle train` finds them. out: the RUN folder; at the end it holds
     model.safetensors, or with `lora` lora.safetensors. budget: how long, such as "30m"; or give images=N or steps=N.
-    kind: "diffusion" or "gan". options: those of TrainOptions, such as size="64" or from_model="sd15.safetensors"; with
-    `lora` those of LoraOptions, for a GAN those of GANOptions.
+    kind: "diffusion", "gan" or "clip". options: those of TrainOptions, such as size="64" or
+    from_model="sd15.safetensors"; with `lora` those of LoraOptions, for a GAN GANOptions, for a CLIP CLIPOptions.
 
     The same call resumes a run that was stopped, by Ctrl-C, the stop button of a notebook or leaving the loop, and
     yields nothing if the run is finished. InputError if folder or options do not allow it, TrainingError if training

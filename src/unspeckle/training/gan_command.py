@@ -10,6 +10,7 @@ from unspeckle.training.gan_planner import make_gan_plan
 from unspeckle.training.gan_task import GANTask
 from unspeckle.training.options import GANOptions
 from unspeckle.training.plan import GANPlan, Plan
+from unspeckle.training.simple_planner import refuse_options
 from unspeckle.training.task import Task
 from unspeckle.training.train_command import TrainCommand, make_card
 
@@ -31,9 +32,7 @@ class GANCommand(TrainCommand):
 
     def check_options(self) -> None:
         options = self.options
-        for name in OTHER_OPTIONS:
-            if getattr(options, name) is not None:
-                raise InputError(": does not go with --kind gan; leave it out", name)
+        refuse_options(options, OTHER_OPTIONS, "gan")
         if options.loss not in LOSSES:
             raise InputError(f" {options.loss}: unknown; choose {' or '.join(LOSSES)}", "loss")
         if options.unconditional and options.caption_augmentation:

@@ -2,12 +2,10 @@
 
 from dataclasses import replace
 
-from unspeckle.corpus.batches import batches
 from unspeckle.errors import InputError
 from unspeckle.networks.gan import GeneratorConfig
 from unspeckle.text.text_encoder import TextEncoderConfig
-from unspeckle.training import measurement, memory
-from unspeckle.training.budget import finalize_plan
+from unspeckle.training import measurement
 from unspeckle.training.check_options import PRECISIONS, check_image_size
 from unspeckle.training.gan_updater import GANUpdater, init_discriminator
 from unspeckle.training.inputs import TrainingInputs, uses_caption_augmentation
@@ -15,8 +13,8 @@ from unspeckle.training.measurement import PrintLine
 from unspeckle.training.options import GANOptions
 from unspeckle.training.plan import ComputePlan, GANPlan, GANSettings, ModelPlan, OptimizerPlan, WorkPlan
 from unspeckle.training.plan_file import options_to_json
+from unspeckle.training.simple_planner import MANY_STEPS, finish_plan
 from unspeckle.training.text_to_image_updater import init_modules
-from unspeckle.training.train_planner import FLIP_MIN_VIEWS, default_balance
 
 CPU_BATCH_SIZE, CUDA_BATCH_SIZE = 32, 256
 LEARNING_RATE, ADAMW_BETAS = 2e-4, (0.0, 0.99)
@@ -25,10 +23,6 @@ TEXT_LAYERS = 1
 COARSEST_SIDE = 4
 # Channels of the finest feature maps; each coarser one has twice as many, up to a limit
 FINEST_WIDTH, MAX_WIDTH = 32, 128
-# Forward passes after the last step, in training images
-FINAL_COST_IMAGES = 500.0
-# Stands for the number of steps until that is known
-_MANY_STEPS = 10**6
 
 
 def make_gan_plan(options: GANOptions, inputs: TrainingInputs, *, start_time: float, print_line: PrintLine) -> GANPlan:
@@ -39,23 +33,12 @@ def make_gan_plan(options: GANOptions, inputs: TrainingInputs, *, start_time: fl
         raise InputError(f" {options.precision}: a GAN is trained in float32; leave it out", "precision")
     compute = measurement.choose_compute(replace(options, precision="float32"), print_line)
     plan = _plan_networks(options, inputs, compute)
-    plan = memory.fit_batch_size(plan, options.batch_size is not None, print_line)
-    work = plan.work
-    augmenter = inputs.make_augmenter(work.seed) if work.caption_augmentation else None
-    images = batches(inputs.corpus.training, work.batch_size, seed=work.seed, flip=False, augmenter=augmenter)
-    measured_plan = measurement.without_learning(plan)
-    throughput = measurement.measure_steps(
-        lambda: GANUpdater(measured_plan, inputs.tokenizer, inputs.autoencoder), images, measurement.STEPS_SECONDS
-    )
-    plan = finalize_plan(plan, throughput, options, start_time=start_time, final_cost_images=FINAL_COST_IMAGES)
-    views_per_image = plan.work.total_images / max(1, len(inputs.corpus.training))
-    balance = default_balance(inputs.corpus) if options.balance is None else options.balance
-    return plan.with_changes(
-        work={
-            "flip": views_per_image >= FLIP_MIN_VIEWS if options.flip is None else options.flip,
-            "balance": 0.0 if options.unconditional else balance,
-        }
-    )
+
+    def create_updater(plan: GANPlan) -> GANUpdater:
+        return GANUpdater(plan, inputs.tokenizer, inputs.autoencoder)
+
+    plan = finish_plan(plan, options, inputs, create_updater, start_time=start_time, print_line=print_line)
+    return plan.with_changes(work={"balance": 0.0}) if options.unconditional else plan
 
 
 def _plan_networks(options: GANOptions, inputs: TrainingInputs, compute: ComputePlan) -> GANPlan:
@@ -78,7 +61,7 @@ def _plan_networks(options: GANOptions, inputs: TrainingInputs, compute: Compute
             prediction="x",
         ),
         work=WorkPlan(
-            steps=_MANY_STEPS,
+            steps=MANY_STEPS,
             batch_size=options.batch_size or default_batch_size,
             seed=options.seed or 0,
             caption_augmentation=not options.unconditional and uses_caption_augmentation(corpus, options),

@@ -14,10 +14,11 @@ from unspeckle.generation.request import Request
 from unspeckle.model import Model, ModelCard
 from unspeckle.prompts import escape_prompt
 from unspeckle.rng import noise_from_seeds
+from unspeckle.training.best_weights_task import load_for_inference
 from unspeckle.training.gan_updater import GANUpdater
 from unspeckle.training.gan_validation import energy_distances
 from unspeckle.training.inputs import TrainingInputs
-from unspeckle.training.model_task import ModelTask, Validator, load_for_inference
+from unspeckle.training.model_task import ModelTask, Validator
 from unspeckle.training.plan import GANPlan
 from unspeckle.training.task import Stage
 from unspeckle.training.text_to_image_task import MAX_SAMPLE_PROMPTS, with_weights_name

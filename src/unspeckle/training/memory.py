@@ -14,7 +14,7 @@ from unspeckle.networks.gan import Discriminator, GeneratorConfig
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
 from unspeckle.training.gan_losses import gradient_penalty
 from unspeckle.training.master_weights import DTYPES
-from unspeckle.training.plan import GANPlan, Plan, PlanT
+from unspeckle.training.plan import CLIPPlan, GANPlan, Plan, PlanT
 from unspeckle.training.reconstruction_loss import reconstruction_loss
 
 # Share of the free memory that a step may take
@@ -34,6 +34,10 @@ def activation_bytes(plan: Plan) -> int:
     if isinstance(plan, GANPlan):
         return gan_activation_bytes(plan)
     dtype = _compute_dtype(plan)
+    if isinstance(plan, CLIPPlan):
+        with torch.device("meta"):
+            encoder, images = plan.build_network().to(dtype), torch.empty(1, 3, plan.model.size[1], plan.model.size[0])
+            return _saved_tensor_bytes(encoder, lambda: encoder(images))
     with torch.device("meta"):
         network = plan.build_network().to(dtype)
         config, (width, height) = plan.model.network, plan.model.input_size

@@ -63,6 +63,14 @@ class GANOptions(TrainOptions):
 
 
 @dataclass(frozen=True)
+class CLIPOptions(TrainOptions):
+    """Of `train --kind clip`."""
+
+    # See contrastive_loss.py: "infonce" or "siglip"
+    loss: str = "infonce"
+
+
+@dataclass(frozen=True)
 class DistilOptions:
     """Of `distil`. Exactly one of seconds, images and steps says how long."""
 

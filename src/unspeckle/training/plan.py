@@ -254,4 +254,19 @@ class GANPlan(Plan):
     gan: GANSettings = field(kw_only=True)
 
 
+@dataclass(frozen=True)
+class ContrastiveSettings:
+    """How images and texts are brought into one space."""
+
+    # See contrastive_loss.py: "infonce" or "siglip"
+    loss: str = "infonce"
+
+
+@dataclass(frozen=True)
+class CLIPPlan(Plan):
+    """The plan of an image encoder, which is its network, with a text encoder; its autoencoder is not used."""
+
+    contrastive: ContrastiveSettings = field(kw_only=True)
+
+
 PlanT = TypeVar("PlanT", bound=Plan)

@@ -10,12 +10,18 @@ from unspeckle import atomic, configuration
 from unspeckle.errors import InputError, option_name
 from unspeckle.old_names import is_old_plan, rename_plan
 from unspeckle.training.options import Options
-from unspeckle.training.plan import OPTIMIZERS, DistillationPlan, GANPlan, LoraPlan, Plan, PlanT
+from unspeckle.training.plan import OPTIMIZERS, CLIPPlan, DistillationPlan, GANPlan, LoraPlan, Plan, PlanT
 
 PLAN_FILE: Final = "plan.json"
 # Options that may differ when a run is continued
 CHANGEABLE_OPTIONS: Final = ("plan_only", "json", "quiet", "folder", "model", "corpus", "out")
-_COMMANDS: Final = {Plan: "train", DistillationPlan: "distil", LoraPlan: "train --lora", GANPlan: "train --kind gan"}
+_COMMANDS: Final = {
+    Plan: "train",
+    DistillationPlan: "distil",
+    LoraPlan: "train --lora",
+    GANPlan: "train --kind gan",
+    CLIPPlan: "train --kind clip",
+}
 
 
 def save_plan(plan: Plan, run_folder: Path) -> None:
@@ -48,7 +54,12 @@ def load_any_plan(run_folder: Path) -> Plan | None:
     if isinstance(values, dict) and is_old_plan(values):
         values = rename_plan(values)
     sections = values if isinstance(values, dict) else {}
-    classes: dict[str, type[Plan]] = {"distillation": DistillationPlan, "lora": LoraPlan, "gan": GANPlan}
+    classes: dict[str, type[Plan]] = {
+        "distillation": DistillationPlan,
+        "lora": LoraPlan,
+        "gan": GANPlan,
+        "contrastive": CLIPPlan,
+    }
     plan_class = next((plan_class for section, plan_class in classes.items() if section in sections), Plan)
     try:
         plan = configuration.from_json(plan_class, values, str(path))

@@ -13,9 +13,10 @@ from unspeckle.denoiser import Network
 from unspeckle.generation.request import Request
 from unspeckle.model import Model, ModelCard
 from unspeckle.prompts import escape_prompt
+from unspeckle.training.best_weights_task import load_for_inference
 from unspeckle.training.encoded_corpus import encode_split
 from unspeckle.training.inputs import TrainingInputs
-from unspeckle.training.model_task import ModelTask, Validator, load_for_inference
+from unspeckle.training.model_task import ModelTask, Validator
 from unspeckle.training.plan import Plan
 from unspeckle.training.task import Stage
 from unspeckle.training.text_to_image_updater import TextToImageUpdater, TrainableModules, init_modules
