@@ -25,6 +25,8 @@ from unspeckle.text.text_encoder import TextEncoder, TextEncoderConfig
 from unspeckle.text.tokenizer import CaptionTokenizer, Tokenizer
 from unspeckle.timesteps import timesteps
 
+# The modules that models of format 1 had
+FORMAT_1_PARTS = ("network", "text", "autoencoder", "student")
 # By the name in model files: (configuration, module)
 Kinds = Mapping[str, tuple[type[Any], Any]]
 TEXT_ENCODERS: Kinds = {"transformer": (TextEncoderConfig, TextEncoder)}
@@ -175,18 +177,18 @@ class Model:
             names = ", ".join(TIME_CONDITIONINGS)
             raise InputError(f"a time conditioning that is a function cannot be stored; choose one of {names}")
         description = {
-            "network": _describe_module(self.network, NETWORKS),
+            "network": describe_module(self.network, NETWORKS),
             "schedule": configuration.kind_to_json(SCHEDULES, denoiser.schedule),
             "prediction": denoiser.prediction,
             "time_conditioning": denoiser.time_conditioning,
-            "text": _describe_module(self.text_encoder, TEXT_ENCODERS),
+            "text": describe_module(self.text_encoder, TEXT_ENCODERS),
             "tokenizer": _describe_tokenizer(self.tokenizer),
-            "autoencoder": _describe_module(self.autoencoder, AUTOENCODERS),
+            "autoencoder": describe_module(self.autoencoder, AUTOENCODERS),
             "card": configuration.to_json(self.card),
         }
         if student is not None:
             description["student"] = {
-                "network": _describe_module(student.network, NETWORKS),
+                "network": describe_module(student.network, NETWORKS),
                 "card": configuration.to_json(student.card),
             }
         return description
@@ -225,7 +227,7 @@ class Model:
 
 def _hashed_name(name: str) -> str:
     part, _, rest = name.partition(".")
-    return f"{part}.{rename_tensor(part, rest, to_old=True)}"
+    return f"{part}.{rename_tensor(part, rest, to_old=True)}" if part in FORMAT_1_PARTS else name
 
 
 def _describe_tokenizer(tokenizer: CaptionTokenizer) -> str:
@@ -234,7 +236,8 @@ def _describe_tokenizer(tokenizer: CaptionTokenizer) -> str:
     return tokenizer.to_json()
 
 
-def _describe_module(module: Any, kinds: Kinds) -> dict[str, Any]:
+def describe_module(module: Any, kinds: Kinds) -> dict[str, Any]:
+    """The module's configuration as JSON values, with the name of its kind. InputError where it has none."""
     kind = next((kind for kind, (_, build) in kinds.items() if type(module) is build), None)
     if kind is None:
         raise InputError(f"{type(module).__name__} is of no kind that can be stored; choose one of {', '.join(kinds)}")

@@ -72,6 +72,7 @@ class Objective:
             prediction = schedule.velocity
         return coefficients(prediction, alpha, sigma)[1].abs().clamp(min=self.min_c_out) ** -2
 
-    def dropped_captions(self, rng: ExampleRNG) -> Tensor:
-        """(B,) bool: which examples are trained without their captions, each chosen by itself."""
-        return rng.uniform(_DROP) < self.caption_dropout
+    def dropped_captions(self, rng: ExampleRNG, share: float | None = None) -> Tensor:
+        """(B,) bool: which examples are trained without their captions, each chosen by itself. share: instead of
+        caption_dropout; the examples of a smaller share are among those of a larger one."""
+        return rng.uniform(_DROP) < (self.caption_dropout if share is None else share)

@@ -153,7 +153,7 @@ def test_an_unconditional_gan_reads_no_words(color_folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--kind", "gam"], "--kind gam: unknown; choose diffusion, gan or clip"),
+        (["--kind", "gam"], "--kind gam: unknown; choose diffusion, gan, clip or unclip"),
         (["--kind", "gan", "--loss", "hinge"], "--loss hinge: unknown; choose relativistic or original"),
         (["--loss", "original"], "--loss: goes with --kind gan and --kind clip only"),
         (["--unconditional"], "--unconditional: goes with --kind gan only"),

@@ -69,8 +69,8 @@ LORA_HELP = (
 )
 KIND_HELP = (
     "What is trained: a model that denoises (diffusion); a generative adversarial network (gan), which draws in one "
-    "step and cannot be guided; or a CLIP (clip), which draws nothing but says how well an image and a text go "
-    "together."
+    "step and cannot be guided; a CLIP (clip), which draws nothing but says how well an image and a text go together; "
+    "or all parts of DALL-E 2 (unclip): a CLIP, a prior and a decoder, which also draws variations of an image."
 )
 LOSS_HELP = (
     "Of a GAN: relativistic (of R3GAN) or original (of the first GANs).  [default: relativistic]  Of a CLIP: infonce "
@@ -128,7 +128,7 @@ def train(
         bool, typer.Option("--trust-pickle", help=shared.TRUST_PICKLE_HELP, rich_help_panel=LORA_TRAINING)
     ] = False,
     kind: Annotated[
-        str, typer.Option(metavar="diffusion|gan|clip", help=KIND_HELP, rich_help_panel=OTHER_KINDS)
+        str, typer.Option(metavar="diffusion|gan|clip|unclip", help=KIND_HELP, rich_help_panel=OTHER_KINDS)
     ] = "diffusion",
     loss: Annotated[str | None, typer.Option(metavar="NAME", help=LOSS_HELP, rich_help_panel=OTHER_KINDS)] = None,
     unconditional: Annotated[
@@ -200,21 +200,26 @@ def train(
 
 
 def _train_other_kind(options: "TrainOptions", kind: str, lora: bool, loss: str | None, unconditional: bool) -> int:
-    """`train --kind gan` or clip. InputError for another kind, with --lora, and for options of another kind."""
-    if kind == "diffusion" and loss:
+    """`train --kind gan`, clip or unclip. InputError for another kind, with --lora, and for options of another
+    kind."""
+    if kind in ("diffusion", "unclip") and loss:
         raise InputError(": goes with --kind gan and --kind clip only; add one, or leave it out", "loss")
     if unconditional and kind != "gan":
         raise InputError(": goes with --kind gan only; add that, or leave it out", "unconditional")
-    if kind not in ("gan", "clip"):
-        raise InputError(f" {kind}: unknown; choose diffusion, gan or clip", "kind")
+    if kind not in ("gan", "clip", "unclip"):
+        raise InputError(f" {kind}: unknown; choose diffusion, gan, clip or unclip", "kind")
     if lora:
         raise InputError(f"--lora: does not go with --kind {kind}; leave one of them out")
-    from unspeckle.training.options import CLIPOptions, GANOptions
+    from unspeckle.training.options import CLIPOptions, GANOptions, UnCLIPOptions
 
     if kind == "gan":
         from unspeckle.training.gan_command import run_gan_training
 
         return run_gan_training(GANOptions(**vars(options), loss=loss or "relativistic", unconditional=unconditional))
+    if kind == "unclip":
+        from unspeckle.training.unclip_command import run_unclip_training
+
+        return run_unclip_training(UnCLIPOptions(**vars(options)))
     from unspeckle.training.clip_command import run_clip_training
 
     return run_clip_training(CLIPOptions(**vars(options), loss=loss or "infonce"))

@@ -28,6 +28,7 @@ class InitialLatents(NamedTuple):
     init_latents: Tensor | None = None  # (B or 1, C, h, w), of the image that the pass continues from
     mask: Tensor | None = None  # (1, 1, h, w) bool, True = redraw, False = keep
     mask_conditioning: Tensor | None = None  # (B or 1, 1 + C, h, w), for networks that take a mask as an input
+    image_embeddings: Tensor | None = None  # (B, D) unit vectors, for networks that take them as an input
 
 
 def initial_latents(resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: VariationSeeds) -> InitialLatents:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from unspeckle import guidance
 from unspeckle.denoiser import Denoise, PreparedConditioning
@@ -18,6 +19,7 @@ from unspeckle.errors import InputError
 from unspeckle.generation.checks import check_loras
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.conditioning import Weights, build_prompt_denoise, prediction_weights
+from unspeckle.generation.image_prompts import embed_image_prompts, prior_seeds
 from unspeckle.generation.initial_latents import InitialLatents, fit_image, hires_latents, initial_latents
 from unspeckle.generation.inpainting import build_inpainting_denoise, paste_original, restore_unmasked
 from unspeckle.generation.metadata import attach_metadata, build_metadata
@@ -26,6 +28,7 @@ from unspeckle.generation.resolve import ResolvedRequest, resolve
 from unspeckle.model import Model
 from unspeckle.prompts import Prompt, parse_prompt
 from unspeckle.samplers import SAMPLERS, Step
+from unspeckle.unclip import UnCLIPModel
 
 # Pixels drawn in one batch: 16 images of 64 × 64 on a CPU, 4 of 512 × 512 on a GPU
 BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}
@@ -77,10 +80,27 @@ def _sample_batch(
 ) -> Iterator[Step]:
     """One batch: row i is drawn from prompts[i] and the noise of seeds[i], turned toward that of variation_seeds[i].
     All else is the request's."""
-    for step in _sample_pass(resolved, prompts, initial_latents(resolved, seeds, variation_seeds)):
+    embeddings = _image_embeddings(resolved, prompts, seeds)
+    initial = initial_latents(resolved, seeds, variation_seeds)._replace(image_embeddings=embeddings)
+    for step in _sample_pass(resolved, prompts, initial):
         yield step
     if resolved.hires_size is not None:
-        yield from _sample_pass(resolved, prompts, hires_latents(resolved, seeds, variation_seeds, step.x))
+        initial = hires_latents(resolved, seeds, variation_seeds, step.x)._replace(image_embeddings=embeddings)
+        yield from _sample_pass(resolved, prompts, initial)
+
+
+def _image_embeddings(resolved: ResolvedRequest, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor | None:
+    """The unit vectors (B, D) from which an unCLIP model draws: of the images of the request, or else what its prior
+    draws from the prompts; None for any other model."""
+    model = resolved.model
+    if not isinstance(model, UnCLIPModel):
+        return None
+    if resolved.like:
+        return embed_image_prompts(model, resolved).expand(len(seeds), -1)
+    prior = resolve(model.prior, Request(negative_prompt=resolved.negative_prompt))
+    for step in _sample_batch(prior, prompts, prior_seeds(seeds), [None] * len(seeds)):
+        last = step
+    return model.embedding_space.to_embeddings(last.x)
 
 
 def _sample_pass(resolved: ResolvedRequest, prompts: Sequence[Prompt], initial: InitialLatents) -> Iterator[Step]:
@@ -126,6 +146,8 @@ def _build_prompt_denoise(
         if model.takes_mask and initial.mask_conditioning is not None:
             rows = len(conditioning.keys_values)
             conditioning = conditioning._replace(concat=initial.mask_conditioning.expand(rows, -1, -1, -1))
+        if initial.image_embeddings is not None and isinstance(model, UnCLIPModel):
+            conditioning = model.add_image_embeddings(conditioning, initial.image_embeddings, positive)
         return model.add_conditioning(conditioning, positive, resolved.guidance_scale, size)
 
     setup = initial.setup

@@ -48,6 +48,14 @@ class Request:
     dynamic_threshold: float | None = None
     # The image to start from (img2img).
     image: Image.Image | None = field(default=None, repr=False)
+    # Of an unCLIP model: one or two images whose embeddings it draws from, instead of what its prior makes of the
+    # prompt.
+    like: tuple[Image.Image, ...] = field(default=(), repr=False)
+    # How far the second of two images counts, or how far an image is moved by words; 0 to 1.
+    mix: float | None = None
+    # Words that describe the image in `like`, and words that the new one should fit instead.
+    from_words: str = ""
+    to_words: str = ""
     # White where the image is redrawn (inpainting), black where it stays.
     mask: Image.Image | None = field(default=None, repr=False)
     # How much of the image changes, over 0 to 1: the last int(steps · strength) steps are taken.
@@ -90,4 +98,7 @@ def make_request(request: Request | str, options: Mapping[str, object]) -> Reque
             raise InputError(f": a drawing has no such option; the nearest is `{nearest}`", name)
     if isinstance(request, str):
         request = Request(request)
+    if isinstance(options.get("like"), Image.Image | list):
+        like = options["like"]
+        options = {**options, "like": (like,) if isinstance(like, Image.Image) else tuple(like)}  # type: ignore[arg-type]
     return replace(request, **options)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from unspeckle.generation.checks import (
 )
 from unspeckle.generation.conditioning import prediction_weights
 from unspeckle.generation.few_step import GUIDANCE_DEFAULTS, select_network
+from unspeckle.generation.image_prompts import check_image_prompts
 from unspeckle.generation.image_size import check_hires_size, choose_size
 from unspeckle.generation.request import GUIDANCE_METHODS, UPSCALERS, Request
 from unspeckle.model import Model, SamplingSetup
@@ -148,6 +149,7 @@ def _check_options(model: Model, request: Request) -> Request:
         clip_skip=check_integer("clip_skip", request.clip_skip, 1, 100),
         guidance_scale=check_guidance_scale(scale),
         size=size,
+        mix=check_image_prompts(model, request),
         guidance_method=check_choice("guidance_method", request.guidance_method, GUIDANCE_METHODS),
         guidance_rescale=check_fraction("guidance_rescale", request.guidance_rescale),
         guidance_interval=check_guidance_interval(request.guidance_interval),

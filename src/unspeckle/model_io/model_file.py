@@ -6,11 +6,11 @@ Loading is strict: a tensor that is missing, unexpected or of another shape is a
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unspeckle import configuration
@@ -21,16 +21,21 @@ from unspeckle.formats.safetensors_io import check_tensors
 from unspeckle.formats.weight_dtypes import SCALE_SUFFIX, decode_weights, encode_weights
 from unspeckle.model import TEXT_ENCODERS, Kinds, Model, ModelCard
 from unspeckle.networks import AUTOENCODERS, NETWORKS
+from unspeckle.networks.embedding_space import EmbeddingSpace
 from unspeckle.old_names import rename_model_metadata, rename_tensor
 from unspeckle.quantization.precision import AUTO, set_precision
 from unspeckle.schedule import SCHEDULES
+from unspeckle.text.image_text_encoder import ImageTextConfig, ImageTextEncoder
 from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.unclip import UnCLIPModel
 
 FORMAT = 2  # version 0.1 wrote format 1, by the names in old_names
 MODEL_METADATA_KEY = "unspeckle"
 MODEL_FILE = "model.safetensors"  # in a RUN folder
 IMAGE_TEXT_KIND = "image_text"  # of a file that image_text_file.py reads
+UNCLIP_PARTS = ("image_text", "prior", "prior_text", "prior_autoencoder")  # of an UnCLIPModel, besides a Model's
 LORA_FILE = "lora.safetensors"  # in a RUN folder of train --lora
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _PARTS: dict[str, Kinds] = {"network": NETWORKS, "text": TEXT_ENCODERS, "autoencoder": AUTOENCODERS}
 _FIELDS = (*_PARTS, "schedule", "prediction", "time_conditioning", "tokenizer", "card")
 
@@ -105,7 +110,7 @@ def _by_current_names(metadata: dict[str, Any], tensors: dict[str, Tensor]) -> t
 def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Model:
     if missing := [name for name in _FIELDS if name not in metadata]:
         raise InputError(f"{file}: its metadata lack {', '.join(missing)}; copy or train it again")
-    prefixes = {*_PARTS, *({"student"} & metadata.keys())}
+    prefixes = {*_PARTS, *({"student"} & metadata.keys()), *(UNCLIP_PARTS if "unclip" in metadata else ())}
     if unexpected := [name for name in tensors if name.split(".")[0] not in prefixes]:
         raise InputError(f"{file}: has an unexpected tensor {unexpected[0]!r} that belongs to no part of the model")
     schedule = configuration.kind_from_json(SCHEDULES, metadata["schedule"], "schedule")
@@ -124,7 +129,26 @@ def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Pat
         network = _build_part(metadata["student"]["network"], NETWORKS, tensors, "student", file)
         card = configuration.from_json(ModelCard, metadata["student"]["card"], f"{file}: student's card")
         model.student = model.with_network(network, card)
-    return model
+    return _build_unclip_model(model, metadata["unclip"], tensors, file) if "unclip" in metadata else model
+
+
+def _build_unclip_model(model: Model, metadata: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> UnCLIPModel:
+    """The decoder with its CLIP and its prior."""
+    config = configuration.from_json(ImageTextConfig, metadata["image_text"], f"{file}: image_text")
+    image_text = _load_part(lambda: ImageTextEncoder(config), tensors, "image_text", file)
+    prior = metadata["prior"]
+    schedule = configuration.kind_from_json(SCHEDULES, prior["schedule"], "schedule")
+    network = _build_part(prior["network"], NETWORKS, tensors, "prior", file)
+    prior_model = Model(
+        denoiser=Denoiser(network, schedule, prior["prediction"], prior["time_conditioning"]),
+        tokenizer=model.tokenizer,
+        text_encoder=_build_part(prior["text"], TEXT_ENCODERS, tensors, "prior_text", file),
+        autoencoder=_build_part(prior["autoencoder"], AUTOENCODERS, tensors, "prior_autoencoder", file),
+        card=configuration.from_json(ModelCard, prior["card"], f"{file}: prior's card"),
+    )
+    if not isinstance(prior_model.autoencoder, EmbeddingSpace):
+        raise InputError(f"{file}: its prior draws no embeddings; copy or train it again")
+    return UnCLIPModel(**vars(model), image_text=image_text, prior=prior_model)
 
 
 def _build_part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor], part: str, file: Path) -> Any:
@@ -135,8 +159,13 @@ def _build_part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor]
         raise InputError(f"{file}: {part} kind {kind!r} is unknown; this unspeckle knows {', '.join(kinds)}")
     config_class, build = kinds[kind]
     typed_config = configuration.from_json(config_class, fields, f"{file}: {part}")
+    return _load_part(lambda: build(typed_config), tensors, part, file)
+
+
+def _load_part(build: Callable[[], ModuleT], tensors: dict[str, Tensor], part: str, file: Path) -> ModuleT:
+    """What `build` makes, with the file's tensors as its own."""
     with NoInitialization():
-        module = build(typed_config)
+        module = build()
     prefix = f"{part}."
     expected = {prefix + name: tensor for name, tensor in module.state_dict().items()}
     found = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -3,6 +3,7 @@
 from torch import nn
 
 from unspeckle.networks.autoencoder import PixelAutoencoder, PixelAutoencoderConfig
+from unspeckle.networks.embedding_space import EmbeddingSpace, EmbeddingSpaceConfig
 from unspeckle.networks.gan import Generator, GeneratorConfig
 from unspeckle.networks.image_encoder import ImageEncoder, ImageEncoderConfig
 from unspeckle.networks.latent_autoencoder import LatentAutoencoder, LatentAutoencoderConfig
@@ -21,6 +22,7 @@ NETWORKS = {
 AUTOENCODERS = {
     "pixels": (PixelAutoencoderConfig, PixelAutoencoder),
     "latents": (LatentAutoencoderConfig, LatentAutoencoder),
+    "embeddings": (EmbeddingSpaceConfig, EmbeddingSpace),
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unspeckle import guidance
 from unspeckle.corpus.splits import Corpus, Split
-from unspeckle.denoiser import Denoise
+from unspeckle.denoiser import Denoise, PreparedConditioning
 from unspeckle.model import Model
 from unspeckle.networks.autoencoder import PixelAutoencoder
 from unspeckle.scoring import bits_per_dim, class_wording
@@ -222,7 +222,12 @@ def _measure_loss(run: ScoringRun, corpus: Corpus) -> LossScore:
             max_images=count,
             schedule=model.denoiser.schedule,
         )
-        results.append(evaluate_loss(model.denoiser, model.text_encoder, run.complete_conditioning))
+        images = split.center_crops(evenly_spaced_indices(len(split), count))
+
+        def complete(conditioning: PreparedConditioning, rows: slice, images: Tensor = images) -> PreparedConditioning:
+            return run.complete_conditioning(conditioning, images[rows])
+
+        results.append(evaluate_loss(model.denoiser, model.text_encoder, complete))
         run.progress.advance(NOISE_LEVELS * count)
     validation, training = results
     return LossScore(
@@ -242,12 +247,12 @@ def _measure_bits(run: ScoringRun, split: Split) -> BitsPerDim | None:
         return None
     run.progress.start_stage("bits per dimension")
     captions, bounds = split.first_captions(indices), model.autoencoder.latent_bounds
+    images = split.center_crops(indices)
 
     def bind_denoiser(first: int, last: int) -> Denoise:
         tokens = model.tokenizer.encode(captions[first:last]).to(model.device)
-        conditioning = run.complete_conditioning(model.denoiser.prepare(model.text_encoder(tokens)))
+        prepared = model.denoiser.prepare(model.text_encoder(tokens))
+        conditioning = run.complete_conditioning(prepared, images[first:last])
         return guidance.clamp_denoised(lambda x_t, t: model.denoiser(x_t, t, conditioning), *bounds)
 
-    return measure_bits_per_dim(
-        split.center_crops(indices), model.autoencoder, model.denoiser.schedule, bind_denoiser, run.progress.advance
-    )
+    return measure_bits_per_dim(images, model.autoencoder, model.denoiser.schedule, bind_denoiser, run.progress.advance)

@@ -15,6 +15,7 @@ from unspeckle.objective import Objective
 from unspeckle.scoring.image_generation import generate_images
 from unspeckle.scoring.progress import Progress
 from unspeckle.scoring.sweeps import SweepSetup
+from unspeckle.unclip import UnCLIPModel
 
 # That of `unspeckle train`, for models that come without their plan.
 DEFAULT_OBJECTIVE = Objective("logit_normal", 0.3, 1.0)
@@ -90,11 +91,17 @@ class ScoringRun:
         generated = generate_images(self.model, captions, seeds, self.settings.request, advance)
         return GeneratedSet(generated.images, captions), generated.seconds_per_image
 
-    def complete_conditioning(self, conditioning: PreparedConditioning) -> PreparedConditioning:
-        """The captions' conditioning with everything else that the network takes as an input."""
-        return self.model.add_conditioning(
-            conditioning, positive=True, guidance_scale=self.resolved.guidance_scale, size=self.resolved.size
+    def complete_conditioning(self, conditioning: PreparedConditioning, images: Tensor) -> PreparedConditioning:
+        """The captions' conditioning with everything else that the network takes as an input to denoise these images,
+        uint8 (B, 3, H, W)."""
+        model, resolved = self.model, self.resolved
+        conditioning = model.add_conditioning(
+            conditioning, positive=True, guidance_scale=resolved.guidance_scale, size=resolved.size
         )
+        if not isinstance(model, UnCLIPModel):
+            return conditioning
+        embeddings = model.image_text.encode_images(images.to(model.device).float() / 127.5 - 1)
+        return model.add_image_embeddings(conditioning, embeddings, positive=True)
 
     def image_seeds(self, count: int, seed_index: int = 0) -> range:
         """The seeds of `count` images; those of another seed_index do not overlap with them."""

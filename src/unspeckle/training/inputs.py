@@ -27,6 +27,7 @@ from unspeckle.training.options import TrainOptions
 from unspeckle.training.pixel_statistics import fit_pixel_autoencoder
 from unspeckle.training.plan import Plan
 from unspeckle.training.preset_choice import autoencoder_config_for, choose_space
+from unspeckle.unclip import UnCLIPModel
 
 # In a RUN
 TOKENIZER_FILE = "tokenizer.json"
@@ -56,6 +57,8 @@ def load_trainable_model(path: Path) -> Model:
     model = load(path)
     if model.card.step_counts:
         raise InputError(f"{path}: is a student, which cannot be trained further; name the model it was distilled from")
+    if isinstance(model, UnCLIPModel):
+        raise InputError(f"{path}: is an unCLIP model, whose parts are trained together; name a model of one network")
     is_own = isinstance(model.text_encoder, TextEncoder) and isinstance(
         model.autoencoder, PixelAutoencoder | LatentAutoencoder
     )

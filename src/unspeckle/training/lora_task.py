@@ -77,7 +77,7 @@ class LoraTask(ModelTask):
         size = self.plan.model.size
         validation_loss = LatentValidationLoss(*self._validation_examples(), self.updater)
 
-        def complete_conditioning(conditioning: PreparedConditioning) -> PreparedConditioning:
+        def complete_conditioning(conditioning: PreparedConditioning, rows: slice) -> PreparedConditioning:
             return self.base_model.add_conditioning(conditioning, positive=True, guidance_scale=1.0, size=size)
 
         return lambda model: validation_loss(model.denoiser, model.text_encoder, complete_conditioning)

@@ -71,6 +71,11 @@ class CLIPOptions(TrainOptions):
 
 
 @dataclass(frozen=True)
+class UnCLIPOptions(TrainOptions):
+    """Of `train --kind unclip`. seconds: of all parts together; images or steps: of each."""
+
+
+@dataclass(frozen=True)
 class DistilOptions:
     """Of `distil`. Exactly one of seconds, images and steps says how long."""
 

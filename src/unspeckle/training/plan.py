@@ -10,6 +10,7 @@ from unspeckle import configuration
 from unspeckle.denoiser import Denoiser, Network
 from unspeckle.networks import NetworkConfig, build_network
 from unspeckle.networks.autoencoder import PixelAutoencoderConfig
+from unspeckle.networks.embedding_space import EmbeddingSpaceConfig
 from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig
 from unspeckle.networks.lora import init_adapters
 from unspeckle.networks.vae import VAEConfig
@@ -36,7 +37,7 @@ class ModelPlan:
     preset: str
     network: NetworkConfig
     text_encoder: TextEncoderConfig | CLIPTextEncodersConfig
-    autoencoder: PixelAutoencoderConfig | LatentAutoencoderConfig | VAEConfig
+    autoencoder: PixelAutoencoderConfig | LatentAutoencoderConfig | VAEConfig | EmbeddingSpaceConfig
     # The noise schedule as JSON: its kind and its fields (see schedule.py)
     schedule: dict[str, Any] = field(default_factory=lambda: {"kind": "flow"})
     # What the network predicts: x, eps, v or flow
@@ -267,6 +268,23 @@ class CLIPPlan(Plan):
     """The plan of an image encoder, which is its network, with a text encoder; its autoencoder is not used."""
 
     contrastive: ContrastiveSettings = field(kw_only=True)
+
+
+@dataclass(frozen=True)
+class UnCLIPParts:
+    """The parts of an unCLIP model that are trained before its decoder, in this order."""
+
+    clip: CLIPPlan
+    # Its x are embeddings of images, so its autoencoder is an EmbeddingSpace
+    prior: Plan
+
+
+@dataclass(frozen=True)
+class UnCLIPPlan(Plan):
+    """The plan of an unCLIP model: it is that of the decoder, whose network takes embeddings of images, but for
+    measured.total_seconds and disk_bytes, which are of all parts."""
+
+    parts: UnCLIPParts = field(kw_only=True)
 
 
 PlanT = TypeVar("PlanT", bound=Plan)

@@ -10,7 +10,7 @@ from unspeckle import atomic, configuration
 from unspeckle.errors import InputError, option_name
 from unspeckle.old_names import is_old_plan, rename_plan
 from unspeckle.training.options import Options
-from unspeckle.training.plan import OPTIMIZERS, CLIPPlan, DistillationPlan, GANPlan, LoraPlan, Plan, PlanT
+from unspeckle.training.plan import OPTIMIZERS, CLIPPlan, DistillationPlan, GANPlan, LoraPlan, Plan, PlanT, UnCLIPPlan
 
 PLAN_FILE: Final = "plan.json"
 # Options that may differ when a run is continued
@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     LoraPlan: "train --lora",
     GANPlan: "train --kind gan",
     CLIPPlan: "train --kind clip",
+    UnCLIPPlan: "train --kind unclip",
 }
 
 
@@ -59,6 +60,7 @@ def load_any_plan(run_folder: Path) -> Plan | None:
         "lora": LoraPlan,
         "gan": GANPlan,
         "contrastive": CLIPPlan,
+        "parts": UnCLIPPlan,
     }
     plan_class = next((plan_class for section, plan_class in classes.items() if section in sections), Plan)
     try:

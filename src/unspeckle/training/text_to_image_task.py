@@ -36,11 +36,14 @@ class TextToImageTask(ModelTask):
     updater: TextToImageUpdater
 
     def __init__(self, plan: Plan, run_folder: Path, inputs: TrainingInputs, card: ModelCard) -> None:
+        super().__init__(plan, run_folder, self.create_updater(plan, inputs))
+        self.inputs, self.card = inputs, card
+
+    def create_updater(self, plan: Plan, inputs: TrainingInputs) -> TextToImageUpdater:
+        """What is trained, with random weights or with those of the model that is continued."""
         base = inputs.base_model
         modules = init_modules(plan) if base is None else TrainableModules(base.network, base.text_encoder)
-        updater = TextToImageUpdater(plan, modules, inputs.tokenizer, inputs.autoencoder)
-        super().__init__(plan, run_folder, updater)
-        self.inputs, self.card = inputs, card
+        return TextToImageUpdater(plan, modules, inputs.tokenizer, inputs.autoencoder)
 
     @property
     def stages(self) -> tuple[Stage, ...]:

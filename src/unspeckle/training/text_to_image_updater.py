@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unspeckle.corpus.batches import Batch
-from unspeckle.denoiser import Network, SomeConditioning, map_fields
+from unspeckle.denoiser import Network, PreparedConditioning, SomeConditioning, map_fields
 from unspeckle.networks import build_network
 from unspeckle.networks.autoencoder import Autoencoder
 from unspeckle.networks.coarse_predictor import CoarseImagePredictor
@@ -79,11 +79,18 @@ class TextToImageUpdater(Updater):
         if predictor is not None and step <= self.plan.work.text_steps:
             return predictor.loss(gather_rows(predictor(conditioning), indices), x).mean()
         prepared = gather_conditioning(self.denoiser.prepare(conditioning), indices)
+        prepared = self.complete_conditioning(prepared, batch, rng)
         loss = self.objective(self.denoiser, x, prepared, rng)
         if predictor is not None:
             assert prepared.coarse_image is not None
             loss = loss + predictor.loss(prepared.coarse_image, x)
         return loss.mean()
+
+    def complete_conditioning(
+        self, conditioning: PreparedConditioning, batch: Batch, rng: ExampleRNG
+    ) -> PreparedConditioning:
+        """The conditioning of the captions with what else the network takes: nothing here."""
+        return conditioning
 
 
 @torch.no_grad()

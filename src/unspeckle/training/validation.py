@@ -126,15 +126,16 @@ class ValidationLoss:
         self,
         denoiser: Denoiser,
         text_encoder: nn.Module,
-        complete_conditioning: Callable[[PreparedConditioning], PreparedConditioning] | None = None,
+        complete_conditioning: Callable[[PreparedConditioning, slice], PreparedConditioning] | None = None,
     ) -> DenoisingResult:
-        """complete_conditioning adds what else the model takes as an input (see `Model.add_conditioning`)."""
+        """complete_conditioning adds what else the model takes as an input (see `Model.add_conditioning`) to the
+        conditioning of these of the images."""
         errors = torch.zeros(NOISE_LEVELS, dtype=torch.float64)
         for start in range(0, len(self.x), self.batch_size):
             x, ids = self.x[start : start + self.batch_size], self.ids[start : start + self.batch_size]
             conditioning = denoiser.prepare(text_encoder(ids))
             if complete_conditioning is not None:
-                conditioning = complete_conditioning(conditioning)
+                conditioning = complete_conditioning(conditioning, slice(start, start + len(x)))
             rng = ExampleRNG(0, torch.arange(start, start + len(x), device=x.device))
             for i, level in enumerate(self.times):
                 t = level.expand(len(x))
