@@ -8,7 +8,7 @@ import typer
 
 from unspeckle import quantities
 from unspeckle.cli import options as shared
-from unspeckle.cli.options import GUIDANCE, STABLE_DIFFUSION, STARTING_IMAGE, VARIATIONS, ModelOptions
+from unspeckle.cli.options import GUIDANCE, STABLE_DIFFUSION, STARTING_IMAGE, UNCLIP, VARIATIONS, ModelOptions
 from unspeckle.errors import InputError
 
 SEED_HELP = "Seed of the noise: with the same seed, model and options, a prompt gives the same image.  [default: 0]"
@@ -59,6 +59,15 @@ STRENGTH_HELP = (
 )
 MASK_HELP = "Image file that is white where --image is to be redrawn (inpainting) and black where it stays."
 PASTE_ORIGINAL_HELP = "Whether the original pixels of --image are put back where the mask is black."
+LIKE_HELP = (
+    "Image file to draw variations of, with a model of `train --kind unclip`: what is drawn means the same, and looks "
+    "different. Given twice, what is drawn lies between the two. A prompt is not needed then."
+)
+MIX_HELP = (
+    "How far toward the second --like, or toward --to-words: 0 (not at all) to 1.  [default: 0.5, with --to-words 0.4]"
+)
+FROM_WORDS_HELP = 'Words for what --like shows, such as "a cat"; goes with --to-words.'
+TO_WORDS_HELP = 'Words for what it is to show instead, such as "a dog".'
 VARIATION_SEED_HELP = (
     "Make a variation of the image of --seed, by mixing the noise of --seed with the noise of this second seed "
     "(spherical interpolation). With --count, this seed counts up, and --seed stays the same.  [default: no variation]"
@@ -146,6 +155,14 @@ def draw(
         bool,
         typer.Option("--paste-original/--no-paste-original", help=PASTE_ORIGINAL_HELP, rich_help_panel=STARTING_IMAGE),
     ] = True,
+    like: Annotated[list[Path] | None, typer.Option(metavar="FILE", help=LIKE_HELP, rich_help_panel=UNCLIP)] = None,
+    mix: Annotated[float | None, typer.Option(metavar="FRACTION", help=MIX_HELP, rich_help_panel=UNCLIP)] = None,
+    from_words: Annotated[
+        str, typer.Option(metavar="TEXT", help=FROM_WORDS_HELP, show_default=False, rich_help_panel=UNCLIP)
+    ] = "",
+    to_words: Annotated[
+        str, typer.Option(metavar="TEXT", help=TO_WORDS_HELP, show_default=False, rich_help_panel=UNCLIP)
+    ] = "",
     variation_seed: Annotated[
         int | None, typer.Option(metavar="N", help=VARIATION_SEED_HELP, rich_help_panel=VARIATIONS)
     ] = None,
@@ -214,6 +231,9 @@ def draw(
         clip_skip=clip_skip,
         tile_size=tile_size,
         batch_size=batch_size,
+        mix=mix,
+        from_words=from_words,
+        to_words=to_words,
     )
     model_options = ModelOptions(
         model,
@@ -226,8 +246,17 @@ def draw(
         vae=vae,
     )
     options = DrawOptions(
-        request, model_options, out, guide_model, image, mask, film_strip=film_strip, preview=preview, quiet=quiet
+        request,
+        model_options,
+        out,
+        guide_model,
+        image,
+        mask,
+        like=tuple(like or ()),
+        film_strip=film_strip,
+        preview=preview,
+        quiet=quiet,
     )
-    if not prompt:
+    if not prompt and not like:
         options = replace(options, options_of_image=options_of_image(image, request, seed))
     return run_draw(options)

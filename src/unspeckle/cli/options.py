@@ -13,6 +13,7 @@ from unspeckle.old_names import SAMPLERS as RENAMED_SAMPLERS
 # Groups of options in the help
 GUIDANCE = "Guidance"
 STARTING_IMAGE = "Starting from an image"
+UNCLIP = "Drawing like an image (unCLIP models)"
 VARIATIONS = "Variations and high resolution"
 STABLE_DIFFUSION = "Stable Diffusion"
 LORA_TRAINING = "LoRA training"

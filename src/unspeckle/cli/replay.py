@@ -26,6 +26,9 @@ def replay(
     mask: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The mask that was given by --mask, if one was.")
     ] = None,
+    like: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="The images that were given by --like, in order, if any.")
+    ] = None,
     lora: shared.Loras = None,
     embedding: shared.Embeddings = None,
     vae: shared.Vae = None,
@@ -38,7 +41,8 @@ def replay(
 
     The PNG file records the prompt, the seed, all other options of the drawing, and the hash of the model. It does not
     contain the files that were used, so give these again: the model, and what was added by --lora, --embedding, --vae,
-    --guide-model, --image or --mask. The largest difference between two pixels is printed, from 0 (the same) to 255.
+    --guide-model, --image, --mask or --like. The largest difference between two pixels is printed, from 0 (the same) to
+    255.
     """
     shared.limit_thread_spinning()
     from unspeckle.cli.run_replay import ReplayOptions, run_replay
@@ -53,5 +57,13 @@ def replay(
         vae=vae,
     )
     return run_replay(
-        ReplayOptions(image_file, model_options, guide_model=guide_model, image=image, mask=mask, quiet=quiet)
+        ReplayOptions(
+            image_file,
+            model_options,
+            guide_model=guide_model,
+            image=image,
+            mask=mask,
+            like=tuple(like or ()) or None,
+            quiet=quiet,
+        )
     )

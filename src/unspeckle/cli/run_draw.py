@@ -52,6 +52,8 @@ class DrawOptions:
     # Image to start from, and mask of the part that is redrawn.
     image: Path | None = None
     mask: Path | None = None
+    # Images to draw like.
+    like: tuple[Path, ...] = ()
     # Options that the command line does not have, and that the metadata of `image` give.
     options_of_image: tuple[str, ...] = ()
     # Whether a film strip of each image is saved as well.
@@ -72,6 +74,7 @@ def run_draw(options: DrawOptions) -> int:
         **recorded_options(options.image, options.options_of_image),
         image=read_input_image(options.image, "--image"),
         mask=read_input_image(options.mask, "--mask"),
+        like=read_images(options.like, "--like"),
     )
     keep_freed_memory()
     prompt = parse_prompt(request.prompt)
@@ -153,8 +156,16 @@ def read_input_image(path: Path | None, option: str) -> Image.Image | None:
     """The image of a file: RGB, upright, on white where it is transparent; None without a path.
 
     InputError, naming the option, where it cannot be read."""
-    if path is None:
-        return None
+    return None if path is None else read_image(path, option)
+
+
+def read_images(paths: Sequence[Path], option: str) -> tuple[Image.Image, ...]:
+    """The images of files."""
+    return tuple(read_image(path, option) for path in paths)
+
+
+def read_image(path: Path, option: str) -> Image.Image:
+    """The image of a file, as `read_input_image` gives it."""
     if not path.is_file():
         raise InputError(f"{option} {path}: no such image file; give one in {', '.join(IMAGE_FORMATS)} format")
     if path.stat().st_size > MAX_FILE_BYTES:

@@ -24,7 +24,7 @@ from unspeckle.quantization.precision import PRECISIONS
 
 EXIT_SAME, EXIT_DIFFERENT = 0, 1
 # Options of `replay` that name what the metadata do not contain
-_GIVEN_AGAIN = ("guide_model", "image", "mask")
+_GIVEN_AGAIN = ("guide_model", "image", "mask", "like")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class ReplayOptions:
     guide_model: Path | None = None
     image: Path | None = None
     mask: Path | None = None
+    # The images that it was drawn like.
+    like: tuple[Path, ...] | None = None
     # Whether nothing but errors and the result is printed.
     quiet: bool = False
 
@@ -89,6 +91,7 @@ def resolve_metadata(options: ReplayOptions, metadata: dict[str, Any]) -> tuple[
         request,
         image=original_image(options.file, metadata, "image", options.image),
         mask=original_image(options.file, metadata, "mask", options.mask),
+        like=images_drawn_like(options, metadata),
     )
     return _resolve(options.file, model, request, prompt), index
 
@@ -168,6 +171,19 @@ def original_image(file: Path, metadata: dict[str, Any], name: str, path: Path |
             f"--{name} {path}: is not the image that {file} was drawn from ({fingerprint}, not {expected})"
         )
     return image
+
+
+def images_drawn_like(options: ReplayOptions, metadata: dict[str, Any]) -> tuple[Image.Image, ...]:
+    """The images that the drawing was to be like, if they are those that the metadata name."""
+    expected = metadata.get("like", [])
+    if not isinstance(expected, list):
+        raise InputError(f"{options.file}: its metadata are damaged (like {expected!r}); give the original PNG")
+    if len(options.like or ()) != len(expected):
+        what = f"{len(expected)} images" if len(expected) > 1 else "an image"
+        raise InputError(f"{options.file}: was drawn like {what} ({', '.join(map(str, expected))}); give it by --like")
+    pairs = zip(expected, options.like or (), strict=True)
+    images = (original_image(options.file, {"like": one}, "like", path) for one, path in pairs)
+    return tuple(image for image in images if image is not None)
 
 
 def check_same_model(file: Path, expected: object, model: Model, option: str) -> None:

@@ -92,6 +92,7 @@ def request_from_metadata(metadata: dict[str, Any]) -> tuple[Request, int]:
         own_seed = metadata["variation_seed" if has_variation else "seed"]
         options = {name: metadata[name] for name in ALWAYS_RECORDED}
         options |= {name: metadata[name] for name in (*DEFAULTS, "strength", "variation_strength") if name in metadata}
+        options |= {name: metadata[name] for name in ("mix", "from_words", "to_words") if name in metadata}
         options |= {"hires_size": tuple(metadata["hires_size"])} if "hires_size" in metadata else {}
         options |= {"seed": metadata["seed"], "variation_seed": first} if has_variation else {"seed": first}
         request = Request(count=count, size=(width, height), **options)
