@@ -11,7 +11,7 @@ import pytest
 import unspeckle
 
 ROOT = Path(unspeckle.__file__).parent
-MOST_ROOMS = 30  # files and folders on the top floor of the package
+MOST_ROOMS = 31  # files and folders on the top floor of the package
 
 # A module may import modules of its own row and of the rows above it. A room has the row of its longest prefix here.
 ROWS = (
@@ -21,7 +21,7 @@ ROWS = (
     ("schedule", "denoiser", "objective", "guidance", "samplers", "timesteps", "rng"),
     ("networks", "prompts", "corpus", "kernels.compiling"),
     ("text", "presets"),
-    ("model", "unclip"),
+    ("model", "unclip", "upsampler"),
     # what makes CPUs fast, swapped in from outside
     ("kernels", "quantization"),
     # files: their tensors and the layouts of other programs, then any path to a model

@@ -15,6 +15,7 @@ from unspeckle.model import Model
 from unspeckle.networks.embedding_space import EmbeddingSpace
 from unspeckle.text.image_text_encoder import ImageTextCard, ImageTextEncoder, ImageTextModel
 from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.upsampler import UpsamplerModel
 
 
 @dataclass
@@ -25,6 +26,8 @@ class UnCLIPModel(Model):
     image_text: ImageTextEncoder = field(kw_only=True)
     # texts to the embeddings of images: its x is a latent of the EmbeddingSpace, which is its autoencoder
     prior: Model = field(kw_only=True)
+    # enlarges what the decoder draws
+    upsampler: UpsamplerModel | None = field(default=None, kw_only=True)
 
     @property
     def embedding_space(self) -> EmbeddingSpace:
@@ -51,18 +54,22 @@ class UnCLIPModel(Model):
         return append_embeddings(conditioning, self.embedding_space.standardize(embeddings) * float(positive))
 
     def modules(self) -> dict[str, nn.Module]:
-        return {
-            **super().modules(),
-            "image_text": self.image_text,
-            "prior": self.prior.network,
-            "prior_text": self.prior.text_encoder,
-            "prior_autoencoder": self.prior.autoencoder,
-        }
+        modules: dict[str, nn.Module] = {**super().modules(), "image_text": self.image_text}
+        for name, model in (("prior", self.prior), ("upsampler", self.upsampler)):
+            if model is not None:
+                modules |= {
+                    name: model.network,
+                    f"{name}_text": model.text_encoder,
+                    f"{name}_autoencoder": model.autoencoder,
+                }
+        return modules
 
     def describe(self) -> dict[str, Any]:
-        prior = self.prior.describe()
-        del prior["tokenizer"]  # the decoder's
-        unclip = {"image_text": configuration.to_json(self.image_text.config), "prior": prior}
+        unclip = {"image_text": configuration.to_json(self.image_text.config)}
+        for name, model in (("prior", self.prior), ("upsampler", self.upsampler)):
+            if model is not None:
+                unclip[name] = model.describe()
+                del unclip[name]["tokenizer"]  # that of the decoder
         return {**super().describe(), "unclip": unclip}
 
 

@@ -79,6 +79,9 @@ HIRES_SIZE_HELP = (
     "Draw at --size, enlarge the image to this width and height in pixels, and draw it again from there with "
     "--strength (hires fix).  [default: draw once]"
 )
+UPSAMPLER_HELP = (
+    "A model of `train --kind upsampler` (its file or RUN folder) that enlarges each image once it is drawn."
+)
 UPSCALER_HELP = "How the image is enlarged to --hires-size: lanczos (its pixels) or latent (its latents)."
 PREVIEW_HELP = (
     "Tiny autoencoder (TAESD) that decodes what the terminal shows while the image is drawn. The saved image is still "
@@ -172,6 +175,9 @@ def draw(
     hires_size: Annotated[
         str | None, typer.Option(metavar="N|WxH", help=HIRES_SIZE_HELP, rich_help_panel=VARIATIONS)
     ] = None,
+    upsampler: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help=UPSAMPLER_HELP, rich_help_panel=VARIATIONS)
+    ] = None,
     upscaler: Annotated[
         str, typer.Option(metavar="lanczos|latent", help=UPSCALER_HELP, rich_help_panel=VARIATIONS)
     ] = "lanczos",
@@ -253,6 +259,7 @@ def draw(
         image,
         mask,
         like=tuple(like or ()),
+        upsampler=upsampler,
         film_strip=film_strip,
         preview=preview,
         quiet=quiet,

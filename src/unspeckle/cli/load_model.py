@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from unspeckle.cli.options import ModelOptions
-from unspeckle.errors import prefix_with_option
+from unspeckle.errors import InputError, prefix_with_option
 from unspeckle.model import Model
 from unspeckle.model_io.device import resolve_device
 from unspeckle.model_io.loading import load
 from unspeckle.prompts import LoraTag
+from unspeckle.upsampler import UpsamplerModel
 
 
 def load_model(options: ModelOptions, lora_tags: Sequence[LoraTag] = ()) -> Model:
@@ -45,3 +46,12 @@ def load_guide_model(options: ModelOptions, path: Path, model: Model) -> Model:
     if options.vae is None:
         return guide
     return replace(guide, autoencoder=model.autoencoder, stored_hash=guide.weights_hash)
+
+
+def load_upsampler(options: ModelOptions, path: Path) -> UpsamplerModel:
+    """The model that enlarges images. InputError where it is none."""
+    with prefix_with_option("--upsampler", path):
+        model = load(path, resolve_device(options.device))
+    if not isinstance(model, UpsamplerModel):
+        raise InputError(f" {path}: enlarges no images; give a model of `train --kind upsampler`", "upsampler")
+    return model

@@ -29,6 +29,9 @@ def replay(
     like: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="The images that were given by --like, in order, if any.")
     ] = None,
+    upsampler: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="The model that was given by --upsampler, if one was.")
+    ] = None,
     lora: shared.Loras = None,
     embedding: shared.Embeddings = None,
     vae: shared.Vae = None,
@@ -41,8 +44,8 @@ def replay(
 
     The PNG file records the prompt, the seed, all other options of the drawing, and the hash of the model. It does not
     contain the files that were used, so give these again: the model, and what was added by --lora, --embedding, --vae,
-    --guide-model, --image, --mask or --like. The largest difference between two pixels is printed, from 0 (the same) to
-    255.
+    --guide-model, --upsampler, --image, --mask or --like. The largest difference between two pixels is printed, from 0
+    (the same) to 255.
     """
     shared.limit_thread_spinning()
     from unspeckle.cli.run_replay import ReplayOptions, run_replay
@@ -64,6 +67,7 @@ def replay(
             image=image,
             mask=mask,
             like=tuple(like or ()) or None,
+            upsampler=upsampler,
             quiet=quiet,
         )
     )

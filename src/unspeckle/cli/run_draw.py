@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from unspeckle.cli.load_model import load_guide_model, load_model
+from unspeckle.cli.load_model import load_guide_model, load_model, load_upsampler
 from unspeckle.cli.options import ModelOptions
 from unspeckle.cli.recorded_options import recorded_options
 from unspeckle.corpus.decoding import (
@@ -54,6 +54,8 @@ class DrawOptions:
     mask: Path | None = None
     # Images to draw like.
     like: tuple[Path, ...] = ()
+    # A model that enlarges the images.
+    upsampler: Path | None = None
     # Options that the command line does not have, and that the metadata of `image` give.
     options_of_image: tuple[str, ...] = ()
     # Whether a film strip of each image is saved as well.
@@ -84,6 +86,8 @@ def run_draw(options: DrawOptions) -> int:
         preview_model = replace(model, autoencoder=read_preview_autoencoder(model, options.preview))
     if options.guide_model is not None:
         request = replace(request, guide_model=load_guide_model(options.model, options.guide_model, model))
+    if options.upsampler is not None:
+        request = replace(request, upsampler=load_upsampler(options.model, options.upsampler))
     resolved = resolve(model, request, prompt)
     with TerminalView(quiet=options.quiet) as view:
         for line in notes(resolved, request, options, view):

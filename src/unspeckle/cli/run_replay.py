@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from unspeckle.cli.load_model import load_guide_model, load_model
+from unspeckle.cli.load_model import load_guide_model, load_model, load_upsampler
 from unspeckle.cli.options import ModelOptions
 from unspeckle.cli.run_draw import read_input_image
 from unspeckle.errors import InputError
@@ -24,7 +24,7 @@ from unspeckle.quantization.precision import PRECISIONS
 
 EXIT_SAME, EXIT_DIFFERENT = 0, 1
 # Options of `replay` that name what the metadata do not contain
-_GIVEN_AGAIN = ("guide_model", "image", "mask", "like")
+_GIVEN_AGAIN = ("guide_model", "upsampler", "image", "mask", "like")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class ReplayOptions:
     mask: Path | None = None
     # The images that it was drawn like.
     like: tuple[Path, ...] | None = None
+    # The model that enlarged it.
+    upsampler: Path | None = None
     # Whether nothing but errors and the result is printed.
     quiet: bool = False
 
@@ -87,6 +89,13 @@ def resolve_metadata(options: ReplayOptions, metadata: dict[str, Any]) -> tuple[
     check_same_model(options.file, metadata.get("model"), model, "--model")
     if "guide_model" in metadata:
         request = replace(request, guide_model=same_guide_model(options, model_options, metadata, model))
+    if "upsampler" in metadata:
+        if options.upsampler is None:
+            label = model_label(metadata["upsampler"])
+            raise InputError(f"{options.file}: was enlarged by the model {label}; give it by --upsampler")
+        upsampler = load_upsampler(model_options, options.upsampler)
+        check_same_model(options.file, metadata["upsampler"], upsampler, "--upsampler")
+        request = replace(request, upsampler=upsampler)
     request = replace(
         request,
         image=original_image(options.file, metadata, "image", options.image),
@@ -189,7 +198,7 @@ def images_drawn_like(options: ReplayOptions, metadata: dict[str, Any]) -> tuple
 def check_same_model(file: Path, expected: object, model: Model, option: str) -> None:
     """InputError unless the model is the one that the image's metadata name."""
     if not isinstance(expected, dict) or expected.get("hash") != model.hash:
-        verb = "guided" if option == "--guide-model" else "drawn"
+        verb = {"--guide-model": "guided", "--upsampler": "enlarged"}.get(option, "drawn")
         raise InputError(
             f"{file}: was {verb} by the model {model_label(expected)}, not by {model.card.name!r} ({model.hash}); give "
             f"the right one by {option}"

@@ -110,7 +110,7 @@ def _open_corpus(
         )
     )
     listing = read_folder(options.corpus, captions or "auto", caption, template)
-    size = resolve(model, options.request).size
+    size = resolve(model, options.request).final_size
     progress.restart_stage("decoding images", 1)
     corpus = open_corpus(listing, size, cache_dir=image_cache_folder(), progress=progress.set_completed)
     for line in corpus.describe():

@@ -70,13 +70,15 @@ LORA_HELP = (
 KIND_HELP = (
     "What is trained: a model that denoises (diffusion); a generative adversarial network (gan), which draws in one "
     "step and cannot be guided; a CLIP (clip), which draws nothing but says how well an image and a text go together; "
-    "or all parts of DALL-E 2 (unclip): a CLIP, a prior and a decoder, which also draws variations of an image."
+    "all parts of DALL-E 2 (unclip): a CLIP, a prior and a decoder, which also draws variations of an image, and from "
+    "128 pixels on an upsampler; or an upsampler alone (upsampler), which enlarges what other models draw."
 )
 LOSS_HELP = (
     "Of a GAN: relativistic (of R3GAN) or original (of the first GANs).  [default: relativistic]  Of a CLIP: infonce "
     "or siglip.  [default: infonce]"
 )
 UNCONDITIONAL_HELP = "Train the GAN without captions: the model then draws without a prompt."
+FACTOR_HELP = "How many times an upsampler multiplies the sides of an image; --size is the larger size.  [default: 2]"
 RANK_HELP = "Rank of the LoRA's matrices: a higher one can learn more and makes a larger file."
 TEXT_ENCODER_HELP = "Train the text encoders as well as the network."
 CAPTION_AUGMENTATION_HELP = (
@@ -127,10 +129,9 @@ def train(
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help=shared.TRUST_PICKLE_HELP, rich_help_panel=LORA_TRAINING)
     ] = False,
-    kind: Annotated[
-        str, typer.Option(metavar="diffusion|gan|clip|unclip", help=KIND_HELP, rich_help_panel=OTHER_KINDS)
-    ] = "diffusion",
+    kind: Annotated[str, typer.Option(metavar="KIND", help=KIND_HELP, rich_help_panel=OTHER_KINDS)] = "diffusion",
     loss: Annotated[str | None, typer.Option(metavar="NAME", help=LOSS_HELP, rich_help_panel=OTHER_KINDS)] = None,
+    factor: Annotated[int | None, typer.Option(metavar="N", help=FACTOR_HELP, rich_help_panel=OTHER_KINDS)] = None,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help=UNCONDITIONAL_HELP, rich_help_panel=OTHER_KINDS)
     ] = False,
@@ -177,8 +178,8 @@ def train(
         json=json,
         quiet=quiet,
     )
-    if kind != "diffusion" or loss or unconditional:
-        return _train_other_kind(options, kind, lora, loss, unconditional)
+    if kind != "diffusion" or loss or unconditional or factor:
+        return _train_other_kind(options, kind, lora=lora, loss=loss, unconditional=unconditional, factor=factor)
     if not lora:
         from unspeckle.training.train_command import run_training
 
@@ -199,30 +200,32 @@ def train(
     )
 
 
-def _train_other_kind(options: "TrainOptions", kind: str, lora: bool, loss: str | None, unconditional: bool) -> int:
-    """`train --kind gan`, clip or unclip. InputError for another kind, with --lora, and for options of another
-    kind."""
-    if kind in ("diffusion", "unclip") and loss:
-        raise InputError(": goes with --kind gan and --kind clip only; add one, or leave it out", "loss")
-    if unconditional and kind != "gan":
-        raise InputError(": goes with --kind gan only; add that, or leave it out", "unconditional")
-    if kind not in ("gan", "clip", "unclip"):
-        raise InputError(f" {kind}: unknown; choose diffusion, gan, clip or unclip", "kind")
+def _train_other_kind(
+    options: "TrainOptions", kind: str, *, lora: bool, loss: str | None, unconditional: bool, factor: int | None
+) -> int:
+    """`train --kind gan`, clip, unclip or upsampler. InputError for another kind, with --lora, and for options of
+    another kind."""
+    kinds = ("diffusion", "gan", "clip", "unclip", "upsampler")
+    if kind not in kinds:
+        raise InputError(f" {kind}: unknown; choose one of {', '.join(kinds)}", "kind")
+    for name, value, owners in (
+        ("loss", loss, ("gan", "clip")),
+        ("unconditional", unconditional, ("gan",)),
+        ("factor", factor, ("upsampler",)),
+    ):
+        if value and kind not in owners:
+            needed = " or ".join(f"--kind {owner}" for owner in owners)
+            raise InputError(f": goes with {needed} only; add that, or leave it out", name)
     if lora:
         raise InputError(f"--lora: does not go with --kind {kind}; leave one of them out")
-    from unspeckle.training.options import CLIPOptions, GANOptions, UnCLIPOptions
+    from unspeckle.training.from_python import KINDS
 
-    if kind == "gan":
-        from unspeckle.training.gan_command import run_gan_training
-
-        return run_gan_training(GANOptions(**vars(options), loss=loss or "relativistic", unconditional=unconditional))
-    if kind == "unclip":
-        from unspeckle.training.unclip_command import run_unclip_training
-
-        return run_unclip_training(UnCLIPOptions(**vars(options)))
-    from unspeckle.training.clip_command import run_clip_training
-
-    return run_clip_training(CLIPOptions(**vars(options), loss=loss or "infonce"))
+    command_class, options_class = KINDS[kind]
+    given = {"loss": loss, "unconditional": unconditional, "factor": factor}
+    own = {field.name for field in fields(options_class)}
+    own_values = {name: value for name, value in given.items() if value and name in own}
+    exit_code: int = command_class(options_class(**vars(options), **own_values)).run()
+    return exit_code
 
 
 def _check_lora_options(options: "TrainOptions") -> None:

@@ -14,6 +14,8 @@ from unspeckle.generation.image_size import MAX_PIXELS
 from unspeckle.generation.request import Request
 from unspeckle.model import Model
 from unspeckle.prompts import Prompt
+from unspeckle.unclip import UnCLIPModel
+from unspeckle.upsampler import UpsamplerModel
 
 # Strengths where a request names none; those of an image and a mask are diffusers'
 DEFAULT_STRENGTHS = {"image": 0.8, "mask": 1.0, "hires": 0.5}
@@ -158,6 +160,20 @@ def check_strength(request: Request) -> float:
     if strength is None or not 0 < strength <= 1:
         raise InputError(f" {value!r}: must be over 0 (nothing changes) and at most 1 (everything does)", "strength")
     return strength
+
+
+def check_upsampler(model: Model, request: Request) -> UpsamplerModel | None:
+    """The request's upsampler, or the model's own, if it goes with the other options."""
+    upsampler = request.upsampler
+    if upsampler is None:
+        upsampler = model.upsampler if isinstance(model, UnCLIPModel) else None
+    elif not isinstance(upsampler, UpsamplerModel):
+        raise InputError(": enlarges no images; give a model of `train --kind upsampler`", "upsampler")
+    if upsampler is not None:
+        for name in ("hires_size", "mask"):
+            if getattr(request, name) is not None:
+                raise InputError(": does not go with an upsampler, which enlarges the whole image; leave it out", name)
+    return upsampler
 
 
 def check_tile_size(model: Model, tile_size: object) -> int:

@@ -77,3 +77,8 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
 def prior_seeds(seeds: Sequence[int]) -> list[int]:
     """The seeds of the prior's noise for images of these seeds, which have noise of their own."""
     return [seed ^ (1 << 63) for seed in seeds]
+
+
+def upsampler_seeds(seeds: Sequence[int]) -> list[int]:
+    """The same for an upsampler's noise."""
+    return [seed ^ (1 << 62) for seed in seeds]

@@ -15,7 +15,7 @@ from unspeckle.rng import NoiseFunction
 
 VariationSeeds = Sequence[int | None]  # the variation seed of each row
 # (step, draw) of the noise that is drawn before the first step
-FIRST_NOISE, INIT_IMAGE, MASKED_IMAGE = (-1, 0), (-2, 0), (-3, 0)
+FIRST_NOISE, INIT_IMAGE, MASKED_IMAGE, SMALL_IMAGE = (-1, 0), (-2, 0), (-3, 0), (-4, 0)
 
 
 class InitialLatents(NamedTuple):
@@ -29,6 +29,7 @@ class InitialLatents(NamedTuple):
     mask: Tensor | None = None  # (1, 1, h, w) bool, True = redraw, False = keep
     mask_conditioning: Tensor | None = None  # (B or 1, 1 + C, h, w), for networks that take a mask as an input
     image_embeddings: Tensor | None = None  # (B, D) unit vectors, for networks that take them as an input
+    small_images: Tensor | None = None  # (B, C, h, w), encoded small images, for networks that enlarge them
 
 
 def initial_latents(resolved: ResolvedRequest, seeds: Sequence[int], variation_seeds: VariationSeeds) -> InitialLatents:

@@ -10,6 +10,7 @@ from unspeckle.errors import InputError
 from unspeckle.generation.request import Request
 from unspeckle.generation.resolve import ResolvedRequest
 from unspeckle.old_names import rename_image_metadata
+from unspeckle.unclip import UnCLIPModel
 from unspeckle.version import installed_version
 
 # The key of image.info, and of the PNG chunk, that holds the metadata as JSON
@@ -36,6 +37,8 @@ def build_metadata(resolved: ResolvedRequest) -> list[dict[str, Any]]:
     common |= {name: value for name in DEFAULTS if (value := getattr(resolved, name)) != DEFAULTS[name]}
     if guide is not None:
         common["guide_model"] = {"name": guide.card.name, "hash": guide.hash}
+    if resolved.upsampler is not None and not isinstance(model, UnCLIPModel):
+        common["upsampler"] = {"name": resolved.upsampler.card.name, "hash": resolved.upsampler.hash}
     if resolved.image is not None or resolved.hires_size is not None:
         common["strength"] = resolved.strength
     if model.precision != "float32":

@@ -19,8 +19,15 @@ from unspeckle.errors import InputError
 from unspeckle.generation.checks import check_loras
 from unspeckle.generation.codec import decode_to_images
 from unspeckle.generation.conditioning import Weights, build_prompt_denoise, prediction_weights
-from unspeckle.generation.image_prompts import embed_image_prompts, prior_seeds
-from unspeckle.generation.initial_latents import InitialLatents, fit_image, hires_latents, initial_latents
+from unspeckle.generation.image_prompts import embed_image_prompts, prior_seeds, upsampler_seeds
+from unspeckle.generation.initial_latents import (
+    SMALL_IMAGE,
+    InitialLatents,
+    fit_image,
+    hires_latents,
+    image_to_tensor,
+    initial_latents,
+)
 from unspeckle.generation.inpainting import build_inpainting_denoise, paste_original, restore_unmasked
 from unspeckle.generation.metadata import attach_metadata, build_metadata
 from unspeckle.generation.request import Request, make_request
@@ -29,6 +36,7 @@ from unspeckle.model import Model
 from unspeckle.prompts import Prompt, parse_prompt
 from unspeckle.samplers import SAMPLERS, Step
 from unspeckle.unclip import UnCLIPModel
+from unspeckle.upsampler import UpsamplerModel
 
 # Pixels drawn in one batch: 16 images of 64 × 64 on a CPU, 4 of 512 × 512 on a GPU
 BATCH_PIXELS = {"cpu": 1 << 16, "cuda": 1 << 20}
@@ -80,6 +88,8 @@ def _sample_batch(
 ) -> Iterator[Step]:
     """One batch: row i is drawn from prompts[i] and the noise of seeds[i], turned toward that of variation_seeds[i].
     All else is the request's."""
+    if isinstance(resolved.model, UpsamplerModel):
+        raise InputError(": enlarges what another model draws; give that one, and this as `upsampler`", "model")
     embeddings = _image_embeddings(resolved, prompts, seeds)
     initial = initial_latents(resolved, seeds, variation_seeds)._replace(image_embeddings=embeddings)
     for step in _sample_pass(resolved, prompts, initial):
@@ -146,6 +156,8 @@ def _build_prompt_denoise(
         if model.takes_mask and initial.mask_conditioning is not None:
             rows = len(conditioning.keys_values)
             conditioning = conditioning._replace(concat=initial.mask_conditioning.expand(rows, -1, -1, -1))
+        if initial.small_images is not None:
+            conditioning = conditioning._replace(concat=initial.small_images)
         if initial.image_embeddings is not None and isinstance(model, UnCLIPModel):
             conditioning = model.add_image_embeddings(conditioning, initial.image_embeddings, positive)
         return model.add_conditioning(conditioning, positive, resolved.guidance_scale, size)
@@ -197,20 +209,24 @@ def draw_prompts(
             variation_seeds = [resolved.variation_seed] * len(batch)
             for step in _sample_batch(resolved, rows, [seeds[index] for index in batch], variation_seeds):
                 last = step
-            images.update(zip(batch, _finish_images(resolved, last), strict=True))
+            finished = _finish_images(resolved, last, rows, [seeds[index] for index in batch])
+            images.update(zip(batch, finished, strict=True))
     return [images[index] for index in range(len(prompts))]
 
 
 def images_with_metadata(resolved: ResolvedRequest, last: Step) -> list[Image.Image]:
     """The images of a request's last step, each with the metadata from which `unspeckle replay` draws it again."""
-    images = _finish_images(resolved, last)
+    images = _finish_images(resolved, last, [resolved.parsed_prompt] * resolved.count, resolved.seeds()[0])
     for image, metadata in zip(images, build_metadata(resolved), strict=True):
         attach_metadata(image, metadata)
     return images
 
 
-def _finish_images(resolved: ResolvedRequest, last: Step) -> list[Image.Image]:
-    """The last step decoded; with a mask, the original pixels are put back outside of it."""
+def _finish_images(
+    resolved: ResolvedRequest, last: Step, prompts: Sequence[Prompt], seeds: Sequence[int]
+) -> list[Image.Image]:
+    """The last step decoded; with a mask, the original pixels are put back outside of it, and with an upsampler the
+    images are enlarged."""
     model = resolved.model
     if not last.x.isfinite().all():
         where, remedy = ("", "") if model.precision == "float32" else (f" in {model.precision}", "; draw in float32")
@@ -220,4 +236,19 @@ def _finish_images(resolved: ResolvedRequest, last: Step) -> list[Image.Image]:
         original = fit_image(resolved.image.convert("RGB"), resolved.size)
         mask = fit_image(resolved.mask.convert("L"), resolved.size)
         images = [paste_original(image, original, mask) for image in images]
-    return images
+    return images if resolved.upsampler is None else upsample(resolved.upsampler, images, prompts, seeds)
+
+
+@torch.no_grad()
+def upsample(
+    model: UpsamplerModel, images: Sequence[Image.Image], prompts: Sequence[Prompt], seeds: Sequence[int]
+) -> list[Image.Image]:
+    """The images, all of one size, enlarged by the upsampler with these prompts and the noise of these seeds."""
+    width, height = images[0].size
+    resolved = resolve(model, Request(size=(width * model.factor, height * model.factor)))
+    small = torch.cat([image_to_tensor(image.convert("RGB")) for image in images]).to(model.device)
+    initial = initial_latents(resolved, upsampler_seeds(seeds), [None] * len(images))
+    encoded = model.encode_small_images(small, initial.step_noise(*SMALL_IMAGE))
+    for step in _sample_pass(resolved, prompts, initial._replace(small_images=encoded)):
+        last = step
+    return decode_to_images(model, last.x)

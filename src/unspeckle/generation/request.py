@@ -9,6 +9,7 @@ from unspeckle import configuration
 from unspeckle.errors import InputError, nearest_name
 from unspeckle.model import Model
 from unspeckle.old_names import IMAGE_METADATA
+from unspeckle.upsampler import UpsamplerModel
 
 GUIDANCE_METHODS = ("cfg", "apg")
 UPSCALERS = ("lanczos", "latent")
@@ -68,7 +69,9 @@ class Request:
     variation_strength: float = 0.2
     # Draw at `size`, enlarge the image to this (width, height), and continue from there.
     hires_size: int | tuple[int, int] | None = None
-    # How the image is enlarged: "lanczos" (its pixels) or "latent" (its latents).
+    # A model of `train --kind upsampler` that enlarges the image once it is drawn; None: the one in the model, if any.
+    upsampler: UpsamplerModel | None = field(default=None, repr=False)
+    # How the image is enlarged to hires_size: "lanczos" (its pixels) or "latent" (its latents).
     upscaler: str = "lanczos"
     # Layer of CLIP that the prompt is read from, counted from the end: 1 is the last, 2 the one before, as in A1111.
     clip_skip: int = 1

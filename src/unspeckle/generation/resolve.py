@@ -18,6 +18,7 @@ from unspeckle.generation.checks import (
     check_seeds,
     check_strength,
     check_tile_size,
+    check_upsampler,
 )
 from unspeckle.generation.conditioning import prediction_weights
 from unspeckle.generation.few_step import GUIDANCE_DEFAULTS, select_network
@@ -72,6 +73,8 @@ class ResolvedRequest(Request):
     @property
     def final_size(self) -> tuple[int, int]:
         """(width, height) of the resulting images in pixels."""
+        if self.upsampler is not None:
+            return self.size[0] * self.upsampler.factor, self.size[1] * self.upsampler.factor
         return self.hires_size or self.size
 
     @property
@@ -157,6 +160,7 @@ def _check_options(model: Model, request: Request) -> Request:
         strength=check_strength(request),
         variation_strength=check_fraction("variation_strength", request.variation_strength),
         hires_size=hires_size,
+        upsampler=check_upsampler(model, request),
         upscaler=check_choice("upscaler", request.upscaler, UPSCALERS),
         tile_size=check_tile_size(model, request.tile_size),
         dynamic_threshold=check_dynamic_threshold(model, request.dynamic_threshold, hires_size or size),

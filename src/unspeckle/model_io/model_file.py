@@ -26,14 +26,21 @@ from unspeckle.old_names import rename_model_metadata, rename_tensor
 from unspeckle.quantization.precision import AUTO, set_precision
 from unspeckle.schedule import SCHEDULES
 from unspeckle.text.image_text_encoder import ImageTextConfig, ImageTextEncoder
-from unspeckle.text.tokenizer import Tokenizer
+from unspeckle.text.tokenizer import CaptionTokenizer, Tokenizer
 from unspeckle.unclip import UnCLIPModel
+from unspeckle.upsampler import UpsamplerModel
 
 FORMAT = 2  # version 0.1 wrote format 1, by the names in old_names
 MODEL_METADATA_KEY = "unspeckle"
 MODEL_FILE = "model.safetensors"  # in a RUN folder
 IMAGE_TEXT_KIND = "image_text"  # of a file that image_text_file.py reads
-UNCLIP_PARTS = ("image_text", "prior", "prior_text", "prior_autoencoder")  # of an UnCLIPModel, besides a Model's
+# Of an UnCLIPModel, besides a Model's
+UNCLIP_PARTS = (
+    "image_text",
+    *("prior", "prior_text", "prior_autoencoder"),
+    *("upsampler", "upsampler_text", "upsampler_autoencoder"),
+)
+MAX_UPSAMPLING_FACTOR = 16
 LORA_FILE = "lora.safetensors"  # in a RUN folder of train --lora
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 _PARTS: dict[str, Kinds] = {"network": NETWORKS, "text": TEXT_ENCODERS, "autoencoder": AUTOENCODERS}
@@ -129,6 +136,8 @@ def _build_model(metadata: dict[str, Any], tensors: dict[str, Tensor], file: Pat
         network = _build_part(metadata["student"]["network"], NETWORKS, tensors, "student", file)
         card = configuration.from_json(ModelCard, metadata["student"]["card"], f"{file}: student's card")
         model.student = model.with_network(network, card)
+    if "upsampler" in metadata:
+        return _as_upsampler(model, metadata, file)
     return _build_unclip_model(model, metadata["unclip"], tensors, file) if "unclip" in metadata else model
 
 
@@ -136,19 +145,36 @@ def _build_unclip_model(model: Model, metadata: dict[str, Any], tensors: dict[st
     """The decoder with its CLIP and its prior."""
     config = configuration.from_json(ImageTextConfig, metadata["image_text"], f"{file}: image_text")
     image_text = _load_part(lambda: ImageTextEncoder(config), tensors, "image_text", file)
-    prior = metadata["prior"]
-    schedule = configuration.kind_from_json(SCHEDULES, prior["schedule"], "schedule")
-    network = _build_part(prior["network"], NETWORKS, tensors, "prior", file)
-    prior_model = Model(
-        denoiser=Denoiser(network, schedule, prior["prediction"], prior["time_conditioning"]),
-        tokenizer=model.tokenizer,
-        text_encoder=_build_part(prior["text"], TEXT_ENCODERS, tensors, "prior_text", file),
-        autoencoder=_build_part(prior["autoencoder"], AUTOENCODERS, tensors, "prior_autoencoder", file),
-        card=configuration.from_json(ModelCard, prior["card"], f"{file}: prior's card"),
-    )
-    if not isinstance(prior_model.autoencoder, EmbeddingSpace):
+    prior = _build_submodel(metadata["prior"], model.tokenizer, tensors, "prior", file)
+    if not isinstance(prior.autoencoder, EmbeddingSpace):
         raise InputError(f"{file}: its prior draws no embeddings; copy or train it again")
-    return UnCLIPModel(**vars(model), image_text=image_text, prior=prior_model)
+    upsampler = None
+    if "upsampler" in metadata:
+        large = _build_submodel(metadata["upsampler"], model.tokenizer, tensors, "upsampler", file)
+        upsampler = _as_upsampler(large, metadata["upsampler"], file)
+    return UnCLIPModel(**vars(model), image_text=image_text, prior=prior, upsampler=upsampler)
+
+
+def _build_submodel(
+    metadata: dict[str, Any], tokenizer: CaptionTokenizer, tensors: dict[str, Tensor], name: str, file: Path
+) -> Model:
+    """A whole model within a model, whose tensors' names begin with that name."""
+    schedule = configuration.kind_from_json(SCHEDULES, metadata["schedule"], "schedule")
+    network = _build_part(metadata["network"], NETWORKS, tensors, name, file)
+    return Model(
+        denoiser=Denoiser(network, schedule, metadata["prediction"], metadata["time_conditioning"]),
+        tokenizer=tokenizer,
+        text_encoder=_build_part(metadata["text"], TEXT_ENCODERS, tensors, f"{name}_text", file),
+        autoencoder=_build_part(metadata["autoencoder"], AUTOENCODERS, tensors, f"{name}_autoencoder", file),
+        card=configuration.from_json(ModelCard, metadata["card"], f"{file}: {name}'s card"),
+    )
+
+
+def _as_upsampler(model: Model, metadata: dict[str, Any], file: Path) -> UpsamplerModel:
+    factor = metadata["upsampler"]["factor"]
+    if type(factor) is not int or not 2 <= factor <= MAX_UPSAMPLING_FACTOR:
+        raise InputError(f"{file}: upsampling factor {factor!r} is none; copy or train it again")
+    return UpsamplerModel(**vars(model), factor=factor)
 
 
 def _build_part(config: dict[str, Any], kinds: Kinds, tensors: dict[str, Tensor], part: str, file: Path) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unspeckle import guidance
+from unspeckle.corpus.shrunk_split import shrink_split
 from unspeckle.corpus.splits import Corpus, Split
 from unspeckle.denoiser import Denoise, PreparedConditioning
 from unspeckle.model import Model
@@ -212,7 +213,7 @@ def _measure_loss(run: ScoringRun, corpus: Corpus) -> LossScore:
     """Of validation images, and of as many training images."""
     run.progress.start_stage("validation loss")
     results, model, count = [], run.model, min(LOSS_IMAGES, len(corpus.validation))
-    for split in (corpus.validation, corpus.training):
+    for split in (shrink_split(corpus.validation, run.factor), shrink_split(corpus.training, run.factor)):
         evaluate_loss = ValidationLoss(
             split,
             model.tokenizer,
@@ -242,6 +243,7 @@ def _measure_loss(run: ScoringRun, corpus: Corpus) -> LossScore:
 
 def _measure_bits(run: ScoringRun, split: Split) -> BitsPerDim | None:
     """None if the network draws latents: their density is not that of the images."""
+    split = shrink_split(split, run.factor)
     model, indices = run.model, evenly_spaced_indices(len(split), min(BITS_IMAGES, len(split)))
     if not isinstance(model.autoencoder, PixelAutoencoder):
         return None

@@ -83,7 +83,7 @@ def _empty_scores(run: ScoringRun) -> Scores:
         timestep_spacing=resolved.timestep_spacing,
         steps=resolved.steps,
         guidance_scale=resolved.guidance_scale,
-        size=resolved.size,
+        size=resolved.final_size,
         images_per_seed=settings.images_per_seed,
         seeds=tuple(range(settings.seed_count)),
         license=model.card.license,

@@ -103,6 +103,11 @@ class ScoringRun:
         embeddings = model.image_text.encode_images(images.to(model.device).float() / 127.5 - 1)
         return model.add_image_embeddings(conditioning, embeddings, positive=True)
 
+    @property
+    def factor(self) -> int:
+        """How many times larger the drawn images are than what the model itself denoises."""
+        return 1 if self.resolved.upsampler is None else self.resolved.upsampler.factor
+
     def image_seeds(self, count: int, seed_index: int = 0) -> range:
         """The seeds of `count` images; those of another seed_index do not overlap with them."""
         first_seed = self.resolved.seed + seed_index * self.settings.images_per_seed

@@ -18,12 +18,6 @@ from unspeckle.training.train_command import TrainCommand, make_card
 OTHER_OPTIONS = ("preset", "space", "from_model", "compile")
 
 
-def run_clip_training(options: CLIPOptions) -> int:
-    """Train as the options say, or continue a run; returns the exit code. InputError if options or folder do not allow
-    it."""
-    return CLIPCommand(options).run()
-
-
 class CLIPCommand(TrainCommand):
     """`train --kind clip`."""
 

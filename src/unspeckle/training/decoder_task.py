@@ -20,12 +20,14 @@ from unspeckle.training.text_to_image_task import VALIDATION_IMAGES, TextToImage
 from unspeckle.training.text_to_image_updater import init_modules
 from unspeckle.training.validation import ValidationLoss, validation_split
 from unspeckle.unclip import UnCLIPModel, append_embeddings
+from unspeckle.upsampler import UpsamplerModel
 
 
 class DecoderTask(TextToImageTask):
     """Trains a network that denoises images by their embeddings; its model has the CLIP and the prior too.
 
-    model_path: where the model is saved. prior: draws embeddings; its autoencoder is their space."""
+    model_path: where the model is saved. prior: draws embeddings; its autoencoder is their space. upsampler: enlarges
+    what the decoder draws, if it is not None."""
 
     updater: DecoderUpdater
 
@@ -38,9 +40,10 @@ class DecoderTask(TextToImageTask):
         *,
         image_text: ImageTextModel,
         prior: Model,
+        upsampler: UpsamplerModel | None,
         model_path: Path,
     ) -> None:
-        self.image_text, self.prior, self.model_path = image_text, prior, model_path
+        self.image_text, self.prior, self.upsampler, self.model_path = image_text, prior, upsampler, model_path
         super().__init__(plan, run_folder, inputs, card)
 
     def create_updater(self, plan: Plan, inputs: TrainingInputs) -> DecoderUpdater:
@@ -76,6 +79,7 @@ class DecoderTask(TextToImageTask):
             with_weights_name(self.card, weights_name),
             image_text=self.image_text.encoder,
             prior=self.prior,
+            upsampler=self.upsampler,
         )
 
     def save_model(self, model: Model) -> None:

@@ -21,11 +21,13 @@ from unspeckle.training.options import (
     Options,
     TrainOptions,
     UnCLIPOptions,
+    UpsamplerOptions,
 )
 from unspeckle.training.plan_table import PlanSummary
 from unspeckle.training.progress import ProgressReport
 from unspeckle.training.train_command import TrainCommand
 from unspeckle.training.unclip_command import UnCLIPCommand
+from unspeckle.training.upsampler_command import UpsamplerCommand
 
 OptionsT = TypeVar("OptionsT", bound=Options)
 # By kind of model: the command, and its options
@@ -34,6 +36,7 @@ KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     "gan": (GANCommand, GANOptions),
     "clip": (CLIPCommand, CLIPOptions),
     "unclip": (UnCLIPCommand, UnCLIPOptions),
+    "upsampler": (UpsamplerCommand, UpsamplerOptions),
 }
 # What only the command line has, and what `budget` stands for
 NOT_FROM_PYTHON = ("plan_only", "json", "seconds")
@@ -52,7 +55,7 @@ def train(
 
     folder: the images, with captions as `unspeckle train` finds them. out: the RUN folder; at the end it holds
     model.safetensors, or with `lora` lora.safetensors. budget: how long, such as "30m"; or give images=N or steps=N.
-    kind: "diffusion", "gan", "clip" or "unclip". options: those of TrainOptions, such as size="64" or
+    kind: "diffusion", "gan", "clip", "unclip" or "upsampler". options: those of TrainOptions, such as size="64" or
     from_model="sd15.safetensors"; with `lora` those of LoraOptions, for a GAN GANOptions, for a CLIP CLIPOptions.
 
     The same call resumes a run that was stopped, by Ctrl-C, the stop button of a notebook or leaving the loop, and

@@ -18,12 +18,6 @@ from unspeckle.training.train_command import TrainCommand, make_card
 OTHER_OPTIONS = ("preset", "space", "from_model", "optimizer", "compile")
 
 
-def run_gan_training(options: GANOptions) -> int:
-    """Train as the options say, or continue a run; returns the exit code. InputError if options or folder do not allow
-    it."""
-    return GANCommand(options).run()
-
-
 class GANCommand(TrainCommand):
     """`train --kind gan`."""
 

@@ -76,6 +76,14 @@ class UnCLIPOptions(TrainOptions):
 
 
 @dataclass(frozen=True)
+class UpsamplerOptions(TrainOptions):
+    """Of `train --kind upsampler`; size is that of the large images."""
+
+    # Their sides, as multiples of those of the small images
+    factor: int = 2
+
+
+@dataclass(frozen=True)
 class DistilOptions:
     """Of `distil`. Exactly one of seconds, images and steps says how long."""
 

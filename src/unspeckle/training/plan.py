@@ -271,12 +271,29 @@ class CLIPPlan(Plan):
 
 
 @dataclass(frozen=True)
+class UpsamplerSettings:
+    """What an upsampler does."""
+
+    # Sides of its images, as multiples of those of the small ones
+    factor: int = 2
+
+
+@dataclass(frozen=True)
+class UpsamplerPlan(Plan):
+    """The plan of an upsampler."""
+
+    upsampler: UpsamplerSettings = field(kw_only=True)
+
+
+@dataclass(frozen=True)
 class UnCLIPParts:
-    """The parts of an unCLIP model that are trained before its decoder, in this order."""
+    """The parts of an unCLIP model besides its decoder."""
 
     clip: CLIPPlan
     # Its x are embeddings of images, so its autoencoder is an EmbeddingSpace
     prior: Plan
+    # If the decoder draws smaller images than those of the corpus
+    upsampler: UpsamplerPlan | None = None
 
 
 @dataclass(frozen=True)

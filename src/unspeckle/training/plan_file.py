@@ -10,7 +10,17 @@ from unspeckle import atomic, configuration
 from unspeckle.errors import InputError, option_name
 from unspeckle.old_names import is_old_plan, rename_plan
 from unspeckle.training.options import Options
-from unspeckle.training.plan import OPTIMIZERS, CLIPPlan, DistillationPlan, GANPlan, LoraPlan, Plan, PlanT, UnCLIPPlan
+from unspeckle.training.plan import (
+    OPTIMIZERS,
+    CLIPPlan,
+    DistillationPlan,
+    GANPlan,
+    LoraPlan,
+    Plan,
+    PlanT,
+    UnCLIPPlan,
+    UpsamplerPlan,
+)
 
 PLAN_FILE: Final = "plan.json"
 # Options that may differ when a run is continued
@@ -22,6 +32,7 @@ _COMMANDS: Final = {
     GANPlan: "train --kind gan",
     CLIPPlan: "train --kind clip",
     UnCLIPPlan: "train --kind unclip",
+    UpsamplerPlan: "train --kind upsampler",
 }
 
 
@@ -61,6 +72,7 @@ def load_any_plan(run_folder: Path) -> Plan | None:
         "gan": GANPlan,
         "contrastive": CLIPPlan,
         "parts": UnCLIPPlan,
+        "upsampler": UpsamplerPlan,
     }
     plan_class = next((plan_class for section, plan_class in classes.items() if section in sections), Plan)
     try:

@@ -9,7 +9,7 @@ from unspeckle.networks.latent_autoencoder import LatentAutoencoderConfig
 from unspeckle.presets import PRESETS, UNET_PRESETS, Preset, get_preset
 from unspeckle.training.check_options import check_image_size
 from unspeckle.training.flops import count_training_flops
-from unspeckle.training.options import CLIPOptions, GANOptions, TrainOptions, UnCLIPOptions
+from unspeckle.training.options import CLIPOptions, GANOptions, TrainOptions, UnCLIPOptions, UpsamplerOptions
 
 # Images for each parameter, from which on a larger network pays: of few trials, see docs/recipe.md
 IMAGES_PER_PARAMETER = 0.02
@@ -35,7 +35,7 @@ def autoencoder_config_for(size: tuple[int, int]) -> LatentAutoencoderConfig:
 def choose_space(options: TrainOptions, size: tuple[int, int]) -> str:
     """What is denoised, "pixels" or "latents": latents if there is time to train an autoencoder, and if images of this
     size (W, H) are large enough. Other kinds of models make or see pixels."""
-    if isinstance(options, GANOptions | CLIPOptions | UnCLIPOptions):
+    if isinstance(options, GANOptions | CLIPOptions | UnCLIPOptions | UpsamplerOptions):
         return "pixels"
     if options.space is not None:
         return options.space

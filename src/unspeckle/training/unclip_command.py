@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
+from unspeckle.corpus.shrunk_split import shrink_corpus
 from unspeckle.model_io.image_text_file import load_image_text_model
 from unspeckle.model_io.loading import load
 from unspeckle.text.image_text_encoder import ImageTextCard
@@ -16,17 +18,13 @@ from unspeckle.training.simple_planner import refuse_options
 from unspeckle.training.task import Task
 from unspeckle.training.train_command import TrainCommand, make_card
 from unspeckle.training.unclip_planner import make_unclip_plan
+from unspeckle.training.upsampler_task import UpsamplerTask, upsampler_card
+from unspeckle.upsampler import UpsamplerModel
 
 # In RUN: the folders of the parts
-CLIP_FOLDER, PRIOR_FOLDER, DECODER_FOLDER = "clip", "prior", "decoder"
+CLIP_FOLDER, PRIOR_FOLDER, UPSAMPLER_FOLDER, DECODER_FOLDER = "clip", "prior", "upsampler", "decoder"
 # Options of `train` that an unCLIP model has no use for
 OTHER_OPTIONS = ("space", "from_model", "compile")
-
-
-def run_unclip_training(options: UnCLIPOptions) -> int:
-    """Train as the options say, or continue a run; returns the exit code. InputError if options or folder do not allow
-    it."""
-    return UnCLIPCommand(options).run()
 
 
 class UnCLIPCommand(TrainCommand):
@@ -43,26 +41,34 @@ class UnCLIPCommand(TrainCommand):
         return make_unclip_plan(self.options, self.inputs, start_time=self.start_time, print_line=self.print_line)
 
     def tasks(self, plan: Plan) -> Iterator[Task]:
-        """The CLIP, then the prior, then the decoder, each of which needs those before."""
+        """The CLIP, then the prior, perhaps an upsampler, and the decoder, each of which needs those before."""
         assert isinstance(plan, UnCLIPPlan)
-        run_folder, inputs, parts = self.options.out, self.inputs, plan.parts
-        card = make_card(self.options, plan, inputs)
+        run_folder, parts, device = self.options.out, plan.parts, plan.compute.device
+        card = make_card(self.options, plan, self.inputs)
+        factor = 1 if parts.upsampler is None else parts.upsampler.upsampler.factor
+        inputs = self.inputs._replace(corpus=shrink_corpus(self.inputs.corpus, factor))
         self.print_line(f"first a CLIP, in {parts.clip.work.steps:,} steps")
         image_text_card = ImageTextCard(f"{card.name}'s CLIP", card.license, card.recipe, card.corpus)
         yield CLIPTask(parts.clip, run_folder / CLIP_FOLDER, inputs, image_text_card)
         image_text = load_image_text_model(run_folder / CLIP_FOLDER)
-        image_text.encoder.to(plan.compute.device)
-        space = fit_embedding_space(inputs.corpus.training, image_text)
+        image_text.encoder.to(device)
         self.print_line(f"then the prior, in {parts.prior.work.steps:,} steps")
-        prior_inputs = inputs._replace(autoencoder=space)
+        prior_inputs = inputs._replace(autoencoder=fit_embedding_space(inputs.corpus.training, image_text))
         yield PriorTask(parts.prior, run_folder / PRIOR_FOLDER, prior_inputs, prior_card(card), image_text)
+        upsampler = None
+        if parts.upsampler is not None:
+            self.print_line(f"then the upsampler, in {parts.upsampler.work.steps:,} steps")
+            large_card = upsampler_card(replace(card, size=parts.upsampler.model.size))
+            yield UpsamplerTask(parts.upsampler, run_folder / UPSAMPLER_FOLDER, self.inputs, large_card, factor)
+            upsampler = cast(UpsamplerModel, load(run_folder / UPSAMPLER_FOLDER, device))
         self.print_line(f"then the decoder, in {plan.work.steps:,} steps")
         yield DecoderTask(
-            replace(plan),
+            plan,
             run_folder / DECODER_FOLDER,
             inputs,
             card,
             image_text=image_text,
-            prior=load(run_folder / PRIOR_FOLDER, plan.compute.device),
+            prior=load(run_folder / PRIOR_FOLDER, device),
+            upsampler=upsampler,
             model_path=self.output_path,
         )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from unspeckle.corpus.batches import Batch
+from unspeckle.corpus.shrunk_split import shrink_corpus
 from unspeckle.networks.transformer import TransformerConfig
 from unspeckle.networks.unet import UNetConfig
 from unspeckle.objective import Objective
@@ -24,9 +25,12 @@ from unspeckle.training.prior_task import empty_embedding_space
 from unspeckle.training.simple_planner import MANY_STEPS, finish_plan
 from unspeckle.training.text_to_image_updater import TextToImageUpdater, init_modules
 from unspeckle.training.train_planner import TrainPlanner, plan_optimizer
+from unspeckle.training.upsampler_planner import UpsamplerPlanner, check_factor
 
-# Shares of the time: of the CLIP, and of the prior; the rest is the decoder's
-CLIP_SHARE, PRIOR_SHARE = 0.2, 0.15
+# Shares of the time; the rest is the decoder's
+CLIP_SHARE, PRIOR_SHARE, UPSAMPLER_SHARE = 0.2, 0.1, 0.25
+# The decoder draws images whose shorter side has this many pixels, if those of the corpus are at least twice as large
+SMALL_SIDE = 64
 # Embeddings have no fine details, which only low noise would leave
 PRIOR_OBJECTIVE = Objective("logit_normal", mean=0.0, std=1.0)
 # The decoder has learnt what a caption says from the embedding, and is to draw from that alone too
@@ -40,6 +44,10 @@ def make_unclip_plan(
 ) -> UnCLIPPlan:
     """Measure each part, then decide all that the options leave open. start_time: the time.monotonic() from which --for
     counts."""
+    factor = upsampling_factor(inputs.corpus.training.size)
+    check_factor(inputs.corpus.training.size, factor)
+    large_inputs, inputs = inputs, inputs._replace(corpus=shrink_corpus(inputs.corpus, factor))
+    upsampler_share = UPSAMPLER_SHARE if factor > 1 else 0.0
     elapsed = time.monotonic() - start_time
     left = None if options.seconds is None else max(1.0, options.seconds - elapsed)
 
@@ -50,14 +58,27 @@ def make_unclip_plan(
     clip = make_clip_plan(clip_options, inputs, start_time=time.monotonic(), print_line=print_line)
     options_without_seconds = replace(options, seconds=share_of(PRIOR_SHARE))
     prior = make_prior_plan(options_without_seconds, inputs, clip, print_line)
-    decoder_options = replace(options, seconds=share_of(1 - CLIP_SHARE - PRIOR_SHARE))
+    decoder_options = replace(options, seconds=share_of(1 - CLIP_SHARE - PRIOR_SHARE - upsampler_share))
     decoder = DecoderPlanner(decoder_options, inputs, time.monotonic(), print_line, clip).make_plan()
-    total_seconds = sum(plan.measured.total_seconds for plan in (clip, prior, decoder))
-    disk_bytes = sum(plan.measured.disk_bytes for plan in (clip, prior, decoder))
+    plans, upsampler = [clip, prior, decoder], None
+    if factor > 1:
+        upsampler_options = replace(options, seconds=share_of(upsampler_share))
+        planner = UpsamplerPlanner(upsampler_options, large_inputs, time.monotonic(), print_line, factor)
+        upsampler = planner.make_plan()
+        plans.append(upsampler)
+    total_seconds = sum(plan.measured.total_seconds for plan in plans)
+    disk_bytes = sum(plan.measured.disk_bytes for plan in plans)
     decoder = decoder.with_changes(
         measured={"total_seconds": options.seconds or total_seconds + elapsed, "disk_bytes": disk_bytes}
     )
-    return UnCLIPPlan(**{**vars(decoder), "options": options_to_json(options)}, parts=UnCLIPParts(clip, prior))
+    return UnCLIPPlan(
+        **{**vars(decoder), "options": options_to_json(options)}, parts=UnCLIPParts(clip, prior, upsampler)
+    )
+
+
+def upsampling_factor(size: tuple[int, int]) -> int:
+    """How many times smaller than the corpus's images of that size (W, H) those are that the decoder draws."""
+    return max(1, min(size) // SMALL_SIDE)
 
 
 def make_prior_plan(options: UnCLIPOptions, inputs: TrainingInputs, clip: CLIPPlan, print_line: PrintLine) -> Plan:
