@@ -68,4 +68,5 @@ def _network_inputs(
     """x, c_noise and conditioning of one image."""
     width, height = input_size
     tokens, vector = torch.empty(1, token_count, config.text_width), torch.empty(1, config.vector_width)
-    return torch.empty(1, config.channels, height, width), torch.empty(1), Conditioning(tokens, None, vector)
+    concat = torch.empty(1, config.concat_channels, height, width) if config.concat_channels else None
+    return torch.empty(1, config.channels, height, width), torch.empty(1), Conditioning(tokens, None, vector, concat)

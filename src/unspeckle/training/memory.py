@@ -42,7 +42,8 @@ def activation_bytes(plan: Plan) -> int:
         network = plan.build_network().to(dtype)
         config, (width, height) = plan.model.network, plan.model.input_size
         tokens = torch.empty(1, plan.model.text_encoder.context_length, config.text_width, dtype=dtype)
-        conditioning = Conditioning(tokens, None, torch.empty(1, config.vector_width, dtype=dtype))
+        concat = torch.empty(1, config.concat_channels, height, width, dtype=dtype) if config.concat_channels else None
+        conditioning = Conditioning(tokens, None, torch.empty(1, config.vector_width, dtype=dtype), concat)
         x = torch.empty(1, config.channels, height, width, dtype=dtype)
         return _saved_tensor_bytes(network, lambda: network(x, torch.empty(1), conditioning))
 
