@@ -68,6 +68,8 @@ def embed_image_prompts(model: UnCLIPModel, request: Request) -> Tensor:
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     """From unit vectors a (B, D) to b (B, D) along the sphere: a at share 0, b at share 1 (Shoemake 1985)."""
+    if share in (0.0, 1.0):
+        return b if share else a
     angle = (a * b).sum(dim=1, keepdim=True).clamp(-1, 1).acos()
     if bool((angle.sin() < 1e-4).any()):
         return torch.nn.functional.normalize((1 - share) * a + share * b, dim=1)

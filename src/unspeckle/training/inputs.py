@@ -164,7 +164,7 @@ def _load_base_model(options: TrainOptions, plan: Plan | None) -> Model | None:
 
 def _image_size(options: TrainOptions, plan: Plan | None, base_model: Model | None) -> tuple[int, int]:
     if plan is not None:
-        return plan.model.size
+        return plan.corpus_size
     if options.size is not None:
         return quantities.parse_size(options.size)
     if base_model is not None:

@@ -174,6 +174,11 @@ class Plan:
         """How many images go through the network in a step."""
         return self.work.batch_size
 
+    @property
+    def corpus_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the images of the corpus."""
+        return self.model.size
+
     def build_network(self) -> nn.Module:
         """The untrained network; parameters that are not trained do not require gradients."""
         return build_network(self.model.network)
@@ -302,6 +307,10 @@ class UnCLIPPlan(Plan):
     measured.total_seconds and disk_bytes, which are of all parts."""
 
     parts: UnCLIPParts = field(kw_only=True)
+
+    @property
+    def corpus_size(self) -> tuple[int, int]:
+        return self.model.size if self.parts.upsampler is None else self.parts.upsampler.model.size
 
 
 PlanT = TypeVar("PlanT", bound=Plan)
