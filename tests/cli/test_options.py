@@ -31,16 +31,17 @@ PYTHON_ARGUMENTS = {"dtype", "prompts_per_category", "start"}
 EXPECTED = {
     "draw": "model seed count batch-size steps sampler timestep-spacing guidance-scale negative-prompt size out "
     "film-strip guidance-method guidance-rescale guidance-interval dynamic-threshold guide-model image strength mask "
-    "paste-original no-paste-original variation-seed variation-strength hires-size upscaler prediction trust-pickle "
+    "paste-original no-paste-original like mix from-words to-words variation-seed variation-strength hires-size "
+    "upsampler upscaler prediction trust-pickle "
     "lora embedding vae preview clip-skip tile-size precision device quiet",
     "train": "out for images steps size preset space captions caption template from optimizer learning-rate seed "
     "batch-size device precision compile no-compile flip no-flip balance caption-augmentation "
     "no-caption-augmentation license lora rank train-text-encoder layout "
-    "prediction trust-pickle kind loss unconditional plan json quiet",
+    "prediction trust-pickle kind loss factor unconditional plan json quiet",
     "distil": "out for images steps corpus guidance-scale seed batch-size device precision plan json quiet",
     "score": "corpus out features images seeds prompts steps sampler timestep-spacing guidance-scale captions caption "
     "template json prediction trust-pickle precision device quiet",
-    "replay": "model guide-model image mask lora embedding vae prediction trust-pickle device quiet",
+    "replay": "model guide-model image mask like upsampler lora embedding vae prediction trust-pickle device quiet",
     "check": "captions caption template size json",
     "convert": "to prediction trust-pickle",
     "emoji": "scenes seed nouns size sprites quiet",

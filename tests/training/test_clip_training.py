@@ -165,7 +165,7 @@ def test_its_file_draws_nothing_and_is_read_strictly(
         (["--kind", "clip", "--space", "latents"], "--space: does not go with --kind clip"),
         (["--kind", "clip", "--lora"], "--lora: does not go with --kind clip"),
         (["--kind", "clip", "--size", "18"], "--size 18x18: sides must be multiples of 4 here"),
-        (["--kind", "clop"], "--kind clop: unknown; choose diffusion, gan, clip or unclip"),
+        (["--kind", "clop"], "--kind clop: unknown; choose one of diffusion, gan, clip"),
     ],
 )
 def test_options_that_do_not_go_with_a_clip(

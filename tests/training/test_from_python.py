@@ -121,7 +121,7 @@ def test_a_gan_is_trained_from_python(color_folder: Path, tmp_path: Path, every_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "vae"}, "^kind 'vae': cannot be trained; choose one of diffusion, gan, clip, unclip"),
+        ({"kind": "vae"}, "^kind 'vae': cannot be trained; choose one of diffusion, gan, clip"),
         ({"kind": "gan", "lora": True, "from_model": "x"}, "^kind 'gan': cannot be trained; choose diffusion"),
     ],
 )

@@ -153,9 +153,9 @@ def test_an_unconditional_gan_reads_no_words(color_folder: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--kind", "gam"], "--kind gam: unknown; choose diffusion, gan, clip or unclip"),
+        (["--kind", "gam"], "--kind gam: unknown; choose one of diffusion, gan, clip"),
         (["--kind", "gan", "--loss", "hinge"], "--loss hinge: unknown; choose relativistic or original"),
-        (["--loss", "original"], "--loss: goes with --kind gan and --kind clip only"),
+        (["--loss", "original"], "--loss: goes with --kind gan or --kind clip only"),
         (["--unconditional"], "--unconditional: goes with --kind gan only"),
         (["--kind", "gan", "--preset", "tiny"], "--preset: does not go with --kind gan"),
         (["--kind", "gan", "--space", "latents"], "--space: does not go with --kind gan"),

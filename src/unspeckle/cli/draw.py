@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -241,29 +241,11 @@ def draw(
         from_words=from_words,
         to_words=to_words,
     )
-    model_options = ModelOptions(
-        model,
-        device,
-        precision,
-        prediction,
-        trust_pickle,
-        tuple(lora or ()),
-        embeddings=tuple(embedding or ()),
-        vae=vae,
-    )
-    options = DrawOptions(
-        request,
-        model_options,
-        out,
-        guide_model,
-        image,
-        mask,
-        like=tuple(like or ()),
-        upsampler=upsampler,
-        film_strip=film_strip,
-        preview=preview,
-        quiet=quiet,
-    )
+    add_ons: dict[str, Any] = {"loras": tuple(lora or ()), "embeddings": tuple(embedding or ()), "vae": vae}
+    model_options = ModelOptions(model, device, precision, prediction, trust_pickle, **add_ons)
+    files: dict[str, Any] = {"guide_model": guide_model, "image": image, "mask": mask, "upsampler": upsampler}
+    files |= {"like": tuple(like or ()), "preview": preview}
+    options = DrawOptions(request, model_options, out, film_strip=film_strip, quiet=quiet, **files)
     if not prompt and not like:
         options = replace(options, options_of_image=options_of_image(image, request, seed))
     return run_draw(options)

@@ -54,8 +54,9 @@ class Request:
     like: tuple[Image.Image, ...] = field(default=(), repr=False)
     # How far the second of two images counts, or how far an image is moved by words; 0 to 1.
     mix: float | None = None
-    # Words that describe the image in `like`, and words that the new one should fit instead.
+    # Words that describe the image in `like`; go with to_words.
     from_words: str = ""
+    # Words that the new image should fit instead.
     to_words: str = ""
     # White where the image is redrawn (inpainting), black where it stays.
     mask: Image.Image | None = field(default=None, repr=False)

@@ -10,7 +10,7 @@ from unspeckle import configuration
 from unspeckle.corpus.caption_augmentation import WORDINGS
 from unspeckle.networks.autoencoder import PixelAutoencoderConfig
 from unspeckle.quantities import format_duration, format_images_per_second
-from unspeckle.training.plan import DistillationPlan, LoraPlan, Plan
+from unspeckle.training.plan import DistillationPlan, LoraPlan, Plan, UnCLIPPlan
 
 
 def plan_table(plan: Plan, steps_done: int) -> Table:
@@ -44,6 +44,7 @@ def describe_plan(plan: Plan, steps_done: int = 0) -> dict[str, str]:
         "computes on": _describe_compute(plan),
         **({"reaches": _describe_mfu(plan)} if measured.peak_flops else {}),
         "network": _describe_network(plan),
+        **_describe_parts(plan),
         "denoises": _describe_space(plan),
         "images": _describe_images(plan),
         **({"captions": _describe_captions(plan)} if work.caption_augmentation else {}),
@@ -82,6 +83,20 @@ def _describe_network(plan: Plan) -> str:
         trains_text_encoder = not isinstance(plan, DistillationPlan)
     text = " with its text encoder" if trains_text_encoder else ""
     return f"{plan.model.preset}, {plan.measured.parameter_count / 1e6:.1f} M parameters{text}"
+
+
+def _describe_parts(plan: Plan) -> dict[str, str]:
+    """The parts of an unCLIP model, in the order in which they are trained."""
+    if not isinstance(plan, UnCLIPPlan):
+        return {}
+    parts: dict[str, Plan | None] = {"a CLIP": plan.parts.clip, "a prior": plan.parts.prior}
+    parts |= {"an upsampler": plan.parts.upsampler, "this decoder": plan}
+    texts = [
+        f"{name} ({part.measured.parameter_count / 1e6:.1f} M parameters, {part.work.steps:,} steps)"
+        for name, part in parts.items()
+        if part is not None
+    ]
+    return {"parts": "; ".join(texts)}
 
 
 def _describe_space(plan: Plan) -> str:
