@@ -79,7 +79,7 @@ def test_train_your_own_in_colab_and_once_more(color_folder: Path, tmp_path: Pat
     for file, source in FAKE_COLAB.items():
         (colab / file).write_text(source)
     shutil.make_archive(str(tmp_path / "photos"), "zip", color_folder)
-    settings = {"PICTURES": "upload", "BUDGET": "15s", "SIZE": 16, "PROMPTS": ["red", "a blue dot"]}
+    settings = {"PICTURES": "upload", "BUDGET": "8s", "SIZE": 16, "PROMPTS": ["red", "a blue dot"]}
     first_cell = f"import sys\nsys.path.insert(0, {str(tmp_path / 'colab')!r})\nimport google.colab\n"
     for time in ("first", "second"):
         cells = run_notebook("train_your_own.ipynb", settings, tmp_path, first_cell, str(drive))

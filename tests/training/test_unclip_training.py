@@ -309,7 +309,7 @@ def test_a_prior_and_a_decoder_learn_one_batch_by_heart(
     color_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A prior that is narrower than an embedding cannot tell its noise.
-    monkeypatch.setattr(unclip_planner, "PRIOR_WIDTH", 256)
+    monkeypatch.setattr(unclip_planner, "PRIOR_WIDTH", 192)
     command = UnCLIPCommand(unspeckle_options(color_folder, tmp_path / "run"))
     command.open_inputs(None)
     command.load_inputs(None)
@@ -318,9 +318,9 @@ def test_a_prior_and_a_decoder_learn_one_batch_by_heart(
     for task in tasks:
         task_updater = task.updater
         if isinstance(task, PriorTask) or isinstance(task_updater, DecoderUpdater):
-            task_updater.plan = task_updater.plan.with_changes(work={"steps": 400})
-            first, last = losses_on_one_batch(task_updater, next(task.batches(0)), 400)  # type: ignore[arg-type]
-            assert last < 0.35 * first, type(task).__name__
+            task_updater.plan = task_updater.plan.with_changes(work={"steps": 250})
+            first, last = losses_on_one_batch(task_updater, next(task.batches(0)), 250)  # type: ignore[arg-type]
+            assert last < 0.45 * first, type(task).__name__
         list(task.finish())
 
 
