@@ -28,10 +28,11 @@ FAKE_COLAB = {
 # Plans are measured in less time, and reports come often
 QUICK = """
 import torch
-from unspeckle.training import measurement, progress
+from unspeckle.training import measurement, progress, train_planner
 for name in ("STEPS", "CACHED_LATENTS", "TEXT_STAGE", "CAPTIONS", "AUTOENCODER"):
     setattr(measurement, f"{name}_SECONDS", 0.1)
 progress.REPORT_INTERVAL = 0.1
+train_planner.CPU_BATCH_SIZE = 4
 """
 
 
