@@ -260,6 +260,7 @@ def test_other_models_draw_like_no_image(unclip_run: Path) -> None:
         unspeckle.draw(random_model(), "", like=RED)
     with pytest.raises(unspeckle.InputError, match="is the prior of an unCLIP model, which draws no images"):
         unspeckle.draw(unspeckle.load(unclip_run / "prior"), "red", steps=2)
+    assert main(["convert", str(unclip_run), str(unclip_run.parent / "graphs"), "--to", "onnx"]) == 2
     with pytest.raises(unspeckle.InputError, match="is an unCLIP model, whose parts are trained together"):
         list(unspeckle.distil(unclip_run, unclip_run.parent / "few", steps=2, quiet=True))
 

@@ -25,6 +25,8 @@ from unspeckle.networks.transformer import TransformerConfig
 from unspeckle.schedule import SCHEDULES
 from unspeckle.text.text_encoder import TextEncoder
 from unspeckle.text.tokenizer import PAD_ID, START_ID
+from unspeckle.unclip import UnCLIPModel
+from unspeckle.upsampler import UpsamplerModel
 
 
 class TextEncoderGraph(nn.Module):
@@ -101,6 +103,8 @@ def build_model_graphs(model: Model) -> list[ExportGraph]:
 
 
 def _text_encoder_graph(model: Model) -> ExportGraph:
+    if isinstance(model, UnCLIPModel | UpsamplerModel):
+        raise InputError(f"{model.card.name!r}: no graphs of unCLIP models and upsamplers are supported")
     text_encoder = model.text_encoder
     if not isinstance(text_encoder, TextEncoder):
         raise InputError(f"{model.card.name!r}: graphs of its text encoder are not supported")
