@@ -31,10 +31,10 @@ def check_image_prompts(model: Model, request: Request) -> float | None:
         )
     if not request.like:
         raise InputError(": there is no image to change; give `like` as well", given[0])
-    if any(not isinstance(image, Image.Image) for image in request.like) or len(request.like) > 2:
+    if any(not isinstance(image, Image.Image) for image in request.images_like) or len(request.images_like) > 2:
         raise InputError(": must be one or two PIL images", "like")
     has_words = bool(request.from_words or request.to_words)
-    if has_words and len(request.like) > 1:
+    if has_words and len(request.images_like) > 1:
         raise InputError(": goes with one image only; leave out the second `like`", "to_words")
     if has_words and not (request.from_words and request.to_words):
         missing = "to_words" if request.from_words else "from_words"
@@ -42,7 +42,7 @@ def check_image_prompts(model: Model, request: Request) -> float | None:
             f": the difference of two texts moves the image; give `{missing}` as well",
             "from_words" if request.from_words else "to_words",
         )
-    if len(request.like) == 1 and not has_words:
+    if len(request.images_like) == 1 and not has_words:
         if request.mix is not None:
             raise InputError(": there is nothing to mix; give a second `like`, or `from_words` and `to_words`", "mix")
         return None
@@ -55,7 +55,7 @@ def check_image_prompts(model: Model, request: Request) -> float | None:
 def embed_image_prompts(model: UnCLIPModel, request: Request) -> Tensor:
     """The embedding (1, D) of the images to draw like: of one, of both mixed, or of one moved from some words to
     others."""
-    images = model.embed_images(request.like)
+    images = model.embed_images(request.images_like)
     if len(images) == 2:
         return slerp(images[:1], images[1:], request.mix or 0.0)
     if not request.to_words:

@@ -48,7 +48,7 @@ def build_metadata(resolved: ResolvedRequest) -> list[dict[str, Any]]:
     if resolved.image is not None:
         common["image"] = image_fingerprint(resolved.image.convert("RGB"))
     if resolved.like:
-        common["like"] = [image_fingerprint(image.convert("RGB")) for image in resolved.like]
+        common["like"] = [image_fingerprint(image.convert("RGB")) for image in resolved.images_like]
         options = {name: getattr(resolved, name) for name in ("mix", "from_words", "to_words")}
         common |= {name: value for name, value in options.items() if value not in (None, "")}
     if resolved.mask is not None:

@@ -1,6 +1,6 @@
 """What to draw: a prompt and the options of a drawing, as a user gives them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from PIL import Image
@@ -51,7 +51,7 @@ class Request:
     image: Image.Image | None = field(default=None, repr=False)
     # Of an unCLIP model: one or two images whose embeddings it draws from, instead of what its prior makes of the
     # prompt.
-    like: tuple[Image.Image, ...] = field(default=(), repr=False)
+    like: Image.Image | Sequence[Image.Image] = field(default=(), repr=False)
     # How far the second of two images counts, or how far an image is moved by words; 0 to 1.
     mix: float | None = None
     # Words that describe the image in `like`; go with to_words.
@@ -81,6 +81,16 @@ class Request:
     # Number of images drawn together; None chooses it by their size and the device.
     batch_size: int | None = None
 
+    def __post_init__(self) -> None:
+        """`like` becomes a tuple, of however many images."""
+        like = (self.like,) if isinstance(self.like, Image.Image) else tuple(self.like)
+        object.__setattr__(self, "like", like)
+
+    @property
+    def images_like(self) -> tuple[Image.Image, ...]:
+        """`like`, as the tuple that it is."""
+        return self.like  # type: ignore[return-value]
+
     def _repr_html_(self) -> str:
         """For notebooks: the prompt, and the options that are not left to the model."""
         options = {
@@ -102,7 +112,4 @@ def make_request(request: Request | str, options: Mapping[str, object]) -> Reque
             raise InputError(f": a drawing has no such option; the nearest is `{nearest}`", name)
     if isinstance(request, str):
         request = Request(request)
-    if isinstance(options.get("like"), Image.Image | list):
-        like = options["like"]
-        options = {**options, "like": (like,) if isinstance(like, Image.Image) else tuple(like)}  # type: ignore[arg-type]
     return replace(request, **options)  # type: ignore[arg-type]
